@@ -1,0 +1,41 @@
+# make train: sets up, then trains on the embedded digits.    make test: sets up, then checks everything.
+PYTHON ?= python3
+PROCESSES ?= 1
+RECIPE ?= digits-vaegan
+ARGS ?=
+
+BIN := .venv/bin
+THREADS := $(shell n=$$(nproc); echo $$(( n > $(PROCESSES) ? n / $(PROCESSES) : 1 )))
+# Every flag is given, so that a user's own accelerate configuration changes nothing.
+LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --num_machines 1 --num_processes $(PROCESSES) \
+	--num_cpu_threads_per_process $(THREADS) --mixed_precision no --dynamo_backend no
+
+.PHONY: train test test-slow lint setup data board
+
+train: setup
+	$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
+
+test: setup lint
+	$(BIN)/pytest -q $(ARGS)
+
+test-slow: setup
+	$(BIN)/pytest -q -m slow $(ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: .venv/.done datasets/digits
+
+data: datasets/digits
+
+.venv/.done: pyproject.toml constraints.txt launch/setup.sh
+	sh launch/setup.sh "$(PYTHON)"
+	touch $@
+
+datasets/digits: | .venv/.done
+	$(BIN)/python -m data.prepare digits $@
+
+board: setup
+	$(BIN)/tensorboard --logdir runs

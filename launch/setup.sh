@@ -1,0 +1,23 @@
+#!/bin/sh
+# Makes .venv with the pinned dependencies. Runs again after having been cut short. Usage: sh launch/setup.sh [PYTHON]
+set -eu
+python=${1:-python3}
+
+fail() {
+    printf 'set-up failed: %s\n' "$1" >&2
+    exit 1
+}
+
+command -v "$python" >/dev/null ||
+    fail "$python not found. Install Python 3.11 or newer (Debian, Ubuntu: apt install python3 python3-venv), or name one: make setup PYTHON=/path/to/python3"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$("$python" --version) is too old. Install Python 3.11 or newer and name it: make setup PYTHON=python3.12"
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    "$python" -m venv --clear .venv ||
+        fail "$python has no working venv module (Debian, Ubuntu: apt install python3-venv)"
+fi
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv ||
+    fail "pip could not install uv. Is a package registry reachable (pip's settings, a proxy)?"
+# Without uv: .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
+.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
+    fail "the packages of pyproject.toml could not be installed (they take about 6 GB: is the disk full?)"

@@ -1,0 +1,1 @@
+"""How a run goes: the only package that knows accelerate."""

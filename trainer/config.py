@@ -1,0 +1,250 @@
+"""The configuration: one parser for system, data, trainer and evaluate settings; what a user's mistake looks like."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
+
+import models
+from data import DataError
+
+# Settings that may change between a run and its continuation: they leave what a step computes as it is. What lies in
+# the data folders is compared by fingerprint instead.
+FREE = frozenset(
+    [
+        *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "keep")),
+        *("trainer.share_passes", "data.train", "data.test", "data.workers"),
+        *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights")),
+    ]
+)
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message says why and what to do. Its last checkpoint is intact."""
+
+
+class Location(str):
+    """An absolute path; given in a YAML file it is relative to that file, on the command line to the working folder."""
+
+
+# jsonargparse works inside a YAML file's folder while it reads that file, so abspath means what the file means.
+register_type(Location, str, lambda value: Location(os.path.abspath(os.path.expanduser(value))))
+
+
+@dataclass
+class Data:
+    """Data.
+
+    Args:
+        train: folder of WebDataset shards to learn from
+        test: folder of held-out shards that evaluations compare with
+        size: pixels a side, 32 to 256: images are resized and cropped to it when read
+        channels: 1 (grey) or 3 (colour)
+        workers: processes a rank that decode ahead; 0 decodes in the training process
+    """
+
+    train: Location
+    test: Location | None = None
+    size: int = 32
+    channels: Literal[1, 3] = 3
+    workers: NonNegativeInt = 2
+
+
+@dataclass
+class Trainer:
+    """Trainer.
+
+    Args:
+        steps: optimizer steps of the whole run
+        batch_size: images a step, over all processes
+        micro_batch: images a process takes through the networks at once, to bound memory; unset: its whole share
+        seed: of the weights, the order of the data and every draw
+        run_dir: where all results go; the same command again goes on from there. Unset: runs/RECIPE
+        precision: mixed precision; unset: what the launcher was given
+        save_every: steps between checkpoints
+        log_every: steps between log lines
+        keep: newest checkpoints kept, besides the best by FID
+        ema_half_life: of the averaged weights, in images
+        share_passes: make encoder and decoder passes once a step where possible; off saves memory, not the result
+    """
+
+    steps: PositiveInt = 10_000
+    batch_size: PositiveInt = 64
+    micro_batch: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    run_dir: Location | None = None
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    save_every: PositiveInt = 1000
+    log_every: PositiveInt = 50
+    keep: PositiveInt = 2
+    ema_half_life: PositiveInt = 10_000
+    share_passes: bool = True
+
+
+@dataclass
+class Evaluate:
+    """Evaluation.
+
+    Args:
+        every: steps between evaluations (and after the last step); 0 is never
+        num: samples drawn from the prior; the scores' names carry it
+        extractor: inception (torch-fidelity's InceptionV3) or demo-cnn (a small one trained on the labelled shards)
+        weights: file of the extractor's weights; unset: TORCH_HOME's or downloaded (inception), or trained (demo-cnn)
+    """
+
+    every: NonNegativeInt = 1000
+    num: PositiveInt = 2000
+    extractor: Literal["demo-cnn", "inception"] = "inception"
+    weights: Location | None = None
+
+
+@dataclass
+class Config:
+    """A parsed run: the settings as objects, the system yet to be built, and all of it as plain data."""
+
+    parser: ArgumentParser
+    namespace: Namespace
+    data: Data
+    trainer: Trainer
+    evaluate: Evaluate
+
+    def system(self) -> models.System:
+        """Build the system's networks from torch's seed.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        return self.parser.instantiate(self.namespace).system
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as plain data: what a checkpoint keeps."""
+        return yaml.safe_load(self.yaml())
+
+    def yaml(self) -> str:
+        return self.parser.dump(self.namespace, skip_link_targets=False)
+
+    @property
+    def run_dir(self) -> Path:
+        assert self.trainer.run_dir is not None
+        return Path(self.trainer.run_dir)
+
+
+class Parser(ArgumentParser):
+    """Says a user's mistake in one block, on one process a machine, and exits with code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the parser of a system's settings: the outer one speaks
+            super().error(message, ex)
+        refuse(f"{_plain(message)}\nSee python trainer/main.py --help, or --system.help NAME for a system's settings.")
+
+
+def parser() -> ArgumentParser:
+    made = Parser(prog="main.py", description="Train a system of the VAE/GAN family on WebDataset shards.")
+    made.add_argument("--config", action="config", help="a recipe: a YAML file of these settings")
+    made.add_argument("--system", type=models.System, required=True, help=f"one of {_systems()}, and its settings")
+    for section, kind in {"data": Data, "trainer": Trainer, "evaluate": Evaluate}.items():
+        made.add_class_arguments(kind, section)
+    made.link_arguments("data.size", "system.init_args.image_size")
+    made.link_arguments("data.channels", "system.init_args.channels")
+    return made
+
+
+def configure(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line; a mistake in it ends the process with code 2."""
+    made = parser()
+    namespace = made.parse_args(arguments)
+    recipes = namespace.pop("config") or []
+    system = namespace.system.class_path.rpartition(".")[2]
+    for recipe in recipes:
+        _tell_dropped(Path(recipe.absolute), namespace)
+    if namespace.trainer.run_dir is None:
+        name = Path(recipes[-1].relative).stem if recipes else system.lower()
+        namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
+    return Config(
+        made,
+        namespace,
+        Data(**namespace.data.as_dict()),
+        Trainer(**namespace.trainer.as_dict()),
+        Evaluate(**namespace.evaluate.as_dict()),
+    )
+
+
+def _tell_dropped(recipe: Path, namespace: Namespace) -> None:
+    """A system named over a recipe's keeps the settings that both have: say which others are gone."""
+    stated = (yaml.safe_load(recipe.read_text()) or {}).get("system")
+    settings = stated.get("init_args", {}) if isinstance(stated, dict) else {}
+    dropped = sorted(set(settings) - set(namespace.system.init_args.keys()))
+    if dropped and is_first_on_machine():
+        system = namespace.system.class_path.rpartition(".")[2]
+        print(f"{system} has no {', '.join(dropped)}: dropped from {recipe.name}", file=sys.stderr)
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """The settings in which two resolved configurations differ, one line each."""
+    lines = []
+    for key in sorted(saved.keys() | now.keys()):
+        old, new = saved.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new and f"{prefix}{key}" not in FREE:
+            lines.append(f"{prefix}{key}: {old} in the checkpoint, {new} now")
+    return [line.replace("init_args.", "") for line in lines]
+
+
+def is_first_on_machine() -> bool:
+    """Whether this process speaks for its machine: the launcher's local rank 0, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def refuse(message: str) -> NoReturn:
+    """Say a user's mistake in one block, on one process a machine, and exit with code 2."""
+    if is_first_on_machine():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Before any training: a setting or the data that cannot be is said without a traceback, exit code 2."""
+    try:
+        yield
+    except (ValueError, DataError) as error:
+        refuse(str(error))
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """During training: why a run stopped is said without a traceback, exit code 1."""
+    try:
+        yield
+    except (DataError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+def _systems() -> str:
+    return ", ".join(kind.__name__ for kind in models.System.__subclasses__())
+
+
+def _plain(message: str) -> str:
+    """jsonargparse's message on one line, without Python's class paths, naming settings and choices in full."""
+    if "Expected a dot import path string" in message:
+        message += f" (expected one of {_systems()})"
+    if message.startswith('Parser key "system":'):
+        for nested in ('Parser key "', "Option '", "arguments: --"):
+            head, found, tail = message.rpartition(nested)
+            if head:
+                message = f"{head}{found}system.{tail}"
+    message = message.replace('Parser key "system":', "")
+    for old, new in {"Parser key": "setting", "a typing.Literal": "one of ", "<class ": "", "'>": "'"}.items():
+        message = message.replace(old, new)
+    noise = ("Given value type", "Subtypes:", "Does not validate", "Errors:", "- Expected a 'NoneType'", "Problem with")
+    lines = [line.strip() for line in message.splitlines()]
+    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))

@@ -1,0 +1,245 @@
+"""Networks whose features the scores compare: InceptionV3, or a small one trained on the labelled shards.
+
+An extractor takes uint8 images [n, 1 or 3, size, size] to (features [n, D], logits [n, K]), and has a `name` that every
+score carries.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+
+from data.loader import read
+from data.order import Order, permutation
+from data.shards import DataError, Shards
+from trainer.config import Data, Evaluate, is_first_on_machine
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d"
+ACCURACY_GATE = 0.9
+
+
+class Extractor(Protocol):
+    name: str
+    dim: int
+    classes: int
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class DemoCNN(nn.Module):
+    """Two strided convolutions and a linear layer of 64 features, on images shrunk to 32 pixels.
+
+    Its FID says which of two runs on the same data is better, and nothing else: it is comparable with no published FID.
+    The features are divided by the root of their mean variance on the training images, so that scores on different data
+    sets have about one scale.
+    """
+
+    name = "demo-cnn-v1"
+    dim = 64
+    scale: Tensor
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.classes = classes
+        self.body = nn.Sequential(
+            *(nn.Conv2d(channels, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(32 * 8 * 8, self.dim), nn.ReLU()),
+        )
+        self.head = nn.Linear(self.dim, classes)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = shrink(image).float().sub(127.5).div(127.5)
+        features = self.body(pixels)
+        return features / self.scale, self.head(features)
+
+
+def shrink(image: Tensor) -> Tensor:
+    """uint8 images at 32x32 pixels."""
+    if image.shape[-2:] == (32, 32):
+        return image
+    resized = interpolate(image.float(), (32, 32), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+class Inception(nn.Module):
+    """torch-fidelity's InceptionV3, the network of published FIDs: 2048 features, 1008 logits without their bias."""
+
+    name = "inception-v3"
+    dim = 2048
+    classes = 1008
+
+    def __init__(self, weights: Path):
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
+
+
+def build(
+    settings: Evaluate, data: Data, run_dir: Path, train: Shards, test: Shards, accelerator: Accelerator
+) -> Extractor:
+    """The extractor that the settings name, on the accelerator's device, in eval mode.
+
+    Raises:
+        ValueError: it cannot be had as set; says what to do.
+    """
+    extractor: nn.Module
+    if settings.extractor == "inception":
+        extractor = inception(settings.weights)
+    else:
+        kept = Path(settings.weights or run_dir / "demo-cnn-v1.safetensors")
+        if settings.weights is None and accelerator.is_main_process and not kept.exists():
+            fit(train, test, data, kept)
+        accelerator.wait_for_everyone()
+        extractor = load_demo_cnn(kept, data.channels)
+    return extractor.to(accelerator.device).eval().requires_grad_(False)
+
+
+def inception(weights: str | None) -> Inception:
+    """InceptionV3 from a file, from TORCH_HOME, or downloaded into TORCH_HOME by one process a machine.
+
+    Raises:
+        ValueError: there are no weights and no network, or the file is not InceptionV3's weights.
+    """
+    path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
+    if not path.exists():
+        if weights:
+            raise ValueError(f"evaluate.weights: {path} does not exist; expected torch-fidelity's {INCEPTION_FILE}")
+        _download(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = Inception(path)
+    except Exception as error:  # pickle's, zip's and load_state_dict's many ways to say that a file is another one
+        raise ValueError(
+            f"evaluate.weights: {path} does not hold the weights of the FID's InceptionV3 "
+            f"({str(error).splitlines()[0]}); expected torch-fidelity's {INCEPTION_FILE}, not "
+            "torchvision's inception_v3, which is another network"
+        ) from error
+    del state
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    if digest != INCEPTION_SHA256:
+        found.name = f"inception-v3-weights-{digest}"
+    return found
+
+
+def _download(path: Path) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    reason = "another process of this machine could not download them"
+    if is_first_on_machine():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:
+            reason = f"they could not be downloaded: {error}"
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if not path.exists():
+        raise ValueError(
+            f"evaluate.extractor is inception, but its weights are not there, and {reason}. Put {INCEPTION_FILE} (from "
+            f"torch-fidelity's releases on GitHub) at {path}, or name it with --evaluate.weights PATH; or take "
+            "--evaluate.extractor demo-cnn, which is trained on labelled shards"
+        )
+
+
+def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
+    """A demo-cnn from its file.
+
+    Raises:
+        ValueError: the file is missing, is not a demo-cnn, or sees other channels.
+    """
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+        classes, seen = len(tensors["head.weight"]), tensors["body.0.weight"].shape[1]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise ValueError(f"evaluate.weights: {path} is no demo-cnn's file: {error}") from error
+    if seen != channels:
+        raise ValueError(f"evaluate.weights: {path} sees {seen} channels, but data.channels is {channels}")
+    extractor = DemoCNN(channels, classes)
+    extractor.load_state_dict(tensors)
+    return extractor
+
+
+def fit(train: Shards, test: Shards, data: Data, path: Path, images: int = 20_000, steps: int = 600) -> None:
+    """Train a demo-cnn on up to `images` labelled training images and write it to `path`.
+
+    On one thread and from a seed of its own, so that any run on the same data gets the same one.
+
+    Raises:
+        ValueError: images lack labels, or the network names fewer than nine in ten held-out images rightly.
+    """
+    if train.labels.min() < 0 or test.labels.min() < 0:
+        raise ValueError(
+            "evaluate.extractor is demo-cnn, which needs a label for every image, and some have none: take "
+            "--evaluate.extractor inception, or prepare the data from one folder a class"
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = DemoCNN(data.channels, int(max(train.labels.max(), test.labels.max())) + 1)
+            pixels, labels = _some(train, images, data)
+            _descend(network, pixels, labels, steps)
+            accuracy = _accuracy(network.eval(), *_some(test, 5_000, data))
+    except DataError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        torch.set_num_threads(threads)
+    if accuracy < ACCURACY_GATE:
+        raise ValueError(
+            f"evaluate.extractor is demo-cnn, but on this data it names only {accuracy:.1%} of the held-out images "
+            f"rightly (expected {ACCURACY_GATE:.0%}): its scores would mean little. Take --evaluate.extractor inception"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    metadata = {"accuracy": f"{accuracy:.4f}", "train": train.fingerprint(), "test": test.fingerprint()}
+    unfinished.write_bytes(safetensors.torch.save(network.state_dict(), metadata))
+    os.replace(unfinished, path)
+
+
+def _some(shards: Shards, count: int, data: Data) -> tuple[Tensor, Tensor]:
+    positions = permutation(len(shards), 0)[:count]
+    parts = [
+        read(shards, part, data.size, data.channels)
+        for part in np.array_split(positions, max(1, len(positions) // 256))
+    ]
+    return torch.cat([shrink(part.image) for part in parts]), torch.cat([part.label for part in parts])
+
+
+def _descend(network: DemoCNN, pixels: Tensor, labels: Tensor, steps: int, batch: int = 128) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    order = Order(len(pixels), min(batch, len(pixels)), seed=0)
+    for step in range(steps):
+        chosen = torch.from_numpy(order[step])
+        cross_entropy(network(pixels[chosen])[1], labels[chosen]).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    network.eval()
+    with torch.no_grad():
+        features = torch.cat([network(part)[0] for part in pixels.split(1024)])
+        network.scale.copy_(features.var(0).mean().sqrt())
+
+
+@torch.no_grad()
+def _accuracy(network: DemoCNN, pixels: Tensor, labels: Tensor) -> float:
+    logits = torch.cat([network(part)[1] for part in pixels.split(1024)])
+    return (logits.argmax(1) == labels).double().mean().item()

@@ -1,0 +1,130 @@
+"""What a run shows: TensorBoard, metrics.jsonl, a progress bar or lines, grids of images."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+PLAIN_TERMS = ("judge", "fool", "reconstruction", "kl")
+
+
+def grid(panels: dict[str, Tensor], columns: int = 8, pixels: int = 64) -> Image.Image:
+    """Titled panels side by side, each of uint8 images [n, channels, size, size] in rows of `columns`.
+
+    Images smaller than `pixels` are shown a whole number of times larger.
+    """
+    n, _, size, _ = next(iter(panels.values())).shape
+    scale, gap, title = max(1, pixels // size), 2, 18
+    cell, rows = size * scale + gap, math.ceil(n / columns)
+    width, height = columns * cell + 10, rows * cell + title
+    canvas = Image.new("RGB", (width * len(panels) - 10, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for panel, (name, images) in enumerate(panels.items()):
+        draw.text((panel * width + 2, 2), name, fill="black", font_size=14)
+        for i, image in enumerate(images.cpu().numpy()):
+            picture = Image.fromarray(
+                image.repeat(3, 0).transpose(1, 2, 0) if len(image) == 1 else image.transpose(1, 2, 0)
+            )
+            picture = picture.resize((size * scale, size * scale), Image.Resampling.NEAREST)
+            canvas.paste(picture, (panel * width + i % columns * cell, title + i // columns * cell))
+    return canvas
+
+
+class Record:
+    """Writes into a run's folder from its main process; on others every method returns at once.
+
+    Args:
+        folder: the run's
+        step: the run goes on from here; what an earlier try recorded after it is removed
+        steps: of the whole run
+        is_main: whether this process writes
+    """
+
+    def __init__(self, folder: Path, step: int, steps: int, is_main: bool):
+        self.folder, self.steps, self.is_main = folder, steps, is_main
+        if not is_main:
+            return
+        self.metrics = folder / "metrics.jsonl"
+        if self.metrics.exists():
+            lines = self.metrics.read_text().splitlines(keepends=True)
+            self.metrics.write_text("".join(line for line in lines if _step_of(line) <= step))
+        self.board = SummaryWriter(str(folder), purge_step=step + 1)
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.began, self.first = time.monotonic(), step
+
+    def layout(self, modes: list[str]) -> None:
+        """Charts that put each discriminator's loss beside chance, and its accuracies together."""
+        if self.is_main and modes:
+            charts = {}
+            for mode in modes:
+                charts[f"{mode}: loss and chance"] = ["Multiline", [f"{mode}/judge", f"{mode}/chance"]]
+                charts[f"{mode}: accuracy"] = ["Multiline", [f"{mode}/accuracy/.*"]]
+            self.board.add_custom_scalars({"discriminators": charts})
+
+    def configuration(self, text: str) -> None:
+        if self.is_main:
+            (self.folder / "config.yaml").write_text(text)
+            self.board.add_text("configuration", f"```yaml\n{text}\n```", 0)
+
+    def advance(self) -> None:
+        if self.is_main:
+            self.bar.update()
+
+    def say(self, text: str) -> None:
+        """A line for the terminal, above the bar if there is one."""
+        if self.is_main:
+            tqdm.write(text, file=sys.stderr)
+
+    def scalars(self, step: int, values: dict[str, float], **facts: Any) -> None:
+        """Scores or terms at a step; `facts` go into metrics.jsonl only."""
+        if not self.is_main:
+            return
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps({"step": step, **values, **facts}) + "\n")
+
+    def terms(self, step: int, values: dict[str, float]) -> None:
+        """A log line's terms: recorded, and the main ones shown."""
+        self.scalars(step, values)
+        if not self.is_main:
+            return
+        shown = {name: f"{value:.3g}" for name, value in values.items() if name.split("/")[1] in PLAIN_TERMS}
+        shown |= {
+            "images/s": f"{values['speed/images_per_second']:.0f}",
+            "data wait": f"{values['speed/data_wait']:.0%}",
+        }
+        text = "  ".join(f"{name} {value}" for name, value in shown.items())
+        if self.bar.disable:
+            left = (time.monotonic() - self.began) / (step - self.first) * (self.steps - step)
+            self.say(f"step {step}/{self.steps}  {text}  eta {tqdm.format_interval(left)}")
+        else:
+            self.bar.set_postfix_str(text)
+
+    def pictures(self, step: int, panels: dict[str, Tensor]) -> None:
+        """A grid as `samples/step_<8 digits>.png` and in TensorBoard."""
+        if self.is_main:
+            picture = grid(panels)
+            (self.folder / "samples").mkdir(exist_ok=True)
+            picture.save(self.folder / "samples" / f"step_{step:08d}.png")
+            self.board.add_image(" | ".join(panels), np.asarray(picture), step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.is_main:
+            self.bar.close()
+            self.board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # cut short by a kill
+        return math.inf

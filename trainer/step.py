@@ -1,0 +1,147 @@
+"""One step: every player moves once, on its own loss, its own networks and its own optimizer."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from models import Player, System
+from models.system import freeze_all_but
+from trainer.batch import Batch
+
+
+@dataclass
+class Mover:
+    """A player with what moves it."""
+
+    player: Player
+    networks: list[nn.Module]
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+
+    @classmethod
+    def of(cls, player: Player, system: System, scaler: torch.amp.GradScaler | None) -> "Mover":
+        networks = [system.get_submodule(name) for name in player.networks]
+        parameters = {
+            f"{name}.{key.removeprefix('module.')}": value
+            for name, network in zip(player.networks, networks, strict=True)
+            for key, value in network.named_parameters()
+        }
+        settings = player.optimizer
+        optimizer = torch.optim.AdamW(
+            parameters.values(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+        return cls(player, networks, parameters, optimizer, scaler)
+
+
+@dataclass
+class Meter:
+    """Sums of terms on the device, read when logged only."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        value = value.detach().to(torch.float64 if value.device.type != "mps" else torch.float32) * weight
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0.0) + weight
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means since the last reading, over all processes. The one place where the host waits for the device."""
+        if not self.sums:
+            return {}
+        sums = accelerator.reduce(torch.stack(list(self.sums.values())), "mean").tolist()
+        means = {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
+        self.sums, self.counts = {}, {}
+        return means
+
+
+class Step:
+    """Moves the players of a system whose networks are wrapped for distribution already.
+
+    A non-finite loss or gradient blocks its own and every later update, without the host's waiting: `failure` then
+    holds the step and the player, and the loss of every later move is made non-finite, so that all processes, which
+    share their gradients, block alike. Under fp16 an overflowing gradient skips only its own update, by its scaler.
+
+    Args:
+        accelerator: gives device, precision and processes
+        system: its children wrapped by `accelerator.prepare_model`
+        share_passes: keep one set of passes a step for all players, where the batch is not split
+    """
+
+    def __init__(self, accelerator: Accelerator, system: System, share_passes: bool = True):
+        self.accelerator, self.system, self.share_passes = accelerator, system, share_passes
+        fp16 = accelerator.mixed_precision == "fp16"
+        self.movers = [
+            Mover.of(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
+            for player in system.players()
+        ]
+        self.meter = Meter()
+        self.failure = torch.full((), -1, dtype=torch.int64, device=accelerator.device)
+
+    def __call__(self, batches: list[Batch], step: int) -> None:
+        """Move every player whose turn it is, on this process's micro-batches of one global batch."""
+        moving = [mover for mover in self.movers if step % mover.player.every == 0]
+        shared = None
+        if self.share_passes and len(batches) == 1:
+            # Made with a graph for the movers' own networks; each backward stops at its mover's weights.
+            freeze_all_but(self.system, [name for mover in moving for name in mover.player.networks])
+            with self.accelerator.autocast():
+                shared = self.system.passes(batches[0])
+        for mover in moving:
+            freeze_all_but(self.system, mover.player.networks)
+            for i, batch in enumerate(batches):
+                with ExitStack() as unsynchronized:
+                    if i < len(batches) - 1:
+                        for network in mover.networks:
+                            if isinstance(network, DistributedDataParallel):
+                                unsynchronized.enter_context(network.no_sync())
+                    self._gradients(mover, batch, shared, len(batches), step)
+            self._update(mover, step)
+
+    def _gradients(self, mover: Mover, batch: Batch, shared: object, parts: int, step: int) -> None:
+        with self.accelerator.autocast():
+            passes = self.system.passes(batch) if shared is None else shared
+            loss, terms = mover.player.loss(batch, passes)
+        self._block(~loss.isfinite(), mover, step)
+        scaled = loss * torch.where(self.failure < 0, 1.0, torch.nan) / parts
+        if mover.scaler is not None:
+            scaled = mover.scaler.scale(scaled)
+        torch.autograd.backward(scaled, inputs=list(mover.parameters.values()))
+        for name, value in terms.items():
+            self.meter.add(f"{mover.player.name}/{name}", value, 1 / parts)
+
+    def _update(self, mover: Mover, step: int) -> None:
+        optimizer, scaler, clip = mover.optimizer, mover.scaler, mover.player.optimizer.clip
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = get_total_norm([p.grad for p in mover.parameters.values() if p.grad is not None])
+        if clip is not None:
+            clip_grads_with_norm_(mover.parameters.values(), clip, norm)
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            self._block(~norm.isfinite(), mover, step)
+            # Fused AdamW leaves weights and moments untouched where found_inf is 1.
+            optimizer.grad_scale, optimizer.found_inf = None, (self.failure >= 0).float()  # type: ignore[attr-defined]
+            optimizer.step()
+        optimizer.zero_grad()
+        self.meter.add(f"{mover.player.name}/grad_norm", norm)
+
+    def _block(self, bad: Tensor, mover: Mover, step: int) -> None:
+        code = step * len(self.movers) + self.movers.index(mover)
+        self.failure = torch.where((self.failure < 0) & bad, code, self.failure)
+
+    def failed(self) -> tuple[int, Player] | None:
+        """The first step and player, over all processes, with a non-finite loss or gradient."""
+        codes = [code for code in self.accelerator.gather(self.failure.reshape(1)).tolist() if code >= 0]
+        if not codes:
+            return None
+        step, player = divmod(min(codes), len(self.movers))
+        return step, self.movers[player].player

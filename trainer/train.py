@@ -1,0 +1,326 @@
+"""A run, top to bottom."""
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from data.loader import Batches, Images, load, read
+from data.order import Order, permutation
+from data.shards import Shards
+from trainer import checkpoint
+from trainer.batch import Batch, key, normalize, to_uint8
+from trainer.config import Config, RunError, differences, refusing, stopping
+from trainer.ema import EMA
+from trainer.record import Record
+from trainer.step import Step
+
+if TYPE_CHECKING:
+    from trainer.evaluate import Evaluator
+
+GRID = 48  # images in each panel of a grid
+
+
+def train(config: Config) -> None:
+    """Train as configured; a run that is there already goes on."""
+    with refusing():
+        run = Run(config)
+    with stopping():
+        run.go()
+
+
+def shares(batch_size: int, micro_batch: int | None, world_size: int) -> tuple[int, int]:
+    """Images a step of one process, and how many of them go through the networks at once.
+
+    Raises:
+        ValueError: the world size does not divide the batch, or the micro-batch a process's share.
+    """
+    share, rest = divmod(batch_size, world_size)
+    if rest or not share:
+        fitting = [max(1, batch_size // world_size) * world_size, -(-batch_size // world_size) * world_size]
+        raise ValueError(
+            f"trainer.batch_size {batch_size} cannot be dealt evenly to {world_size} processes: take "
+            f"{' or '.join(str(size) for size in dict.fromkeys(fitting))}, or another number of processes"
+        )
+    micro = micro_batch or share
+    if share % micro:
+        fits = [size for size in range(1, share + 1) if share % size == 0]
+        raise ValueError(
+            f"trainer.micro_batch {micro} does not divide a process's {share} images a step (trainer.batch_size "
+            f"{batch_size} over {world_size}): take one of {fits}, or leave it unset"
+        )
+    return share, micro
+
+
+class Run:
+    """Everything that a run needs, built and resumed; then `go`.
+
+    Raises:
+        ValueError, DataError: something that the configuration asks for cannot be.
+    """
+
+    def __init__(self, config: Config):
+        self.config, settings = config, config.trainer
+        self.accelerator = _accelerator(settings.precision)
+        self.share, self.micro = shares(settings.batch_size, settings.micro_batch, self.accelerator.num_processes)
+
+        torch.manual_seed(key(settings.seed, "weights"))
+        self.system = config.system()
+        self.system.players()  # checks their settings
+        self.train = Shards(config.data.train)
+        self.test = Shards(config.data.test) if config.data.test else None
+        self.order = Order(len(self.train), settings.batch_size, settings.seed)
+        self.run_dir, self.checkpoints = config.run_dir, config.run_dir / "checkpoints"
+
+        self.system.to(self.accelerator.device)
+        self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size)
+        self.networks = dict(self.system.named_children())
+        self.step = 0
+        tensors, manifest = self._newest_checkpoint()
+        if manifest:
+            self._load_networks(tensors)
+            self.step = manifest["step"]
+        for name, network in self.networks.items():
+            setattr(self.system, name, self.accelerator.prepare_model(network))
+        self.mover = Step(self.accelerator, self.system, settings.share_passes)
+        if manifest:
+            self._load_optimizers(tensors, manifest)
+
+        self.evaluator = self._evaluator()
+        self.panels = self._grid_source()
+        self.record = Record(self.run_dir, self.step, settings.steps, self.accelerator.is_main_process)
+        self._announce()
+
+    # ---- the run
+
+    def go(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            RunError: a loss or gradient is not finite, or a checkpoint cannot be written.
+            DataError: a sample is damaged.
+        """
+        settings, evaluation = self.config.trainer, self.config.evaluate
+        batches = self._batches()
+        logged, began, waited = self.step, time.monotonic(), 0.0
+        while self.step < settings.steps:
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            self.mover(batch.split(self.micro), self.step)
+            self.step += 1
+            self.ema.update(self.step)
+            self.record.advance()
+
+            last = self.step == settings.steps
+            evaluating = self.evaluator is not None and (last or self.step % evaluation.every == 0)
+            saving = last or evaluating or self.step % settings.save_every == 0
+            # Saves end a log window, so that a resumed run's windows are those of one that never stopped.
+            if saving or self.step % settings.log_every == 0:
+                self._log(self.step - logged, began, waited)
+                logged, waited = self.step, 0.0
+            if saving:
+                self._save(self._evaluate() if evaluating else {})
+                self._draw()
+            if logged == self.step:
+                began = time.monotonic()
+        self.record.say(f"finished at step {self.step}: see {self.run_dir}")
+        self.record.close()
+        self.accelerator.end_training()
+
+    def _batches(self) -> Iterator[Batch]:
+        rank, settings, device = self.accelerator.process_index, self.config.trainer, self.accelerator.device
+        rows = slice(rank * self.share, (rank + 1) * self.share)
+        source = Batches(self.train, self.order, self.config.data.size, self.config.data.channels, rows)
+        steps = range(self.step, settings.steps)
+        images: Images
+        for step, images in zip(
+            steps, load(source, steps, self.config.data.workers, device.type == "cuda"), strict=True
+        ):
+            image = normalize(images.image.to(device, non_blocking=True))
+            yield Batch(image, rows, settings.batch_size, settings.seed, step)
+
+    def _log(self, steps: int, began: float, waited: float) -> None:
+        terms = self.mover.meter.read(self.accelerator)
+        seconds = time.monotonic() - began  # after the reading, which waits for the device
+        failed = self.mover.failed()
+        if failed:
+            step, player = failed
+            bad = [
+                name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)
+            ]
+            raise RunError(
+                f"step {step}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}. No weight was "
+                f"changed since. The checkpoints in {self.checkpoints} are intact: go on from there with a lower "
+                f"--system.{player.name}.lr, or with --system.{player.name}.clip, in a new run folder"
+            )
+        terms |= {f"{mover.player.name}/lr": mover.player.optimizer.lr for mover in self.mover.movers}
+        terms["speed/images_per_second"] = steps * self.config.trainer.batch_size / seconds
+        terms["speed/data_wait"] = waited / seconds
+        self.record.terms(self.step, terms)
+
+    def _evaluate(self) -> dict[str, float]:
+        assert self.evaluator is not None
+        try:
+            scores = self.evaluator(self.ema.system)
+        except FloatingPointError as error:
+            raise RunError(f"step {self.step}: the averaged networks' images cannot be scored: {error}") from error
+        facts = {
+            "extractor": self.evaluator.extractor.name,
+            "samples": self.config.evaluate.num,
+            "held_out": self.test and self.test.fingerprint(),
+            "weights": "ema",
+            "seed": self.config.trainer.seed,
+            "world_size": self.accelerator.num_processes,
+        }
+        self.record.scalars(self.step, scores, **facts)
+        self.record.say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        return scores
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        if self.accelerator.is_main_process:
+            real, z = self.panels
+            reconstructed, generated = self.ema.system.reconstruct(normalize(real)), self.ema.system.sample(z)
+            panels = {"real": real, "reconstructed": to_uint8(reconstructed), "generated": to_uint8(generated)}
+            self.record.pictures(self.step, panels)
+
+    # ---- its state
+
+    def _save(self, scores: dict[str, float]) -> None:
+        trouble = None
+        if self.accelerator.is_main_process:
+            manifest = {
+                "scores": scores,
+                "configuration": self.config.resolved(),
+                "data": self.train.fingerprint(),
+                "scalers": {m.player.name: m.scaler.state_dict() for m in self.mover.movers if m.scaler},
+            }
+            try:
+                checkpoint.save(self.checkpoints, self.step, self._tensors(), manifest)
+                checkpoint.rotate(
+                    self.checkpoints, self.config.trainer.keep, self.evaluator.fid_name if self.evaluator else ""
+                )
+            except OSError as error:
+                trouble = f"{error.strerror} ({error.filename or self.checkpoints})"
+        (trouble,) = broadcast_object_list([trouble])
+        if trouble:
+            raise RunError(
+                f"step {self.step}: the checkpoint could not be saved: {trouble}. The ones before it are intact: make "
+                "room or mend the folder, then run the same command again, and it goes on from the newest"
+            )
+
+    def _tensors(self) -> checkpoint.Tensors:
+        tensors = {name: network.state_dict() for name, network in self.networks.items()}
+        tensors |= {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
+        return tensors | {
+            f"optimizer.{mover.player.name}": checkpoint.optimizer_tensors(mover.parameters, mover.optimizer)
+            for mover in self.mover.movers
+        }
+
+    def _newest_checkpoint(self) -> tuple[checkpoint.Tensors, dict[str, Any]]:
+        """The newest whole checkpoint of this run, the same one on every process; empty where there is none."""
+        chosen = None
+        if self.accelerator.is_main_process:
+            for unfinished in self.checkpoints.glob(".unfinished.*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            for path in checkpoint.newest(self.checkpoints):
+                try:
+                    checkpoint.load(path)
+                    chosen = path
+                    break
+                except ValueError as error:
+                    print(f"{error}: going on from the one before it", flush=True)
+        (chosen,) = broadcast_object_list([chosen])
+        if chosen is None:
+            return {}, {}
+        tensors, manifest = checkpoint.load(chosen)
+        changed = differences(manifest["configuration"], self.config.resolved())
+        if manifest["data"] != self.train.fingerprint():
+            changed.append(f"data.train: other shards than the run began with ({self.train.folder})")
+        if changed:
+            raise ValueError(
+                f"{self.run_dir} holds a run with other settings, and cannot go on with these:\n  "
+                + "\n  ".join(changed)
+                + "\nTake the old settings, or another --trainer.run_dir"
+            )
+        return tensors, manifest
+
+    def _load_networks(self, tensors: checkpoint.Tensors) -> None:
+        for name, network in self.networks.items():
+            network.load_state_dict(tensors[name])
+        for name, network in self.ema.system.named_children():
+            network.load_state_dict(tensors[f"ema.{name}"])
+
+    def _load_optimizers(self, tensors: checkpoint.Tensors, manifest: dict[str, Any]) -> None:
+        for mover in self.mover.movers:
+            checkpoint.load_optimizer(mover.parameters, mover.optimizer, tensors[f"optimizer.{mover.player.name}"])
+            if mover.scaler:
+                mover.scaler.load_state_dict(manifest["scalers"][mover.player.name])
+
+    # ---- what it looks at
+
+    def _evaluator(self) -> "Evaluator | None":
+        settings = self.config.evaluate
+        if not settings.every:
+            return None
+        if self.test is None:
+            raise ValueError(
+                "data.test is not set, and evaluations compare with held-out images: name a folder of shards with "
+                "--data.test, or turn them off with --evaluate.every 0"
+            )
+        from trainer.evaluate import Evaluator  # torchmetrics takes seconds to import
+        from trainer.extractor import build
+
+        extractor = build(settings, self.config.data, self.run_dir, self.train, self.test, self.accelerator)
+        return Evaluator(
+            self.accelerator, extractor, self.test, self.config.data, settings.num, self.config.trainer.seed
+        )
+
+    def _grid_source(self) -> tuple[Tensor, Tensor]:
+        """The same images and prior draws at every step of the run."""
+        data, seed, device = self.config.data, self.config.trainer.seed, self.accelerator.device
+        shards = self.test or self.train
+        real = read(shards, permutation(len(shards), seed)[:GRID], data.size, data.channels).image
+        z = torch.randn(GRID, self.system.latent_dim, generator=torch.Generator().manual_seed(key(seed, "grid")))
+        return real.to(device), z.to(device)
+
+    def _announce(self) -> None:
+        world, settings = self.accelerator.num_processes, self.config.trainer
+        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
+        self.record.configuration(self.config.yaml())
+        self.record.layout(
+            [mover.player.name for mover in self.mover.movers if mover.player.name in ("binary", "ternary")]
+        )
+        self.record.say(
+            f"{self.config.yaml()}\n"
+            f"{type(self.system).__name__}: {', '.join(f'{name} {size:,} weights' for name, size in sizes.items())}\n"
+            f"{len(self.train):,} training images, {self.order.steps_per_epoch} steps an epoch; {world} "
+            f"process{'es' if world > 1 else ''} on {self.accelerator.device.type}, precision "
+            f"{self.accelerator.mixed_precision}; {settings.batch_size} images a step = {world} x "
+            f"{self.share // self.micro} x {self.micro}\n"
+            f"{'going on' if self.step else 'starting'} at step {self.step} of {settings.steps} in {self.run_dir}"
+        )
+
+
+def _accelerator(precision: str | None) -> Accelerator:
+    """The launcher's processes and device, and the precision asked for, or the launcher's.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    accelerator = Accelerator(
+        mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        source = "trainer.precision" if precision else "the launcher's --mixed_precision"
+        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
+    return accelerator
