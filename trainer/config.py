@@ -157,9 +157,9 @@ def parser() -> ArgumentParser:
 
 
 def configure(arguments: Sequence[str] | None = None) -> Config:
-    """The configuration of a command line; a mistake in it ends the process with code 2."""
+    """The configuration of a command line, which overrides its recipe; a mistake in it ends the process with code 2."""
     made = parser()
-    namespace = made.parse_args(arguments)
+    namespace = made.parse_args(_in_order(sys.argv[1:] if arguments is None else arguments))
     recipes = namespace.pop("config") or []
     system = namespace.system.class_path.rpartition(".")[2]
     for recipe in recipes:
@@ -174,6 +174,19 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
         Trainer(**namespace.trainer.as_dict()),
         Evaluate(**namespace.evaluate.as_dict()),
     )
+
+
+def _in_order(arguments: Sequence[str]) -> list[str]:
+    """Recipes first, then the system's name, then the rest: the later wins, and the name is needed early."""
+    first: dict[str, list[str]] = {"--config": [], "--system": []}
+    rest, words = [], iter(arguments)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in first:
+            first[name] += [word] if equals else [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return [*first["--config"], *first["--system"], *rest]
 
 
 def _tell_dropped(recipe: Path, namespace: Namespace) -> None:
@@ -224,7 +237,7 @@ def stopping() -> Iterator[None]:
     """During training: why a run stopped is said without a traceback, exit code 1."""
     try:
         yield
-    except (DataError, RunError) as error:
+    except (DataError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 

@@ -5,6 +5,7 @@ score carries.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Protocol
@@ -209,8 +210,8 @@ def fit(train: Shards, test: Shards, data: Data, path: Path, images: int = 20_00
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    metadata = {"accuracy": f"{accuracy:.4f}", "train": train.fingerprint(), "test": test.fingerprint()}
-    unfinished.write_bytes(safetensors.torch.save(network.state_dict(), metadata))
+    facts = {"accuracy": accuracy, "train": train.fingerprint(), "test": test.fingerprint()}
+    unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
     os.replace(unfinished, path)
 
 

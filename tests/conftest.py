@@ -1,0 +1,54 @@
+"""Fixtures: the digits as shards, a small batch, and the real program in a subprocess."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.prepare import prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCH = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"),
+    *("--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"),
+]
+SMALL = [
+    *("--data.channels", "1", "--data.workers", "0", "--system.width", "8", "--system.latent_dim", "4"),
+    *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0"),
+]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """scikit-learn's digits: a folder with `train` and `test` shards."""
+    out = tmp_path_factory.mktemp("datasets") / "digits"
+    prepare("digits", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def main(digits):
+    """Run trainer/main.py on the digits with small settings: `main("--system", "AE")`, `processes=2` for two ranks."""
+
+    def run(*arguments, processes: int = 0, cwd=ROOT, small=True, env=None) -> subprocess.CompletedProcess:
+        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(env or {})}
+        start = [sys.executable]
+        if processes == 1:
+            start = [*LAUNCH, "--num_processes", "1"]
+        elif processes > 1:
+            start = [*LAUNCH, "--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
+        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL] if small else []
+        command = [*start, str(ROOT / "trainer" / "main.py"), *data, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

@@ -1,0 +1,133 @@
+"""A user's mistake is one clear message with exit code 2, before any training; what is given is what is used."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from models import VAEGAN
+from trainer.config import configure, differences, refusing
+from trainer.train import shares
+
+DATA = ["--data.train", "nowhere"]
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped, refusing():
+        configure([*arguments]).system().players()
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) <= 2
+    return message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--system", "VAE", "--system.latentdim", "3"], ["system.latentdim", "not accepted"]),
+        (["--system", "VAE", "--system.autoencoder.rate", "3"], ["system.autoencoder.rate"]),
+        (["--system", "AE", "--system.kl_weight", "3"], ["system.kl_weight", "not accepted"]),
+        (["--system", "WGAN"], ["WGAN", "AE, VAE, VAEGAN"]),
+        (["--system", "VAEGAN", "--system.discriminator", "quaternary"], ["system.discriminator", "ternary"]),
+        (["--system", "VAE", "--system.latent_dim", "0"], ["system.latent_dim is 0"]),
+        (["--system", "VAE", "--system.autoencoder.lr", "x"], ["system.autoencoder.lr", "float"]),
+        (["--system", "VAE", "--system.autoencoder.lr", "0"], ["system.autoencoder.lr is 0"]),
+        (["--system", "VAE", "--trainer.stepps", "3"], ["trainer.stepps"]),
+        (["--system", "VAE", "--trainer.steps", "0"], ["trainer.steps"]),
+        (["--system", "VAE", "--trainer.steps", "many"], ["trainer.steps", "many"]),
+        (["--system", "VAE", "--trainer.precision", "fp8"], ["trainer.precision", "bf16", "fp8"]),
+        (["--system", "VAE", "--data.channels", "2"], ["data.channels", "[1, 3]"]),
+        (["--system", "VAE", "--data.size", "33"], ["33 pixels", "data.size"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
+        ([], ["system"]),
+    ],
+)
+def test_mistakes_are_named(capsys, arguments, words):
+    message = refused(capsys, *DATA, *arguments)
+    assert all(word in message for word in words), message
+
+
+def test_missing_data_is_required(capsys):
+    assert "data.train" in refused(capsys, "--system", "VAE")
+
+
+def test_broken_yaml_is_named(capsys, tmp_path):
+    (tmp_path / "broken.yaml").write_text("system: [")
+    assert "config" in refused(capsys, "--config", str(tmp_path / "broken.yaml"))
+
+
+def test_a_mistake_is_told_once_a_machine(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit):
+        configure(["--system", "VAE", "--data.trian", "x"])
+    assert capsys.readouterr().err == ""
+
+
+def test_settings_reach_their_objects():
+    ternary = ["--system.discriminator", "both", "--system.ternary.lr", "0.5"]
+    others = ["--data.size", "64", "--trainer.steps", "7", "--evaluate.num", "99"]
+    config = configure([*DATA, "--system", "VAEGAN", *ternary, *others])
+    system = config.system()
+    assert isinstance(system, VAEGAN)
+    assert {player.name: player.optimizer.lr for player in system.players()}["ternary"] == 0.5
+    assert system.encoder.head.in_features == 128 * 4 * 4 * 2  # 64 pixels are four levels
+    assert (config.trainer.steps, config.evaluate.num, config.data.size) == (7, 99, 64)
+
+
+def test_paths_in_a_file_are_relative_to_it_and_on_the_command_line_to_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / "mine.yaml"
+    recipe.write_text("system: AE\ndata: {train: ../shards, test: /absolute}\n")
+    monkeypatch.chdir(tmp_path / "recipes")
+    config = configure(["--config", "mine.yaml"])
+    assert config.data.train == str(tmp_path / "shards")
+    assert config.data.test == "/absolute"
+    assert config.run_dir == Path.cwd() / "runs" / "mine"
+    assert configure(["--config", "mine.yaml", "--data.train", "here"]).data.train == str(Path.cwd() / "here")
+    assert configure([*DATA, "--system", "VAE"]).run_dir == Path.cwd() / "runs" / "vae"
+
+
+def test_the_resolved_configuration_gives_the_same_run(tmp_path):
+    config = configure([*DATA, "--system", "VAEGAN", "--system.r1_weight", "3", "--trainer.seed", "5"])
+    (tmp_path / "config.yaml").write_text(config.yaml())
+    again = configure(["--config", str(tmp_path / "config.yaml")])
+    assert again.resolved() == config.resolved()
+
+
+def test_the_order_of_arguments_does_not_matter():
+    recipe = str(ROOT / "launch" / "recipes" / "digits-vaegan.yaml")
+    config = configure(["--system.latent_dim", "3", "--system=VAE", "--trainer.steps", "9", "--config", recipe])
+    assert (type(config.system()).__name__, config.system().latent_dim, config.trainer.steps) == ("VAE", 3, 9)
+
+
+def test_dropped_settings_of_another_system_are_told(capsys):
+    recipe = str(ROOT / "launch" / "recipes" / "digits-vaegan.yaml")
+    config = configure(["--config", recipe, "--system", "AE"])
+    assert "AE has no" in capsys.readouterr().err
+    kept = yaml.safe_load(Path(recipe).read_text())["system"]["init_args"]
+    assert config.system().latent_dim == kept["latent_dim"]
+
+
+def test_differences_name_settings_that_matter():
+    old = configure([*DATA, "--system", "VAE"]).resolved()
+    matter = ["--system.kl_weight", "2", "--trainer.batch_size", "32"]
+    free = ["--data.train", "elsewhere", "--trainer.steps", "3", "--data.workers", "0"]
+    new = configure(["--system", "VAE", *matter, *free]).resolved()
+    assert differences(old, old) == []
+    assert differences(old, new) == [
+        "system.kl_weight: 1.0 in the checkpoint, 2.0 now",
+        "trainer.batch_size: 64 in the checkpoint, 32 now",
+    ]
+
+
+def test_shares_of_a_batch():
+    assert shares(64, None, 2) == (32, 32)
+    assert shares(64, 8, 2) == (32, 8)
+    with pytest.raises(ValueError, match=r"batch_size 64 cannot be dealt evenly to 3 processes: take 63 or 66"):
+        shares(64, None, 3)
+    with pytest.raises(ValueError, match=r"micro_batch 5 does not divide .* \[1, 2, 4"):
+        shares(64, 5, 2)
+    with pytest.raises(ValueError, match=r"batch_size 1 .* take 4"):
+        shares(1, None, 4)

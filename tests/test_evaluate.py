@@ -1,0 +1,183 @@
+"""Scores: closed forms, agreement with torch-fidelity, the extractor's gate, refusals."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+
+from data.loader import read
+from data.shards import Shards, write
+from models import VAE
+from trainer.batch import key, to_uint8
+from trainer.config import Data, Evaluate
+from trainer.evaluate import Evaluator, InceptionScore
+from trainer.extractor import build, fit, inception, load_demo_cnn
+
+
+@pytest.fixture(scope="module")
+def data(digits) -> Data:
+    return Data(str(digits / "train"), str(digits / "test"), 32, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def demo_cnn(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
+    fit(Shards(data.train), Shards(data.test), data, path, steps=300)
+    return path
+
+
+def evaluator_of(data, path, num=200) -> Evaluator:
+    extractor = load_demo_cnn(path, 1).eval().requires_grad_(False)
+    return Evaluator(Accelerator(cpu=True), extractor, Shards(data.test), data, num, seed=0)
+
+
+class Playback(VAE):
+    """A "system" whose samples and reconstructions are given images."""
+
+    def __init__(self, samples, reconstruct=lambda image: image):
+        super().__init__(32, 1, 4, 8)
+        self.samples, self.transform, self.at = samples, reconstruct, 0
+        self.eval()
+
+    def sample(self, z):
+        self.at += len(z)
+        return self.samples[self.at - len(z) : self.at].float() / 127.5 - 1
+
+    def reconstruct(self, image):
+        return self.transform(image)
+
+
+def test_fid_and_is_agree_with_torch_fidelity(data, demo_cnn):
+    evaluator = evaluator_of(data, demo_cnn)
+    train = Shards(data.train)
+    samples = read(train, np.arange(200), 32, 1).image
+    scores = evaluator(Playback(samples))
+    test = read(Shards(data.test), np.arange(359), 32, 1).image
+    fake, logits = evaluator.extractor(samples)
+    real, _ = evaluator.extractor(test)
+    stats = [
+        {"mu": f.double().mean(0).numpy(), "sigma": np.cov(f.double().numpy(), rowvar=False)} for f in (fake, real)
+    ]
+    expected = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
+    assert scores["eval/fid200/demo-cnn-v1"] == pytest.approx(float(expected), rel=1e-5)
+    expected = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)["inception_score_mean"]
+    assert scores["eval/is200/demo-cnn-v1"] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_perfect_reconstructions_score_perfectly_and_worse_ones_worse(data, demo_cnn):
+    evaluator = evaluator_of(data, demo_cnn, 20)
+    samples = read(Shards(data.train), np.arange(20), 32, 1).image
+    perfect = evaluator(Playback(samples))
+    assert perfect["eval/rfid359/demo-cnn-v1"] < 1e-6
+    assert perfect["eval/psnr359"] > 100
+    darker = evaluator(Playback(samples, lambda image: image * 0.5 - 0.5))
+    noisy = evaluator(Playback(samples, lambda image: (image + 0.7 * torch.randn_like(image)).clamp(-1, 1)))
+    assert darker["eval/rfid359/demo-cnn-v1"] > 0.5
+    assert noisy["eval/rfid359/demo-cnn-v1"] > 0.5
+    shifted = evaluator(Playback(samples, lambda image: image + 10 / 127.5))
+    test = read(Shards(data.test), np.arange(359), 32, 1).image.double()
+    error = ((test + 10).clamp(max=255) - test).square().flatten(1).mean(1)
+    assert shifted["eval/psnr359"] == pytest.approx((10 * torch.log10(255**2 / error)).mean().item(), rel=1e-9)
+
+
+def test_evaluating_leaves_the_training_randomness_and_repeats_itself(data, demo_cnn):
+    evaluator, system = evaluator_of(data, demo_cnn, 70), VAE(32, 1, 4, 8).eval()
+    state = torch.get_rng_state()
+    first = evaluator(system)
+    assert torch.equal(state, torch.get_rng_state())
+    second = evaluator(system)
+    assert {k: v for k, v in first.items() if k != "eval/seconds"} == {
+        k: v for k, v in second.items() if k != "eval/seconds"
+    }
+
+
+def test_a_non_finite_image_is_an_error_and_no_score(data, demo_cnn):
+    system = VAE(32, 1, 4, 8).eval()
+    torch.nn.init.constant_(system.decoder.stem.bias, torch.nan)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        evaluator_of(data, demo_cnn, 20)(system)
+
+
+def test_inception_score_needs_its_splits():
+    with pytest.raises(ValueError, match="at least 10"):
+        InceptionScore(9, 3)
+
+
+def test_inception_score_of_sure_and_even_predictions_is_the_number_of_classes():
+    metric = InceptionScore(4000, 4)
+    metric.update(1e3 * torch.eye(4)[torch.arange(4000) % 4], torch.arange(4000))
+    assert metric.compute().item() == pytest.approx(4, rel=0.02)
+
+
+def test_demo_cnn_is_the_same_when_trained_again(data, demo_cnn, tmp_path):
+    fit(Shards(data.train), Shards(data.test), data, tmp_path / "again", steps=300)
+    assert (tmp_path / "again").read_bytes() == demo_cnn.read_bytes()
+
+
+def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
+    noise = np.random.default_rng(0)
+
+    def samples(labelled):
+        from test_data import png
+
+        for i in range(200):
+            sample = {"__key__": str(i), "png": png(noise.integers(0, 256, (32, 32), np.uint8))}
+            yield sample | ({"cls": str(i % 5)} if labelled else {})
+
+    data = Data("", None, 32, 1, 0)
+    for kind, words in ((False, "needs a label"), (True, "held-out images rightly")):
+        write(tmp_path / str(kind), samples(kind))
+        shards = Shards(tmp_path / str(kind))
+        with pytest.raises(ValueError, match=words):
+            fit(shards, shards, data, tmp_path / "never", steps=5)
+    assert not (tmp_path / "never").exists()
+
+
+def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path):
+    """The real architecture with random weights: the path that real weights take."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = tmp_path / "weights.pth"
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *a, **k: None)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    torch.save(network.state_dict(), path)
+    extractor = inception(str(path)).eval()
+    assert extractor.name.startswith("inception-v3-weights-")
+    features, logits = extractor(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
+    assert features.shape == (2, extractor.dim)
+    assert logits.shape == (2, extractor.classes)
+    (tmp_path / "other.pth").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="does not hold the weights"):
+        inception(str(tmp_path / "other.pth"))
+    with pytest.raises(ValueError, match="does not exist"):
+        inception(str(tmp_path / "nowhere.pth"))
+
+
+def test_inception_without_weights_and_network_says_where_the_file_goes(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: a machine without network
+    train, test = Shards(data.train), Shards(data.test)
+    with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-6726825d\.pth") as raised:
+        build(Evaluate(extractor="inception"), data, tmp_path, train, test, Accelerator(cpu=True))
+    assert str(tmp_path) in str(raised.value)
+    assert "demo-cnn" in str(raised.value)
+
+
+def test_to_uint8_rounds_and_clamps():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)
+    assert to_uint8(torch.tensor([-1.2, 1.2])).tolist() == [0, 255]
+
+
+def test_keys_are_pinned_and_distinct():
+    assert key(0, 1, "prior") == key(0, 1, "prior") != key(0, 1, "posterior")
+    assert key(0, 11, "a") != key(0, 1, "1a")
+    assert 0 <= key(123) < 2**63

@@ -1,0 +1,187 @@
+"""The real program: one and two processes, resumed, mistaken, and what its folder holds."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer import checkpoint
+
+
+def weights(run_dir, step=None) -> dict[str, torch.Tensor]:
+    paths = list(checkpoint.newest(run_dir / "checkpoints"))
+    path = paths[0] if step is None else run_dir / "checkpoints" / f"step_{step:08d}"
+    tensors, _ = checkpoint.load(path)
+    return {f"{file}.{name}": value for file, content in tensors.items() for name, value in content.items()}
+
+
+def lines(run_dir) -> list[dict]:
+    """What metrics.jsonl holds, without the times."""
+    parsed = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timed = ("speed/", "eval/seconds")
+    return [{key: value for key, value in line.items() if not key.startswith(timed)} for line in parsed]
+
+
+@pytest.fixture(scope="module")
+def demo_cnn(main, digits, tmp_path_factory):
+    from data.shards import Shards
+    from trainer.config import Data
+    from trainer.extractor import fit
+
+    path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
+    data = Data(str(digits / "train"), str(digits / "test"), 32, 1, 0)
+    fit(Shards(data.train), Shards(data.test), data, path, steps=200)
+    return path
+
+
+def test_two_processes_train_as_one(main, tmp_path, demo_cnn):
+    """accelerate launch on two CPU ranks: the world is two, and weights and scores are those of one process."""
+    common = ["--system", "VAEGAN", "--system.discriminator", "both", "--trainer.steps", "4"]
+    common += ["--evaluate.every", "2", "--evaluate.num", "130"]
+    common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn]
+    two = main(*common, "--trainer.run_dir", tmp_path / "two", processes=2)
+    assert two.returncode == 0, two.stderr
+    assert "2 processes on cpu" in two.stderr
+    assert two.stderr.count("starting at step 0") == 1, "rank 0 alone speaks"
+    one = main(*common, "--trainer.run_dir", tmp_path / "one", "--trainer.micro_batch", "4", processes=1)
+    assert one.returncode == 0, one.stderr
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert a.keys() == b.keys()
+    worst = max((a[key] - b[key]).abs().max().item() for key in a if not key.startswith("optimizer"))
+    assert worst < 2e-4, worst  # fp32 sums in another order, after four Adam steps of 1e-3
+    for first, second in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        for key in first.keys() - {"world_size"}:
+            assert first[key] == (
+                pytest.approx(second[key], rel=2e-2) if isinstance(first[key], float) else second[key]
+            )
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(main, tmp_path, demo_cnn):
+    common = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--system.autoencoder.clip", "1"]
+    common += ["--trainer.save_every", "3", "--data.workers", "1", "--evaluate.every", "4", "--evaluate.num", "64"]
+    common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn, "--trainer.keep", "9"]
+    whole = main(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    # Cut after step 6, as by a kill: later lines are in the logs, later checkpoints are gone or damaged.
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoints" / "step_00000008" / "decoder.safetensors").write_bytes(b"cut short")
+    (tmp_path / "cut" / "checkpoints" / ".unfinished.step_00000009").mkdir()
+    resumed = main(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "cut")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "step_00000008 is damaged" in resumed.stdout + resumed.stderr
+    assert "going on at step 6 of 8" in resumed.stderr
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert not list((tmp_path / "cut" / "checkpoints").glob(".unfinished*"))
+    done = main(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "cut")
+    assert done.returncode == 0
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut"), "nothing is done twice"
+
+
+def test_another_configuration_is_refused_in_the_same_folder(main, tmp_path):
+    first = main("--system", "AE", "--trainer.steps", "2", "--trainer.run_dir", tmp_path)
+    assert first.returncode == 0, first.stderr
+    other = main("--system", "AE", "--trainer.steps", "4", "--trainer.seed", "1", "--trainer.run_dir", tmp_path)
+    assert other.returncode == 2
+    assert "trainer.seed: 0 in the checkpoint, 1 now" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_the_run_folder(main, tmp_path, demo_cnn, monkeypatch):
+    """From another working directory, through the launcher, with features and pixels."""
+    (tmp_path / "elsewhere").mkdir()
+    done = main(
+        *("--system", "VAEGAN", "--system.reconstruction", "both", "--trainer.steps", "4"),
+        *("--evaluate.every", "2", "--evaluate.num", "64", "--evaluate.extractor", "demo-cnn"),
+        *("--evaluate.weights", demo_cnn),
+        processes=1,
+        cwd=tmp_path / "elsewhere",
+    )
+    assert done.returncode == 0, done.stderr
+    run_dir = tmp_path / "elsewhere" / "runs" / "vaegan"
+    saved = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert saved["system"]["init_args"]["reconstruction"] == "both"
+    board = EventAccumulator(str(run_dir)).Reload()
+    tags = set(board.Tags()["scalars"])
+    assert {
+        *("binary/judge", "binary/chance", "binary/r1", "binary/grad_norm", "binary/lr", "autoencoder/lr"),
+        *("binary/accuracy/real", "binary/accuracy/reconstructed", "binary/accuracy/generated"),
+        *("autoencoder/reconstruction", "autoencoder/reconstruction/features", "autoencoder/kl"),
+        *("autoencoder/fool/binary", "autoencoder/grad_norm", "speed/images_per_second", "speed/data_wait"),
+        *("eval/fid64/demo-cnn-v1", "eval/is64/demo-cnn-v1", "eval/rfid359/demo-cnn-v1", "eval/psnr359"),
+    } <= tags
+    assert [event.step for event in board.Scalars("eval/fid64/demo-cnn-v1")] == [2, 4]
+    assert board.Tags()["images"] == ["real | reconstructed | generated"]
+    assert len(list((run_dir / "samples").glob("step_*.png"))) == 2
+    evaluations = [line for line in lines(run_dir) if "eval/fid64/demo-cnn-v1" in line]
+    assert {line["weights"] for line in evaluations} == {"ema"}
+    files = {path.name for path in (run_dir / "checkpoints" / "step_00000004").iterdir()}
+    networks = {"encoder", "decoder", "discriminator_binary", "ema.encoder", "ema.decoder"}
+    assert files == {f"{name}.safetensors" for name in networks | {"optimizer.binary", "optimizer.autoencoder"}} | {
+        "manifest.json"
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data.train", "nowhere"], "nowhere does not exist"),
+        (["--evaluate.every", "2", "--evaluate.extractor", "inception", "--evaluate.weights", "none.pth"], "none.pth"),
+        (["--trainer.precision", "fp16"], "fp16, which a CPU would silently train in fp32"),
+        (["--trainer.micro_batch", "3"], "micro_batch 3 does not divide"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(main, tmp_path, arguments, words):
+    done = main("--system", "AE", "--trainer.run_dir", tmp_path / "run", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_world_size_that_does_not_divide_the_batch_is_told_once(main, tmp_path):
+    done = main("--system", "AE", "--trainer.batch_size", "9", "--trainer.run_dir", tmp_path, processes=2)
+    assert done.returncode != 0
+    assert done.stderr.count("error: trainer.batch_size 9 cannot be dealt evenly to 2 processes: take 8 or 10") == 1
+
+
+def test_a_corrupt_image_stops_the_run_with_its_name(main, digits, tmp_path):
+    from data.shards import Shards
+
+    shutil.copytree(digits / "train", tmp_path / "train")
+    shards = Shards(tmp_path / "train")
+    with open(shards.paths[0], "r+b") as file:
+        file.seek(int(shards.rows[700, 0]))
+        file.write(b"\0" * 20)
+    done = main(
+        *("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--data.train", tmp_path / "train"),
+        *("--trainer.batch_size", "64", "--trainer.steps", "22", "--trainer.save_every", "1", "--data.workers", "1"),
+    )
+    assert done.returncode == 1
+    assert f"{shards.paths[0]}, member 000875.png" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert weights(tmp_path / "run"), "the last checkpoint is intact"
+
+
+def test_a_diverging_run_stops_and_names_step_player_and_term(main, tmp_path):
+    run = ["--system", "VAE", "--trainer.run_dir", tmp_path, "--trainer.save_every", "2", "--trainer.steps", "40"]
+    done = main(*run, "--system.autoencoder.lr", "1e12")
+    assert done.returncode == 1
+    assert "player autoencoder: not finite: autoencoder/" in done.stderr
+    assert "Traceback" not in done.stderr
+    finite = weights(tmp_path) if list((tmp_path / "checkpoints").glob("step_*")) else {}
+    assert all(value.isfinite().all() for value in finite.values())
+
+
+def test_bf16_trains_and_says_so(main, tmp_path):
+    done = main(
+        "--system", "VAEGAN", "--trainer.precision", "bf16", "--trainer.steps", "2", "--trainer.run_dir", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "precision bf16" in done.stderr
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())

@@ -1,0 +1,173 @@
+"""The step: sharing, accumulating and distributing change nothing; a non-finite loss blocks every update."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ROOT
+from test_systems import SYSTEMS
+
+from models import Optimizer
+from trainer.batch import Batch
+from trainer.ema import EMA
+from trainer.step import Meter, Step
+
+STEPS = 4
+
+
+def train(name: str, parts: int = 1, share: bool = True, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
+    """Weights after a few steps in float64 of 8 images a step, with R1 and clipping."""
+    torch.manual_seed(0)
+    clip = Optimizer(lr=1e-3, clip=1.0)
+    adversarial = {"binary": clip, "ternary": clip, "r1_weight": 1.0}
+    system = SYSTEMS[name](autoencoder=clip, **({} if name in ("ae", "vae") else adversarial)).double()
+    ema = EMA(system, 20, 8)
+    accelerator = Accelerator(cpu=True)
+    for child, network in list(system.named_children()):
+        setattr(system, child, accelerator.prepare_model(network))
+    mover = Step(accelerator, system, share)
+    rows = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    for step in range(STEPS):
+        image = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(step), dtype=torch.float64) * 2 - 1
+        batch = Batch(image[rows], rows, 8, seed=0, step=step)
+        mover(batch.split(8 // world // parts), step)
+        ema.update(step + 1)
+    assert mover.failed() is None
+    weights = {key.replace(".module.", "."): value.detach() for key, value in system.named_parameters()}
+    terms = {key: torch.tensor(value) for key, value in mover.meter.read(accelerator).items()}
+    return weights | terms | {f"ema.{key}": value for key, value in ema.system.named_parameters()}
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[key] - b[key]).abs().max().item() for key in a)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_shared_passes_equal_replayed_ones(name):
+    assert distance(train(name), train(name, share=False)) < 1e-12
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_accumulating_one_two_and_four_parts_is_the_same(name):
+    whole = train(name)
+    assert distance(whole, train(name, parts=2)) < 1e-10
+    assert distance(whole, train(name, parts=4)) < 1e-10
+
+
+def test_two_ranks_equal_one(tmp_path):
+    """Every system, shared and accumulated, under the real process group."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    done = subprocess.run(
+        [*command, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in SYSTEMS:
+        one = train(name)
+        for parts in (1, 2):
+            ranks = [torch.load(tmp_path / f"{name}.{parts}.{rank}.pt", weights_only=True) for rank in (0, 1)]
+            assert distance(*ranks) == 0, f"{name}: the ranks drifted apart"
+            assert distance(ranks[0], one) < 1e-10, f"{name} in {parts} parts"
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_non_finite_loss_or_gradient_blocks_every_later_update(where):
+    torch.manual_seed(0)
+    system = SYSTEMS["binary"]()
+    mover = Step(Accelerator(cpu=True), system)
+    image = torch.rand(4, 1, 32, 32)
+    mover([Batch(image, slice(0, 4), 4, 0, 0)], 0)
+    before = {key: value.clone() for key, value in system.state_dict().items()}
+    moments = {key: value.clone() for key, value in mover.movers[1].optimizer.state[system.decoder.stem.bias].items()}
+    if where == "loss":
+        broken = torch.where(torch.arange(4)[:, None, None, None] == 2, torch.nan, image)
+        mover([Batch(broken, slice(0, 4), 4, 0, 1)], 1)
+        expected = "binary"
+    else:
+        system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
+        kept = {key: value.clone() for key, value in system.discriminator_binary.state_dict().items()}
+        mover([Batch(image, slice(0, 4), 4, 0, 1)], 1)
+        assert not torch.equal(kept["head.bias"], system.discriminator_binary.head.bias), "it moved before the failure"
+        before |= {f"discriminator_binary.{k}": v.clone() for k, v in system.discriminator_binary.state_dict().items()}
+        expected = "autoencoder"
+    mover([Batch(image, slice(0, 4), 4, 0, 2)], 2)
+    failed = mover.failed()
+    assert failed is not None
+    assert (failed[0], failed[1].name) == (1, expected)
+    assert all(torch.equal(value, before[key]) for key, value in system.state_dict().items())
+    after = mover.movers[1].optimizer.state[system.decoder.stem.bias]
+    assert all(torch.equal(after[key], moments[key]) for key in moments)
+
+
+def test_a_player_moves_at_its_own_steps_only():
+    from dataclasses import replace
+
+    system = SYSTEMS["binary"]()
+    mover = Step(Accelerator(cpu=True), system)
+    mover.movers[0].player = replace(mover.movers[0].player, every=2)
+    for step in range(4):
+        before = system.discriminator_binary.head.weight.clone()
+        mover([Batch(torch.rand(4, 1, 32, 32), slice(0, 4), 4, 0, step)], step)
+        assert torch.equal(before, system.discriminator_binary.head.weight) == (step % 2 == 1)
+
+
+def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
+    """The path of fp16, with the same scaler on a CPU in fp32."""
+    plain, scaled = [], []
+    for out, scale in ((plain, None), (scaled, 2.0**16)):
+        torch.manual_seed(0)
+        system = SYSTEMS["vae"]()
+        mover = Step(Accelerator(cpu=True), system)
+        if scale:
+            mover.movers[0].scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(2):
+            mover([Batch(torch.rand(4, 1, 32, 32), slice(0, 4), 4, 0, step)], step)
+        out.append(torch.cat([p.detach().flatten() for p in system.parameters()]))
+    torch.testing.assert_close(plain[0], scaled[0], rtol=0, atol=1e-5)
+    before = scaled[0]
+    system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
+    mover([Batch(torch.rand(4, 1, 32, 32), slice(0, 4), 4, 0, 2)], 2)
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in system.parameters()]))
+    assert mover.movers[0].scaler.get_scale() == 2.0**15
+    assert mover.failed() is None
+
+
+def test_ema_by_hand():
+    system = SYSTEMS["ae"]()
+    ema = EMA(system, half_life=100, batch_size=10)
+    old = system.decoder.stem.bias.detach().clone()
+    torch.nn.init.constant_(system.decoder.stem.bias, 1.0)
+    ema.update(1000)
+    keep = 0.5 ** (10 / 100)
+    torch.testing.assert_close(ema.system.decoder.stem.bias, keep * old + (1 - keep))
+    assert not any(p.requires_grad for p in ema.system.parameters())
+
+
+def test_ema_holds_averaged_networks_only():
+    assert set(dict(EMA(SYSTEMS["both"](), 10, 1).system.named_children())) == {"encoder", "decoder"}
+
+
+def test_meter_averages_since_its_last_reading():
+    meter, accelerator = Meter(), Accelerator(cpu=True)
+    for value in (1.0, 2.0, 6.0):
+        meter.add("a", torch.tensor(value))
+    meter.add("b", torch.tensor(4.0), 0.5)
+    meter.add("b", torch.tensor(2.0), 0.5)
+    assert meter.read(accelerator) == {"a": 3.0, "b": 3.0}
+    assert meter.read(accelerator) == {}
+
+
+if __name__ == "__main__":  # one rank of test_two_ranks_equal_one
+    rank = Accelerator(cpu=True).process_index
+    for system_name in SYSTEMS:
+        for in_parts in (1, 2):
+            torch.save(
+                train(system_name, in_parts, rank=rank, world=2), f"{sys.argv[1]}/{system_name}.{in_parts}.{rank}.pt"
+            )
