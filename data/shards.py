@@ -63,7 +63,8 @@ class Shards:
                 f"the data folder {self.folder} holds no shards (*.tar): make them with `python -m data.prepare SOURCE "
                 "OUT`, or name the folder that has them"
             )
-        tables = [_table(path) for path in self.paths]
+        sizes = self._indexed_sizes()
+        tables = [_table(path, sizes.get(path.name)) for path in self.paths]
         self.counts = [len(table) for table in tables]
         self.rows = np.concatenate(tables)
         if not len(self.rows):
@@ -124,6 +125,13 @@ class Shards:
             for path, count in zip(self.paths, self.counts, strict=True)
         ]
 
+    def _indexed_sizes(self) -> dict[str, int]:
+        try:
+            content = json.loads((self.folder / "index.json").read_text())
+            return {shard["url"]: shard["filesize"] for shard in content["shardlist"]}
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or not ours: every shard is indexed anew
+            return {}
+
     def _write_index(self) -> None:
         content = json.dumps({"wids_version": 1, "shardlist": self._shard_list()}, indent=1).encode()
         path = self.folder / "index.json"
@@ -131,10 +139,10 @@ class Shards:
             _keep(path, content)
 
 
-def _table(path: Path) -> np.ndarray:
-    """int64 [samples, 3] of a shard, from its kept index where that is as new as the shard."""
-    kept = path.with_suffix(".tar.npy")
-    if kept.exists() and kept.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+def _table(path: Path, indexed_size: int | None) -> np.ndarray:
+    """int64 [samples, 3] of a shard, from its kept index where that is as new as the shard and of its size."""
+    kept, now = path.with_suffix(".tar.npy"), path.stat()
+    if kept.exists() and kept.stat().st_mtime_ns >= now.st_mtime_ns and indexed_size == now.st_size:
         try:
             return np.load(kept, allow_pickle=False)
         except (ValueError, EOFError, OSError):

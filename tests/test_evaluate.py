@@ -1,9 +1,16 @@
 """Scores: closed forms, agreement with torch-fidelity, the extractor's gate, refusals."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import ROOT
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -87,10 +94,31 @@ def test_evaluating_leaves_the_training_randomness_and_repeats_itself(data, demo
     state = torch.get_rng_state()
     first = evaluator(system)
     assert torch.equal(state, torch.get_rng_state())
+    assert first["eval/fid70/demo-cnn-v1"] > 1
     second = evaluator(system)
     assert {k: v for k, v in first.items() if k != "eval/seconds"} == {
         k: v for k, v in second.items() if k != "eval/seconds"
     }
+
+
+def test_scores_do_not_depend_on_the_number_of_processes(data, demo_cnn, tmp_path):
+    """Three ranks, the last of which gets no block of the samples."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", __file__]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    arguments = [data.train, data.test, str(demo_cnn), str(tmp_path)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = scores_of_a_fresh_vae(data, demo_cnn)
+    for rank in range(3):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+def scores_of_a_fresh_vae(data, path) -> dict[str, float]:
+    torch.manual_seed(0)
+    scores = evaluator_of(data, path, 100)(VAE(32, 1, 4, 8).eval())
+    del scores["eval/seconds"]
+    return scores
 
 
 def test_a_non_finite_image_is_an_error_and_no_score(data, demo_cnn):
@@ -181,3 +209,10 @@ def test_keys_are_pinned_and_distinct():
     assert key(0, 1, "prior") == key(0, 1, "prior") != key(0, 1, "posterior")
     assert key(0, 11, "a") != key(0, 1, "1a")
     assert 0 <= key(123) < 2**63
+
+
+if __name__ == "__main__":  # one rank of test_scores_do_not_depend_on_the_number_of_processes
+    train_folder, test_folder, weights, out = sys.argv[1:]
+    rank = Accelerator(cpu=True).process_index
+    found = scores_of_a_fresh_vae(Data(train_folder, test_folder, 32, 1, 0), Path(weights))
+    Path(out, f"{rank}.json").write_text(json.dumps(found))

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,7 @@ class Run:
                     chosen = path
                     break
                 except ValueError as error:
-                    print(f"{error}: going on from the one before it", flush=True)
+                    print(f"{error}: going on from the one before it", file=sys.stderr, flush=True)
         (chosen,) = broadcast_object_list([chosen])
         if chosen is None:
             return {}, {}
