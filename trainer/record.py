@@ -16,25 +16,22 @@ from tqdm import tqdm
 PLAIN_TERMS = ("judge", "fool", "reconstruction", "kl")
 
 
-def grid(panels: dict[str, Tensor], columns: int = 8, pixels: int = 64) -> Image.Image:
-    """Titled panels side by side, each of uint8 images [n, channels, size, size] in rows of `columns`.
+def grid(panels: dict[str, Tensor], columns: int = 12, pixels: int = 64) -> Image.Image:
+    """Titled panels below each other, each of uint8 images [n, channels, size, size] in rows of `columns`.
 
     Images smaller than `pixels` are shown a whole number of times larger.
     """
     n, _, size, _ = next(iter(panels.values())).shape
-    scale, gap, title = max(1, pixels // size), 2, 18
-    cell, rows = size * scale + gap, math.ceil(n / columns)
-    width, height = columns * cell + 10, rows * cell + title
-    canvas = Image.new("RGB", (width * len(panels) - 10, height), "white")
+    scale, gap, title = max(1, pixels // size), 2, 20
+    cell = size * scale + gap
+    height = math.ceil(n / columns) * cell + title
+    canvas = Image.new("RGB", (columns * cell - gap, height * len(panels) - gap), "white")
     draw = ImageDraw.Draw(canvas)
     for panel, (name, images) in enumerate(panels.items()):
-        draw.text((panel * width + 2, 2), name, fill="black", font_size=14)
-        for i, image in enumerate(images.cpu().numpy()):
-            picture = Image.fromarray(
-                image.repeat(3, 0).transpose(1, 2, 0) if len(image) == 1 else image.transpose(1, 2, 0)
-            )
-            picture = picture.resize((size * scale, size * scale), Image.Resampling.NEAREST)
-            canvas.paste(picture, (panel * width + i % columns * cell, title + i // columns * cell))
+        draw.text((2, panel * height + 1), name, fill="black", font_size=15)
+        for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
+            picture = Image.fromarray(image).resize((size * scale, size * scale), Image.Resampling.NEAREST)
+            canvas.paste(picture, (i % columns * cell, panel * height + title + i // columns * cell))
     return canvas
 
 
@@ -61,13 +58,15 @@ class Record:
         self.began, self.first = time.monotonic(), step
 
     def layout(self, modes: list[str]) -> None:
-        """Charts that put each discriminator's loss beside chance, and its accuracies together."""
-        if self.is_main and modes:
-            charts = {}
+        """Charts that put FID beside rFID, each discriminator's loss beside chance, and its accuracies together."""
+        if self.is_main:
+            layout = {"scores": {"FID and rFID": ["Multiline", ["eval/fid.*", "eval/rfid.*"]]}}
             for mode in modes:
-                charts[f"{mode}: loss and chance"] = ["Multiline", [f"{mode}/judge", f"{mode}/chance"]]
-                charts[f"{mode}: accuracy"] = ["Multiline", [f"{mode}/accuracy/.*"]]
-            self.board.add_custom_scalars({"discriminators": charts})
+                layout[mode] = {
+                    "loss and chance": ["Multiline", [f"{mode}/judge", f"{mode}/chance"]],
+                    "accuracy": ["Multiline", [f"{mode}/accuracy/.*"]],
+                }
+            self.board.add_custom_scalars(layout)
 
     def configuration(self, text: str) -> None:
         if self.is_main:

@@ -159,8 +159,8 @@ class Run:
             ]
             raise RunError(
                 f"step {step}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}. No weight was "
-                f"changed since. The checkpoints in {self.checkpoints} are intact: go on from there with a lower "
-                f"--system.{player.name}.lr, or with --system.{player.name}.clip, in a new run folder"
+                f"changed since, and the checkpoints in {self.checkpoints} are intact. Start again in another run "
+                f"folder with a lower --system.{player.name}.lr, or with --system.{player.name}.clip"
             )
         terms |= {f"{mover.player.name}/lr": mover.player.optimizer.lr for mover in self.mover.movers}
         terms["speed/images_per_second"] = steps * self.config.trainer.batch_size / seconds
