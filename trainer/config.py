@@ -193,7 +193,7 @@ def _tell_dropped(recipe: Path, namespace: Namespace) -> None:
     """A system named over a recipe's keeps the settings that both have: say which others are gone."""
     stated = (yaml.safe_load(recipe.read_text()) or {}).get("system")
     settings = stated.get("init_args", {}) if isinstance(stated, dict) else {}
-    dropped = sorted(set(settings) - set(namespace.system.init_args.keys()))
+    dropped = sorted(set(settings) - set(namespace.system.init_args.as_dict()))
     if dropped and is_first_on_machine():
         system = namespace.system.class_path.rpartition(".")[2]
         print(f"{system} has no {', '.join(dropped)}: dropped from {recipe.name}", file=sys.stderr)
