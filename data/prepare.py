@@ -26,7 +26,7 @@ Sample = dict[str, Any]
 class Found(NamedTuple):
     key: str  # its path without the ending: decides the order and the split
     path: Path
-    label: int | None
+    category: str | None  # the sub-folder that it lies in
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,11 +111,12 @@ def folder(source: Path, test_fraction: float) -> dict[str, Iterator[Sample]]:
             "train": [one for one in found if one.key not in held_out],
             "test": [one for one in found if one.key in held_out],
         }
-    return {split: _samples(found) for split, found in splits.items()}
+    categories = sorted({one.category for found in splits.values() for one in found if one.category is not None})
+    return {split: _samples(found, categories) for split, found in splits.items()}
 
 
 def find(source: Path) -> list[Found]:
-    """All images under a folder; its sub-folders, in order of name, are the classes, if it has any.
+    """All images under a folder; its sub-folders are the classes, if it has any.
 
     Raises:
         DataError: there is no image.
@@ -124,19 +125,18 @@ def find(source: Path) -> list[Found]:
     if not paths:
         raise DataError(f"{source} holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
     relative = [path.relative_to(source) for path in paths]
-    classes = sorted({path.parts[0] for path in relative if len(path.parts) > 1})
-    labels = {name: i for i, name in enumerate(classes)}
     return [
-        Found(str(name.with_suffix("")), path, labels.get(name.parts[0]))
+        Found(str(name.with_suffix("")), path, name.parts[0] if len(name.parts) > 1 else None)
         for path, name in zip(paths, relative, strict=True)
     ]
 
 
-def _samples(found: list[Found]) -> Iterator[Sample]:
+def _samples(found: list[Found], categories: list[str]) -> Iterator[Sample]:
+    """A class's label is the place of its name among those of all splits."""
     for i, one in enumerate(sorted(found, key=lambda one: _hash(one.key))):
         sample: Sample = {"__key__": f"{i:08d}", one.path.suffix.lower().lstrip("."): one.path.read_bytes()}
-        if one.label is not None:
-            sample["cls"] = str(one.label)
+        if one.category is not None:
+            sample["cls"] = str(categories.index(one.category))
         yield sample
 
 

@@ -44,7 +44,7 @@ class Shards:
     """The samples of all `*.tar` in a folder, by position: the shards in order of name, laid end to end.
 
     Args:
-        folder: holds the shards; their index is made when missing or older than a shard, and kept when it can be
+        folder: holds the shards; their index is made where missing or of another file, and kept where it can be
 
     Raises:
         DataError: the folder is missing or empty, or a shard cannot be read.
@@ -63,8 +63,8 @@ class Shards:
                 f"the data folder {self.folder} holds no shards (*.tar): make them with `python -m data.prepare SOURCE "
                 "OUT`, or name the folder that has them"
             )
-        sizes = self._indexed_sizes()
-        tables = [_table(path, sizes.get(path.name)) for path in self.paths]
+        indexed = self._indexed()
+        tables = [_table(path, indexed.get(path.name) == _state(path)) for path in self.paths]
         self.counts = [len(table) for table in tables]
         self.rows = np.concatenate(tables)
         if not len(self.rows):
@@ -125,24 +125,34 @@ class Shards:
             for path, count in zip(self.paths, self.counts, strict=True)
         ]
 
-    def _indexed_sizes(self) -> dict[str, int]:
+    def _indexed(self) -> dict[str, tuple[int, int]]:
+        """The state of each shard when it was indexed."""
         try:
             content = json.loads((self.folder / "index.json").read_text())
-            return {shard["url"]: shard["filesize"] for shard in content["shardlist"]}
+            return {shard["url"]: (shard["filesize"], shard["mtime_ns"]) for shard in content["shardlist"]}
         except (OSError, ValueError, KeyError, TypeError):  # missing, or not ours: every shard is indexed anew
             return {}
 
     def _write_index(self) -> None:
-        content = json.dumps({"wids_version": 1, "shardlist": self._shard_list()}, indent=1).encode()
+        shards = [
+            shard | {"mtime_ns": _state(path)[1]} for shard, path in zip(self._shard_list(), self.paths, strict=True)
+        ]
+        content = json.dumps({"wids_version": 1, "shardlist": shards}, indent=1).encode()
         path = self.folder / "index.json"
         if not path.exists() or path.read_bytes() != content:
             _keep(path, content)
 
 
-def _table(path: Path, indexed_size: int | None) -> np.ndarray:
-    """int64 [samples, 3] of a shard, from its kept index where that is as new as the shard and of its size."""
-    kept, now = path.with_suffix(".tar.npy"), path.stat()
-    if kept.exists() and kept.stat().st_mtime_ns >= now.st_mtime_ns and indexed_size == now.st_size:
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of a file: another one means another file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _table(path: Path, indexed: bool) -> np.ndarray:
+    """int64 [samples, 3] of a shard, from its kept table if it is still the file that was indexed."""
+    kept = path.with_suffix(".tar.npy")
+    if indexed and kept.exists():
         try:
             return np.load(kept, allow_pickle=False)
         except (ValueError, EOFError, OSError):

@@ -204,7 +204,9 @@ def test_prepare_splits_a_folder_by_its_paths(tmp_path):
 def test_prepare_keeps_a_given_split_and_flat_folders_have_no_labels(tmp_path):
     folder_of_images(tmp_path / "source" / "train", n=3)
     folder_of_images(tmp_path / "source" / "test", n=2)
-    assert prepare(str(tmp_path / "source"), tmp_path / "out") == {"train": 6, "test": 4}
+    shutil.rmtree(tmp_path / "source" / "test" / "a")
+    assert prepare(str(tmp_path / "source"), tmp_path / "out") == {"train": 6, "test": 2}
+    assert Shards(tmp_path / "out" / "test").labels.tolist() == [1, 1], "a class has one label in both splits"
     assert prepare(str(tmp_path / "source" / "train" / "a"), tmp_path / "flat", 0.5)
     assert (Shards(tmp_path / "flat" / "train").labels == -1).all()
 

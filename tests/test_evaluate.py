@@ -144,6 +144,18 @@ def test_demo_cnn_is_the_same_when_trained_again(data, demo_cnn, tmp_path):
     assert (tmp_path / "again").read_bytes() == demo_cnn.read_bytes()
 
 
+def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path):
+    kept = tmp_path / "demo-cnn-v1.safetensors"
+    kept.write_bytes(demo_cnn.read_bytes())
+    settings, accelerator = Evaluate(extractor="demo-cnn"), Accelerator(cpu=True)
+    train, test = Shards(data.train), Shards(data.test)
+    build(settings, data, tmp_path, train, test, accelerator)
+    assert kept.read_bytes() == demo_cnn.read_bytes()
+    train.rows = train.rows[: len(train) - 1]  # other data
+    build(settings, data, tmp_path, train, test, accelerator)
+    assert kept.read_bytes() != demo_cnn.read_bytes()
+
+
 def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
     noise = np.random.default_rng(0)
 

@@ -137,6 +137,9 @@ def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in system.parameters()]))
     assert mover.movers[0].scaler.get_scale() == 2.0**15
     assert mover.failed() is None
+    for step in range(3, 25):
+        mover([Batch(torch.rand(4, 1, 32, 32), slice(0, 4), 4, 0, step)], step)
+    assert mover.failed()[0] == 21, "twenty in a row are a failure"
 
 
 def test_ema_by_hand():

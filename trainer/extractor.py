@@ -105,7 +105,7 @@ def build(
         extractor = inception(settings.weights)
     else:
         kept = Path(settings.weights or run_dir / "demo-cnn-v1.safetensors")
-        if settings.weights is None and accelerator.is_main_process and not kept.exists():
+        if settings.weights is None and accelerator.is_main_process and not _is_fit(kept, train, test):
             fit(train, test, data, kept)
         accelerator.wait_for_everyone()
         extractor = load_demo_cnn(kept, data.channels)
@@ -213,6 +213,16 @@ def fit(train: Shards, test: Shards, data: Data, path: Path, images: int = 20_00
     facts = {"accuracy": accuracy, "train": train.fingerprint(), "test": test.fingerprint()}
     unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
     os.replace(unfinished, path)
+
+
+def _is_fit(path: Path, train: Shards, test: Shards) -> bool:
+    """Whether a demo-cnn was trained on these very shards."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["demo-cnn"])
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        return False
+    return (facts["train"], facts["test"]) == (train.fingerprint(), test.fingerprint())
 
 
 def _some(shards: Shards, count: int, data: Data) -> tuple[Tensor, Tensor]:

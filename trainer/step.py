@@ -13,6 +13,8 @@ from models import Player, System
 from models.system import freeze_all_but
 from trainer.batch import Batch
 
+OVERFLOWS = 20
+
 
 @dataclass
 class Mover:
@@ -23,6 +25,7 @@ class Mover:
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
+    overflows: Tensor  # updates in a row that its scaler has skipped
 
     @classmethod
     def of(cls, player: Player, system: System, scaler: torch.amp.GradScaler | None) -> "Mover":
@@ -36,7 +39,8 @@ class Mover:
         optimizer = torch.optim.AdamW(
             parameters.values(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
         )
-        return cls(player, networks, parameters, optimizer, scaler)
+        overflows = torch.zeros((), device=next(iter(parameters.values())).device)
+        return cls(player, networks, parameters, optimizer, scaler, overflows)
 
 
 @dataclass
@@ -66,7 +70,8 @@ class Step:
 
     A non-finite loss or gradient blocks its own and every later update, without the host's waiting: `failure` then
     holds the step and the player, and the loss of every later move is made non-finite, so that all processes, which
-    share their gradients, block alike. Under fp16 an overflowing gradient skips only its own update, by its scaler.
+    share their gradients, block alike. Under fp16 an overflowing gradient skips only its own update, by its scaler;
+    OVERFLOWS of them in a row are a failure, since the scale has then fallen from its first value to under 1.
 
     Args:
         accelerator: gives device, precision and processes
@@ -126,6 +131,8 @@ class Step:
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
+            mover.overflows = torch.where(norm.isfinite(), 0.0, mover.overflows + 1)
+            self._block(mover.overflows >= OVERFLOWS, mover, step)
         else:
             self._block(~norm.isfinite(), mover, step)
             # Fused AdamW leaves weights and moments untouched where found_inf is 1.
