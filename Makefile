@@ -6,9 +6,8 @@ ARGS ?=
 
 BIN := .venv/bin
 THREADS := $(shell n=$$(nproc); echo $$(( n > $(PROCESSES) ? n / $(PROCESSES) : 1 )))
-# Every flag is given, so that a user's own accelerate configuration changes nothing.
-LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --num_machines 1 --num_processes $(PROCESSES) \
-	--num_cpu_threads_per_process $(THREADS) --mixed_precision no --dynamo_backend no
+LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --config_file launch/accelerate.yaml \
+	$(if $(filter-out 1,$(PROCESSES)),--multi_gpu) --num_processes $(PROCESSES) --num_cpu_threads_per_process $(THREADS)
 
 .PHONY: train test test-slow lint setup data board
 

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parser.parse_args(arguments)
     try:
         counts = prepare(settings.source, settings.out, settings.test_fraction, settings.per_shard)
-    except (DataError, ValueError) as error:
+    except (DataError, ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(f"{settings.out}: " + ", ".join(f"{count} images in {split}" for split, count in counts.items()))
 

@@ -45,8 +45,8 @@ class VAEGAN(System):
         encoder_adversarial: whether the encoder gets the adversarial gradient of its reconstructions
         r1_weight: gamma of R1 on the realness scalar; 0 is off
         autoencoder: optimizer of encoder and decoder
-        binary: optimizer of the binary discriminator
-        ternary: optimizer of the ternary discriminator
+        binary: optimizer of the binary discriminator; unset: the same settings as the autoencoder's
+        ternary: optimizer of the ternary discriminator; unset: the same settings as the autoencoder's
 
     Raises:
         ValueError: a size or weight is out of its range, or an option has no effect as set.
@@ -71,8 +71,8 @@ class VAEGAN(System):
         encoder_adversarial: bool = True,
         r1_weight: float = 0.1,
         autoencoder: Optimizer = Optimizer(),
-        binary: Optimizer = Optimizer(),
-        ternary: Optimizer = Optimizer(),
+        binary: Optimizer | None = None,
+        ternary: Optimizer | None = None,
     ):
         super().__init__()
         check_positive(latent_dim=latent_dim, width=width)
@@ -91,7 +91,14 @@ class VAEGAN(System):
         self.adversarial_weight = adversarial_weight
         self.encoder_adversarial = encoder_adversarial
         self.r1_weight = r1_weight
-        self.optimizers = {"autoencoder": autoencoder, "binary": binary, "ternary": ternary}
+        for name, settings in {"binary": binary, "ternary": ternary}.items():
+            if settings is not None and MODES[name] not in self.modes:
+                raise ValueError(f"system.{name} has no effect while system.discriminator is {discriminator}")
+        self.optimizers = {
+            "autoencoder": autoencoder,
+            "binary": binary or autoencoder,
+            "ternary": ternary or autoencoder,
+        }
         self.encoder = Encoder(image_size, channels, 2 * latent_dim, width, norm)
         self.decoder = Decoder(image_size, channels, latent_dim, width, norm)
         for mode in self.modes:

@@ -12,8 +12,8 @@ from data.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"),
-    *("--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"),
+    *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "accelerate.yaml")),
+    *("--num_cpu_threads_per_process", "1"),
 ]
 SMALL = [
     *("--data.channels", "1", "--data.workers", "0", "--system.width", "8", "--system.latent_dim", "4"),

@@ -1,6 +1,5 @@
 """Checkpoints are whole or not there, are found damaged when they are, and the best and the newest are kept."""
 
-import json
 import os
 import subprocess
 
@@ -15,7 +14,8 @@ def tensors(value: float) -> checkpoint.Tensors:
 
 
 def save(folder, step, fid=None):
-    return checkpoint.save(folder, step, tensors(step), {"scores": {} if fid is None else {"fid": fid}})
+    scores = {} if fid is None else {"eval/fid2k/demo-cnn-v1": fid, "eval/is2k/demo-cnn-v1": 1.0}
+    return checkpoint.save(folder, step, tensors(step), {"scores": scores, "evaluation": {"held_out": "a"}})
 
 
 def test_round_trip(tmp_path):
@@ -23,7 +23,7 @@ def test_round_trip(tmp_path):
     assert path.name == "step_00000012"
     loaded, manifest = checkpoint.load(path)
     assert manifest["step"] == 12
-    assert manifest["scores"] == {"fid": 3.5}
+    assert manifest["scores"]["eval/fid2k/demo-cnn-v1"] == 3.5
     assert loaded.keys() == tensors(12).keys()
     assert torch.equal(loaded["encoder"]["weight"], tensors(12)["encoder"]["weight"])
 
@@ -45,8 +45,49 @@ def test_damage_is_found(tmp_path, damage):
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for step, fid in [(1, 9.0), (2, 1.0), (3, 4.0), (4, None), (5, 2.0)]:
         save(tmp_path, step, fid)
-        checkpoint.rotate(tmp_path, 2, "fid")
+        checkpoint.rotate(tmp_path, 2)
     assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["5", "4", "2"]
+
+
+def test_scores_measured_in_another_way_do_not_compete(tmp_path):
+    save(tmp_path, 1, 5.0)
+    other = {"scores": {"eval/fid2k/demo-cnn-v1": 1.0}, "evaluation": {"held_out": "b"}}
+    checkpoint.save(tmp_path, 2, tensors(2), other)
+    for step in (3, 4):
+        save(tmp_path, step)
+        checkpoint.rotate(tmp_path, 1)
+    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["4", "2", "1"]
+
+
+@pytest.mark.parametrize("file", ["encoder.safetensors", "manifest.json"])
+def test_a_damaged_checkpoint_neither_counts_nor_stays_in_the_way(tmp_path, file, capsys):
+    for step in (1, 2):
+        save(tmp_path, step, 9.0)
+    (tmp_path / "step_00000002" / file).write_bytes(b"")
+    _, manifest = checkpoint.load_newest(tmp_path)
+    assert manifest["step"] == 1
+    assert "put aside as damaged.step_00000002" in capsys.readouterr().err
+    save(tmp_path, 2)
+    checkpoint.rotate(tmp_path, 1)
+    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["2", "1"]
+    for path in checkpoint.newest(tmp_path):
+        (path / file).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"all checkpoints .* are damaged"):
+        checkpoint.load_newest(tmp_path)
+    assert checkpoint.load_newest(tmp_path / "fresh") is None
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def full(path, content):
+        path.write_bytes(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
 
 
 def test_optimizer_state_goes_by_name():
@@ -107,7 +148,3 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     again = main(*arguments, "--trainer.steps", "6", "--trainer.keep", "1")
     assert again.returncode == 0, again.stderr
     assert "going on at step 2" in again.stderr
-
-
-def test_manifest_is_plain_json(tmp_path):
-    assert set(json.loads((save(tmp_path, 1) / "manifest.json").read_text())) == {"step", "scores", "files"}

@@ -41,7 +41,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--data.channels", "2"], ["data.channels", "[1, 3]"]),
         (["--system", "VAE", "--data.size", "33"], ["33 pixels", "data.size"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
-        ([], ["system"]),
+        ([], ["required: system"]),
     ],
 )
 def test_mistakes_are_named(capsys, arguments, words):
@@ -105,7 +105,7 @@ def test_the_order_of_arguments_does_not_matter():
 def test_dropped_settings_of_another_system_are_told(capsys):
     recipe = str(ROOT / "launch" / "recipes" / "digits-vaegan.yaml")
     config = configure(["--config", recipe, "--system", "AE"])
-    assert "AE has no adversarial_weight, binary, discriminator, ternary: dropped" in capsys.readouterr().err
+    assert "AE has no adversarial_weight, discriminator, r1_weight: dropped" in capsys.readouterr().err
     configure(["--config", recipe])
     assert capsys.readouterr().err == ""
     kept = yaml.safe_load(Path(recipe).read_text())["system"]["init_args"]

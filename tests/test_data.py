@@ -61,7 +61,19 @@ def test_reading_by_position_agrees_with_webdataset(numbered):
     assert [shard["nsamples"] for shard in index["shardlist"]] == numbered.counts
 
 
-def test_shards_without_an_index_or_in_a_read_only_folder_read_the_same(numbered):
+def test_shards_in_a_folder_that_cannot_be_written_read_the_same(numbered, monkeypatch):
+    for path in [*numbered.folder.glob("*.npy"), numbered.folder / "index.json"]:
+        path.unlink()
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)  # root may write anywhere
+    assert Shards(numbered.folder).fingerprint() == numbered.fingerprint()
+    assert not list(numbered.folder.glob("*.npy"))
+
+
+def test_shards_without_an_index_get_one(numbered):
     for path in [*numbered.folder.glob("*.npy"), numbered.folder / "index.json"]:
         path.unlink()
     again = Shards(numbered.folder)

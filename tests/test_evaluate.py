@@ -128,6 +128,13 @@ def test_a_non_finite_image_is_an_error_and_no_score(data, demo_cnn):
         evaluator_of(data, demo_cnn, 20)(system)
 
 
+def test_one_held_out_image_is_refused(data, demo_cnn):
+    extractor, test = load_demo_cnn(demo_cnn, 1).eval(), Shards(data.test)
+    test.rows = test.rows[:1]
+    with pytest.raises(ValueError, match="holds 1 image"):
+        Evaluator(Accelerator(cpu=True), extractor, test, data, 20, seed=0)
+
+
 def test_inception_score_needs_its_splits():
     with pytest.raises(ValueError, match="at least 10"):
         InceptionScore(9, 3)
@@ -218,6 +225,8 @@ def test_to_uint8_rounds_and_clamps():
 
 
 def test_keys_are_pinned_and_distinct():
+    """A change would change every draw of every run that is resumed."""
+    assert key(0, 1, "prior") == 8885358499472109132
     assert key(0, 1, "prior") == key(0, 1, "prior") != key(0, 1, "posterior")
     assert key(0, 11, "a") != key(0, 1, "1a")
     assert 0 <= key(123) < 2**63

@@ -122,6 +122,7 @@ def test_initial_activations_have_about_unit_scale():
         (lambda: AE(31, 1), "31 pixels"),
         (lambda: AE(512, 1), "512 pixels"),
         (lambda: VAEGAN(32, 1, feature_layer=1), "no effect"),
+        (lambda: VAEGAN(32, 1, ternary=Optimizer()), "system.ternary has no effect"),
         (lambda: VAEGAN(32, 1, discriminator="both", reconstruction="features"), "feature_discriminator"),
         (lambda: VAEGAN(32, 1, reconstruction="features", feature_discriminator="ternary"), "is ternary"),
         (lambda: VAEGAN(32, 1, reconstruction="features", feature_layer=3), "expected 0 to 2"),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any]) ->
             files[f"{name}.safetensors"] = _write(unfinished / f"{name}.safetensors", safetensors.torch.save(content))
         _write(unfinished / "manifest.json", json.dumps({"step": step, **manifest, "files": files}, indent=1).encode())
         _sync(unfinished)
-        if final.exists():
-            shutil.rmtree(final)
         unfinished.rename(final)
         _sync(folder)
     except OSError:
@@ -67,18 +65,46 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     return tensors, manifest
 
 
-def newest(folder: Path) -> Iterator[Path]:
+def newest(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    return iter(sorted(folder.glob("step_*"), reverse=True))
+    return sorted(folder.glob("step_*"), reverse=True)
 
 
-def rotate(folder: Path, keep: int, score: str) -> None:
-    """Remove all but the newest `keep` and the one whose manifest has the lowest `score`."""
-    paths = list(newest(folder))
-    scores = {path: json.loads((path / "manifest.json").read_text())["scores"].get(score) for path in paths}
-    best = min((path for path in paths if scores[path] is not None), key=lambda path: scores[path], default=None)
-    for path in paths[keep:]:
-        if path != best:
+def load_newest(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
+    """The newest whole checkpoint, or None; damaged ones that are newer are put aside as `damaged.step_*`.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged.
+    """
+    for unfinished in folder.glob(".unfinished.*"):
+        shutil.rmtree(unfinished)
+    paths = newest(folder)
+    for path in paths:
+        try:
+            return load(path)
+        except ValueError as error:
+            aside = path.with_name(f"damaged.{path.name}")
+            print(f"{error}. It is put aside as {aside.name}", file=sys.stderr, flush=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+    if paths:
+        raise ValueError(f"all checkpoints in {folder} are damaged: mend one, or take another --trainer.run_dir")
+    return None
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` and the best by each FID that was measured in one way."""
+    paths = newest(folder)
+    best: dict[str, tuple[float, Path]] = {}
+    for path in paths:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, score in manifest["scores"].items():
+            if name.startswith("eval/fid"):
+                way = json.dumps([name, manifest["evaluation"]])
+                best[way] = min((score, path), best.get(way, (score, path)))
+    kept = {*paths[:keep], *(path for _, path in best.values())}
+    for path in paths:
+        if path not in kept:
             gone = path.with_name(f".unfinished.{path.name}")
             path.rename(gone)
             shutil.rmtree(gone)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch.distributed
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
@@ -15,8 +16,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
 import models
 from data import DataError
 
-# Settings that may change between a run and its continuation: they leave what a step computes as it is. What lies in
-# the data folders is compared by fingerprint instead.
+# Settings that may change between a run and its continuation: they leave what a step computes as it is. The training
+# shards are compared by fingerprint instead; scores measured in another way have no part in which checkpoint is best.
 FREE = frozenset(
     [
         *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "keep")),
@@ -128,7 +129,11 @@ class Config:
         return yaml.safe_load(self.yaml())
 
     def yaml(self) -> str:
-        return self.parser.dump(self.namespace, skip_link_targets=False)
+        return self.parser.dump(self.namespace, skip_link_targets=False, skip_unset=False)
+
+    def settle_precision(self, precision: str) -> None:
+        """Replace an unset precision by the launcher's, so that it is printed, saved and compared."""
+        self.trainer.precision = self.namespace.trainer.precision = precision  # type: ignore[assignment]
 
     @property
     def run_dir(self) -> Path:
@@ -137,7 +142,7 @@ class Config:
 
 
 class Parser(ArgumentParser):
-    """Says a user's mistake in one block, on one process a machine, and exits with code 2."""
+    """Says a user's mistake in one block and exits with code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a system's settings: the outer one speaks
@@ -212,15 +217,25 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
 
 
 def is_first_on_machine() -> bool:
-    """Whether this process speaks for its machine: the launcher's local rank 0, or the only one."""
+    """Whether this process is the launcher's local rank 0, or the only one."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def refuse(message: str) -> NoReturn:
-    """Say a user's mistake in one block, on one process a machine, and exit with code 2."""
-    if is_first_on_machine():
+def _is_first_to_tell() -> bool:
+    """Whether no other process has told of an error: all may meet the same one, or one alone its own."""
+    if not torch.distributed.is_initialized():
+        return is_first_on_machine()
+    try:
+        return torch.distributed.distributed_c10d._get_default_store().add("errors told", 1) == 1
+    except RuntimeError:  # the store's host has told and left
+        return False
+
+
+def refuse(message: str, code: int = 2) -> NoReturn:
+    """Say an error in one block, on one process alone, and exit."""
+    if _is_first_to_tell():
         print(f"error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 @contextmanager
@@ -228,7 +243,7 @@ def refusing() -> Iterator[None]:
     """Before any training: a setting or the data that cannot be is said without a traceback, exit code 2."""
     try:
         yield
-    except (ValueError, DataError) as error:
+    except (ValueError, DataError, OSError) as error:
         refuse(str(error))
 
 
@@ -238,8 +253,7 @@ def stopping() -> Iterator[None]:
     try:
         yield
     except (DataError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+        refuse(str(error), code=1)
 
 
 def _systems() -> str:

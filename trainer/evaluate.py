@@ -90,11 +90,18 @@ class Evaluator:
         data: size and channels
         num: samples from the prior
         seed: of the samples
+
+    Raises:
+        ValueError: there are too few samples or held-out images to compare.
     """
 
     def __init__(self, accelerator: Accelerator, extractor: Extractor, test: Shards, data: Data, num: int, seed: int):
         self.accelerator, self.extractor, self.test, self.data = accelerator, extractor, test, data
         self.num, self.seed = num, seed
+        if len(test) < 2:
+            raise ValueError(
+                f"data.test holds {len(test)} image, and a covariance needs two: bring more, say a thousand"
+            )
         self.fid, self.rfid = self._fid(extractor.dim), self._fid(extractor.dim)
         self.inception_score = self._shared(InceptionScore(num, extractor.classes))
         for index in self._blocks(len(test)):
@@ -103,8 +110,14 @@ class Evaluator:
             self.rfid.update(features, real=True)
 
     @property
-    def fid_name(self) -> str:
-        return f"eval/fid{_count(self.num)}/{self.extractor.name}"
+    def facts(self) -> dict[str, str | int]:
+        """What makes two scores of a name comparable: the extractor's weights and the held-out images."""
+        return {
+            "extractor": self.extractor.name,
+            "extractor_sha256": self.extractor.sha256,
+            "held_out": self.test.fingerprint(),
+            "held_out_images": len(self.test),
+        }
 
     @torch.no_grad()
     def __call__(self, system: System) -> dict[str, float]:
@@ -130,9 +143,9 @@ class Evaluator:
             psnr += (10 * torch.log10(255**2 / error.clamp(min=1e-10))).sum()
         tested, name = _count(len(self.test)), self.extractor.name
         return {
-            self.fid_name: max(0.0, self.fid.compute().item()),
+            f"eval/fid{_count(self.num)}/{name}": max(self.fid.compute().item(), 0.0),
             f"eval/is{_count(self.num)}/{name}": self.inception_score.compute().item(),
-            f"eval/rfid{tested}/{name}": max(0.0, self.rfid.compute().item()),
+            f"eval/rfid{tested}/{name}": max(self.rfid.compute().item(), 0.0),
             f"eval/psnr{tested}": self.accelerator.reduce(psnr, "sum").item() / len(self.test),
             "eval/seconds": time.monotonic() - began,
         }

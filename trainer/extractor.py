@@ -32,6 +32,7 @@ class Extractor(Protocol):
     name: str
     dim: int
     classes: int
+    sha256: str  # of its weights' file
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -47,6 +48,7 @@ class DemoCNN(nn.Module):
     name = "demo-cnn-v1"
     dim = 64
     scale: Tensor
+    sha256: str
 
     def __init__(self, channels: int, classes: int):
         super().__init__()
@@ -79,6 +81,7 @@ class Inception(nn.Module):
     name = "inception-v3"
     dim = 2048
     classes = 1008
+    sha256: str
 
     def __init__(self, weights: Path):
         super().__init__()
@@ -105,7 +108,7 @@ def build(
         extractor = inception(settings.weights)
     else:
         kept = Path(settings.weights or run_dir / "demo-cnn-v1.safetensors")
-        if settings.weights is None and accelerator.is_main_process and not _is_fit(kept, train, test):
+        if settings.weights is None and accelerator.is_main_process and not _is_fit(kept, train, test, data):
             fit(train, test, data, kept)
         accelerator.wait_for_everyone()
         extractor = load_demo_cnn(kept, data.channels)
@@ -119,12 +122,12 @@ def inception(weights: str | None) -> Inception:
         ValueError: there are no weights and no network, or the file is not InceptionV3's weights.
     """
     path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
-    if not path.exists():
-        if weights:
-            raise ValueError(f"evaluate.weights: {path} does not exist; expected torch-fidelity's {INCEPTION_FILE}")
+    if weights and not path.exists():
+        raise ValueError(f"evaluate.weights: {path} does not exist; expected torch-fidelity's {INCEPTION_FILE}")
+    if not weights:
         _download(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would load code, too
         found = Inception(path)
     except Exception as error:  # pickle's, zip's and load_state_dict's many ways to say that a file is another one
         raise ValueError(
@@ -132,18 +135,18 @@ def inception(weights: str | None) -> Inception:
             f"({str(error).splitlines()[0]}); expected torch-fidelity's {INCEPTION_FILE}, not "
             "torchvision's inception_v3, which is another network"
         ) from error
-    del state
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    if digest != INCEPTION_SHA256:
-        found.name = f"inception-v3-weights-{digest}"
+    found.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not found.sha256.startswith(INCEPTION_SHA256):
+        found.name = f"inception-v3-weights-{found.sha256[:8]}"
     return found
 
 
 def _download(path: Path) -> None:
+    """Have one process a machine fetch the weights if they are not there; every process calls this."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     reason = "another process of this machine could not download them"
-    if is_first_on_machine():
+    if is_first_on_machine() and not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
@@ -166,7 +169,8 @@ def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
         ValueError: the file is missing, is not a demo-cnn, or sees other channels.
     """
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)
         classes, seen = len(tensors["head.weight"]), tensors["body.0.weight"].shape[1]
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         raise ValueError(f"evaluate.weights: {path} is no demo-cnn's file: {error}") from error
@@ -174,6 +178,7 @@ def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
         raise ValueError(f"evaluate.weights: {path} sees {seen} channels, but data.channels is {channels}")
     extractor = DemoCNN(channels, classes)
     extractor.load_state_dict(tensors)
+    extractor.sha256 = hashlib.sha256(content).hexdigest()
     return extractor
 
 
@@ -210,19 +215,23 @@ def fit(train: Shards, test: Shards, data: Data, path: Path, images: int = 20_00
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    facts = {"accuracy": accuracy, "train": train.fingerprint(), "test": test.fingerprint()}
+    facts = {"accuracy": accuracy, "data": _identity(train, test, data)}
     unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
     os.replace(unfinished, path)
 
 
-def _is_fit(path: Path, train: Shards, test: Shards) -> bool:
-    """Whether a demo-cnn was trained on these very shards."""
+def _is_fit(path: Path, train: Shards, test: Shards, data: Data) -> bool:
+    """Whether a demo-cnn was trained on these very shards, read like this."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["demo-cnn"])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
         return False
-    return (facts["train"], facts["test"]) == (train.fingerprint(), test.fingerprint())
+    return facts.get("data") == _identity(train, test, data)
+
+
+def _identity(train: Shards, test: Shards, data: Data) -> list[str | int]:
+    return [train.fingerprint(), test.fingerprint(), data.size, data.channels]
 
 
 def _some(shards: Shards, count: int, data: Data) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """A run, top to bottom."""
 
+import copy
 import logging
 import math
-import shutil
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ class Run:
     def __init__(self, config: Config):
         self.config, settings = config, config.trainer
         self.accelerator = _accelerator(settings.precision)
+        config.settle_precision(self.accelerator.mixed_precision)
         self.share, self.micro = shares(settings.batch_size, settings.micro_batch, self.accelerator.num_processes)
 
         torch.manual_seed(key(settings.seed, "weights"))
@@ -83,16 +85,12 @@ class Run:
         self.system.to(self.accelerator.device)
         self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size)
         self.networks = dict(self.system.named_children())
-        self.step = 0
-        tensors, manifest = self._newest_checkpoint()
-        if manifest:
-            self._load_networks(tensors)
-            self.step = manifest["step"]
         for name, network in self.networks.items():
             setattr(self.system, name, self.accelerator.prepare_model(network))
+        self._settle_buckets()
         self.mover = Step(self.accelerator, self.system, settings.share_passes)
-        if manifest:
-            self._load_optimizers(tensors, manifest)
+        self.step = 0
+        self._resume()
 
         self.evaluator = self._evaluator()
         self.panels = self._grid_source()
@@ -154,13 +152,14 @@ class Run:
         failed = self.mover.failed()
         if failed:
             step, player = failed
+            kept = f", and the checkpoints in {self.checkpoints} are intact" if self.checkpoints.exists() else ""
             bad = [
                 name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)
             ]
             raise RunError(
-                f"step {step}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}. No weight was "
-                f"changed since, and the checkpoints in {self.checkpoints} are intact. Start again in another run "
-                f"folder with a lower --system.{player.name}.lr, or with --system.{player.name}.clip"
+                f"step {step + 1}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}. No weight was "
+                f"changed since{kept}. Start again in another run folder with a lower --system.{player.name}.lr, or "
+                f"with --system.{player.name}.clip"
             )
         terms |= {f"{mover.player.name}/lr": mover.player.optimizer.lr for mover in self.mover.movers}
         terms["speed/images_per_second"] = steps * self.config.trainer.batch_size / seconds
@@ -173,15 +172,8 @@ class Run:
             scores = self.evaluator(self.ema.system)
         except FloatingPointError as error:
             raise RunError(f"step {self.step}: the averaged networks' images cannot be scored: {error}") from error
-        facts = {
-            "extractor": self.evaluator.extractor.name,
-            "samples": self.config.evaluate.num,
-            "held_out": self.test and self.test.fingerprint(),
-            "weights": "ema",
-            "seed": self.config.trainer.seed,
-            "world_size": self.accelerator.num_processes,
-        }
-        self.record.scalars(self.step, scores, **facts)
+        facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
+        self.record.scalars(self.step, scores, **self.evaluator.facts, **facts)
         self.record.say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
         return scores
 
@@ -200,15 +192,14 @@ class Run:
         if self.accelerator.is_main_process:
             manifest = {
                 "scores": scores,
+                "evaluation": self.evaluator.facts if self.evaluator else {},
                 "configuration": self.config.resolved(),
                 "data": self.train.fingerprint(),
                 "scalers": {m.player.name: m.scaler.state_dict() for m in self.mover.movers if m.scaler},
             }
             try:
                 checkpoint.save(self.checkpoints, self.step, self._tensors(), manifest)
-                checkpoint.rotate(
-                    self.checkpoints, self.config.trainer.keep, self.evaluator.fid_name if self.evaluator else ""
-                )
+                checkpoint.rotate(self.checkpoints, self.config.trainer.keep)
             except OSError as error:
                 trouble = f"{error.strerror} ({error.filename or self.checkpoints})"
         (trouble,) = broadcast_object_list([trouble])
@@ -226,23 +217,20 @@ class Run:
             for mover in self.mover.movers
         }
 
-    def _newest_checkpoint(self) -> tuple[checkpoint.Tensors, dict[str, Any]]:
-        """The newest whole checkpoint of this run, the same one on every process; empty where there is none."""
-        chosen = None
+    def _resume(self) -> dict[str, Any]:
+        """Load the newest whole checkpoint, the same one on every process. Returns its manifest, empty without one."""
+        found, trouble = None, None
         if self.accelerator.is_main_process:
-            for unfinished in self.checkpoints.glob(".unfinished.*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            for path in checkpoint.newest(self.checkpoints):
-                try:
-                    checkpoint.load(path)
-                    chosen = path
-                    break
-                except ValueError as error:
-                    print(f"{error}: going on from the one before it", file=sys.stderr, flush=True)
-        (chosen,) = broadcast_object_list([chosen])
-        if chosen is None:
-            return {}, {}
-        tensors, manifest = checkpoint.load(chosen)
+            try:
+                found = checkpoint.load_newest(self.checkpoints)
+            except (ValueError, OSError) as error:
+                trouble = str(error)
+        step, trouble = broadcast_object_list([found and found[1]["step"], trouble])
+        if trouble:
+            raise ValueError(trouble)
+        if step is None:
+            return {}
+        tensors, manifest = found or checkpoint.load(self.checkpoints / f"step_{step:08d}")
         changed = differences(manifest["configuration"], self.config.resolved())
         if manifest["data"] != self.train.fingerprint():
             changed.append(f"data.train: other shards than the run began with ({self.train.folder})")
@@ -252,19 +240,34 @@ class Run:
                 + "\n  ".join(changed)
                 + "\nTake the old settings, or another --trainer.run_dir"
             )
-        return tensors, manifest
+        self.step = step
+        self._load_networks(tensors)
+        for mover in self.mover.movers:
+            checkpoint.load_optimizer(mover.parameters, mover.optimizer, tensors[f"optimizer.{mover.player.name}"])
+            if mover.scaler:
+                mover.scaler.load_state_dict(manifest["scalers"][mover.player.name])
+        return manifest
+
+    def _settle_buckets(self) -> None:
+        """Take a step that is then undone, so that every real one, a resumed run's first too, sums gradients alike.
+
+        DDP reorders its buckets after its first backward, and with three processes or more that changes rounding.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        weights = {name: copy.deepcopy(network.state_dict()) for name, network in self.networks.items()}
+        data = self.config.data
+        image = torch.zeros(self.share, data.channels, data.size, data.size, device=self.accelerator.device)
+        blank = Batch(image, slice(0, self.share), self.config.trainer.batch_size, 0, 0)
+        Step(self.accelerator, self.system, self.config.trainer.share_passes)(blank.split(self.micro), 0)
+        for name, network in self.networks.items():
+            network.load_state_dict(weights[name])
 
     def _load_networks(self, tensors: checkpoint.Tensors) -> None:
         for name, network in self.networks.items():
             network.load_state_dict(tensors[name])
         for name, network in self.ema.system.named_children():
             network.load_state_dict(tensors[f"ema.{name}"])
-
-    def _load_optimizers(self, tensors: checkpoint.Tensors, manifest: dict[str, Any]) -> None:
-        for mover in self.mover.movers:
-            checkpoint.load_optimizer(mover.parameters, mover.optimizer, tensors[f"optimizer.{mover.player.name}"])
-            if mover.scaler:
-                mover.scaler.load_state_dict(manifest["scalers"][mover.player.name])
 
     # ---- what it looks at
 
@@ -277,6 +280,8 @@ class Run:
                 "data.test is not set, and evaluations compare with held-out images: name a folder of shards with "
                 "--data.test, or turn them off with --evaluate.every 0"
             )
+        if self.accelerator.is_main_process:
+            print(f"preparing {settings.extractor} and {len(self.test):,} held-out images", file=sys.stderr, flush=True)
         from trainer.evaluate import Evaluator  # torchmetrics takes seconds to import
         from trainer.extractor import build
 
@@ -315,12 +320,18 @@ def _accelerator(precision: str | None) -> Accelerator:
     """The launcher's processes and device, and the precision asked for, or the launcher's.
 
     Raises:
-        ValueError: fp16 on a CPU.
+        ValueError: fp16 on a CPU, or accelerate does not see the launcher's processes as one world.
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     accelerator = Accelerator(
         mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"the launcher started {launched} processes, but each would train alone: for CPU processes set "
+            "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
+        )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         source = "trainer.precision" if precision else "the launcher's --mixed_precision"
         raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
