@@ -21,7 +21,7 @@ def grid(panels: dict[str, Tensor], columns: int = 12, pixels: int = 64) -> Imag
 
     Images smaller than `pixels` are shown a whole number of times larger.
     """
-    n, _, size, _ = next(iter(panels.values())).shape
+    n, size = max(len(images) for images in panels.values()), next(iter(panels.values())).shape[-1]
     scale, gap, title = max(1, pixels // size), 2, 20
     cell = size * scale + gap
     height = math.ceil(n / columns) * cell + title

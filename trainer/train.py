@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -217,8 +217,8 @@ class Run:
             for mover in self.mover.movers
         }
 
-    def _resume(self) -> dict[str, Any]:
-        """Load the newest whole checkpoint, the same one on every process. Returns its manifest, empty without one."""
+    def _resume(self) -> None:
+        """Load the newest whole checkpoint, the same one on every process; without one the run starts at step 0."""
         found, trouble = None, None
         if self.accelerator.is_main_process:
             try:
@@ -229,7 +229,7 @@ class Run:
         if trouble:
             raise ValueError(trouble)
         if step is None:
-            return {}
+            return
         tensors, manifest = found or checkpoint.load(self.checkpoints / f"step_{step:08d}")
         changed = differences(manifest["configuration"], self.config.resolved())
         if manifest["data"] != self.train.fingerprint():
@@ -246,7 +246,6 @@ class Run:
             checkpoint.load_optimizer(mover.parameters, mover.optimizer, tensors[f"optimizer.{mover.player.name}"])
             if mover.scaler:
                 mover.scaler.load_state_dict(manifest["scalers"][mover.player.name])
-        return manifest
 
     def _settle_buckets(self) -> None:
         """Take a step that is then undone, so that every real one, a resumed run's first too, sums gradients alike.
