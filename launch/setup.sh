@@ -19,5 +19,5 @@ fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv ||
     fail "pip could not install uv. Is a package registry reachable (pip's settings, a proxy)?"
 # Without uv: .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
-.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
+.venv/bin/uv pip install --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
     fail "the packages of pyproject.toml could not be installed (they take about 6 GB: is the disk full?)"
