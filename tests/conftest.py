@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from data.prepare import prepare
+from trainer.config import configure
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = [
@@ -44,6 +47,28 @@ def main(digits):
         data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL] if small else []
         command = [*start, str(ROOT / "trainer" / "main.py"), *data, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
+
+    return run
+
+
+@pytest.fixture
+def here(digits, capsys):
+    """Like `main`, but in this process, which saves the seconds of its imports."""
+
+    def run(*arguments) -> SimpleNamespace:
+        from trainer.train import train
+
+        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL]
+        AcceleratorState._reset_state(reset_partial_state=True)
+        capsys.readouterr()
+        try:
+            train(configure([*data, *map(str, arguments)]))
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+        return SimpleNamespace(returncode=code, stderr=capsys.readouterr().err)
 
     return run
 
