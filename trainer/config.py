@@ -69,7 +69,7 @@ class Trainer:
         seed: of the weights, the order of the data and every draw
         run_dir: where all results go; the same command again goes on from there. Unset: runs/RECIPE
         precision: mixed precision; unset: what the launcher was given
-        save_every: steps between checkpoints
+        save_every: steps between checkpoints; every evaluation and the last step save one, too
         log_every: steps between log lines
         keep: newest checkpoints kept, besides the best by FID
         ema_half_life: of the averaged weights, in images

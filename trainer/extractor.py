@@ -158,7 +158,8 @@ def _download(path: Path) -> None:
         raise ValueError(
             f"evaluate.extractor is inception, but its weights are not there, and {reason}. Put {INCEPTION_FILE} (from "
             f"torch-fidelity's releases on GitHub) at {path}, or name it with --evaluate.weights PATH; or take "
-            "--evaluate.extractor demo-cnn, which is trained on labelled shards"
+            "--evaluate.extractor demo-cnn, which is trained on labelled shards, or train without scores: "
+            "--evaluate.every 0"
         )
 
 

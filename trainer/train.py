@@ -130,7 +130,7 @@ class Run:
                 self._draw()
             if logged == self.step:
                 began = time.monotonic()
-        self.record.say(f"finished at step {self.step}: see {self.run_dir}")
+        self.record.say(f"finished at step {self.step}: pictures in {self.run_dir / 'samples'}, curves by make board")
         self.record.close()
         self.accelerator.end_training()
 
