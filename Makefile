@@ -1,7 +1,9 @@
 # make train: sets up, then trains on the embedded digits.    make test: sets up, then checks everything.
+# make compare: sets up, then trains the systems of a comparison and writes a page of them.
 PYTHON ?= python3
 PROCESSES ?= 1
-RECIPE ?= digits-vaegan
+RECIPE ?= digits-vaegan-ternary
+COMPARISON ?= compare-digits
 ARGS ?=
 
 BIN := .venv/bin
@@ -9,10 +11,13 @@ THREADS := $(shell n=$$(nproc); echo $$(( n > $(PROCESSES) ? n / $(PROCESSES) : 
 LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --config_file launch/accelerate.yaml \
 	$(if $(filter-out 1,$(PROCESSES)),--multi_gpu) --num_processes $(PROCESSES) --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: train test test-slow lint setup data board
+.PHONY: train compare test test-slow lint setup data board
 
 train: setup
 	$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
+
+compare: setup
+	$(BIN)/python -m trainer.compare --config launch/recipes/$(COMPARISON).yaml $(ARGS)
 
 test: setup lint
 	$(BIN)/pytest -q $(ARGS)

@@ -1,6 +1,6 @@
 """A rank's share of every global batch, decoded ahead by worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,25 +40,26 @@ def read(shards: Shards, positions: np.ndarray, size: int, channels: int) -> Ima
 
 
 class Batches(Dataset):
-    """A map from step to this rank's rows of the global batch: a pure function, so resuming needs the step alone."""
+    """A map from step to this rank's rows of the global batch, of each data set; a pure function, so resuming needs the
+    step alone."""
 
-    def __init__(self, shards: Shards, order: Order, size: int, channels: int, rows: slice):
-        self.shards, self.order, self.size, self.channels, self.rows = shards, order, size, channels, rows
+    def __init__(self, shards: Sequence[Shards], orders: Sequence[Order], size: int, channels: int, rows: slice):
+        self.sets, self.size, self.channels, self.rows = list(zip(shards, orders, strict=True)), size, channels, rows
 
-    def __getitem__(self, step: int) -> Images | DataError:
+    def __getitem__(self, step: int) -> list[Images] | DataError:
         try:
-            return read(self.shards, self.order[step][self.rows], self.size, self.channels)
+            return [read(shards, order[step][self.rows], self.size, self.channels) for shards, order in self.sets]
         except DataError as error:  # as a value: raised in a worker, it would come wrapped in a traceback's text
             return DataError(f"step {step}: {error}")
 
 
-def load(batches: Batches, steps: range, workers: int, pin_memory: bool = False) -> Iterator[Images]:
+def load(batches: Batches, steps: range, workers: int, pin_memory: bool = False) -> Iterator[list[Images]]:
     """The batches of some steps in order, whatever the number of worker processes (0: decoded when asked for).
 
     Raises:
         DataError: a sample is damaged; names step, shard and member.
     """
-    loader: DataLoader[Images] = DataLoader(
+    loader: DataLoader[list[Images]] = DataLoader(
         batches, sampler=steps, batch_size=None, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_one_thread
     )
     for images in loader:

@@ -1,10 +1,10 @@
 """The standard autoencoder: x -> z -> x'."""
 
+import torch
 from torch import Tensor
 
 from models import losses
-from models.networks import Decoder, Encoder
-from models.networks.blocks import Norm
+from models.networks import Decoder, Encoder, Networks
 from models.system import Batch, Loss, Optimizer, Player, System, check_positive
 
 
@@ -16,9 +16,8 @@ class AE(System):
     Args:
         image_size: pixels a side, from the data
         channels: 1 or 3, from the data
-        latent_dim: numbers per code
-        width: channels of the first convolution; they double with each halving of the size, up to eight times
-        norm: normalisation in encoder and decoder
+        latent_dim: numbers per code, or per position of it
+        networks: settings of the networks
         autoencoder: optimizer of encoder and decoder
 
     Raises:
@@ -32,15 +31,14 @@ class AE(System):
         image_size: int,
         channels: int,
         latent_dim: int = 32,
-        width: int = 32,
-        norm: Norm = "group",
+        networks: Networks = Networks(),
         autoencoder: Optimizer = Optimizer(),
     ):
         super().__init__()
-        check_positive(latent_dim=latent_dim, width=width)
-        self.latent_dim = latent_dim
-        self.encoder = Encoder(image_size, channels, latent_dim, width, norm)
-        self.decoder = Decoder(image_size, channels, latent_dim, width, norm)
+        check_positive(latent_dim=latent_dim)
+        self.latent_shape = networks.latent_shape(image_size, latent_dim)
+        self.encoder = Encoder(networks, image_size, channels, latent_dim)
+        self.decoder = Decoder(networks, image_size, channels, latent_dim)
         self.optimizer = autoencoder
 
     def passes(self, batch: Batch) -> Tensor:
@@ -48,13 +46,17 @@ class AE(System):
 
     def loss(self, batch: Batch, reconstructed: Tensor) -> Loss:
         reconstruction = losses.squared_error(batch.image, reconstructed)
-        return reconstruction, {"reconstruction": reconstruction}
+        return Loss(reconstruction, {"reconstruction": reconstruction})
 
     def players(self) -> list[Player]:
         return [Player("autoencoder", ("encoder", "decoder"), self.loss, self.optimizer)]
 
     def sample(self, z: Tensor) -> Tensor:
         return self.decoder(z)
+
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        code = self.encoder(image)
+        return code, torch.full_like(code, -torch.inf)
 
     def reconstruct(self, image: Tensor) -> Tensor:
         return self.decoder(self.encoder(image))

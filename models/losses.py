@@ -5,7 +5,15 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy, relu, softplus
+
+
+def full(x: Tensor) -> Tensor:
+    """x in fp32 at least: losses are never computed in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+# ---- codes
 
 
 def reparameterize(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
@@ -13,70 +21,208 @@ def reparameterize(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     return mean + (0.5 * log_variance).exp() * noise
 
 
+def gaussian_kl(mean: Tensor, log_variance: Tensor, free_bits: float = 0.0) -> Tensor:
+    """KL(N(mean, sigma^2) || N(0, I)) in nats, summed over the latent's axes (Kingma & Welling 2014, appendix B).
+
+    Each number of a code counts at least `free_bits` nats (Kingma et al. 2016, section C.8, there of a batch's mean;
+    here of each image, so that micro-batches change nothing).
+    """
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return (kl.clamp(min=free_bits) if free_bits else kl).flatten(1).sum(1).mean()
+
+
+def gaussian_likelihood(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """-log N(z; mean, sigma^2) in nats, summed over the latent's axes."""
+    nll = 0.5 * ((z - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
+    return nll.flatten(1).sum(1).mean()
+
+
+# ---- images
+
+Likelihood = Literal["gaussian", "laplace", "bernoulli"]
+
+
 def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
     """1/2 ||target - prediction||^2 summed over all axes but the first: -log N(target; prediction, I) + constant."""
     return 0.5 * (target - prediction).square().flatten(1).sum(1).mean()
 
 
-def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, sigma^2) || N(0, I)) in nats, summed over the latent's axes (Kingma & Welling 2014, appendix B)."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1).mean()
+def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: Tensor | None = None) -> Tensor:
+    """-log p(target | prediction) in nats, summed over pixels, less the constant of a scale of 1.
+
+    Gaussian: ||x - y||^2 / (2 s^2) + D log s. Laplace: |x - y| / s + D log s. Bernoulli: the cross-entropy of pixels
+    taken from [-1, 1] to [0, 1]; it has no scale.
+    """
+    if kind == "bernoulli":
+        p, x = (prediction.float() + 1) / 2, (target.float() + 1) / 2
+        return binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), x, reduction="none").flatten(1).sum(1).mean()
+    error = 0.5 * (target - prediction).square() if kind == "gaussian" else (target - prediction).abs()
+    if log_scale is not None:
+        error = error * (-(2 if kind == "gaussian" else 1) * log_scale).exp() + log_scale
+    return error.flatten(1).sum(1).mean()
+
+
+# ---- discriminators
 
 
 class Mode(NamedTuple):
-    """What a discriminator tells apart: `logits` is the number of its outputs, `chance` a blind one's loss in nats."""
+    """What a discriminator tells apart; `logits` is the number of its outputs."""
 
     name: str
     logits: int
-    chance: float
 
 
 ModeName = Literal["binary", "ternary"]
 MODES: dict[str, Mode] = {
-    "binary": Mode("binary", 1, math.log(2)),  # real | fake
-    "ternary": Mode("ternary", 3, math.log(3)),  # real | reconstructed | generated
+    "binary": Mode("binary", 1),  # real | fake
+    "ternary": Mode("ternary", 3),  # real | reconstructed | generated
 }
+Adversarial = Literal["logistic", "hinge", "least_squares", "relativistic"]
+Opponent = Literal["real", "not_own"]
 
 
 def realness(logits: Tensor) -> Tensor:
-    """s [n] with sigmoid(s) = p(real): the logit [n, 1], or l_real - logsumexp(l_rec, l_gen) of logits [n, 3]."""
+    """s with sigmoid(s) = p(real): the logit of [n, 1, ...], or l_real - logsumexp(l_rec, l_gen) of [n, 3, ...]."""
     if logits.shape[1] == 1:
         return logits[:, 0]
     return logits[:, 0] - logits[:, 1:].logsumexp(1)
 
 
-def judge(real: Tensor, reconstructed: Tensor, generated: Tensor) -> Tensor:
-    """The discriminator's cross-entropy, from its logits on the three kinds of image.
+def on_real(kind: Adversarial, s: Tensor) -> Tensor:
+    """The judge's loss on real images' realness s, and the opponent's on fakes', who wants them called real.
 
-    Binary: half on real, half shared by the fakes (Goodfellow et al. 2014, eq. 1). Ternary: a third each, with
-    -log p_real = softplus(-s) and -log p_own = softplus(s) + softplus(l_other - l_own), s the realness.
+    Logistic: -log sigmoid(s), non-saturating for the opponent (Goodfellow et al. 2014, section 3). Hinge: max(0, 1 - s)
+    (Lim & Ye 2017). Least squares: (t - 1)^2 of t = (s + 1) / 2 (Mao et al. 2017, targets 0 and 1).
     """
-    on_real = softplus(-realness(real)).mean()
-    on_fakes = (softplus(realness(reconstructed)).mean() + softplus(realness(generated)).mean()) / 2
-    if real.shape[1] == 1:
-        return (on_real + on_fakes) / 2
-    apart = (
-        softplus(reconstructed[:, 2] - reconstructed[:, 1]).mean() + softplus(generated[:, 1] - generated[:, 2]).mean()
-    ) / 2
-    return (on_real + 2 * (on_fakes + apart)) / 3
+    return {"logistic": lambda: softplus(-s), "hinge": lambda: relu(1 - s), "least_squares": lambda: (s - 1) ** 2 / 4}[
+        kind
+    ]()
 
 
-def fool(fakes: Tensor) -> Tensor:
-    """The opponent's -log p_real on fakes' logits: the non-saturating loss (Goodfellow et al. 2014, section 3)."""
-    return softplus(-realness(fakes)).mean()
+def on_fake(kind: Adversarial, s: Tensor) -> Tensor:
+    """The judge's loss on fakes' realness s: that of -s on real ones."""
+    return on_real(kind, -s)
 
 
-def r1(real: Tensor, logits: Tensor) -> Tensor:
-    """1/2 E||d s / d x||^2 on real images, s the realness (Mescheder et al. 2018, eq. 9). `real` must require grad."""
-    (gradient,) = torch.autograd.grad(realness(logits).sum(), real, create_graph=True)
+def judge(
+    real: Tensor,
+    *fakes: Tensor,
+    kind: Adversarial = "logistic",
+    class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Tensor:
+    """The discriminator's loss, from its logits [n, 1 or 3, ...] on real images and on each kind of fake.
+
+    Binary: half on real, half shared by the fakes (Goodfellow et al. 2014, eq. 1). Ternary (reconstructed, then
+    generated): by the classes' weights, a third each unless set, the cross-entropy
+    -log p_real = softplus(-s) and -log p_own = softplus(s) + softplus(l_other - l_own), s the realness.
+    Another `kind` replaces the terms in s only; a relativistic one has softplus(s_fake - s_real) of the real image at
+    the same position in their place (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2).
+    """
+    ternary = real.shape[1] == 3
+    shares = _shares(ternary, len(fakes), class_weights)
+    s, s_fakes = realness(real), [realness(fake) for fake in fakes]
+    if kind == "relativistic":
+        among = [share / sum(shares[1:]) for share in shares[1:]]
+        loss = sum(share * softplus(fake - s).mean() for share, fake in zip(among, s_fakes, strict=True))
+    else:
+        loss = shares[0] * on_real(kind, s).mean() + sum(
+            share * on_fake(kind, fake).mean() for share, fake in zip(shares[1:], s_fakes, strict=True)
+        )
+    if ternary:
+        reconstructed, generated = fakes
+        loss = loss + shares[1] * softplus(reconstructed[:, 2] - reconstructed[:, 1]).mean()
+        loss = loss + shares[2] * softplus(generated[:, 1] - generated[:, 2]).mean()
+    assert isinstance(loss, Tensor)
+    return loss
+
+
+def chance(
+    mode: Mode, kind: Adversarial = "logistic", class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> float:
+    """The judge's least loss where all kinds of image look alike: ln 2 for binary, ln 3 for equal classes of three."""
+    real, *fakes = _shares(mode.name == "ternary", 2, class_weights)
+    fake = sum(fakes)
+    blind = {
+        "logistic": _entropy(real, fake),
+        "hinge": 2 * min(real, fake),
+        "least_squares": real * fake,
+        "relativistic": math.log(2),
+    }[kind]
+    return blind + (fake * _entropy(*(share / fake for share in fakes)) if mode.name == "ternary" else 0.0)
+
+
+def fool(fakes: Tensor, kind: Adversarial = "logistic", real: Tensor | None = None) -> Tensor:
+    """The opponent's loss on fakes' logits: the judge's on real images, or -s for hinge (Lim & Ye 2017).
+
+    Relativistic: softplus(s_real - s_fake), which needs the logits of the `real` images at the same positions.
+    """
+    s = realness(fakes)
+    if kind == "relativistic":
+        assert real is not None
+        return softplus(realness(real) - s).mean()
+    return -s.mean() if kind == "hinge" else on_real(kind, s).mean()
+
+
+def not_own(logits: Tensor, own: Literal[1, 2]) -> Tensor:
+    """-log(1 - p_own) of ternary logits on fakes of class `own`: it rests when they are taken for any other kind."""
+    others = [kind for kind in range(3) if kind != own]
+    return softplus(logits[:, own] - logits[:, others].logsumexp(1)).mean()
+
+
+def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """1/2 E||d s / d x||^2, s the realness, over patches its mean: R1 on real images, R2 on fakes.
+
+    (Mescheder et al. 2018, eq. 9 and 10.) `images` must require grad.
+    """
+    s = realness(logits).view(len(logits), -1).mean(1)
+    (gradient,) = torch.autograd.grad(s.sum(), images, create_graph=True)
     return 0.5 * gradient.square().flatten(1).sum(1).mean()
 
 
-def accuracy(real: Tensor, reconstructed: Tensor, generated: Tensor) -> dict[str, Tensor]:
-    """Share of each kind that is named rightly, as `accuracy/KIND`; to a binary discriminator both fakes are "fake"."""
-    kinds = {"real": real, "reconstructed": reconstructed, "generated": generated}
-    if real.shape[1] == 1:
-        right = {kind: (logits[:, 0] > 0) == (kind == "real") for kind, logits in kinds.items()}
-    else:
-        right = {kind: logits.argmax(1) == i for i, (kind, logits) in enumerate(kinds.items())}
-    return {f"accuracy/{kind}": hits.float().mean() for kind, hits in right.items()}
+def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
+    """E max(0, s_real - m_fake)^2 + E max(0, m_real - s_fake)^2 of realness and its running means m.
+
+    (Tseng et al. 2021, eq. 3, one-sided as their code has it.)
+    """
+    return relu(real - mean_fake).square().mean() + relu(mean_real - fake).square().mean()
+
+
+def confusion(logits: dict[str, Tensor], relativistic: bool = False) -> dict[str, Tensor]:
+    """Share of each kind of image that is given each name: `named/KIND/NAME`, rows that sum to 1, and `accuracy/KIND`.
+
+    A binary discriminator calls images real or fake; to it both fakes are "fake". A relativistic one's realness has no
+    zero: there a kind of fake is named rightly where it has less than the real image beside it.
+    """
+    terms = {}
+    if relativistic:
+        s = {kind: realness(values) for kind, values in logits.items()}
+        fakes = (kind for kind in s if kind != "real")
+        return {f"accuracy/{kind}": (s[kind] < s["real"]).to(s[kind].dtype).mean() for kind in fakes}
+    for kind, values in logits.items():
+        ternary = values.shape[1] == 3
+        names = ("real", "reconstructed", "generated") if ternary else ("real", "fake")
+        named = values.argmax(1) if ternary else (values[:, 0] <= 0).long()
+        shares = {name: (named == i).to(values.dtype).mean() for i, name in enumerate(names)}
+        terms[f"accuracy/{kind}"] = shares[kind if kind in names else "fake"]
+        if ternary:
+            terms |= {f"named/{kind}/{name}": share for name, share in shares.items()}
+    return terms
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, largest: float) -> Tensor:
+    """||gradient of the reconstruction|| / ||adversarial gradient||, both at the last layer, in [0, largest].
+
+    (Esser et al. 2021, eq. 7.)
+    """
+    return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0, largest)
+
+
+def _shares(ternary: bool, fakes: int, class_weights: tuple[float, float, float]) -> list[float]:
+    """Each kind's part of a judge's loss, real first; they sum to 1."""
+    if not ternary:
+        return [0.5, *[0.5 / fakes] * fakes]
+    return [weight / sum(class_weights) for weight in class_weights]
+
+
+def _entropy(*shares: float) -> float:
+    return -sum(share * math.log(share) for share in shares)

@@ -1,43 +1,110 @@
 """What the trainer knows of a system: its networks, its passes, and who moves which weights on which loss."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 Terms = dict[str, Tensor]
-Loss = tuple[Tensor, Terms]
+
+
+class Loss(NamedTuple):
+    """What a player lowers, scalars to log, and statistics: tensors whose global mean its `after` gets."""
+
+    value: Tensor
+    terms: Terms
+    statistics: Terms = {}  # noqa: RUF012 - never written to
 
 
 class Batch(Protocol):
-    """What a system sees of a batch; it knows no step, rank or seed.
+    """What a system sees of a batch: images, draws and schedules, but no step, rank or seed.
 
-    `image` is [n, channels, size, size] in [-1, 1].
+    `images` has one entry a data set; `image` is the first one's: [n, channels, size, size] in [-1, 1].
     """
 
-    image: Tensor
+    images: tuple[Tensor, ...]
+
+    @property
+    def image(self) -> Tensor: ...
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The draw `name` from N(0, I), [n, *shape]: the same for every player of a step."""
 
+    def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The draw `name` from U[0, 1), [n, *shape]: the same for every player of a step."""
+
+    def ramp(self, start: int, steps: int) -> float:
+        """What rises linearly from 0 before step `start` to 1 after `steps` more; a jump where `steps` is 0."""
+
+    def due(self, every: int, start: int = 0) -> bool:
+        """Whether this step is `start` or a multiple of `every` after it."""
+
+    def positions(self) -> Tensor:
+        """int64 [n]: where this part's rows are in the global batch."""
+
+    def placed(self, value: Tensor) -> Tensor:
+        """[batch_size, ...] with this part's rows filled: a statistic whose global mean holds every row."""
+
+
+Schedule = Literal["constant", "cosine", "linear"]
+
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Settings of one player's AdamW (Loshchilov & Hutter 2019; Adam at weight_decay 0).
+    """Settings of one player's optimizer.
 
     Args:
         lr: learning rate
         betas: decay of the running means of the gradient and of its square
-        weight_decay: decoupled weight decay
+        weight_decay: of the weights; decoupled from the gradient in adamw
         clip: largest gradient norm over all weights of the player; unset does not clip
+        algorithm: adam (Kingma & Ba 2015) or adamw (Loshchilov & Hutter 2019); alike at weight_decay 0
+        schedule: how the rate falls from `hold` to the run's end
+        warmup: steps in which the rate rises from 0
+        hold: share of the run after which it begins to fall
+        final: share of the rate that is left at the end
     """
 
-    lr: float = 1e-3
+    lr: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.99)
     weight_decay: float = 0.0
     clip: float | None = None
+    algorithm: Literal["adam", "adamw"] = "adamw"
+    schedule: Schedule = "constant"
+    warmup: int = 0
+    hold: float = 0.0
+    final: float = 0.0
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate at a step, 0 the first, of a run of `steps`."""
+        risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        fallen = min(1.0, max(0.0, step / steps - self.hold) / (1 - self.hold))
+        left = {"constant": 1.0, "linear": 1 - fallen, "cosine": (1 + math.cos(math.pi * fallen)) / 2}[self.schedule]
+        final = self.final if self.schedule != "constant" else 1.0
+        return self.lr * risen * (final + (1 - final) * left)
+
+    def check(self, name: str) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            ValueError: naming the setting, as of player `name`.
+        """
+        check_positive(**{f"{name}.lr": self.lr})
+        check_weights(**{f"{name}.weight_decay": self.weight_decay, f"{name}.warmup": self.warmup})
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"system.{name}.betas is {list(self.betas)}, expected two numbers in [0, 1)")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"system.{name}.clip is {self.clip}, expected more than 0; leave it unset not to clip")
+        if not 0 <= self.hold < 1 or not 0 <= self.final <= 1:
+            raise ValueError(
+                f"system.{name}.hold and .final are {self.hold} and {self.final}, expected shares: 0 <= hold < 1 and "
+                "0 <= final <= 1"
+            )
+        if self.schedule == "constant" and (self.hold or self.final):
+            raise ValueError(f"system.{name}.hold and .final have no effect while its schedule is constant")
 
 
 @dataclass(frozen=True)
@@ -47,9 +114,11 @@ class Player:
     Args:
         name: of the player, its optimizer and its settings
         networks: names of the system's children that it may change
-        loss: (batch, passes) -> (loss, terms to log), all scalars
+        loss: (batch, passes) -> Loss
         optimizer: settings of its optimizer
-        every: it moves at steps divisible by this
+        every: it moves at steps `start`, `start` + `every`, ...
+        start: its first step
+        after: called after its move with the global mean of its loss's statistics
 
     Raises:
         ValueError: a setting of its optimizer is out of its range.
@@ -60,26 +129,38 @@ class Player:
     loss: Callable[[Batch, Any], Loss]
     optimizer: Optimizer
     every: int = 1
+    start: int = 0
+    after: Callable[[Terms], None] | None = field(default=None)
 
     def __post_init__(self) -> None:
-        lr, betas, weight_decay, clip = astuple(self.optimizer)
-        setting = f"system.{self.name}"
-        check_positive(**{f"{self.name}.lr": lr})
-        check_weights(**{f"{self.name}.weight_decay": weight_decay})
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"{setting}.betas is {list(betas)}, expected two numbers in [0, 1)")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"{setting}.clip is {clip}, expected more than 0; leave it unset not to clip")
+        self.optimizer.check(self.name)
+
+    def moves(self, step: int) -> bool:
+        return step >= self.start and (step - self.start) % self.every == 0
 
 
 class System(nn.Module, ABC):
     """Networks (the children) and their game. A subclass's typed `__init__` is its configuration.
 
-    `averaged` names the networks that `sample` and `reconstruct` use: those get an exponential moving average.
+    Its children are the networks; those of `frozen` are nobody's to move and no part of a checkpoint. Its own buffers
+    are the statistics that players keep from step to step. What it cannot do (sample, reconstruct, translate) it does
+    not define, and `can` says so.
+
+    `averaged` names the networks that use after training: those get an exponential moving average.
     """
 
     averaged: tuple[str, ...]
-    latent_dim: int
+    frozen: ClassVar[tuple[str, ...]] = ("perceptual",)
+    latent_shape: tuple[int, ...] = ()  # of a prior draw; () where there is no prior
+    domains: int = 1  # data sets that a batch brings images of
+    group: int = 1  # images that a network sees together: micro-batches are multiples of it
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The children that some player moves."""
+        return {name: child for name, child in self.named_children() if name not in self.frozen}
+
+    def can(self, use: Literal["sample", "reconstruct", "posterior", "translate"]) -> bool:
+        return getattr(type(self), use) is not getattr(System, use)
 
     @abstractmethod
     def passes(self, batch: Batch) -> Any:
@@ -89,19 +170,27 @@ class System(nn.Module, ABC):
     def players(self) -> list[Player]:
         """Who moves, in order."""
 
-    @abstractmethod
     def sample(self, z: Tensor) -> Tensor:
-        """Images [n, channels, size, size] in [-1, 1] of prior draws z [n, latent_dim]."""
+        """Images [n, channels, size, size] in [-1, 1] of prior draws z [n, *latent_shape]."""
+        raise NotImplementedError(f"{type(self).__name__} does not sample")
 
-    @abstractmethod
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of z given images, both [n, *latent_shape]; -inf where the code is certain."""
+        raise NotImplementedError(f"{type(self).__name__} has no encoder")
+
     def reconstruct(self, image: Tensor) -> Tensor:
         """Reconstructions of images [n, channels, size, size] in [-1, 1], without noise."""
+        raise NotImplementedError(f"{type(self).__name__} does not reconstruct")
+
+    def translate(self, image: Tensor, direction: Literal["a2b", "b2a"]) -> Tensor:
+        """Images of one domain as of the other, [n, channels, size, size] in [-1, 1]."""
+        raise NotImplementedError(f"{type(self).__name__} does not translate")
 
 
 def freeze_all_but(system: System, names: Iterable[str]) -> None:
     """Let gradients reach the named networks only."""
     names = set(names)
-    for name, network in system.named_children():
+    for name, network in system.networks().items():
         network.requires_grad_(name in names)
 
 

@@ -5,8 +5,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from models import losses
-from models.networks import Decoder, Encoder
-from models.networks.blocks import Norm
+from models.losses import Likelihood
+from models.networks import Decoder, Encoder, Networks
+from models.networks.blocks import Scale
 from models.system import Batch, Loss, Optimizer, Player, System, check_positive, check_weights
 
 
@@ -17,19 +18,22 @@ class Passes(NamedTuple):
 
 
 class VAE(System):
-    """Variational autoencoder (Kingma & Welling 2014); it lowers -log N(x; G(z), I) + b KL(q(z|x) || N(0, I)).
+    """Variational autoencoder (Kingma & Welling 2014); it lowers -log p(x|z) + b KL(q(z|x) || N(0, I)).
 
     Args:
         image_size: pixels a side, from the data
         channels: 1 or 3, from the data
-        latent_dim: numbers per code
-        width: channels of the first convolution; they double with each halving of the size, up to eight times
-        norm: normalisation in encoder and decoder
+        latent_dim: numbers per code, or per position of it
+        networks: settings of the networks
+        likelihood: p(x|z) of a pixel: gaussian, laplace, or bernoulli (of pixels in [0, 1])
+        learned_scale: learn the likelihood's one scale, which is 1 otherwise (Rybkin et al. 2021)
         kl_weight: b of the beta-VAE (Higgins et al. 2017); 1 is the evidence lower bound
-        autoencoder: optimizer of encoder and decoder
+        kl_warmup: steps in which b rises from 0
+        free_bits: nats that each number of a code may hold at no cost (Kingma et al. 2016)
+        autoencoder: optimizer of encoder and decoder, and of the scale
 
     Raises:
-        ValueError: a size or weight is out of its range.
+        ValueError: a size or weight is out of its range, or an option has no effect as set.
     """
 
     averaged = ("encoder", "decoder")
@@ -39,35 +43,50 @@ class VAE(System):
         image_size: int,
         channels: int,
         latent_dim: int = 32,
-        width: int = 32,
-        norm: Norm = "group",
+        networks: Networks = Networks(),
+        likelihood: Likelihood = "gaussian",
+        learned_scale: bool = False,
         kl_weight: float = 1.0,
+        kl_warmup: int = 0,
+        free_bits: float = 0.0,
         autoencoder: Optimizer = Optimizer(),
     ):
         super().__init__()
-        check_positive(latent_dim=latent_dim, width=width)
-        check_weights(kl_weight=kl_weight)
-        self.latent_dim = latent_dim
-        self.kl_weight = kl_weight
-        self.encoder = Encoder(image_size, channels, 2 * latent_dim, width, norm)
-        self.decoder = Decoder(image_size, channels, latent_dim, width, norm)
+        check_positive(latent_dim=latent_dim)
+        check_weights(kl_weight=kl_weight, kl_warmup=kl_warmup, free_bits=free_bits)
+        if learned_scale and likelihood == "bernoulli":
+            raise ValueError("system.learned_scale has no effect while system.likelihood is bernoulli")
+        self.latent_shape = networks.latent_shape(image_size, latent_dim)
+        self.likelihood: Likelihood = likelihood
+        self.kl_weight, self.kl_warmup, self.free_bits = kl_weight, kl_warmup, free_bits
         self.optimizer = autoencoder
+        self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
+        self.decoder = Decoder(networks, image_size, channels, latent_dim)
+        if learned_scale:
+            self.scale = Scale()
 
     def passes(self, batch: Batch) -> Passes:
-        mean, log_variance = self.encoder(batch.image).chunk(2, dim=1)
-        z = losses.reparameterize(mean, log_variance, batch.normal("posterior", (self.latent_dim,)))
+        mean, log_variance = self.posterior(batch.image)
+        z = losses.reparameterize(mean, log_variance, batch.normal("posterior", self.latent_shape))
         return Passes(mean, log_variance, self.decoder(z))
 
     def loss(self, batch: Batch, passes: Passes) -> Loss:
-        reconstruction = losses.squared_error(batch.image, passes.reconstructed)
-        kl = losses.gaussian_kl(passes.mean, passes.log_variance)
-        return reconstruction + self.kl_weight * kl, {"reconstruction": reconstruction, "kl": kl}
+        log_scale = self.scale(passes.reconstructed) if hasattr(self, "scale") else None
+        reconstruction = losses.likelihood(self.likelihood, batch.image, passes.reconstructed, log_scale)
+        kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
+        loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
+        scale = {} if log_scale is None else {"scale": log_scale.exp()}
+        return Loss(loss, {"reconstruction": reconstruction, "kl": kl} | scale)
 
     def players(self) -> list[Player]:
-        return [Player("autoencoder", ("encoder", "decoder"), self.loss, self.optimizer)]
+        return [Player("autoencoder", tuple(self.networks()), self.loss, self.optimizer)]
 
     def sample(self, z: Tensor) -> Tensor:
         return self.decoder(z)
 
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = losses.full(self.encoder(image)).chunk(2, dim=1)
+        return mean, log_variance
+
     def reconstruct(self, image: Tensor) -> Tensor:
-        return self.decoder(self.encoder(image)[:, : self.latent_dim])  # the posterior's mean
+        return self.decoder(self.posterior(image)[0])

@@ -4,13 +4,14 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import losses
-from models.losses import MODES, Mode, ModeName
-from models.networks import Decoder, Discriminator, Encoder
-from models.networks.blocks import Norm, halvings
-from models.system import Batch, Loss, Optimizer, Player, System, check_positive, check_weights
+from models.adversary import Adversary, Images, Judge, mean_fool
+from models.losses import MODES, ModeName, Opponent
+from models.networks import Decoder, Discriminator, Encoder, Networks
+from models.networks.perceptual import Kind, Perceptual
+from models.system import Batch, Loss, Optimizer, Player, System, Terms, check_positive, check_weights
 
 
 class Passes(NamedTuple):
@@ -27,26 +28,35 @@ class VAEGAN(System):
     The `binary` discriminator tells real from fake; the `ternary` one tells real, reconstructed and generated images
     apart, which drives the encoder's codes to match the prior. Each has its own network and its own optimizer.
     Encoder and decoder lower
-    reconstruction_weight * reconstruction + kl_weight * KL + adversarial_weight * (mean of the modes' -log p_real).
+    reconstruction_weight * reconstruction + kl_weight * KL + adversarial_weight * (mean of the modes' fools).
 
     Args:
         image_size: pixels a side, from the data
         channels: 1 or 3, from the data
-        latent_dim: numbers per code
-        width: channels of the first convolution; they double with each halving of the size, up to eight times
-        norm: normalisation in encoder and decoder (the discriminators have none)
+        latent_dim: numbers per code, or per position of it
+        networks: settings of the networks
         discriminator: the modes that play
-        reconstruction: measured as 1/2 squared error of pixels, of a discriminator's features, or of both
-        feature_discriminator: whose features; needed where both modes play and reconstruction is not "pixels"
+        reconstruction: of pixels, of a discriminator's features, or of both
+        likelihood: p(x|z) of pixels, with a scale of 1; features are gaussian
+        feature_discriminator: whose features (from step 0 on, whatever its `start`); needed where both modes play and
+            reconstruction is not "pixels"
         feature_layer: its level whose activations are compared, counted from 0; unset: the last
         reconstruction_weight: of the reconstruction term
+        perceptual_weight: of the distance of x and its reconstruction in a trained network's features; 0 is off
+        perceptual: lpips (of VGG16) or convnext (ConvNeXt-S)
+        perceptual_weights: file of that network's weights, torchvision's
         kl_weight: of KL(q(z|x) || N(0, I))
+        kl_warmup: steps in which it rises from 0
+        free_bits: nats that each number of a code may hold at no cost (Kingma et al. 2016)
         adversarial_weight: of the adversarial term
+        adaptive: also weigh it by the ratio of the two gradients at the decoder's last layer (Esser et al. 2021)
+        adaptive_limit: the largest such ratio
         encoder_adversarial: whether the encoder gets the adversarial gradient of its reconstructions
-        r1_weight: gamma of R1 on the realness scalar; 0 is off
+        opponent: fakes of a ternary game want to be called real, or not to be called what they are (not_own)
+        class_weights: of real, reconstructed and generated images in the ternary judge's loss
         autoencoder: optimizer of encoder and decoder
-        binary: optimizer of the binary discriminator; unset: the same settings as the autoencoder's
-        ternary: optimizer of the ternary discriminator; unset: the same settings as the autoencoder's
+        binary: settings of the binary discriminator, if it plays
+        ternary: settings of the ternary discriminator, if it plays
 
     Raises:
         ValueError: a size or weight is out of its range, or an option has no effect as set.
@@ -59,53 +69,77 @@ class VAEGAN(System):
         image_size: int,
         channels: int,
         latent_dim: int = 32,
-        width: int = 32,
-        norm: Norm = "group",
+        networks: Networks = Networks(),
         discriminator: Literal["binary", "ternary", "both"] = "binary",
         reconstruction: Literal["pixels", "features", "both"] = "pixels",
+        likelihood: Literal["gaussian", "laplace"] = "gaussian",
         feature_discriminator: ModeName | None = None,
         feature_layer: int | None = None,
         reconstruction_weight: float = 1.0,
+        perceptual_weight: float = 0.0,
+        perceptual: Kind = "lpips",
+        perceptual_weights: str | None = None,
         kl_weight: float = 1.0,
+        kl_warmup: int = 0,
+        free_bits: float = 0.0,
         adversarial_weight: float = 10.0,
+        adaptive: bool = False,
+        adaptive_limit: float = 100.0,
         encoder_adversarial: bool = True,
-        r1_weight: float = 0.1,
+        opponent: Opponent = "real",
+        class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
         autoencoder: Optimizer = Optimizer(),
-        binary: Optimizer | None = None,
-        ternary: Optimizer | None = None,
+        binary: Judge | None = None,
+        ternary: Judge | None = None,
     ):
         super().__init__()
-        check_positive(latent_dim=latent_dim, width=width)
+        check_positive(latent_dim=latent_dim, adaptive_limit=adaptive_limit)
         check_weights(
             reconstruction_weight=reconstruction_weight,
+            perceptual_weight=perceptual_weight,
             kl_weight=kl_weight,
+            kl_warmup=kl_warmup,
+            free_bits=free_bits,
             adversarial_weight=adversarial_weight,
-            r1_weight=r1_weight,
         )
-        self.latent_dim = latent_dim
-        self.modes = tuple(MODES.values()) if discriminator == "both" else (MODES[discriminator],)
-        self.reconstruction = reconstruction
-        self.feature_mode, self.feature_layer = self._features(feature_discriminator, feature_layer, image_size)
-        self.reconstruction_weight = reconstruction_weight
-        self.kl_weight = kl_weight
-        self.adversarial_weight = adversarial_weight
-        self.encoder_adversarial = encoder_adversarial
-        self.r1_weight = r1_weight
-        for name, settings in {"binary": binary, "ternary": ternary}.items():
-            if settings is not None and MODES[name] not in self.modes:
-                raise ValueError(f"system.{name} has no effect while system.discriminator is {discriminator}")
-        self.optimizers = {
-            "autoencoder": autoencoder,
-            "binary": binary or autoencoder,
-            "ternary": ternary or autoencoder,
-        }
-        self.encoder = Encoder(image_size, channels, 2 * latent_dim, width, norm)
-        self.decoder = Decoder(image_size, channels, latent_dim, width, norm)
-        for mode in self.modes:
-            self.add_module(f"discriminator_{mode.name}", Discriminator(image_size, channels, mode.logits, width))
+        self.latent_shape = networks.latent_shape(image_size, latent_dim)
+        self.reconstruction, self.likelihood = reconstruction, likelihood
+        self.reconstruction_weight, self.perceptual_weight = reconstruction_weight, perceptual_weight
+        self.kl_weight, self.kl_warmup, self.free_bits = kl_weight, kl_warmup, free_bits
+        self.adversarial_weight, self.encoder_adversarial = adversarial_weight, encoder_adversarial
+        self.adaptive, self.adaptive_limit = adaptive, adaptive_limit
+        self.optimizer = autoencoder
+        self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
+        self.decoder = Decoder(networks, image_size, channels, latent_dim)
 
-    def _features(self, name: ModeName | None, layer: int | None, image_size: int) -> tuple[str, int]:
-        playing = [mode.name for mode in self.modes]
+        playing: list[str] = ["binary", "ternary"] if discriminator == "both" else [discriminator]
+        _check_ternary(playing, opponent, class_weights, ternary)
+        self.adversaries: dict[str, Adversary] = {}
+        for name, given in {"binary": binary, "ternary": ternary}.items():
+            if name not in playing:
+                if given is not None:
+                    raise ValueError(f"system.{name} has no effect while system.discriminator is {discriminator}")
+                continue
+            mode, judge, network = MODES[name], given or Judge(), f"discriminator_{name}"
+            made = Discriminator(
+                networks, image_size, channels, mode.logits, judge.spectral_norm, judge.minibatch_stddev
+            )
+            self.add_module(network, made)
+            game = (opponent, class_weights) if name == "ternary" else ()
+            self.adversaries[name] = Adversary(self, mode, judge, name, network, *game)
+        self.feature_mode, self.feature_layer = self._features(feature_discriminator, feature_layer)
+        if adaptive:
+            self.register_buffer("adaptive_weight", torch.zeros(()))  # from the last step's gradients
+        if bool(perceptual_weight) != bool(perceptual_weights):
+            raise ValueError(
+                f"system.perceptual_weight is {perceptual_weight} and system.perceptual_weights {perceptual_weights}: "
+                "give both, or neither"
+            )
+        if perceptual_weights:
+            self.perceptual = Perceptual(perceptual, perceptual_weights)
+
+    def _features(self, name: ModeName | None, layer: int | None) -> tuple[str, int]:
+        playing = list(self.adversaries)
         if self.reconstruction == "pixels":
             if name is not None or layer is not None:
                 raise ValueError(
@@ -120,66 +154,104 @@ class VAEGAN(System):
             )
         if name is not None and name not in playing:
             raise ValueError(f"system.feature_discriminator is {name}, but system.discriminator is {playing[0]}")
-        levels = halvings(image_size)[1]
+        network = self.get_submodule(f"discriminator_{name or playing[0]}")
+        assert isinstance(network, Discriminator)
+        levels = len(network.levels)
         layer = levels - 1 if layer is None else layer
         if not 0 <= layer < levels:
-            raise ValueError(f"system.feature_layer is {layer}, expected 0 to {levels - 1} at {image_size} pixels")
+            raise ValueError(f"system.feature_layer is {layer}, expected 0 to {levels - 1} for this discriminator")
         return name or playing[0], layer
 
-    def discriminator(self, mode_name: str) -> nn.Module:
-        return self.get_submodule(f"discriminator_{mode_name}")
-
     def passes(self, batch: Batch) -> Passes:
-        mean, log_variance = self.encoder(batch.image).chunk(2, dim=1)
-        z = losses.reparameterize(mean, log_variance, batch.normal("posterior", (self.latent_dim,)))
-        prior = batch.normal("prior", (self.latent_dim,))
+        mean, log_variance = self.posterior(batch.image)
+        z = losses.reparameterize(mean, log_variance, batch.normal("posterior", self.latent_shape))
+        prior = batch.normal("prior", self.latent_shape)
         # Without the encoder's share, the adversarial gradient enters the decoder through a second pass on fixed codes.
         codes = [z, prior] if self.encoder_adversarial else [z, prior, z.detach()]
         images = self.decoder(torch.cat(codes)).chunk(len(codes))
         return Passes(mean, log_variance, images[0], images[1], images[0] if self.encoder_adversarial else images[2])
 
-    def judge(self, mode: Mode, batch: Batch, passes: Passes) -> Loss:
-        discriminator = self.discriminator(mode.name)
-        image = batch.image.detach().requires_grad_(self.r1_weight > 0)
-        real = discriminator(image)
-        reconstructed, generated = discriminator(torch.cat([passes.reconstructed, passes.generated])).chunk(2)
-        loss = losses.judge(real, reconstructed, generated)
-        terms = {"judge": loss, "chance": loss.new_full((), mode.chance)}
-        if self.r1_weight > 0:
-            terms["r1"] = losses.r1(image, real)
-            loss = loss + self.r1_weight * terms["r1"]
-        return loss, terms | losses.accuracy(real, reconstructed, generated)
+    def fakes(self, passes: Passes) -> Images:
+        return {"reconstructed": passes.reconstructed, "generated": passes.generated}
+
+    def judge(self, mode: str, batch: Batch, passes: Passes) -> Loss:
+        return self.adversaries[mode].judge(batch, batch.image, self.fakes(passes))
 
     def loss(self, batch: Batch, passes: Passes) -> Loss:
-        terms = self.reconstruction_terms(batch.image, passes.reconstructed)
-        reconstruction = torch.stack(list(terms.values())).sum()
-        kl = losses.gaussian_kl(passes.mean, passes.log_variance)
-        fakes = torch.cat([passes.fooling, passes.generated])
-        fools = {f"fool/{mode.name}": losses.fool(self.discriminator(mode.name)(fakes)) for mode in self.modes}
-        fool = torch.stack(list(fools.values())).mean()
-        loss = self.reconstruction_weight * reconstruction + self.kl_weight * kl + self.adversarial_weight * fool
-        return loss, terms | {"kl": kl} | fools
+        terms = self.reconstruction_terms(batch, passes.reconstructed)
+        likelihood = torch.stack([value for name, value in terms.items() if name != "perceptual"]).sum()
+        reconstruction = self.reconstruction_weight * likelihood
+        if "perceptual" in terms:
+            reconstruction = reconstruction + self.perceptual_weight * terms["perceptual"]
+        kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
+        loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
+        fakes = self.fakes(passes._replace(reconstructed=passes.fooling))
+        fool, fools = mean_fool(list(self.adversaries.values()), batch, batch.image, fakes)
+        terms |= {"kl": kl} | fools
+        if fool is None:
+            return Loss(loss, terms)
+        if not self.adaptive:
+            return Loss(loss + self.adversarial_weight * fool, terms)
+        # The ratio is that of the plain terms, or it would undo the weight and the ramp.
+        statistics = self._last_layer_gradients(reconstruction, torch.stack(list(fools.values())).mean())
+        weight = self.get_buffer("adaptive_weight").clone()
+        return Loss(loss + weight * self.adversarial_weight * fool, terms | {"adaptive_weight": weight}, statistics)
 
-    def reconstruction_terms(self, image: Tensor, reconstructed: Tensor) -> dict[str, Tensor]:
+    def reconstruction_terms(self, batch: Batch, reconstructed: Tensor) -> Terms:
         """-log p(x|z) on pixels, on the features of a discriminator's layer (Larsen et al. 2016, eq. 7), or both."""
         terms = {}
         if self.reconstruction != "features":
-            terms["reconstruction"] = losses.squared_error(image, reconstructed)
+            terms["reconstruction"] = losses.likelihood(self.likelihood, batch.image, reconstructed)
         if self.reconstruction != "pixels":
-            features = partial(self.discriminator(self.feature_mode), feature_layer=self.feature_layer)
-            terms["reconstruction/features"] = losses.squared_error(features(image), features(reconstructed))
+            adversary = self.adversaries[self.feature_mode]
+            terms["reconstruction/features"] = losses.squared_error(
+                *adversary.features(batch, self.feature_layer, [batch.image, reconstructed])
+            )
+        if self.perceptual_weight:
+            terms["perceptual"] = self.perceptual(batch.image, reconstructed)
         return terms
 
+    def _last_layer_gradients(self, reconstruction: Tensor, fool: Tensor) -> Terms:
+        (last,) = (p for name, p in self.decoder.named_parameters() if name.endswith("last.weight"))
+        # Larger on their way back, or fp16 would lose the smallest; their ratio stays.
+        named = {"reconstruction": 2**12 * reconstruction, "adversarial": 2**12 * fool}
+        return {name: torch.autograd.grad(value, last, retain_graph=True)[0] / 2**12 for name, value in named.items()}
+
+    def _adapt(self, statistics: Terms) -> None:
+        if statistics:
+            weight = losses.adaptive_weight(
+                statistics["reconstruction"], statistics["adversarial"], self.adaptive_limit
+            )
+            kept = self.get_buffer("adaptive_weight")
+            kept.copy_(torch.where(weight.isfinite(), weight, kept))  # fp16 may overflow now and then
+
     def players(self) -> list[Player]:
-        discriminators = [
-            Player(mode.name, (f"discriminator_{mode.name}",), partial(self.judge, mode), self.optimizers[mode.name])
-            for mode in self.modes
-        ]
-        autoencoder = Player("autoencoder", ("encoder", "decoder"), self.loss, self.optimizers["autoencoder"])
+        discriminators = [game.player(partial(self.judge, name)) for name, game in self.adversaries.items()]
+        after = self._adapt if self.adaptive else None
+        autoencoder = Player("autoencoder", ("encoder", "decoder"), self.loss, self.optimizer, after=after)
         return [*discriminators, autoencoder]
 
     def sample(self, z: Tensor) -> Tensor:
         return self.decoder(z)
 
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = losses.full(self.encoder(image)).chunk(2, dim=1)
+        return mean, log_variance
+
     def reconstruct(self, image: Tensor) -> Tensor:
-        return self.decoder(self.encoder(image)[:, : self.latent_dim])  # the posterior's mean
+        return self.decoder(self.posterior(image)[0])
+
+
+def _check_ternary(
+    playing: list[str], opponent: Opponent, class_weights: tuple[float, float, float], ternary: Judge | None
+) -> None:
+    if not all(weight > 0 for weight in class_weights):
+        raise ValueError(f"system.class_weights is {list(class_weights)}, expected three numbers above 0")
+    if "ternary" not in playing:
+        for name, given, default in (("opponent", opponent, "real"), ("class_weights", class_weights, (1, 1, 1))):
+            if given != default:
+                raise ValueError(f"system.{name} has no effect while system.discriminator is binary")
+    elif opponent == "not_own" and (ternary or Judge()).adversarial != "logistic":
+        raise ValueError(
+            "system.opponent is not_own, which is a term of the cross-entropy: set ternary.adversarial logistic"
+        )

@@ -18,8 +18,9 @@ LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "accelerate.yaml")),
     *("--num_cpu_threads_per_process", "1"),
 ]
+NETWORKS = ["--system.networks.family", "dcgan", "--system.networks.width", "8", "--system.latent_dim", "4"]
 SMALL = [
-    *("--data.channels", "1", "--data.workers", "0", "--system.width", "8", "--system.latent_dim", "4"),
+    *("--data.channels", "1", "--data.workers", "0"),
     *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0"),
 ]
 
@@ -36,7 +37,7 @@ def digits(tmp_path_factory) -> Path:
 def main(digits):
     """Run trainer/main.py on the digits with small settings: `main("--system", "AE")`, `processes=2` for two ranks."""
 
-    def run(*arguments, processes: int = 0, cwd=ROOT, small=True, env=None) -> subprocess.CompletedProcess:
+    def run(*arguments, processes: int = 0, cwd=ROOT, small=NETWORKS, env=None) -> subprocess.CompletedProcess:
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(env or {})}
         start = [sys.executable]
@@ -44,7 +45,11 @@ def main(digits):
             start = [*LAUNCH, "--num_processes", "1"]
         elif processes > 1:
             start = [*LAUNCH, "--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
-        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL] if small else []
+        data = (
+            ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL, *small]
+            if small
+            else []
+        )
         command = [*start, str(ROOT / "trainer" / "main.py"), *data, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
 
@@ -55,10 +60,10 @@ def main(digits):
 def here(digits, capsys):
     """Like `main`, but in this process, which saves the seconds of its imports."""
 
-    def run(*arguments) -> SimpleNamespace:
+    def run(*arguments, small=NETWORKS) -> SimpleNamespace:
         from trainer.train import train
 
-        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL]
+        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL, *small]
         AcceleratorState._reset_state(reset_partial_state=True)
         capsys.readouterr()
         try:

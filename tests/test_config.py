@@ -1,5 +1,6 @@
 """A user's mistake is one clear message with exit code 2, before any training; what is given is what is used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--system.latentdim", "3"], ["system.latentdim", "not accepted"]),
         (["--system", "VAE", "--system.autoencoder.rate", "3"], ["system.autoencoder.rate"]),
         (["--system", "AE", "--system.kl_weight", "3"], ["system.kl_weight", "not accepted"]),
-        (["--system", "WGAN"], ["WGAN", "AE, VAE, VAEGAN"]),
+        (["--system", "WGAN"], ["WGAN", "AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN"]),
         (["--system", "VAEGAN", "--system.discriminator", "quaternary"], ["system.discriminator", "ternary"]),
         (["--system", "VAE", "--system.latent_dim", "0"], ["system.latent_dim is 0"]),
         (["--system", "VAE", "--system.autoencoder.lr", "x"], ["system.autoencoder.lr", "float"]),
@@ -68,7 +69,8 @@ def test_a_mistake_is_told_once_a_machine(capsys, monkeypatch):
 def test_settings_reach_their_objects():
     ternary = ["--system.discriminator", "both", "--system.ternary.lr", "0.5"]
     others = ["--data.size", "64", "--trainer.steps", "7", "--evaluate.num", "99"]
-    config = configure([*DATA, "--system", "VAEGAN", *ternary, *others])
+    light = ["--system.networks.family", "dcgan", "--system.networks.norm", "group"]
+    config = configure([*DATA, "--system", "VAEGAN", *light, *ternary, *others])
     system = config.system()
     assert isinstance(system, VAEGAN)
     assert {player.name: player.optimizer.lr for player in system.players()}["ternary"] == 0.5
@@ -90,7 +92,7 @@ def test_paths_in_a_file_are_relative_to_it_and_on_the_command_line_to_the_worki
 
 
 def test_the_resolved_configuration_gives_the_same_run(tmp_path):
-    config = configure([*DATA, "--system", "VAEGAN", "--system.r1_weight", "3", "--trainer.seed", "5"])
+    config = configure([*DATA, "--system", "VAEGAN", "--system.binary.r1_weight", "3", "--trainer.seed", "5"])
     (tmp_path / "config.yaml").write_text(config.yaml())
     again = configure(["--config", str(tmp_path / "config.yaml")])
     assert again.resolved() == config.resolved()
@@ -99,17 +101,36 @@ def test_the_resolved_configuration_gives_the_same_run(tmp_path):
 def test_the_order_of_arguments_does_not_matter():
     recipe = str(ROOT / "launch" / "recipes" / "digits-vaegan.yaml")
     config = configure(["--system.latent_dim", "3", "--system=VAE", "--trainer.steps", "9", "--config", recipe])
-    assert (type(config.system()).__name__, config.system().latent_dim, config.trainer.steps) == ("VAE", 3, 9)
+    assert (type(config.system()).__name__, config.system().latent_shape, config.trainer.steps) == ("VAE", (3,), 9)
 
 
 def test_dropped_settings_of_another_system_are_told(capsys):
     recipe = str(ROOT / "launch" / "recipes" / "digits-vaegan.yaml")
     config = configure(["--config", recipe, "--system", "AE"])
-    assert "AE has no adversarial_weight, discriminator, r1_weight: dropped" in capsys.readouterr().err
+    assert "AE has no adversarial_weight, binary, discriminator: dropped" in capsys.readouterr().err
     configure(["--config", recipe])
     assert capsys.readouterr().err == ""
     kept = yaml.safe_load(Path(recipe).read_text())["system"]["init_args"]
-    assert config.system().latent_dim == kept["latent_dim"]
+    assert config.system().latent_shape == (kept["latent_dim"],)
+
+
+def test_one_setting_over_a_recipes_nested_ones_leaves_the_others():
+    recipe = str(ROOT / "launch" / "recipes" / "digits-vaegan-ternary.yaml")
+    config = configure(["--config", recipe, "--system.ternary.lr", "0.5", "--system.networks.width", "8"])
+    judge, plain = (
+        config.system().players()[0].optimizer,
+        configure(["--config", recipe]).system().players()[0].optimizer,
+    )
+    assert judge == replace(plain, lr=0.5)
+    assert config.namespace.system.init_args.networks.family == "dcgan"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "launch" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_builds_its_system(recipe):
+    if recipe.stem.startswith("compare"):
+        pytest.skip("holds several systems")
+    config = configure(["--config", str(recipe)])
+    assert config.system().players()
 
 
 def test_differences_name_settings_that_matter():

@@ -114,14 +114,14 @@ def test_every_sample_once_an_epoch_and_the_remainder_rotates():
 def test_global_batches_do_not_depend_on_world_size_or_workers(numbered, world, workers):
     order, share = Order(50, 8, seed=0), 8 // world
     parts = [
-        list(load(Batches(numbered, order, 32, 1, slice(r * share, (r + 1) * share)), range(4, 8), workers))
+        list(load(Batches([numbered], [order], 32, 1, slice(r * share, (r + 1) * share)), range(4, 8), workers))
         for r in range(world)
     ]
     for i, step in enumerate(range(4, 8)):
-        whole = torch.cat([part[i].image for part in parts])
+        whole = torch.cat([part[i][0].image for part in parts])
         assert whole.shape == (8, 1, 32, 32)
         assert whole[:, 0, 0, 0].tolist() == order[step].tolist()
-        assert torch.cat([part[i].label for part in parts]).tolist() == [p % 3 for p in order[step]]
+        assert torch.cat([part[i][0].label for part in parts]).tolist() == [p % 3 for p in order[step]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -131,7 +131,7 @@ def test_a_corrupt_image_is_named(tmp_path, workers):
     write(tmp_path / "bad", samples)
     shards = Shards(tmp_path / "bad")
     with pytest.raises(DataError, match=r"step 0: .*bad/00000.tar, member 5.png") as raised:
-        list(load(Batches(shards, Order(8, 8, 0), 32, 1, slice(0, 8)), range(1), workers))
+        list(load(Batches([shards], [Order(8, 8, 0)], 32, 1, slice(0, 8)), range(1), workers))
     assert "Traceback" not in str(raised.value)
 
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT
+from test_systems import SMALL
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from data.loader import read
 from data.shards import Shards, write
-from models import VAE
+from models import VAE, CycleGAN
 from trainer.batch import key, to_uint8
 from trainer.config import Data, Evaluate
-from trainer.evaluate import Evaluator, InceptionScore
+from trainer.evaluate import Codes, Evaluator, InceptionScore, laplacian_variance
 from trainer.extractor import build, fit, inception, load_demo_cnn
 
 
@@ -31,20 +32,20 @@ def data(digits) -> Data:
 @pytest.fixture(scope="module")
 def demo_cnn(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
-    fit(Shards(data.train), Shards(data.test), data, path, steps=300)
+    fit([Shards(data.train)], [Shards(data.test)], data, path, steps=300)
     return path
 
 
 def evaluator_of(data, path, num=200) -> Evaluator:
     extractor = load_demo_cnn(path, 1).eval().requires_grad_(False)
-    return Evaluator(Accelerator(cpu=True), extractor, Shards(data.test), data, num, seed=0)
+    return Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, num, 0, VAE(32, 1, 4, SMALL))
 
 
 class Playback(VAE):
     """A "system" whose samples and reconstructions are given images."""
 
     def __init__(self, samples, reconstruct=lambda image: image):
-        super().__init__(32, 1, 4, 8)
+        super().__init__(32, 1, 4, SMALL)
         self.samples, self.transform, self.at = samples, reconstruct, 0
         self.eval()
 
@@ -89,8 +90,86 @@ def test_perfect_reconstructions_score_perfectly_and_worse_ones_worse(data, demo
     assert shifted["eval/psnr359"] == pytest.approx((10 * torch.log10(255**2 / error)).mean().item(), rel=1e-9)
 
 
+def test_ssim_and_sharpness_of_reconstructions(data, demo_cnn):
+    evaluator = evaluator_of(data, demo_cnn, 20)
+    samples = read(Shards(data.train), np.arange(20), 32, 1).image
+    perfect = evaluator(Playback(samples))
+    assert perfect["eval/ssim359"] == pytest.approx(1)
+    assert perfect["eval/sharpness_reconstructed359"] == pytest.approx(1)
+    blurred = evaluator(Playback(samples, lambda image: torch.nn.functional.avg_pool2d(image, 5, 1, 2)))
+    assert blurred["eval/sharpness_reconstructed359"] < 0.7
+    assert blurred["eval/ssim359"] < 0.9
+
+
+def test_sharpness_is_the_variance_of_scipys_laplacian():
+    from scipy.ndimage import laplace
+
+    image = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+    expected = [laplace(x[0].double().numpy())[1:-1, 1:-1].var(ddof=1) for x in image]
+    torch.testing.assert_close(laplacian_variance(image), torch.tensor(expected))
+
+
+def test_prior_gap_in_closed_form():
+    """The Frechet distance to N(0, I), of codes with known moments; posterior noise counts without being drawn."""
+    accelerator, generator = Accelerator(cpu=True), torch.Generator().manual_seed(0)
+    z = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
+    z = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(z.T.cov(correction=0))).T  # exactly N(0, I)'s moments
+    codes = Codes(3, torch.device("cpu"))
+    for part in z.split(1000):
+        codes.update(part, torch.full_like(part, -torch.inf))
+    gap, active = codes.compute(accelerator)
+    assert gap == pytest.approx(0, abs=1e-9)
+    assert active == 3
+    codes = Codes(3, torch.device("cpu"))
+    mean = z * torch.tensor([2.0, 0.6, 0.0]) + torch.tensor([0.5, 0.0, 0.0])
+    codes.update(mean, torch.tensor([0.0, 0.64, 1.0]).log().expand(4000, 3))  # variances: 4, 0.36 + 0.64, 0 + 1
+    gap, active = codes.compute(accelerator)
+    assert gap == pytest.approx(0.25 + (4**0.5 - 1) ** 2, abs=1e-6)
+    assert active == 2
+    maps = Codes(3, torch.device("cpu"))
+    maps.update(z.view(1000, 2, 2, 3).permute(0, 3, 1, 2), torch.full((1000, 3, 2, 2), -torch.inf))
+    assert maps.compute(accelerator)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_how_well_z_is_recovered(data, demo_cnn):
+    class Reader(Playback):
+        share = 1.0
+
+        def sample(self, z):
+            self.z = z
+            return super().sample(z)
+
+        def posterior(self, image):
+            shape = (len(image), 4)
+            return (self.share * self.z if len(self.z) == len(image) else torch.zeros(shape)), torch.zeros(shape)
+
+    samples = read(Shards(data.train), np.arange(20), 32, 1).image
+    reader = Reader(samples)
+    assert evaluator_of(data, demo_cnn, 20)(reader)["eval/z_recovered20"] == pytest.approx(1)
+    reader = Reader(samples)
+    reader.share = 0.5
+    assert evaluator_of(data, demo_cnn, 20)(reader)["eval/z_recovered20"] == pytest.approx(0.75)
+
+
+def test_translations_are_scored_in_each_direction(data, demo_cnn):
+    """Translators that leave images alone: each direction has the distance between the domains, cycles are perfect."""
+
+    class Lazy(CycleGAN):
+        def translate(self, image, direction):
+            return image
+
+    system = Lazy(32, 1, 4, blocks=1).eval()
+    extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
+    tests = [Shards(data.test), Shards(data.train)]
+    scores = Evaluator(Accelerator(cpu=True), extractor, tests, data, 20, 0, system)(system)
+    there, back = scores["eval/fid359/a2b/demo-cnn-v1"], scores["eval/fid1438/b2a/demo-cnn-v1"]
+    assert there == pytest.approx(back, rel=1e-6)
+    assert 0.01 < there < 2
+    assert scores["eval/cycle_psnr359/a2b"] > 100
+
+
 def test_evaluating_leaves_the_training_randomness_and_repeats_itself(data, demo_cnn):
-    evaluator, system = evaluator_of(data, demo_cnn, 70), VAE(32, 1, 4, 8).eval()
+    evaluator, system = evaluator_of(data, demo_cnn, 70), VAE(32, 1, 4, SMALL).eval()
     state = torch.get_rng_state()
     first = evaluator(system)
     assert torch.equal(state, torch.get_rng_state())
@@ -116,13 +195,13 @@ def test_scores_do_not_depend_on_the_number_of_processes(data, demo_cnn, tmp_pat
 
 def scores_of_a_fresh_vae(data, path) -> dict[str, float]:
     torch.manual_seed(0)
-    scores = evaluator_of(data, path, 100)(VAE(32, 1, 4, 8).eval())
+    scores = evaluator_of(data, path, 100)(VAE(32, 1, 4, SMALL).eval())
     del scores["eval/seconds"]
     return scores
 
 
 def test_a_non_finite_image_is_an_error_and_no_score(data, demo_cnn):
-    system = VAE(32, 1, 4, 8).eval()
+    system = VAE(32, 1, 4, SMALL).eval()
     torch.nn.init.constant_(system.decoder.stem.bias, torch.nan)
     with pytest.raises(FloatingPointError, match="not finite"):
         evaluator_of(data, demo_cnn, 20)(system)
@@ -132,7 +211,7 @@ def test_one_held_out_image_is_refused(data, demo_cnn):
     extractor, test = load_demo_cnn(demo_cnn, 1).eval(), Shards(data.test)
     test.rows = test.rows[:1]
     with pytest.raises(ValueError, match="holds 1 image"):
-        Evaluator(Accelerator(cpu=True), extractor, test, data, 20, seed=0)
+        Evaluator(Accelerator(cpu=True), extractor, [test], data, 20, 0, VAE(32, 1, 4, SMALL))
 
 
 def test_inception_score_needs_its_splits():
@@ -147,7 +226,7 @@ def test_inception_score_of_sure_and_even_predictions_is_the_number_of_classes()
 
 
 def test_demo_cnn_is_the_same_when_trained_again(data, demo_cnn, tmp_path):
-    fit(Shards(data.train), Shards(data.test), data, tmp_path / "again", steps=300)
+    fit([Shards(data.train)], [Shards(data.test)], data, tmp_path / "again", steps=300)
     assert (tmp_path / "again").read_bytes() == demo_cnn.read_bytes()
 
 
@@ -156,10 +235,10 @@ def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tm
     kept.write_bytes(demo_cnn.read_bytes())
     settings, accelerator = Evaluate(extractor="demo-cnn"), Accelerator(cpu=True)
     train, test = Shards(data.train), Shards(data.test)
-    build(settings, data, tmp_path, train, test, accelerator)
+    build(settings, data, tmp_path, [train], [test], accelerator)
     assert kept.read_bytes() == demo_cnn.read_bytes()
     train.rows = train.rows[: len(train) - 1]  # other data
-    build(settings, data, tmp_path, train, test, accelerator)
+    build(settings, data, tmp_path, [train], [test], accelerator)
     assert kept.read_bytes() != demo_cnn.read_bytes()
 
 
@@ -178,7 +257,7 @@ def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
         write(tmp_path / str(kind), samples(kind))
         shards = Shards(tmp_path / str(kind))
         with pytest.raises(ValueError, match=words):
-            fit(shards, shards, data, tmp_path / "never", steps=5)
+            fit([shards], [shards], data, tmp_path / "never", steps=5)
     assert not (tmp_path / "never").exists()
 
 
@@ -213,7 +292,7 @@ def test_inception_without_weights_and_network_says_where_the_file_goes(data, tm
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: a machine without network
     train, test = Shards(data.train), Shards(data.test)
     with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-6726825d\.pth") as raised:
-        build(Evaluate(extractor="inception"), data, tmp_path, train, test, Accelerator(cpu=True))
+        build(Evaluate(extractor="inception"), data, tmp_path, [train], [test], Accelerator(cpu=True))
     assert str(tmp_path) in str(raised.value)
     assert "demo-cnn" in str(raised.value)
 

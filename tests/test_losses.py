@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from models import losses
+from models import Optimizer, losses
+from models.augment import DRAWS, augment
+from models.networks.blocks import minibatch_stddev
+from trainer.batch import Batch
 
 F64 = torch.float64
 
@@ -41,11 +44,107 @@ def test_squared_error_is_a_gaussians_log_likelihood():
     assert losses.squared_error(x, mean).item() == pytest.approx(-log_likelihood.item() - constant, rel=1e-12)
 
 
+KINDS = ["logistic", "hinge", "least_squares", "relativistic"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", losses.MODES.values())
-def test_judge_at_zero_logits_is_chance(mode):
-    blind = torch.zeros(4, mode.logits, dtype=F64)
-    assert losses.judge(blind, blind, blind).item() == pytest.approx(math.log({1: 2, 3: 3}[mode.logits]), rel=1e-12)
-    assert mode.chance == pytest.approx(math.log({1: 2, 3: 3}[mode.logits]))
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (2.0, 1.0, 0.5)])
+def test_chance_is_the_least_loss_of_a_blind_judge(mode, kind, weights):
+    """Found by descent over the logits that all images get."""
+    blind = torch.full((1, mode.logits), 0.1, dtype=F64, requires_grad=True)
+    optimizer = torch.optim.Adam([blind], 0.05)
+    for _ in range(600):
+        optimizer.zero_grad()
+        loss = losses.judge(blind, blind, blind, kind=kind, class_weights=weights)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() == pytest.approx(losses.chance(mode, kind, weights), abs=2e-2 if kind == "hinge" else 1e-4)
+    if kind == "logistic" and weights == (1, 1, 1):
+        assert losses.chance(mode) == pytest.approx(math.log({1: 2, 3: 3}[mode.logits]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adversarial_losses_by_hand(kind):
+    real, fake = torch.tensor([[0.3], [-2.0]], dtype=F64), torch.tensor([[1.5], [0.2]], dtype=F64)
+    s, f = real[:, 0], fake[:, 0]
+    judge, fool = {
+        "logistic": (-(s.sigmoid().log() + (1 - f.sigmoid()).log()) / 2, -f.sigmoid().log()),
+        "hinge": (((1 - s).clamp(min=0) + (1 + f).clamp(min=0)) / 2, -f),
+        "least_squares": ((((s + 1) / 2 - 1) ** 2 + ((f + 1) / 2) ** 2) / 2, ((f + 1) / 2 - 1) ** 2),
+        "relativistic": (-(s - f).sigmoid().log(), -(f - s).sigmoid().log()),
+    }[kind]
+    assert losses.judge(real, fake, kind=kind).item() == pytest.approx(judge.mean().item(), rel=1e-12)
+    assert losses.fool(fake, kind, real).item() == pytest.approx(fool.mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_loss_replaces_the_realness_part_of_the_ternary_judge_only(kind):
+    logits = [torch.randn(5, 3, dtype=F64) for _ in range(3)]
+    s = [losses.realness(x) for x in logits]
+    apart = -sum((logits[i][:, i] - logits[i][:, 1:].logsumexp(1)).mean() for i in (1, 2))  # -log p(own | it is a fake)
+    if kind == "relativistic":
+        part = sum(torch.nn.functional.softplus(s[i] - s[0]).mean() for i in (1, 2)) / 2
+    else:
+        part = (losses.on_real(kind, s[0]).mean() + sum(losses.on_fake(kind, s[i]).mean() for i in (1, 2))) / 3
+    assert losses.judge(*logits, kind=kind).item() == pytest.approx((part + apart / 3).item(), rel=1e-12)
+
+
+def test_class_weights_weigh_the_cross_entropy():
+    logits, weights = [torch.randn(5, 3, dtype=F64) for _ in range(3)], (3.0, 0.5, 1.5)
+    entropy = [torch.nn.functional.cross_entropy(part, torch.full((5,), i)) for i, part in enumerate(logits)]
+    expected = sum(w * e for w, e in zip(weights, entropy, strict=True)) / 5
+    assert losses.judge(*logits, class_weights=weights).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("own", [1, 2])
+def test_not_own_is_minus_log_of_the_other_classes(own):
+    logits = torch.randn(7, 3, dtype=F64)
+    expected = -(1 - logits.softmax(1)[:, own]).log().mean()
+    assert losses.not_own(logits, own).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_likelihoods_are_those_of_torch_distributions():
+    x, y = torch.rand(6, 1, 3, 3, dtype=F64) * 2 - 1, torch.rand(6, 1, 3, 3, dtype=F64) * 1.8 - 0.9
+    log_scale = torch.tensor(-0.7, dtype=F64)
+    for kind, of, constant in (
+        ("gaussian", torch.distributions.Normal, math.log(2 * math.pi) / 2),
+        ("laplace", torch.distributions.Laplace, math.log(2)),
+    ):
+        expected = -of(y, log_scale.exp()).log_prob(x).flatten(1).sum(1).mean() - 9 * constant
+        assert losses.likelihood(kind, x, y, log_scale).item() == pytest.approx(expected.item(), rel=1e-12)
+        plain = -of(y, 1.0).log_prob(x).flatten(1).sum(1).mean() - 9 * constant
+        assert losses.likelihood(kind, x, y).item() == pytest.approx(plain.item(), rel=1e-12)
+    pixels = torch.tensor([[-1.0, 1.0, 1.0]])
+    expected = -torch.distributions.Bernoulli((y + 1) / 2).log_prob(torch.ones_like(y)).flatten(1).sum(1).mean()
+    assert losses.likelihood("bernoulli", torch.ones_like(y), y).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses.likelihood("bernoulli", pixels, pixels).isfinite()
+
+
+def test_free_bits_cost_what_they_grant_and_stop_the_gradient_below():
+    mean = torch.tensor([[0.1, 3.0]], dtype=F64, requires_grad=True)
+    kl = losses.gaussian_kl(mean, torch.zeros(1, 2, dtype=F64), free_bits=0.5)
+    assert kl.item() == pytest.approx(0.5 + 4.5)
+    kl.backward()
+    assert mean.grad.tolist() == [[0.0, 3.0]]
+
+
+def test_gaussian_likelihood_is_that_of_torch_distributions():
+    z, mean, log_variance = (torch.randn(5, 3, dtype=F64) for _ in range(3))
+    expected = -Normal(mean, (0.5 * log_variance).exp()).log_prob(z).sum(1).mean()
+    assert losses.gaussian_likelihood(z, mean, log_variance).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_lecam_by_hand():
+    real, fake, means = torch.tensor([2.0, 0.0]), torch.tensor([1.0, -1.0]), torch.tensor([0.5, -0.5])
+    assert losses.lecam(real, fake, *means).item() == pytest.approx((2.5**2 + 0.5**2) / 2 + (0 + 1.5**2) / 2)
+
+
+def test_adaptive_weight_is_the_ratio_of_norms_within_its_limit():
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.5])
+    assert losses.adaptive_weight(a, b, 100).item() == pytest.approx(10, rel=1e-3)
+    assert losses.adaptive_weight(a, b, 2) == 2
+    assert losses.adaptive_weight(a, torch.zeros(2), 100) == 100
 
 
 def test_ternary_judge_is_the_mean_cross_entropy():
@@ -77,20 +176,149 @@ def test_fooling_raises_realness(outputs):
     assert (losses.realness(logits - 0.1 * logits.grad) > losses.realness(logits)).all()
 
 
-def test_r1_of_a_quadratic():
+def test_penalty_of_a_quadratic():
     x = torch.randn(6, 1, 2, 2, dtype=F64, requires_grad=True)
     logits = x.square().flatten(1).sum(1, keepdim=True)  # its gradient is 2 x
     expected = 0.5 * (4 * x.square()).flatten(1).sum(1).mean()
-    assert losses.r1(x, logits).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert losses.gradient_penalty(x, logits).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_accuracy_counts_each_kind():
+def test_penalty_of_patches_is_that_of_their_mean():
+    x = torch.randn(6, 1, 2, 2, dtype=F64, requires_grad=True)
+    expected = 0.5 * (x / 2).square().flatten(1).sum(1).mean()  # the gradient of the mean of x^2 is 2 x / 4
+    assert losses.gradient_penalty(x, x.square()).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_confusion_counts_each_kind():
     sure = torch.eye(3) * 9
-    real, reconstructed, generated = sure[[0, 0]], sure[[1, 2]], sure[[0, 0]]
-    assert losses.accuracy(real, reconstructed, generated) == {
+    shares = losses.confusion({"real": sure[[0, 0]], "reconstructed": sure[[1, 2]], "generated": sure[[0, 0]]})
+    assert {name: value.item() for name, value in shares.items() if value} == {
         "accuracy/real": 1,
+        "named/real/real": 1,
         "accuracy/reconstructed": 0.5,
-        "accuracy/generated": 0,
+        "named/reconstructed/reconstructed": 0.5,
+        "named/reconstructed/generated": 0.5,
+        "named/generated/real": 1,
     }
     yes, no = torch.ones(2, 1), -torch.ones(2, 1)
-    assert losses.accuracy(yes, no, yes)["accuracy/generated"] == 0
+    binary = losses.confusion({"real": yes, "reconstructed": no, "generated": yes})
+    assert binary == {"accuracy/real": 1, "accuracy/reconstructed": 1, "accuracy/generated": 0}
+
+
+def test_relativistic_verdicts_are_beside_the_real_image():
+    real, fake = torch.tensor([[5.0], [5.0]]), torch.tensor([[4.0], [6.0]])
+    assert losses.confusion({"real": real, "generated": fake}, relativistic=True) == {"accuracy/generated": 0.5}
+
+
+@pytest.mark.parametrize("kinds", [(), ("color",), ("translation",), ("cutout",), ("color", "translation", "cutout")])
+def test_augmentations_are_differentiable_and_a_function_of_their_draws(kinds):
+    image = (torch.rand(4, 3, 32, 32, dtype=F64) - 0.5).requires_grad_()
+    u = torch.rand(4, DRAWS)
+    changed = augment(image, kinds, u)
+    assert changed.shape == image.shape
+    assert torch.equal(changed, augment(image, kinds, u))
+    assert torch.equal(changed[2:], augment(image[2:], kinds, u[2:])), "each image has its own"
+    assert torch.equal(changed, image) == (not kinds)
+    (gradient,) = torch.autograd.grad(changed.square().sum(), image)
+    assert gradient.abs().sum() > 0
+
+
+def test_augmentations_treat_half_precision_as_full():
+    image, u = torch.rand(3, 1, 32, 32).bfloat16(), torch.full((3, DRAWS), 0.9999)  # 1.0 in bf16
+    kinds = ("translation", "cutout")
+    assert torch.equal(augment(image, kinds, u), augment(image.float(), kinds, u))
+
+
+def test_the_deviation_has_a_gradient_in_half_precision():
+    x = torch.ones(2, 1, 2, 2, dtype=torch.float16, requires_grad=True)
+    minibatch_stddev(x, 2).float().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_augmentations_by_hand():
+    image = torch.rand(1, 3, 32, 32) - 0.5
+    middle = torch.full((1, DRAWS), 0.5)
+    torch.testing.assert_close(augment(image, ("color", "translation"), middle), image)  # no change in the middle
+    brighter = middle.clone()
+    brighter[0, 0] = 1.0
+    torch.testing.assert_close(augment(image, ("color",), brighter), image + 0.5)
+    down = middle.clone()
+    down[0, 3] = 0.0
+    moved = augment(image, ("translation",), down)
+    torch.testing.assert_close(moved[:, :, 4:], image[:, :, :-4])
+    assert (moved[:, :, :4] == 0).all()
+    cut = augment(torch.ones(1, 1, 32, 32), ("cutout",), middle)
+    assert (cut == 0).sum() == 16 * 16
+
+
+def test_the_deviation_is_shown_to_runs_of_images():
+    x = torch.randn(4, 2, 3, 3, dtype=F64)
+    x[2:] = x[2]
+    shown = minibatch_stddev(x, 2)
+    assert shown.shape == (4, 3, 3, 3)
+    torch.testing.assert_close(shown[:, :2], x)
+    expected = (x[:2].var(0, unbiased=False) + 1e-8).sqrt().mean()
+    torch.testing.assert_close(shown[:2, 2], expected.expand(2, 3, 3))
+    assert (shown[2:, 2] < 1e-3).all()
+    with pytest.raises(ValueError, match="minibatch_stddev 3 does not divide"):
+        minibatch_stddev(x, 3)
+
+
+def test_lazy_penalties_equal_penalties_in_expectation():
+    """Over n moves, one that counts n times weighs as n that count once."""
+    from dataclasses import replace
+
+    from test_systems import JUDGE, batch_of, vaegan
+
+    shares = []
+    for every in (1, 4):
+        torch.manual_seed(0)
+        system = vaegan(judge=replace(JUDGE, penalty_every=every)).double()
+        player, total = system.players()[0], 0.0
+        for step in range(4):
+            batch = batch_of(dtype=F64, step=step)
+            loss, terms, _ = player.loss(batch, system.passes(batch))
+            total += (loss - terms["judge"]).item()
+        shares.append(total / 4)
+    assert shares[0] == pytest.approx(shares[1], rel=1e-9)
+
+
+def test_rates_at_their_ends():
+    steps = 100
+    for schedule in ("linear", "cosine"):
+        settings = Optimizer(lr=2.0, schedule=schedule, warmup=10, hold=0.5, final=0.1)
+        assert settings.rate(0, steps) == pytest.approx(0.2)
+        assert settings.rate(9, steps) == settings.rate(50, steps) == pytest.approx(2.0)
+        assert settings.rate(75, steps) == pytest.approx(2 * 0.55)
+        assert settings.rate(100, steps) == pytest.approx(0.2)
+    assert Optimizer(lr=2.0).rate(99, steps) == 2.0
+
+
+def test_ramps_at_their_ends():
+    def at(step: int) -> Batch:
+        return Batch((torch.zeros(1),), slice(0, 1), 1, 0, step)
+
+    assert [at(step).ramp(2, 4) for step in (0, 2, 4, 6, 9)] == [0, 0, 0.5, 1, 1]
+    assert [at(step).ramp(2, 0) for step in (1, 2, 3)] == [0, 1, 1]
+    assert [step for step in range(9) if at(step).due(3, 1)] == [1, 4, 7]
+
+
+def test_lpips_is_that_of_torchmetrics(tmp_path):
+    """With the same random VGG16, and torchmetrics' own linear layers."""
+    from torchmetrics.functional.image.lpips import _LPIPS
+    from torchvision.models import vgg16
+
+    from models.networks.perceptual import Perceptual
+
+    backbone = vgg16(weights=None)
+    torch.save(backbone.state_dict(), tmp_path / "vgg16.pth")
+    ours = Perceptual("lpips", str(tmp_path / "vgg16.pth"))
+    theirs = _LPIPS(net="vgg", pnet_rand=True)
+    for part in ("slice1", "slice2", "slice3", "slice4", "slice5"):
+        for name, module in theirs.net.get_submodule(part).named_children():
+            module.load_state_dict(backbone.features[int(name)].state_dict())
+    a, b = torch.rand(2, 3, 64, 64) * 2 - 1, (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    distance = ours(a, b)
+    assert distance.item() == pytest.approx(theirs(a, b).mean().item(), rel=1e-4)
+    distance.backward()
+    assert b.grad.abs().sum() > 0, "it is never under no_grad"

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from conftest import NETWORKS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import checkpoint
@@ -34,7 +35,7 @@ def demo_cnn(main, digits, tmp_path_factory):
 
     path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
     data = Data(str(digits / "train"), str(digits / "test"), 32, 1, 0)
-    fit(Shards(data.train), Shards(data.test), data, path, steps=200)
+    fit([Shards(data.train)], [Shards(data.test)], data, path, steps=200)
     return path
 
 
@@ -82,6 +83,46 @@ def test_resumed_equals_uninterrupted_bit_for_bit(main, here, tmp_path, demo_cnn
     done = here(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "cut")
     assert done.returncode == 0, done.stderr
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut"), "nothing is done twice"
+
+
+@pytest.mark.parametrize("system", ["CycleGAN", "VAEGAN"])
+def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits, tmp_path, system):
+    """The image pool, LeCam's means, spectral norms, the adaptive weight: what players keep is in the checkpoint."""
+    both = [f'["{digits}/{part}", "{digits}/{part}"]' for part in ("train", "test")]
+    of = {
+        "CycleGAN": [
+            *("--data.train", both[0], "--data.test", both[1], "--system.width", "4", "--system.blocks", "1"),
+            *("--system.pool", "20", "--system.binary.lecam_weight", "0.1", "--system.binary.spectral_norm", "true"),
+        ],
+        "VAEGAN": [
+            *(*NETWORKS, "--system.discriminator", "both", "--system.adaptive", "true", "--system.kl_warmup", "5"),
+            *("--system.ternary.lecam_weight", "0.1", "--system.ternary.start", "5"),
+            *("--system.autoencoder.schedule", "cosine"),
+        ],
+    }[system]
+    run = ["--system", system, *of, "--trainer.steps", "8", "--trainer.save_every", "4"]
+    whole = here(*run, "--trainer.run_dir", tmp_path / "whole", small=[])
+    assert whole.returncode == 0, whole.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000008")
+    resumed = here(*run, "--trainer.run_dir", tmp_path / "cut", small=[])
+    assert "going on at step 4 of 8" in resumed.stderr
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    kept = {"CycleGAN": "statistics.pool_b", "VAEGAN": "statistics.adaptive_weight"}[system]
+    assert a[kept].abs().sum() > 0
+    longer = here(*run, "--trainer.steps", "9", "--trainer.run_dir", tmp_path / "cut", small=[])
+    assert longer.returncode == 2, "with a schedule that ends with the run, its length is no free setting"
+    assert "trainer.steps: 8 in the checkpoint, 9 now" in longer.stderr
+
+
+def test_two_sets_are_for_cyclegan_alone(here, digits, tmp_path):
+    sets = f'["{digits}/train", "{digits}/train"]'
+    done = here("--system", "AE", "--data.train", sets, "--trainer.run_dir", tmp_path)
+    assert (done.returncode, "data.train names 2 folders, expected 1 for AE" in done.stderr) == (2, True)
+    done = here("--system", "CycleGAN", "--trainer.run_dir", tmp_path, small=[])
+    assert (done.returncode, "data.train names 1 folder, expected 2 for CycleGAN" in done.stderr) == (2, True)
 
 
 def test_three_processes_resume_bit_for_bit(main, tmp_path):
@@ -154,6 +195,7 @@ def test_the_run_folder(main, tmp_path, demo_cnn, monkeypatch):
         *("autoencoder/reconstruction", "autoencoder/reconstruction/features", "autoencoder/kl"),
         *("autoencoder/fool/binary", "autoencoder/grad_norm", "speed/images_per_second", "speed/data_wait"),
         *("eval/fid64/demo-cnn-v1", "eval/is64/demo-cnn-v1", "eval/rfid359/demo-cnn-v1", "eval/psnr359"),
+        *("eval/ssim359", "eval/prior_gap359", "eval/active_units359", "eval/z_recovered64", "eval/sharpness64"),
     } <= tags
     assert [event.step for event in board.Scalars("eval/fid64/demo-cnn-v1")] == [2, 4]
     assert board.Tags()["images"] == ["real | reconstructed | generated"]

@@ -7,35 +7,37 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import ROOT
 from test_systems import SYSTEMS
 
-from models import Optimizer
 from trainer.batch import Batch
 from trainer.ema import EMA
 from trainer.step import Meter, Step
+from trainer.train import WRAPPING
 
 STEPS = 4
 
 
 def train(name: str, parts: int = 1, share: bool = True, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
-    """Weights after a few steps in float64 of 8 images a step, with R1 and clipping."""
+    """Weights and statistics after a few steps in float64 of 8 images a step, with R1 and clipping."""
     torch.manual_seed(0)
-    clip = Optimizer(lr=1e-3, clip=1.0)
-    system = SYSTEMS[name](autoencoder=clip, **({} if name in ("ae", "vae") else {"r1_weight": 1.0})).double()
+    system = SYSTEMS[name]().double()
     ema = EMA(system, 20, 8)
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[WRAPPING])
     for child, network in list(system.named_children()):
         setattr(system, child, accelerator.prepare_model(network))
-    mover = Step(accelerator, system, share)
+    mover = Step(accelerator, system, STEPS, share)
     rows = slice(rank * 8 // world, (rank + 1) * 8 // world)
     for step in range(STEPS):
-        image = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(step), dtype=torch.float64) * 2 - 1
-        batch = Batch(image[rows], rows, 8, seed=0, step=step)
+        generator = torch.Generator().manual_seed(step)
+        images = [torch.rand(8, 1, 32, 32, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2)]
+        batch = Batch(tuple(image[rows] for image in images), rows, 8, seed=0, step=step)
         mover(batch.split(8 // world // parts), step)
         ema.update(step + 1)
     assert mover.failed() is None
     weights = {key.replace(".module.", "."): value.detach() for key, value in system.named_parameters()}
+    weights |= {key.replace(".module.", "."): value.clone() for key, value in system.named_buffers()}
     terms = {key: torch.tensor(value) for key, value in mover.meter.read(accelerator).items()}
     return weights | terms | {f"ema.{key}": value for key, value in ema.system.named_parameters()}
 
@@ -55,6 +57,25 @@ def test_accumulating_one_two_and_four_parts_is_the_same(name):
     whole = train(name)
     assert distance(whole, train(name, parts=2)) < 1e-10
     assert distance(whole, train(name, parts=4)) < 1e-10
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_moves_under_bf16(name):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        torch.manual_seed(0)
+        system = SYSTEMS[name]()
+        before = {key: value.clone() for key, value in system.named_parameters()}
+        mover = Step(Accelerator(cpu=True, mixed_precision="bf16"), system, STEPS)
+        for step in range(3):
+            images = tuple(torch.rand(4, 1, 32, 32) * 2 - 1 for _ in range(2))
+            mover([Batch(images, slice(0, 4), 4, 0, step)], step)
+        assert mover.failed() is None
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    for key, value in system.named_parameters():
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, before[key]), f"{key} did not move"
 
 
 def test_two_ranks_equal_one(tmp_path):
@@ -84,23 +105,23 @@ def test_two_ranks_equal_one(tmp_path):
 def test_a_non_finite_loss_or_gradient_blocks_every_later_update(where):
     torch.manual_seed(0)
     system = SYSTEMS["binary"]()
-    mover = Step(Accelerator(cpu=True), system)
+    mover = Step(Accelerator(cpu=True), system, 99)
     image = torch.rand(4, 1, 32, 32)
-    mover([Batch(image, slice(0, 4), 4, 0, 0)], 0)
+    mover([Batch((image,), slice(0, 4), 4, 0, 0)], 0)
     before = {key: value.clone() for key, value in system.state_dict().items()}
     moments = {key: value.clone() for key, value in mover.movers[1].optimizer.state[system.decoder.stem.bias].items()}
     if where == "loss":
         broken = torch.where(torch.arange(4)[:, None, None, None] == 2, torch.nan, image)
-        mover([Batch(broken, slice(0, 4), 4, 0, 1)], 1)
+        mover([Batch((broken,), slice(0, 4), 4, 0, 1)], 1)
         expected = "binary"
     else:
         system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
         kept = {key: value.clone() for key, value in system.discriminator_binary.state_dict().items()}
-        mover([Batch(image, slice(0, 4), 4, 0, 1)], 1)
+        mover([Batch((image,), slice(0, 4), 4, 0, 1)], 1)
         assert not torch.equal(kept["head.bias"], system.discriminator_binary.head.bias), "it moved before the failure"
         before |= {f"discriminator_binary.{k}": v.clone() for k, v in system.discriminator_binary.state_dict().items()}
         expected = "autoencoder"
-    mover([Batch(image, slice(0, 4), 4, 0, 2)], 2)
+    mover([Batch((image,), slice(0, 4), 4, 0, 2)], 2)
     failed = mover.failed()
     assert failed is not None
     assert (failed[0], failed[1].name) == (1, expected)
@@ -113,12 +134,12 @@ def test_a_player_moves_at_its_own_steps_only():
     from dataclasses import replace
 
     system = SYSTEMS["binary"]()
-    mover = Step(Accelerator(cpu=True), system)
-    mover.movers[0].player = replace(mover.movers[0].player, every=2)
+    mover = Step(Accelerator(cpu=True), system, 99)
+    mover.movers[0].player = replace(mover.movers[0].player, every=2, start=1)
     for step in range(4):
         before = system.discriminator_binary.head.weight.clone()
-        mover([Batch(torch.rand(4, 1, 32, 32), slice(0, 4), 4, 0, step)], step)
-        assert torch.equal(before, system.discriminator_binary.head.weight) == (step % 2 == 1)
+        mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
+        assert torch.equal(before, system.discriminator_binary.head.weight) == (step % 2 == 0)
 
 
 def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
@@ -127,21 +148,21 @@ def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
     for out, scale in ((plain, None), (scaled, 2.0**16)):
         torch.manual_seed(0)
         system = SYSTEMS["vae"]()
-        mover = Step(Accelerator(cpu=True), system)
+        mover = Step(Accelerator(cpu=True), system, 99)
         if scale:
             mover.movers[0].scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         for step in range(2):
-            mover([Batch(torch.rand(4, 1, 32, 32), slice(0, 4), 4, 0, step)], step)
+            mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
         out.append(torch.cat([p.detach().flatten() for p in system.parameters()]))
     torch.testing.assert_close(plain[0], scaled[0], rtol=0, atol=1e-5)
     before = scaled[0]
     system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
-    mover([Batch(torch.rand(4, 1, 32, 32), slice(0, 4), 4, 0, 2)], 2)
+    mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, 2)], 2)
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in system.parameters()]))
     assert mover.movers[0].scaler.get_scale() == 2.0**15
     assert mover.failed() is None
     for step in range(3, 25):
-        mover([Batch(torch.rand(4, 1, 32, 32), slice(0, 4), 4, 0, step)], step)
+        mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
     assert mover.failed()[0] == 21, "twenty in a row are a failure"
 
 
@@ -176,14 +197,14 @@ def break_rank_one(rank: int) -> dict:
     system, accelerator = SYSTEMS["both"](), Accelerator(cpu=True)
     for child, network in list(system.named_children()):
         setattr(system, child, accelerator.prepare_model(network))
-    mover, rows = Step(accelerator, system), slice(rank * 4, rank * 4 + 4)
+    mover, rows = Step(accelerator, system, 99), slice(rank * 4, rank * 4 + 4)
     before = {}
     for step in range(3):
         image = torch.rand(4, 1, 32, 32)
         if step == 1:
             before = {key: value.clone() for key, value in system.state_dict().items()}
             image[0, 0, 0, 0] = torch.nan if rank == 1 else 0
-        mover([Batch(image, rows, 8, 0, step)], step)
+        mover([Batch((image,), rows, 8, 0, step)], step)
     failed = mover.failed()
     assert failed is not None
     return {"failed": [failed[0], failed[1].name], "before": before, "weights": system.state_dict()}

@@ -1,40 +1,91 @@
 """Gradients land exactly where the table of players says, in the right direction; impossible options are refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
-from models import AE, VAE, VAEGAN, Optimizer
+from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, Judge, Networks, Optimizer
 from models.losses import realness
 from models.networks import Decoder, Discriminator, Encoder
 from models.system import freeze_all_but
 from trainer.batch import Batch
 
+SMALL = Networks("dcgan", 8, "group")
+STEADY = Optimizer(lr=1e-3, clip=1.0)
+JUDGE = Judge(lr=1e-3, clip=1.0, r1_weight=1.0)
+
+
+def vaegan(discriminator="binary", autoencoder=STEADY, networks=SMALL, judge=JUDGE, **settings) -> VAEGAN:
+    playing = ("binary", "ternary") if discriminator == "both" else (discriminator,)
+    judges = {name: judge for name in playing} | {k: settings.pop(k) for k in playing if k in settings}
+    return VAEGAN(32, 1, 4, networks, discriminator, autoencoder=autoencoder, **judges, **settings)
+
+
+def cyclegan(judge=None, **settings) -> CycleGAN:
+    judge = judge or replace(JUDGE, adversarial="least_squares", schedule="linear", hold=0.5)
+    return CycleGAN(32, 1, 4, blocks=1, translators=STEADY, binary=judge, **settings)
+
+
+# Every system, and every option that could break an equivalence.
 SYSTEMS = {
-    "ae": lambda **kw: AE(32, 1, 4, 8, **kw),
-    "vae": lambda **kw: VAE(32, 1, 4, 8, **kw),
-    "binary": lambda **kw: VAEGAN(32, 1, 4, 8, discriminator="binary", **kw),
-    "ternary": lambda **kw: VAEGAN(32, 1, 4, 8, discriminator="ternary", **kw),
-    "both": lambda **kw: VAEGAN(32, 1, 4, 8, discriminator="both", **kw),
-    "features": lambda **kw: VAEGAN(32, 1, 4, 8, reconstruction="features", **kw),
-    "both, both": lambda **kw: VAEGAN(
-        32, 1, 4, 8, discriminator="both", reconstruction="both", feature_discriminator="ternary", feature_layer=1, **kw
+    "ae": lambda: AE(32, 1, 4, SMALL, STEADY),
+    "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=STEADY),
+    "vae, all options": lambda: VAE(32, 1, 4, SMALL, "laplace", True, 2.0, 3, 0.1, STEADY),
+    "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, JUDGE),
+    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, JUDGE),
+    "binary": lambda: vaegan(),
+    "ternary": lambda: vaegan("ternary"),
+    "both": lambda: vaegan("both"),
+    "features": lambda: vaegan(reconstruction="features"),
+    "both, both": lambda: vaegan(
+        "both", reconstruction="both", feature_discriminator="ternary", feature_layer=1, opponent="not_own"
     ),
-    "decoder only": lambda **kw: VAEGAN(32, 1, 4, 8, discriminator="ternary", encoder_adversarial=False, **kw),
+    "decoder only": lambda: vaegan("ternary", encoder_adversarial=False, class_weights=(2.0, 1.0, 1.0)),
+    "residual": lambda: vaegan("ternary", networks=Networks("residual", 8, attention=(8,), blocks=1)),
+    "maps": lambda: vaegan(networks=Networks("dcgan", 8, latent_stride=8, patches=True), likelihood="laplace"),
+    "hinge, lecam, spectral": lambda: vaegan(
+        "ternary", judge=Judge(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0)
+    ),
+    "relativistic, r1 + r2": lambda: vaegan("both", judge=replace(JUDGE, adversarial="relativistic", r2_weight=1.0)),
+    "least squares, lazy": lambda: vaegan(
+        "ternary", judge=replace(JUDGE, adversarial="least_squares", penalty_every=2)
+    ),
+    "augment, deviation": lambda: vaegan(
+        judge=replace(JUDGE, augment=("color", "translation", "cutout"), minibatch_stddev=2), reconstruction="both"
+    ),
+    "adaptive, scheduled": lambda: vaegan(
+        "both", Optimizer(1e-3, schedule="cosine", warmup=2), adaptive=True, ternary=replace(JUDGE, start=1, ramp=2)
+    ),
+    "cyclegan": lambda: cyclegan(pool=11),
+    "cyclegan, lecam": lambda: cyclegan(replace(JUDGE, lecam_weight=0.3, spectral_norm=True), pool=0),
 }
 
 
-def batch_of(n=4, size=32, channels=1, dtype=torch.float32) -> Batch:
-    image = torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return Batch(image.to(dtype), slice(0, n), n, seed=0, step=0)
+def batch_of(n=4, size=32, channels=1, dtype=torch.float32, step=9, domains=2) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.rand(n, channels, size, size, generator=generator) * 2 - 1 for _ in range(domains)]
+    return Batch(tuple(image.to(dtype) for image in images), slice(0, n), n, seed=0, step=step)
+
+
+def awaken(system: nn.Module) -> None:
+    """Move the weights a little, so that branches that begin at 0 pass gradients on."""
+    with torch.no_grad():
+        for parameter in system.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_gradients_land_on_each_players_networks_only(name):
     system = SYSTEMS[name]()
+    awaken(system)
+    if hasattr(system, "adaptive_weight"):
+        system.adaptive_weight.fill_(0.5)
     moved = []
     for player in system.players():
         freeze_all_but(system, player.networks)
-        loss, terms = player.loss(batch_of(), system.passes(batch_of()))
+        loss, terms, _ = player.loss(batch_of(step=10), system.passes(batch_of(step=10)))
         loss.backward()
         for network, module in system.named_children():
             for parameter, value in module.named_parameters():
@@ -49,86 +100,264 @@ def test_gradients_land_on_each_players_networks_only(name):
     assert sorted(moved) == sorted(dict(system.named_children())), "every network is moved by exactly one player"
 
 
-def test_each_mode_has_its_own_network_and_settings():
-    system = VAEGAN(32, 1, 4, 8, discriminator="both", binary=Optimizer(lr=1e-4), ternary=Optimizer(lr=3e-4))
+def test_each_mode_has_its_own_network_settings_and_schedule():
+    binary, ternary = Judge(lr=1e-4, every=2), Judge(lr=3e-4, start=5, betas=(0, 0.9))
+    system = VAEGAN(32, 1, 4, SMALL, "both", binary=binary, ternary=ternary, autoencoder=STEADY)
     table = {player.name: (player.networks, player.optimizer.lr) for player in system.players()}
     assert table == {
         "binary": (("discriminator_binary",), 1e-4),
         "ternary": (("discriminator_ternary",), 3e-4),
         "autoencoder": (("encoder", "decoder"), 1e-3),
     }
+    moves = [[player.name for player in system.players() if player.moves(step)] for step in (0, 1, 4, 5)]
+    assert moves == [
+        ["binary", "autoencoder"],
+        ["autoencoder"],
+        ["binary", "autoencoder"],
+        ["ternary", "autoencoder"],
+    ]
 
 
-@pytest.mark.parametrize("name", ["binary", "ternary"])
-def test_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it_for_the_judge(name):
-    """A shared, undetached graph would give the decoder the judge's gradient: the wrong sign."""
-    system = SYSTEMS[name](reconstruction_weight=0.0, kl_weight=0.0, r1_weight=0.0).double()
-    discriminator = system.discriminator(name)
+SILENT = replace(JUDGE, r1_weight=0.0)
+GAMES = {
+    **{
+        f"{mode}, {kind}": lambda mode=mode, kind=kind: vaegan(
+            mode, reconstruction_weight=0.0, kl_weight=0.0, judge=replace(SILENT, adversarial=kind)
+        )
+        for mode in ("binary", "ternary")
+        for kind in ("logistic", "hinge", "least_squares", "relativistic")
+    },
+    "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, SILENT),
+    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 0.0, STEADY, SILENT),
+    "cyclegan": lambda: cyclegan(
+        replace(SILENT, adversarial="least_squares"), pool=0, cycle_weight=0.0, identity_weight=0.0
+    ),
+}
 
-    def fakes_realness() -> torch.Tensor:
-        passes = system.passes(batch_of(dtype=torch.float64))
-        return realness(discriminator(torch.cat([passes.reconstructed, passes.generated]))).mean()
 
-    before = fakes_realness()
+def fakes_realness(system: nn.Module, beside_real: bool) -> float:
+    """Mean realness of fakes, or how much more of it they have than real images."""
+    batch = batch_of(dtype=torch.float64)
+    passes = system.passes(batch)
+    if isinstance(system, CycleGAN):
+        shown = {"discriminator_a": passes.fake_a, "discriminator_b": passes.fake_b}
+    elif isinstance(system, VAEGAN):
+        shown = {
+            f"discriminator_{mode}": torch.cat([passes.reconstructed, passes.generated]) for mode in system.adversaries
+        }
+    else:
+        shown = {"discriminator_binary": passes if isinstance(system, GAN) else passes.generated}
+    real = {"discriminator_b": batch.images[1]}
+    of = system.get_submodule
+    with torch.no_grad():
+        gaps = [
+            realness(of(name)(fakes)).mean() - beside_real * realness(of(name)(real.get(name, batch.image))).mean()
+            for name, fakes in shown.items()
+        ]
+    return sum(gap.item() for gap in gaps)
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it_for_the_judge(name):
+    """A shared, undetached graph would give the decoder the judge's gradient: the wrong sign (cosine -1)."""
+    system = GAMES[name]().double()
     for player, sign in zip(system.players(), [-1, 1], strict=True):
+        if sign < 0 and system.players()[0].optimizer.adversarial == "least_squares":
+            continue  # its judge moves fakes to -1 from either side
+        before = fakes_realness(system, beside_real=sign < 0)
         freeze_all_but(system, player.networks)
-        loss, _ = player.loss(batch_of(dtype=torch.float64), system.passes(batch_of(dtype=torch.float64)))
+        loss = player.loss(batch_of(dtype=torch.float64), system.passes(batch_of(dtype=torch.float64))).value
         moved = [p for p in system.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, moved)
+        gradients = torch.autograd.grad(loss, moved, allow_unused=True)  # a GAN-VAE's encoder has no part in it
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(moved, gradients, strict=True)]
         with torch.no_grad():
             for parameter, gradient in zip(moved, gradients, strict=True):
                 parameter -= 1e-4 * gradient
-            assert (fakes_realness() - before).item() * sign > 0
+            assert (fakes_realness(system, beside_real=sign < 0) - before) * sign > 0
             for parameter, gradient in zip(moved, gradients, strict=True):
                 parameter += 1e-4 * gradient
 
 
+def test_the_decoders_adversarial_gradient_is_the_fools_alone():
+    """cosine +1 with the gradient of -log p_real, by hand; Pythae's trainer adds the judge's and reaches -1."""
+    system = vaegan(reconstruction_weight=0.0, kl_weight=0.0, adversarial_weight=1.0, judge=SILENT).double()
+    batch = batch_of(dtype=torch.float64)
+    freeze_all_but(system, ("encoder", "decoder"))
+    weights = list(system.decoder.parameters())
+    passes = system.passes(batch)
+    by_hand = -sum(
+        nn.functional.logsigmoid(system.discriminator_binary(x)).mean() / 2
+        for x in (passes.reconstructed, passes.generated)
+    )
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(by_hand, weights, retain_graph=True)])
+    found = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(system.players()[-1].loss(batch, passes).value, weights)]
+    )
+    assert nn.functional.cosine_similarity(found, expected, dim=0).item() == pytest.approx(1)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("adversarial", [True, False])
 def test_encoder_adversarial_decides_whether_the_encoder_hears_the_discriminator(adversarial):
-    system = VAEGAN(32, 1, 4, 8, reconstruction_weight=0.0, kl_weight=0.0, encoder_adversarial=adversarial)
+    system = vaegan(reconstruction_weight=0.0, kl_weight=0.0, encoder_adversarial=adversarial)
     player = system.players()[-1]
     freeze_all_but(system, player.networks)
-    player.loss(batch_of(), system.passes(batch_of()))[0].backward()
+    player.loss(batch_of(), system.passes(batch_of())).value.backward()
     heard = sum(p.grad.abs().sum() for p in system.encoder.parameters() if p.grad is not None)
     assert (heard > 0) == adversarial
     assert all(p.grad.abs().sum() > 0 for p in system.decoder.parameters())
 
 
 def test_players_of_a_step_see_the_same_draw():
-    system = VAE(32, 1, 4, 8)
+    system = VAE(32, 1, 4, SMALL)
     assert torch.equal(system.passes(batch_of()).reconstructed, system.passes(batch_of()).reconstructed)
 
 
+@pytest.mark.parametrize("family", ["dcgan", "residual"])
 @pytest.mark.parametrize(("size", "channels"), [(32, 1), (48, 3), (64, 3), (96, 1), (128, 3), (256, 3)])
-def test_networks_fit_any_size(size, channels):
+def test_networks_fit_any_size(family, size, channels):
     image = torch.rand(2, channels, size, size)
-    assert Encoder(size, channels, 10, 8)(image).shape == (2, 10)
-    assert Decoder(size, channels, 5, 8)(torch.randn(2, 5)).shape == image.shape
-    assert Discriminator(size, channels, 3, 8)(image).shape == (2, 3)
+    settings = Networks(family, 8, blocks=1 if family == "residual" else 2)
+    assert Encoder(settings, size, channels, 10)(image).shape == (2, 10)
+    assert Decoder(settings, size, channels, 5)(torch.randn(2, 5)).shape == image.shape
+    assert Discriminator(settings, size, channels, 3)(image).shape == (2, 3)
 
 
-def test_initial_activations_have_about_unit_scale():
+@pytest.mark.parametrize("stride", [4, 8])
+def test_codes_may_be_maps(stride):
+    settings = Networks("residual", 8, blocks=1, latent_stride=stride)
+    shape = settings.latent_shape(256, 4)
+    assert shape == (4, 256 // stride, 256 // stride)
+    assert Encoder(settings, 256, 3, 8)(torch.rand(1, 3, 256, 256)).shape == (1, 8, *shape[1:])
+    assert Decoder(settings, 256, 3, 4)(torch.randn(1, *shape)).shape == (1, 3, 256, 256)
+
+
+def test_a_patch_sees_70_pixels_at_256_and_16_at_64():
+    for size, pixels in ((256, 70), (128, 34), (64, 16)):
+        network = Discriminator(Networks("dcgan", 4, patches=True), size, 1, 1)
+        image = torch.rand(1, 1, size, size, requires_grad=True)
+        logits = network(image)
+        logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
+        assert (image.grad[0, 0].abs().sum(0) > 0).sum() == pixels
+
+
+@pytest.mark.parametrize("family", ["dcgan", "residual"])
+def test_initial_activations_have_about_unit_scale(family):
+    settings = Networks(family, 16)
     image = torch.randn(64, 3, 64, 64)
-    assert 0.3 < Encoder(64, 3, 10, 16, "none")(image).std() < 3
-    assert 0.2 < Decoder(64, 3, 16, 16, "none")(torch.randn(64, 16)).std() < 1
+    assert 0.1 < Encoder(settings, 64, 3, 10)(image).std() < 3
+    assert 0.2 < Decoder(settings, 64, 3, 16)(torch.randn(64, 16)).std() < 1
+
+
+def test_spectral_norm_iterates_once_a_move_and_finds_the_largest_singular_value():
+    system = vaegan(judge=replace(SILENT, spectral_norm=True))
+    network = system.discriminator_binary
+    u = network.head.parametrizations.weight[0].u.clone()
+    network(batch_of().image)
+    assert torch.equal(u, network.head.parametrizations.weight[0].u), "a forward pass changes nothing"
+    for _ in range(50):
+        system.players()[0].after({})
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            assert torch.linalg.matrix_norm(module.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_the_image_pool_by_hand():
+    """A slot for each fake while there are free ones; then half are swapped for older ones; all from the draws."""
+    system = cyclegan(pool=5)
+    step, seen = 0, []
+    for step in range(6):
+        batch = batch_of(n=3, step=step)
+        fakes = torch.arange(3 * step, 3 * step + 3).float()[:, None, None, None].expand(3, 1, 32, 32)
+        before = system.pool_a[:, 0, 0, 0].clone()
+        shown = system._from_pool(batch, "a", fakes)[:, 0, 0, 0]
+        u = batch.uniform("pool", (2,))
+        for i in range(3):
+            free, slot = 3 * step + i, int(u[i, 1] * 5)
+            swapped = free >= 5 and u[i, 0] < 0.5 and slot < 3 * step
+            replaced = free >= 5 and u[i, 0] < 0.5
+            assert shown[i] == (before[slot] if swapped else fakes[i, 0, 0, 0])
+            if free < 5 or replaced:
+                before_slot = free if free < 5 else slot
+                seen.append((before_slot, fakes[i, 0, 0, 0].item()))
+        placed = {f"fakes/{domain}": batch.placed(fakes) for domain in "ab"}
+        system._after(placed | {"draws": batch.placed(u)})
+        assert system.pool_a[:, 0, 0, 0].tolist() == [dict(seen).get(slot, 0.0) for slot in range(5)]
+    assert any(value > 5 for _, value in seen), "some were swapped"
+
+
+def test_a_discriminator_counts_for_its_opponents_from_its_start_on():
+    judges = {"binary": SILENT, "ternary": replace(SILENT, start=4, ramp=4)}
+    system = VAEGAN(32, 1, 4, SMALL, "both", reconstruction_weight=0, kl_weight=0, adversarial_weight=1, **judges)
+    for step, weights in {3: (1.0, None), 4: (0.5, 0.0), 6: (0.5, 0.25), 8: (0.5, 0.5), 99: (0.5, 0.5)}.items():
+        loss, terms, _ = system.loss(batch_of(step=step), system.passes(batch_of(step=step)))
+        expected = weights[0] * terms["fool/binary"]
+        assert ("fool/ternary" in terms) == (weights[1] is not None)
+        if weights[1] is not None:
+            expected = expected + weights[1] * terms["fool/ternary"]
+        torch.testing.assert_close(loss, expected)
+
+
+def test_an_adaptive_weight_keeps_the_adversarial_weight_and_the_ramp():
+    def pull(weight: float, ramp: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        judge = replace(SILENT, ramp=ramp)
+        system = vaegan(adaptive=True, adversarial_weight=weight, reconstruction_weight=1.0, judge=judge).double()
+        batch, player = batch_of(dtype=torch.float64, step=5), system.players()[-1]
+        player.after(player.loss(batch, system.passes(batch)).statistics)
+        without = system.loss(batch, system.passes(batch)).value
+        kept = system.adaptive_weight.item()
+        system.adaptive_weight.zero_()
+        assert kept > 0
+        return without - system.loss(batch, system.passes(batch)).value
+
+    assert pull(2.0, 0).item() == pytest.approx(2 * pull(1.0, 0).item())
+    assert pull(1.0, 10).item() == pytest.approx(0.5 * pull(1.0, 0).item())
+
+
+def test_systems_say_what_they_can():
+    abilities = {
+        name: {use for use in ("sample", "reconstruct", "posterior", "translate") if SYSTEMS[name]().can(use)}
+        for name in ("ae", "gan", "ganvae", "cyclegan")
+    }
+    everything = {"sample", "reconstruct", "posterior"}
+    assert abilities == {"ae": everything, "gan": {"sample"}, "ganvae": everything, "cyclegan": {"translate"}}
 
 
 @pytest.mark.parametrize(
     ("build", "words"),
     [
         (lambda: VAE(32, 1, latent_dim=0), "system.latent_dim is 0"),
-        (lambda: AE(32, 1, width=-1), "system.width is -1"),
+        (lambda: AE(32, 1, networks=Networks(width=-1)), "system.networks.width is -1"),
+        (lambda: AE(32, 1, networks=Networks("dcgan", attention=(8,))), "system.networks.attention has no effect"),
+        (lambda: AE(32, 1, networks=Networks(attention=(5,))), r"system.networks.attention is \[5\]"),
+        (lambda: AE(32, 1, networks=Networks(latent_stride=16)), "system.networks.latent_stride is 16, expected 8"),
         (lambda: VAE(32, 1, kl_weight=-1), "system.kl_weight is -1"),
+        (lambda: VAE(32, 1, likelihood="bernoulli", learned_scale=True), "system.learned_scale has no effect"),
         (lambda: AE(31, 1), "31 pixels"),
         (lambda: AE(512, 1), "512 pixels"),
         (lambda: VAEGAN(32, 1, feature_layer=1), "no effect"),
-        (lambda: VAEGAN(32, 1, ternary=Optimizer()), "system.ternary has no effect"),
-        (lambda: VAEGAN(32, 1, discriminator="both", reconstruction="features"), "feature_discriminator"),
-        (lambda: VAEGAN(32, 1, reconstruction="features", feature_discriminator="ternary"), "is ternary"),
-        (lambda: VAEGAN(32, 1, reconstruction="features", feature_layer=3), "expected 0 to 2"),
+        (lambda: VAEGAN(32, 1, ternary=Judge()), "system.ternary has no effect"),
+        (lambda: VAEGAN(32, 1, opponent="not_own"), "system.opponent has no effect"),
+        (lambda: VAEGAN(32, 1, class_weights=(1, 2, 1)), "system.class_weights has no effect"),
+        (lambda: vaegan("ternary", class_weights=(1, 0, 1)), "system.class_weights is"),
+        (lambda: vaegan("ternary", opponent="not_own", judge=Judge(adversarial="hinge")), "ternary.adversarial"),
+        (lambda: vaegan("both", reconstruction="features"), "feature_discriminator"),
+        (lambda: vaegan(reconstruction="features", feature_discriminator="ternary"), "is ternary"),
+        (lambda: vaegan(reconstruction="features", feature_layer=3), "expected 0 to 2"),
+        (lambda: vaegan(perceptual_weight=1.0), "perceptual_weights None"),
+        (lambda: vaegan(perceptual_weight=1.0, perceptual_weights="none.pth"), "none.pth is not torchvision's"),
         (lambda: VAE(32, 1, autoencoder=Optimizer(lr=-1)).players(), "system.autoencoder.lr is -1"),
         (lambda: VAE(32, 1, autoencoder=Optimizer(betas=(1, 0.9))).players(), "system.autoencoder.betas"),
         (lambda: VAE(32, 1, autoencoder=Optimizer(clip=0)).players(), "system.autoencoder.clip is 0"),
+        (lambda: VAE(32, 1, autoencoder=Optimizer(hold=0.5)).players(), "system.autoencoder.hold and .final have no"),
+        (lambda: VAE(32, 1, autoencoder=Optimizer(hold=1, schedule="linear")).players(), "0 <= hold < 1"),
+        (lambda: GAN(32, 1, binary=Judge(r1_weight=0, penalty_every=2)), "system.binary.penalty_every has no effect"),
+        (lambda: GAN(32, 1, binary=Judge(start=3)), "system.binary.start and .ramp have no effect in a GAN"),
+        (lambda: GAN(32, 1, binary=Judge(minibatch_stddev=1)), "system.binary.minibatch_stddev is 1"),
+        (lambda: AE(32, 1, networks=Networks("dcgan", blocks=3)), "system.networks.blocks has no effect"),
+        (lambda: GAN(32, 1, binary=Judge(every=0)), "system.binary.every is 0"),
+        (lambda: GAN(32, 1, binary=Judge(lecam_decay=1)), "system.binary.lecam_decay is 1"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(build, words):

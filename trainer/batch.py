@@ -4,6 +4,7 @@ A draw depends on (seed, step, name, position in the global batch) alone.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,38 +32,78 @@ def to_uint8(image: Tensor) -> Tensor:
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def prior(seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """z [n, *shape] of samples with some indices [n]: each by a generator of its own, so that blocks change nothing."""
+    generator = torch.Generator()
+    draws = [torch.randn(shape, generator=generator.manual_seed(key(seed, "evaluate", i))) for i in index.tolist()]
+    return torch.stack(draws)
+
+
 @dataclass
 class Batch:
     """Some rows of a global batch.
 
     Args:
-        image: [n, channels, size, size] in [-1, 1]
+        images: of each data set, [n, channels, size, size] in [-1, 1]
         rows: their positions in the global batch
         batch_size: of the global batch
         seed: of the run
         step: of the run
     """
 
-    image: Tensor
+    images: tuple[Tensor, ...]
     rows: slice
     batch_size: int
     seed: int
     step: int
+
+    @property
+    def image(self) -> Tensor:
+        """Of the first data set."""
+        return self.images[0]
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The draw `name` from N(0, I), [n, *shape]: made for the global batch, then sliced.
 
         A draw for some rows alone would not do: the first rows of a longer draw are other numbers.
         """
+        return self._draw(torch.randn, name, shape)
+
+    def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The draw `name` from U[0, 1), [n, *shape]."""
+        return self._draw(torch.rand, name, shape)
+
+    def _draw(self, of: Callable[..., Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
         generator = torch.Generator(self.image.device).manual_seed(key(self.seed, self.step, name))
-        draw = torch.randn((self.batch_size, *shape), generator=generator, device=self.image.device)
+        draw = of((self.batch_size, *shape), generator=generator, device=self.image.device)
         return draw[self.rows].to(self.image.dtype)
+
+    def ramp(self, start: int, steps: int) -> float:
+        """0 before step `start`, then rising linearly to 1 after `steps` more."""
+        since = self.step - start
+        return float(since >= 0) if not steps else min(1.0, max(0.0, since / steps))
+
+    def due(self, every: int, start: int = 0) -> bool:
+        """Whether this step is `start` or a multiple of `every` after it."""
+        return self.step >= start and (self.step - start) % every == 0
+
+    def positions(self) -> Tensor:
+        """int64 [n]: where these rows are in the global batch."""
+        return torch.arange(self.rows.start, self.rows.stop, device=self.image.device)
+
+    def placed(self, value: Tensor) -> Tensor:
+        """[batch_size, ...]: `value` in these rows, zero in the others, such that the mean over all parts of a global
+        batch holds every row."""
+        # In float64 the scaling is undone to the bit by any number of parts, once rounded back.
+        whole = value.new_zeros((self.batch_size, *value.shape[1:]), dtype=torch.float64)
+        whole[self.rows] = value.double() * (self.batch_size / len(value))
+        return whole
 
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of `size` rows."""
         return [
-            Batch(image, slice(self.rows.start + i * size, self.rows.start + (i + 1) * size), *self._source())
-            for i, image in enumerate(self.image.split(size))
+            Batch(images, slice(self.rows.start + i * size, self.rows.start + (i + 1) * size), *self._source())
+            for i, images in enumerate(zip(*(image.split(size) for image in self.images), strict=True))
         ]
 
     def _source(self) -> tuple[int, int, int]:

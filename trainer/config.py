@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import torch.distributed
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 import models
 from data import DataError
@@ -44,18 +44,26 @@ class Data:
     """Data.
 
     Args:
-        train: folder of WebDataset shards to learn from
-        test: folder of held-out shards that evaluations compare with
+        train: folder of WebDataset shards to learn from; a list of two for CycleGAN
+        test: folder of held-out shards that evaluations compare with; as many as train
         size: pixels a side, 32 to 256: images are resized and cropped to it when read
         channels: 1 (grey) or 3 (colour)
         workers: processes a rank that decode ahead; 0 decodes in the training process
     """
 
-    train: Location
-    test: Location | None = None
+    train: Location | list[Location]
+    test: Location | list[Location] | None = None
     size: int = 32
     channels: Literal[1, 3] = 3
     workers: NonNegativeInt = 2
+
+    @property
+    def trains(self) -> list[str]:
+        return [*self.train] if isinstance(self.train, list) else [self.train]
+
+    @property
+    def tests(self) -> list[str]:
+        return [*self.test] if isinstance(self.test, list) else [self.test] if self.test else []
 
 
 @dataclass
@@ -73,6 +81,7 @@ class Trainer:
         log_every: steps between log lines
         keep: newest checkpoints kept, besides the best by FID
         ema_half_life: of the averaged weights, in images
+        ema_ramp: it is at most this share of the images seen
         share_passes: make encoder and decoder passes once a step where possible; off saves memory, not the result
     """
 
@@ -86,6 +95,7 @@ class Trainer:
     log_every: PositiveInt = 50
     keep: PositiveInt = 2
     ema_half_life: PositiveInt = 10_000
+    ema_ramp: PositiveFloat = 0.05
     share_passes: bool = True
 
 
@@ -144,10 +154,12 @@ class Config:
 class Parser(ArgumentParser):
     """Says a user's mistake in one block and exits with code 2."""
 
+    hint = "See python trainer/main.py --help, or --system.help NAME for a system's settings."
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a system's settings: the outer one speaks
             super().error(message, ex)
-        refuse(f"{_plain(message)}\nSee python trainer/main.py --help, or --system.help NAME for a system's settings.")
+        refuse(f"{plain(message)}\n{self.hint}")
 
 
 def parser() -> ArgumentParser:
@@ -164,7 +176,7 @@ def parser() -> ArgumentParser:
 def configure(arguments: Sequence[str] | None = None) -> Config:
     """The configuration of a command line, which overrides its recipe; a mistake in it ends the process with code 2."""
     made = parser()
-    namespace = made.parse_args(_in_order(sys.argv[1:] if arguments is None else arguments))
+    namespace = made.parse_args(in_order(sys.argv[1:] if arguments is None else arguments))
     recipes = namespace.pop("config") or []
     system = namespace.system.class_path.rpartition(".")[2]
     for recipe in recipes:
@@ -181,7 +193,7 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
     )
 
 
-def _in_order(arguments: Sequence[str]) -> list[str]:
+def in_order(arguments: Sequence[str]) -> list[str]:
     """Recipes first, then the system's name, then the rest: the later wins, and the name is needed early."""
     first: dict[str, list[str]] = {"--config": [], "--system": []}
     rest, words = [], iter(arguments)
@@ -204,14 +216,14 @@ def _tell_dropped(recipe: Path, namespace: Namespace) -> None:
         print(f"{system} has no {', '.join(dropped)}: dropped from {recipe.name}", file=sys.stderr)
 
 
-def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings in which two resolved configurations differ, one line each."""
+def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "", free: frozenset[str] = FREE) -> list[str]:
+    """The settings in which two resolved configurations differ, one line each, but for the free ones."""
     lines = []
     for key in sorted(saved.keys() | now.keys()):
         old, new = saved.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
-        elif old != new and f"{prefix}{key}" not in FREE:
+            lines += differences(old, new, f"{prefix}{key}.", free)
+        elif old != new and f"{prefix}{key}" not in free:
             lines.append(f"{prefix}{key}: {old} in the checkpoint, {new} now")
     return [line.replace("init_args.", "") for line in lines]
 
@@ -257,10 +269,10 @@ def stopping() -> Iterator[None]:
 
 
 def _systems() -> str:
-    return ", ".join(kind.__name__ for kind in models.System.__subclasses__())
+    return ", ".join(kind.__name__ for kind in sorted(models.System.__subclasses__(), key=lambda kind: kind.__name__))
 
 
-def _plain(message: str) -> str:
+def plain(message: str) -> str:
     """jsonargparse's message on one line, without Python's class paths, naming settings and choices in full."""
     if "Expected a dot import path string" in message:
         message += f" (expected one of {_systems()})"

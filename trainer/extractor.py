@@ -28,6 +28,9 @@ INCEPTION_SHA256 = "6726825d"
 ACCURACY_GATE = 0.9
 
 
+Sets = list[Shards]  # of several sets, an image's label is its set's number
+
+
 class Extractor(Protocol):
     name: str
     dim: int
@@ -96,7 +99,7 @@ class Inception(nn.Module):
 
 
 def build(
-    settings: Evaluate, data: Data, run_dir: Path, train: Shards, test: Shards, accelerator: Accelerator
+    settings: Evaluate, data: Data, run_dir: Path, train: Sets, test: Sets, accelerator: Accelerator
 ) -> Extractor:
     """The extractor that the settings name, on the accelerator's device, in eval mode.
 
@@ -183,7 +186,7 @@ def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
     return extractor
 
 
-def fit(train: Shards, test: Shards, data: Data, path: Path, images: int = 20_000, steps: int = 600) -> None:
+def fit(train: Sets, test: Sets, data: Data, path: Path, images: int = 20_000, steps: int = 600) -> None:
     """Train a demo-cnn on up to `images` labelled training images and write it to `path`.
 
     On one thread and from a seed of its own, so that any run on the same data gets the same one.
@@ -191,7 +194,7 @@ def fit(train: Shards, test: Shards, data: Data, path: Path, images: int = 20_00
     Raises:
         ValueError: images lack labels, or the network names fewer than nine in ten held-out images rightly.
     """
-    if train.labels.min() < 0 or test.labels.min() < 0:
+    if min(labels.min() for labels in (*_labels(train), *_labels(test))) < 0:
         raise ValueError(
             "evaluate.extractor is demo-cnn, which needs a label for every image, and some have none: take "
             "--evaluate.extractor inception, or prepare the data from one folder a class"
@@ -201,7 +204,7 @@ def fit(train: Shards, test: Shards, data: Data, path: Path, images: int = 20_00
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = DemoCNN(data.channels, int(max(train.labels.max(), test.labels.max())) + 1)
+            network = DemoCNN(data.channels, int(max(labels.max() for labels in (*_labels(train), *_labels(test)))) + 1)
             pixels, labels = _some(train, images, data)
             _descend(network, pixels, labels, steps)
             accuracy = _accuracy(network.eval(), *_some(test, 5_000, data))
@@ -221,7 +224,7 @@ def fit(train: Shards, test: Shards, data: Data, path: Path, images: int = 20_00
     os.replace(unfinished, path)
 
 
-def _is_fit(path: Path, train: Shards, test: Shards, data: Data) -> bool:
+def _is_fit(path: Path, train: Sets, test: Sets, data: Data) -> bool:
     """Whether a demo-cnn was trained on these very shards, read like this."""
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -231,17 +234,23 @@ def _is_fit(path: Path, train: Shards, test: Shards, data: Data) -> bool:
     return facts.get("data") == _identity(train, test, data)
 
 
-def _identity(train: Shards, test: Shards, data: Data) -> list[str | int]:
-    return [train.fingerprint(), test.fingerprint(), data.size, data.channels]
+def _identity(train: Sets, test: Sets, data: Data) -> list[str | int]:
+    return [*(shards.fingerprint() for shards in (*train, *test)), data.size, data.channels]
 
 
-def _some(shards: Shards, count: int, data: Data) -> tuple[Tensor, Tensor]:
-    positions = permutation(len(shards), 0)[:count]
-    parts = [
-        read(shards, part, data.size, data.channels)
-        for part in np.array_split(positions, max(1, len(positions) // 256))
-    ]
-    return torch.cat([shrink(part.image) for part in parts]), torch.cat([part.label for part in parts])
+def _labels(sets: Sets) -> list[np.ndarray]:
+    return [shards.labels if len(sets) == 1 else np.full(len(shards), i) for i, shards in enumerate(sets)]
+
+
+def _some(sets: Sets, count: int, data: Data) -> tuple[Tensor, Tensor]:
+    """Up to `count` images at 32 pixels, as many of each set, and their labels."""
+    images, labels = [], []
+    for shards, known in zip(sets, _labels(sets), strict=True):
+        positions = permutation(len(shards), 0)[: min(count // len(sets), *(len(shards) for shards in sets))]
+        for part in np.array_split(positions, max(1, len(positions) // 256)):
+            images.append(shrink(read(shards, part, data.size, data.channels).image))
+        labels.append(torch.from_numpy(known[positions]))
+    return torch.cat(images), torch.cat(labels)
 
 
 def _descend(network: DemoCNN, pixels: Tensor, labels: Tensor, steps: int, batch: int = 128) -> None:

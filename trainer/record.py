@@ -1,4 +1,4 @@
-"""What a run shows: TensorBoard, metrics.jsonl, a progress bar or lines, grids of images."""
+"""What a run shows: TensorBoard, metrics.jsonl, a progress bar or lines, pictures."""
 
 import json
 import math
@@ -8,31 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from trainer.pictures import Panels, grid
+
 PLAIN_TERMS = ("judge", "fool", "reconstruction", "kl")
-
-
-def grid(panels: dict[str, Tensor], columns: int = 12, pixels: int = 64) -> Image.Image:
-    """Titled panels below each other, each of uint8 images [n, channels, size, size] in rows of `columns`.
-
-    Images smaller than `pixels` are shown a whole number of times larger.
-    """
-    n, size = max(len(images) for images in panels.values()), next(iter(panels.values())).shape[-1]
-    scale, gap, title = max(1, pixels // size), 2, 20
-    cell = size * scale + gap
-    height = math.ceil(n / columns) * cell + title
-    canvas = Image.new("RGB", (columns * cell - gap, height * len(panels) - gap), "white")
-    draw = ImageDraw.Draw(canvas)
-    for panel, (name, images) in enumerate(panels.items()):
-        draw.text((2, panel * height + 1), name, fill="black", font_size=15)
-        for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
-            picture = Image.fromarray(image).resize((size * scale, size * scale), Image.Resampling.NEAREST)
-            canvas.paste(picture, (i % columns * cell, panel * height + title + i // columns * cell))
-    return canvas
 
 
 class Record:
@@ -58,14 +39,18 @@ class Record:
         self.began, self.first = time.monotonic(), step
 
     def layout(self, modes: list[str]) -> None:
-        """Charts that put FID beside rFID, each discriminator's loss beside chance, and its accuracies together."""
+        """Charts that put FID beside rFID, each discriminator's loss beside chance, its accuracies together, and the
+        rows of a ternary one's confusion matrix."""
         if self.is_main:
             layout = {"scores": {"FID and rFID": ["Multiline", ["eval/fid.*", "eval/rfid.*"]]}}
             for mode in modes:
                 layout[mode] = {
-                    "loss and chance": ["Multiline", [f"{mode}/judge", f"{mode}/chance"]],
-                    "accuracy": ["Multiline", [f"{mode}/accuracy/.*"]],
+                    "loss and chance": ["Multiline", [f"{mode}/(./)?judge", f"{mode}/(./)?chance"]],
+                    "accuracy": ["Multiline", [f"{mode}/.*accuracy/.*"]],
                 }
+            if "ternary" in modes:
+                for kind in ("real", "reconstructed", "generated"):
+                    layout["ternary"][f"{kind} images are named"] = ["Multiline", [f"ternary/named/{kind}/.*"]]
             self.board.add_custom_scalars(layout)
 
     def configuration(self, text: str) -> None:
@@ -108,7 +93,7 @@ class Record:
         else:
             self.bar.set_postfix_str(text)
 
-    def pictures(self, step: int, panels: dict[str, Tensor]) -> None:
+    def pictures(self, step: int, panels: Panels) -> None:
         """A grid as `samples/step_<8 digits>.png` and in TensorBoard."""
         if self.is_main:
             picture = grid(panels)

@@ -36,7 +36,8 @@ class Mover:
             for key, value in network.named_parameters()
         }
         settings = player.optimizer
-        optimizer = torch.optim.AdamW(
+        algorithm = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.algorithm]
+        optimizer = algorithm(
             parameters.values(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         overflows = torch.zeros((), device=next(iter(parameters.values())).device)
@@ -75,12 +76,13 @@ class Step:
 
     Args:
         accelerator: gives device, precision and processes
-        system: its children wrapped by `accelerator.prepare_model`
+        system: its networks wrapped by `accelerator.prepare_model`
+        steps: of the whole run, for the schedules of learning rates
         share_passes: keep one set of passes a step for all players, where the batch is not split
     """
 
-    def __init__(self, accelerator: Accelerator, system: System, share_passes: bool = True):
-        self.accelerator, self.system, self.share_passes = accelerator, system, share_passes
+    def __init__(self, accelerator: Accelerator, system: System, steps: int, share_passes: bool = True):
+        self.accelerator, self.system, self.steps, self.share_passes = accelerator, system, steps, share_passes
         fp16 = accelerator.mixed_precision == "fp16"
         self.movers = [
             Mover.of(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
@@ -91,7 +93,7 @@ class Step:
 
     def __call__(self, batches: list[Batch], step: int) -> None:
         """Move every player whose turn it is, on this process's micro-batches of one global batch."""
-        moving = [mover for mover in self.movers if step % mover.player.every == 0]
+        moving = [mover for mover in self.movers if mover.player.moves(step)]
         shared = None
         if self.share_passes and len(batches) == 1:
             # Made with a graph for the movers' own networks; each backward stops at its mover's weights.
@@ -100,19 +102,24 @@ class Step:
                 shared = self.system.passes(batches[0])
         for mover in moving:
             freeze_all_but(self.system, mover.player.networks)
+            statistics: dict[str, Tensor] = {}
             for i, batch in enumerate(batches):
                 with ExitStack() as unsynchronized:
                     if i < len(batches) - 1:
                         for network in mover.networks:
                             if isinstance(network, DistributedDataParallel):
                                 unsynchronized.enter_context(network.no_sync())
-                    self._gradients(mover, batch, shared, len(batches), step)
+                    self._gradients(mover, batch, shared, len(batches), step, statistics)
             self._update(mover, step)
+            if mover.player.after is not None:
+                mover.player.after({name: self.accelerator.reduce(v, "mean") for name, v in statistics.items()})
 
-    def _gradients(self, mover: Mover, batch: Batch, shared: object, parts: int, step: int) -> None:
+    def _gradients(
+        self, mover: Mover, batch: Batch, shared: object, parts: int, step: int, statistics: dict[str, Tensor]
+    ) -> None:
         with self.accelerator.autocast():
             passes = self.system.passes(batch) if shared is None else shared
-            loss, terms = mover.player.loss(batch, passes)
+            loss, terms, observed = mover.player.loss(batch, passes)
         self._block(~loss.isfinite(), mover, step)
         scaled = loss * torch.where(self.failure < 0, 1.0, torch.nan) / parts
         if mover.scaler is not None:
@@ -120,9 +127,13 @@ class Step:
         torch.autograd.backward(scaled, inputs=list(mover.parameters.values()))
         for name, value in terms.items():
             self.meter.add(f"{mover.player.name}/{name}", value, 1 / parts)
+        for name, value in observed.items():
+            statistics[name] = value / parts + statistics.get(name, 0)
 
     def _update(self, mover: Mover, step: int) -> None:
         optimizer, scaler, clip = mover.optimizer, mover.scaler, mover.player.optimizer.clip
+        for group in optimizer.param_groups:
+            group["lr"] = mover.player.optimizer.rate(step, self.steps)
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = get_total_norm([p.grad for p in mover.parameters.values() if p.grad is not None])

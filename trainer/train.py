@@ -14,13 +14,14 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from data.loader import Batches, Images, load, read
+from data.loader import Batches, load, read
 from data.order import Order, permutation
 from data.shards import Shards
 from trainer import checkpoint
-from trainer.batch import Batch, key, normalize, to_uint8
-from trainer.config import Config, RunError, differences, refusing, stopping
+from trainer.batch import Batch, key, normalize
+from trainer.config import FREE, Config, RunError, differences, refusing, stopping
 from trainer.ema import EMA
+from trainer.pictures import panels
 from trainer.record import Record
 from trainer.step import Step
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from trainer.evaluate import Evaluator
 
 GRID = 48  # images in each panel of a grid
+# Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
+WRAPPING = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def train(config: Config) -> None:
@@ -77,18 +80,22 @@ class Run:
         torch.manual_seed(key(settings.seed, "weights"))
         self.system = config.system()
         self.system.players()  # checks their settings
-        self.train = Shards(config.data.train)
-        self.test = Shards(config.data.test) if config.data.test else None
-        self.order = Order(len(self.train), settings.batch_size, settings.seed)
+        self._check_group()
+        self.trains = self._sets("data.train", config.data.trains)
+        self.tests = self._sets("data.test", config.data.tests) if config.data.tests else []
+        seeds = [settings.seed, *(key(settings.seed, "order", i) for i in range(1, len(self.trains)))]
+        self.orders = [
+            Order(len(shards), settings.batch_size, seed) for shards, seed in zip(self.trains, seeds, strict=True)
+        ]
         self.run_dir, self.checkpoints = config.run_dir, config.run_dir / "checkpoints"
 
         self.system.to(self.accelerator.device)
-        self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size)
-        self.networks = dict(self.system.named_children())
+        self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
+        self.networks = self.system.networks()
         for name, network in self.networks.items():
             setattr(self.system, name, self.accelerator.prepare_model(network))
         self._settle_buckets()
-        self.mover = Step(self.accelerator, self.system, settings.share_passes)
+        self.mover = Step(self.accelerator, self.system, settings.steps, settings.share_passes)
         self.step = 0
         self._resume()
 
@@ -137,14 +144,12 @@ class Run:
     def _batches(self) -> Iterator[Batch]:
         rank, settings, device = self.accelerator.process_index, self.config.trainer, self.accelerator.device
         rows = slice(rank * self.share, (rank + 1) * self.share)
-        source = Batches(self.train, self.order, self.config.data.size, self.config.data.channels, rows)
+        source = Batches(self.trains, self.orders, self.config.data.size, self.config.data.channels, rows)
         steps = range(self.step, settings.steps)
-        images: Images
-        for step, images in zip(
-            steps, load(source, steps, self.config.data.workers, device.type == "cuda"), strict=True
-        ):
-            image = normalize(images.image.to(device, non_blocking=True))
-            yield Batch(image, rows, settings.batch_size, settings.seed, step)
+        loader = load(source, steps, self.config.data.workers, device.type == "cuda")
+        for step, sets in zip(steps, loader, strict=True):
+            images = tuple(normalize(images.image.to(device, non_blocking=True)) for images in sets)
+            yield Batch(images, rows, settings.batch_size, settings.seed, step)
 
     def _log(self, steps: int, began: float, waited: float) -> None:
         terms = self.mover.meter.read(self.accelerator)
@@ -161,7 +166,10 @@ class Run:
                 f"changed since{kept}. Start again in another run folder with a lower --system.{player.name}.lr, or "
                 f"with --system.{player.name}.clip"
             )
-        terms |= {f"{mover.player.name}/lr": mover.player.optimizer.lr for mover in self.mover.movers}
+        terms |= {
+            f"{mover.player.name}/lr": mover.player.optimizer.rate(self.step - 1, self.config.trainer.steps)
+            for mover in self.mover.movers
+        }
         terms["speed/images_per_second"] = steps * self.config.trainer.batch_size / seconds
         terms["speed/data_wait"] = waited / seconds
         self.record.terms(self.step, terms)
@@ -180,10 +188,7 @@ class Run:
     @torch.no_grad()
     def _draw(self) -> None:
         if self.accelerator.is_main_process:
-            real, z = self.panels
-            reconstructed, generated = self.ema.system.reconstruct(normalize(real)), self.ema.system.sample(z)
-            panels = {"real": real, "reconstructed": to_uint8(reconstructed), "generated": to_uint8(generated)}
-            self.record.pictures(self.step, panels)
+            self.record.pictures(self.step, panels(self.ema.system, *self.panels))
 
     # ---- its state
 
@@ -194,7 +199,7 @@ class Run:
                 "scores": scores,
                 "evaluation": self.evaluator.facts if self.evaluator else {},
                 "configuration": self.config.resolved(),
-                "data": self.train.fingerprint(),
+                "data": [shards.fingerprint() for shards in self.trains],
                 "scalers": {m.player.name: m.scaler.state_dict() for m in self.mover.movers if m.scaler},
             }
             try:
@@ -212,6 +217,8 @@ class Run:
     def _tensors(self) -> checkpoint.Tensors:
         tensors = {name: network.state_dict() for name, network in self.networks.items()}
         tensors |= {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
+        if statistics := dict(self.system.named_buffers(recurse=False)):
+            tensors["statistics"] = statistics
         return tensors | {
             f"optimizer.{mover.player.name}": checkpoint.optimizer_tensors(mover.parameters, mover.optimizer)
             for mover in self.mover.movers
@@ -231,9 +238,12 @@ class Run:
         if step is None:
             return
         tensors, manifest = found or checkpoint.load(self.checkpoints / f"step_{step:08d}")
-        changed = differences(manifest["configuration"], self.config.resolved())
-        if manifest["data"] != self.train.fingerprint():
-            changed.append(f"data.train: other shards than the run began with ({self.train.folder})")
+        scheduled = any(mover.player.optimizer.schedule != "constant" for mover in self.mover.movers)
+        free = FREE - {"trainer.steps"} if scheduled else FREE
+        changed = differences(manifest["configuration"], self.config.resolved(), free=free)
+        for shards, fingerprint in zip(self.trains, manifest["data"], strict=False):
+            if fingerprint != shards.fingerprint():
+                changed.append(f"data.train: other shards than the run began with ({shards.folder})")
         if changed:
             raise ValueError(
                 f"{self.run_dir} holds a run with other settings, and cannot go on with these:\n  "
@@ -255,18 +265,27 @@ class Run:
         if self.accelerator.num_processes == 1:
             return
         weights = {name: copy.deepcopy(network.state_dict()) for name, network in self.networks.items()}
-        data = self.config.data
+        statistics = {name: buffer.clone() for name, buffer in self.system.named_buffers(recurse=False)}
+        data, settings = self.config.data, self.config.trainer
         image = torch.zeros(self.share, data.channels, data.size, data.size, device=self.accelerator.device)
-        blank = Batch(image, slice(0, self.share), self.config.trainer.batch_size, 0, 0)
-        Step(self.accelerator, self.system, self.config.trainer.share_passes)(blank.split(self.micro), 0)
+        step = Step(self.accelerator, self.system, settings.steps, settings.share_passes)
+        for start in {mover.player.start for mover in step.movers}:
+            blank = Batch((image,) * self.system.domains, slice(0, self.share), settings.batch_size, 0, start)
+            step(blank.split(self.micro), start)
         for name, network in self.networks.items():
             network.load_state_dict(weights[name])
+        self._load_statistics(statistics)
+
+    def _load_statistics(self, statistics: dict[str, Tensor]) -> None:
+        for name, buffer in self.system.named_buffers(recurse=False):
+            buffer.copy_(statistics[name])
 
     def _load_networks(self, tensors: checkpoint.Tensors) -> None:
         for name, network in self.networks.items():
             network.load_state_dict(tensors[name])
         for name, network in self.ema.system.named_children():
             network.load_state_dict(tensors[f"ema.{name}"])
+        self._load_statistics(tensors.get("statistics", {}))
 
     # ---- what it looks at
 
@@ -274,28 +293,53 @@ class Run:
         settings = self.config.evaluate
         if not settings.every:
             return None
-        if self.test is None:
+        if not self.tests:
             raise ValueError(
                 "data.test is not set, and evaluations compare with held-out images: name a folder of shards with "
                 "--data.test, or turn them off with --evaluate.every 0"
             )
         if self.accelerator.is_main_process:
-            print(f"preparing {settings.extractor} and {len(self.test):,} held-out images", file=sys.stderr, flush=True)
+            held_out = sum(len(shards) for shards in self.tests)
+            print(f"preparing {settings.extractor} and {held_out:,} held-out images", file=sys.stderr, flush=True)
         from trainer.evaluate import Evaluator  # torchmetrics takes seconds to import
         from trainer.extractor import build
 
-        extractor = build(settings, self.config.data, self.run_dir, self.train, self.test, self.accelerator)
+        extractor = build(settings, self.config.data, self.run_dir, self.trains, self.tests, self.accelerator)
         return Evaluator(
-            self.accelerator, extractor, self.test, self.config.data, settings.num, self.config.trainer.seed
+            self.accelerator,
+            extractor,
+            self.tests,
+            self.config.data,
+            settings.num,
+            self.config.trainer.seed,
+            self.system,
         )
 
-    def _grid_source(self) -> tuple[Tensor, Tensor]:
-        """The same images and prior draws at every step of the run."""
+    def _grid_source(self) -> tuple[list[Tensor], Tensor]:
+        """The same images of each data set and prior draws at every step of the run."""
         data, seed, device = self.config.data, self.config.trainer.seed, self.accelerator.device
-        shards = self.test or self.train
-        real = read(shards, permutation(len(shards), seed)[:GRID], data.size, data.channels).image
-        z = torch.randn(GRID, self.system.latent_dim, generator=torch.Generator().manual_seed(key(seed, "grid")))
-        return real.to(device), z.to(device)
+        real = [
+            read(shards, permutation(len(shards), seed)[:GRID], data.size, data.channels).image.to(device)
+            for shards in self.tests or self.trains
+        ]
+        z = torch.randn(GRID, *self.system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
+        return real, z.to(device)
+
+    def _sets(self, setting: str, folders: list[str]) -> list[Shards]:
+        if len(folders) != self.system.domains:
+            names = f"{len(folders)} folder{'s' if len(folders) > 1 else ''}"
+            raise ValueError(
+                f"{setting} names {names}, expected {self.system.domains} for {type(self.system).__name__}"
+                + (': give "[A, B]"' if self.system.domains == 2 else "")
+            )
+        return [Shards(folder) for folder in folders]
+
+    def _check_group(self) -> None:
+        if self.micro % self.system.group:
+            raise ValueError(
+                f"minibatch_stddev {self.system.group} does not divide the {self.micro} images that go through the "
+                "networks at once: change it, trainer.batch_size or trainer.micro_batch"
+            )
 
     def _announce(self) -> None:
         world, settings = self.accelerator.num_processes, self.config.trainer
@@ -307,7 +351,8 @@ class Run:
         self.record.say(
             f"{self.config.yaml()}\n"
             f"{type(self.system).__name__}: {', '.join(f'{name} {size:,} weights' for name, size in sizes.items())}\n"
-            f"{len(self.train):,} training images, {self.order.steps_per_epoch} steps an epoch; {world} "
+            f"{' + '.join(f'{len(shards):,}' for shards in self.trains)} training images, "
+            f"{self.orders[0].steps_per_epoch} steps an epoch; {world} "
             f"process{'es' if world > 1 else ''} on {self.accelerator.device.type}, precision "
             f"{self.accelerator.mixed_precision}; {settings.batch_size} images a step = {world} x "
             f"{self.share // self.micro} x {self.micro}\n"
@@ -322,9 +367,7 @@ def _accelerator(precision: str | None) -> Accelerator:
         ValueError: fp16 on a CPU, or accelerate does not see the launcher's processes as one world.
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    accelerator = Accelerator(
-        mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    )
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[WRAPPING])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(

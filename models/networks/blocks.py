@@ -1,10 +1,66 @@
 """Parts that the networks share."""
 
+from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.utils import parametrize
 
 Norm = Literal["none", "group"]
+SLOPE = 0.2  # of every leaky ReLU
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Settings of encoder, decoder and discriminators.
+
+    Args:
+        family: residual (blocks without normalisation, as in R3GAN) or dcgan (strided convolutions, light for CPUs)
+        width: channels of the first convolution; they double with each halving of the size, up to eight times
+        norm: normalisation in encoder and decoder (the discriminators have none)
+        blocks: residual blocks at each size
+        attention: sizes in pixels at which residual levels have self-attention, such as [16]
+        latent_stride: unset: a code is a vector. 4 or 8: it is a map of a fourth or an eighth of the size (KL-f4, f8)
+        patches: discriminators judge patches (70x70 pixels at 256), not whole images
+    """
+
+    family: Literal["residual", "dcgan"] = "residual"
+    width: int = 32
+    norm: Norm = "none"
+    blocks: int = 2
+    attention: tuple[int, ...] = ()
+    latent_stride: Literal[2, 4, 8, 16] | None = None
+    patches: bool = False
+
+    def check(self, image_size: int) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        _, levels = halvings(image_size)
+        for name in ("width", "blocks"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"system.networks.{name} is {getattr(self, name)}, expected more than 0")
+        if self.family == "dcgan" and self.blocks != Networks.blocks:
+            raise ValueError("system.networks.blocks has no effect in the dcgan family: take residual, or leave it")
+        if self.attention and self.family == "dcgan":
+            raise ValueError("system.networks.attention has no effect in the dcgan family: take residual, or leave it")
+        sizes = [image_size // 2**level for level in range(levels + 1)]
+        if not set(self.attention) <= set(sizes):
+            raise ValueError(f"system.networks.attention is {list(self.attention)}, expected some of {sizes}")
+        if self.latent_stride and self.latent_stride > 2**levels:
+            raise ValueError(f"system.networks.latent_stride is {self.latent_stride}, expected {2**levels} at most")
+
+    def latent_shape(self, image_size: int, latent_dim: int) -> tuple[int, ...]:
+        """(latent_dim,), or (latent_dim, h, w) where codes are maps."""
+        return (latent_dim, *([image_size // self.latent_stride] * 2 if self.latent_stride else []))
+
+    def levels(self, image_size: int) -> int:
+        """Halvings from the image to the code."""
+        return self.latent_stride.bit_length() - 1 if self.latent_stride else halvings(image_size)[1]
 
 
 def halvings(image_size: int) -> tuple[int, int]:
@@ -34,8 +90,11 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(max(1, channels // 8), channels) if kind == "group" else nn.Identity()
 
 
-def initialize(network: nn.Module, slope: float) -> None:
-    """He's normal initialisation for a network of (leaky) ReLUs, zero biases (He et al. 2015, eq. 14)."""
+def initialize(network: nn.Module, slope: float, quiet: bool = True) -> None:
+    """He's normal initialisation for a network of (leaky) ReLUs, zero biases (He et al. 2015, eq. 14).
+
+    Unless not `quiet`, residual branches begin at 0; a spectral norm cannot divide that by its norm.
+    """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             # A stride-2 transposed convolution feeds each output from a quarter of its kernel.
@@ -45,3 +104,177 @@ def initialize(network: nn.Module, slope: float) -> None:
                 module.weight.data.mul_(2)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if quiet and isinstance(module, (Residual, Attention)):
+            module.quiet()
+
+
+class Residual(nn.Module):
+    """x + branch(x): 1x1 to twice the channels, grouped 3x3, 1x1 back, as R3GAN has it (Huang et al. 2024, figure 2).
+
+    It starts as the identity: the last convolution is 0 and the others are shrunk by the number of blocks in the
+    network (Fixup, Zhang et al. 2019), which is what lets it train without normalisation.
+    """
+
+    def __init__(self, channels: int, norm: Norm, blocks: int):
+        super().__init__()
+        hidden, self.blocks = 2 * channels, blocks
+        self.branch = nn.Sequential(
+            *(normalization(norm, channels), nn.Conv2d(channels, hidden, 1), nn.LeakyReLU(SLOPE)),
+            *(nn.Conv2d(hidden, hidden, 3, 1, 1, groups=max(1, hidden // 16)), nn.LeakyReLU(SLOPE)),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+
+    def quiet(self) -> None:
+        first, second, last = (module for module in self.branch if isinstance(module, nn.Conv2d))
+        for convolution in (first, second):
+            convolution.weight.data.mul_(self.blocks ** (-1 / 4))  # -1 / (2 * 3 layers - 2)
+        nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Attention(nn.Module):
+    """x + self-attention over positions, one head per 64 channels; it starts as the identity (Zhang et al. 2019).
+
+    Plain softmax attention: the fused kernels have no second derivative, which R1 needs.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = max(1, channels // 64)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def quiet(self) -> None:
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)  # [n, heads, c, positions]
+        weights = (q.transpose(-1, -2) @ k / q.shape[2] ** 0.5).softmax(-1)
+        mixed = v @ weights.transpose(-1, -2)
+        return x + self.out(mixed.flatten(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Resample(nn.Module):
+    """Half or twice the size, by mean or bilinearly, and a 1x1 convolution where the channels change."""
+
+    def __init__(self, channels: int, outputs: int, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.mix = nn.Conv2d(channels, outputs, 1, bias=False) if outputs != channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale < 1:
+            return self.mix(avg_pool2d(x, 2))
+        return interpolate(self.mix(x), scale_factor=self.scale, mode="bilinear", align_corners=False)
+
+
+def residuals(settings: Networks, channels: int, size: int, levels: int) -> nn.Module:
+    """The residual blocks at one size of a network of so many levels, and attention where the settings have it."""
+    norm, blocks = settings.norm, settings.blocks
+    parts: list[nn.Module] = [Residual(channels, norm, blocks * (levels + 1)) for _ in range(blocks)]
+    return nn.Sequential(*parts, *([Attention(channels)] if size in settings.attention else []))
+
+
+def down(settings: Networks, image_size: int, channels: int, levels: int) -> list[nn.Module]:
+    """Levels that each end with half the size: strided convolutions, or residual blocks and means."""
+    make = _strided if settings.family == "dcgan" else _residual
+    return [nn.Sequential(*parts) for parts in make(settings, image_size, channels, levels)]
+
+
+def _strided(settings: Networks, image_size: int, channels: int, levels: int) -> list[list[nn.Module]]:
+    made = []
+    for level in range(levels):
+        wide = channels_at(settings.width, level)
+        parts: list[nn.Module] = [nn.Conv2d(channels, wide, 4, 2, 1)]
+        parts += [normalization(settings.norm, wide)] if level else []
+        made.append([*parts, nn.LeakyReLU(SLOPE)])
+        channels = wide
+    return made
+
+
+def _residual(settings: Networks, image_size: int, channels: int, levels: int) -> list[list[nn.Module]]:
+    made: list[list[nn.Module]] = []
+    narrow, size = settings.width, image_size
+    for level in range(levels):
+        wide = channels_at(settings.width, level)
+        made.append([residuals(settings, narrow, size, levels), Resample(narrow, wide, 0.5)])
+        narrow, size = wide, size // 2
+    made[0].insert(0, nn.Conv2d(channels, settings.width, 3, 1, 1))
+    made[-1] += [residuals(settings, narrow, size, levels), nn.LeakyReLU(SLOPE)]
+    return made
+
+
+class Spectral(nn.Module):
+    """weight / sigma, sigma its largest singular value as estimated so far (Miyato et al. 2018, algorithm 1).
+
+    torch's own iterates in every forward pass, which would make a step depend on the number of micro-batches; here
+    `iterate` is called once after every move of the player.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        self.register_buffer("u", nn.functional.normalize(torch.randn(matrix.shape[0]), dim=0))
+        self.register_buffer("v", nn.functional.normalize(torch.randn(matrix.shape[1]), dim=0))
+        for _ in range(15):
+            self.iterate(weight)
+
+    @torch.no_grad()
+    def iterate(self, weight: Tensor) -> None:
+        matrix = weight.flatten(1)
+        self.v.copy_(nn.functional.normalize(matrix.t() @ self.u, dim=0))
+        self.u.copy_(nn.functional.normalize(matrix @ self.v, dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight / torch.dot(self.u, weight.flatten(1) @ self.v)
+
+
+def normalize_spectrally(network: nn.Module) -> None:
+    """Divide every weight matrix by its largest singular value."""
+    for module in list(network.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            parametrize.register_parametrization(module, "weight", Spectral(module.weight))
+
+
+def iterate_spectra(network: nn.Module) -> None:
+    """One power iteration of every spectral norm in a network."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            stored = module.parametrizations["weight"]  # type: ignore[index]
+            for parametrization in stored:
+                if isinstance(parametrization, Spectral):
+                    parametrization.iterate(stored.original)  # type: ignore[union-attr]
+
+
+def minibatch_stddev(x: Tensor, group: int) -> Tensor:
+    """x [n, c, h, w] and one more channel: the mean deviation among each run of `group` images (Karras et al. 2018).
+
+    Raises:
+        ValueError: n is no multiple of the group.
+    """
+    if len(x) % group:
+        raise ValueError(f"minibatch_stddev {group} does not divide a micro-batch of {len(x)} images")
+    runs = (x if x.dtype == torch.float64 else x.float()).unflatten(0, (-1, group))  # 1e-8 is 0 in fp16
+    deviation = (runs.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
+    return torch.cat(
+        [x, deviation.to(x.dtype).repeat_interleave(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])], 1
+    )
+
+
+class Scale(nn.Module):
+    """One learned number: log s of a likelihood's scale s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, prediction: Tensor) -> Tensor:
+        """log s, the same for every prediction."""
+        return self.log_scale.clone()

@@ -1,35 +1,58 @@
 """Codes to images."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
-from models.networks.blocks import Norm, channels_at, halvings, initialize, normalization
+from models.networks.blocks import SLOPE, Networks, Resample, channels_at, initialize, normalization, residuals
 
 
 class Decoder(nn.Module):
-    """One linear layer to 4..7 pixels, then transposed convolutions up (the generator of DCGAN, Radford et al. 2016).
+    """One layer from the code, then doublings up to the image (in the dcgan family those of Radford et al. 2016).
 
     Args:
+        settings: of the networks
         image_size: pixels a side
         channels: of the image
         latent_dim: numbers per code
-        width: channels before the last transposed convolution
-        norm: normalisation before every activation
     """
 
-    def __init__(self, image_size: int, channels: int, latent_dim: int, width: int, norm: Norm = "group"):
+    def __init__(self, settings: Networks, image_size: int, channels: int, latent_dim: int):
         super().__init__()
-        size, levels = halvings(image_size)
-        widths = [channels_at(width, level) for level in reversed(range(levels))]
-        self.stem = nn.Linear(latent_dim, widths[0] * size**2)
-        self.size = size
-        layers: list[nn.Module] = []
-        for wide, narrow in zip(widths, [*widths[1:], channels], strict=True):
-            last = nn.ConvTranspose2d(wide, narrow, 4, 2, 1)
-            layers += [normalization(norm, wide), nn.ReLU(), last]
-        self.trunk = nn.Sequential(*layers, nn.Tanh())
-        initialize(self, 0.0)
-        nn.init.xavier_normal_(last.weight)
+        settings.check(image_size)
+        levels = settings.levels(image_size)
+        widths = [channels_at(settings.width, level) for level in reversed(range(levels))]
+        self.size, self.flat = image_size // 2**levels, not settings.latent_stride
+        wide = widths[0]
+        self.stem = nn.Linear(latent_dim, wide * self.size**2) if self.flat else nn.Conv2d(latent_dim, wide, 3, 1, 1)
+        if settings.family == "dcgan":
+            trunk = _transposed(settings, widths)
+            self.last: nn.Module = nn.ConvTranspose2d(settings.width, channels, 4, 2, 1)
+        else:
+            trunk = _residual(settings, widths, self.size)
+            self.last = nn.Conv2d(settings.width, channels, 3, 1, 1)
+        self.trunk = nn.Sequential(*trunk)
+        initialize(self, 0.0 if settings.family == "dcgan" else SLOPE)
+        nn.init.xavier_normal_(self.last.weight)
 
     def forward(self, z: Tensor) -> Tensor:
-        """[n, latent_dim] -> [n, channels, size, size] in [-1, 1]."""
-        return self.trunk(self.stem(z).unflatten(1, (-1, self.size, self.size)))
+        """[n, latent_dim], or [n, latent_dim, h, w] where codes are maps -> [n, channels, size, size] in [-1, 1]."""
+        hidden = self.stem(z)
+        if self.flat:
+            hidden = hidden.unflatten(1, (-1, self.size, self.size))
+        return self.last(self.trunk(hidden)).tanh()
+
+
+def _transposed(settings: Networks, widths: list[int]) -> list[nn.Module]:
+    parts: list[nn.Module] = []
+    for wide, narrow in pairwise(widths):
+        parts += [normalization(settings.norm, wide), nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, 2, 1)]
+    return [*parts, normalization(settings.norm, widths[-1]), nn.ReLU()]
+
+
+def _residual(settings: Networks, widths: list[int], size: int) -> list[nn.Module]:
+    parts = [residuals(settings, widths[0], size, len(widths))]
+    for wide, narrow in zip(widths, [*widths[1:], widths[-1]], strict=True):
+        size *= 2
+        parts += [Resample(wide, narrow, 2), residuals(settings, narrow, size, len(widths))]
+    return [*parts, nn.LeakyReLU(SLOPE)]

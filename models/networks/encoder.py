@@ -2,35 +2,31 @@
 
 from torch import Tensor, nn
 
-from models.networks.blocks import Norm, channels_at, halvings, initialize, normalization
+from models.networks.blocks import SLOPE, Networks, channels_at, down, initialize
 
 
 class Encoder(nn.Module):
-    """Strided convolutions down to 4..7 pixels, then one linear layer (the shape of DCGAN, Radford et al. 2016).
+    """Halvings of the image (in the dcgan family those of Radford et al. 2016), then one layer.
 
     Args:
+        settings: of the networks
         image_size: pixels a side
         channels: of the image
-        outputs: numbers per image: the code's, or twice that for a posterior's mean and log-variance
-        width: channels after the first convolution
-        norm: normalisation after every convolution but the first
+        outputs: numbers per code: the code's, or twice that for a posterior's mean and log-variance
     """
 
-    def __init__(self, image_size: int, channels: int, outputs: int, width: int, norm: Norm = "group"):
+    def __init__(self, settings: Networks, image_size: int, channels: int, outputs: int):
         super().__init__()
-        size, levels = halvings(image_size)
-        layers: list[nn.Module] = []
-        for level in range(levels):
-            wide = channels_at(width, level)
-            layers += [nn.Conv2d(channels, wide, 4, 2, 1)]
-            layers += [normalization(norm, wide)] if level else []
-            layers += [nn.LeakyReLU(0.2)]
-            channels = wide
-        self.trunk = nn.Sequential(*layers)
-        self.head = nn.Linear(channels * size**2, outputs)
-        initialize(self, 0.2)
+        settings.check(image_size)
+        levels = settings.levels(image_size)
+        self.trunk = nn.Sequential(*down(settings, image_size, channels, levels))
+        wide, self.flat = channels_at(settings.width, levels - 1), not settings.latent_stride
+        positions = (image_size // 2**levels) ** 2
+        self.head = nn.Linear(wide * positions, outputs) if self.flat else nn.Conv2d(wide, outputs, 3, 1, 1)
+        initialize(self, SLOPE)
         nn.init.xavier_normal_(self.head.weight)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[n, channels, size, size] -> [n, outputs]."""
-        return self.head(self.trunk(image).flatten(1))
+        """[n, channels, size, size] -> [n, outputs], or [n, outputs, h, w] where codes are maps."""
+        hidden = self.trunk(image)
+        return self.head(hidden.flatten(1) if self.flat else hidden)

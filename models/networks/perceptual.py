@@ -1,0 +1,78 @@
+"""Distances between images in a trained network's features."""
+
+from importlib.resources import files
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+Kind = Literal["lpips", "convnext"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, images in [0, 1]
+
+
+class Perceptual(nn.Module):
+    """A frozen torchvision network, its weights read from a file; in fp32.
+
+    lpips: VGG16's five blocks, positions normalised, squared differences weighted by LPIPS's linear layers (Zhang et
+    al. 2018, eq. 1), which torchmetrics ships. convnext: the squared difference of ConvNeXt-S's logits on 224 pixels
+    (1d-tokenizer's choice).
+
+    Args:
+        kind: lpips or convnext
+        weights: file of torchvision's vgg16 or convnext_small weights (a state_dict)
+
+    Raises:
+        ValueError: the file is missing, or holds other weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, kind: Kind, weights: str):
+        super().__init__()
+        import torchvision.models  # takes a second
+
+        self.kind = kind
+        network = getattr(torchvision.models, {"lpips": "vgg16", "convnext": "convnext_small"}[kind])(weights=None)
+        try:
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except Exception as error:  # pickle's, zip's and load_state_dict's many ways to say that a file is another one
+            raise ValueError(
+                f"system.perceptual_weights: {weights} is not torchvision's state_dict of "
+                f"{'VGG16' if kind == 'lpips' else 'ConvNeXt-S'} ({str(error).splitlines()[0]})"
+            ) from error
+        self.network = network.features if kind == "lpips" else network
+        if kind == "lpips":
+            path = files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"
+            with path.open("rb") as file:
+                layers = torch.load(file, map_location="cpu", weights_only=True)
+            for i in range(5):
+                self.register_buffer(f"linear{i}", layers[f"lin{i}.model.1.weight"])
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+        self.eval().requires_grad_(False)
+
+    def forward(self, target: Tensor, prediction: Tensor) -> Tensor:
+        """The mean distance of images [n, 1 or 3, size, size] in [-1, 1]."""
+        with torch.autocast(target.device.type, enabled=False):
+            a, b = (self._features(image.float()) for image in (target, prediction))
+            if self.kind == "convnext":
+                return (a[0] - b[0]).square().mean()
+            return torch.stack([self._distance(i, x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]).sum()
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        hidden = ((image.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std
+        if self.kind == "convnext":
+            return [self.network(interpolate(hidden, (224, 224), mode="bilinear", antialias=True))]
+        features = []
+        for layer in list(self.network)[:-1]:
+            if isinstance(layer, nn.MaxPool2d):
+                features.append(hidden)
+            hidden = layer(hidden)
+        return [*features, hidden]
+
+    def _distance(self, i: int, a: Tensor, b: Tensor) -> Tensor:
+        # torchmetrics and lpips put the small number here, inside the root, or the gradient of flat images is infinite.
+        a, b = (x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt() for x in (a, b))
+        return ((a - b).square() * self.get_buffer(f"linear{i}")).sum(1).mean()
