@@ -1,0 +1,276 @@
+"""Pictures by a trained system, and models.load, which gives it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import models
+from data.loader import read
+from data.shards import Shards
+from models.load import checkpoint_of
+from trainer.batch import normalize, prior, to_uint8
+from trainer.generate import main
+
+CYCLE = ["--system.width", "8", "--system.blocks", "1", "--system.pool", "4"]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def run(here, digits, kept, tmp_path_factory):
+    """The folder of a tiny run of a system, trained once for all tests."""
+
+    def folder(system: str) -> Path:
+        if system not in kept:
+            path = tmp_path_factory.mktemp("runs") / system
+            train = ["--system", system, "--trainer.steps", "3", "--trainer.run_dir", path]
+            train += ["--system.binary.lr", "1e-3"] if system == "GAN" else []
+            if system == "CycleGAN":
+                sets = [f"[{digits / split}, {digits / split}]" for split in ("train", "test")]
+                done = here(*train, "--data.train", sets[0], "--data.test", sets[1], small=CYCLE)
+            else:
+                done = here(*train)
+            assert done.returncode == 0, done.stderr
+            kept[system] = path
+        return kept[system]
+
+    return folder
+
+
+@pytest.fixture
+def photos(digits, tmp_path) -> Path:
+    """A nested folder of image files, of other sizes and modes than the system's."""
+    folder = tmp_path / "photos"
+    (folder / "deep" / "er").mkdir(parents=True)
+    image = Image.fromarray(read(Shards(digits / "test"), np.array([3]), 32, 1).image[0, 0].numpy())
+    image.save(folder / "b.png")
+    image.convert("RGB").resize((50, 40)).save(folder / "b.jpg")
+    image.rotate(90).save(folder / "a.webp", lossless=True)
+    image.resize((80, 64)).save(folder / "deep" / "er" / "c.png")
+    return folder
+
+
+def generate(capsys, *arguments) -> SimpleNamespace:
+    capsys.readouterr()
+    try:
+        main([*map(str, arguments)])
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    said = capsys.readouterr()
+    return SimpleNamespace(returncode=code, out=said.out, err=said.err)
+
+
+def pixels(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(path)))
+
+
+def test_samples_are_those_of_the_evaluation_whatever_their_number(run, capsys, tmp_path):
+    done = generate(capsys, "sample", run("VAEGAN"), "--out", tmp_path / "many", "--num", 70, "--seed", 5)
+    assert done.returncode == 0, done.err
+    assert done.out == f"{tmp_path / 'many'}: 70 PNGs written\n"
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [f"{i:06d}.png" for i in range(70)]
+    few = ["sample", run("VAEGAN"), "--out", tmp_path / "few", "--num", 3]
+    assert generate(capsys, *few, "--seed", 5).returncode == 0
+    for i in range(3):
+        name = f"{i:06d}.png"
+        assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+    system = models.load(run("VAEGAN"))
+    by_hand = to_uint8(system.decoder(prior(5, torch.arange(64), system.latent_shape)))
+    assert torch.equal(pixels(tmp_path / "many" / "000000.png"), by_hand[0, 0])
+    assert torch.equal(pixels(tmp_path / "many" / "000063.png"), by_hand[63, 0])
+    assert generate(capsys, *few, "--seed", 6).returncode == 0
+    assert not torch.equal(pixels(tmp_path / "few" / "000000.png"), by_hand[0, 0])
+    again = generate(capsys, "sample", run("VAEGAN"), "--out", tmp_path / "many", "--num", 2)
+    assert "2 PNGs written, beside 68 older" in again.out
+
+
+def test_a_grid_is_one_picture(run, capsys, tmp_path):
+    done = generate(capsys, "sample", run("GAN"), "--out", tmp_path, "--grid")
+    assert done.returncode == 0, done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["sample.png"]
+    assert Image.open(tmp_path / "sample.png").size == (8 * 66 - 2, 8 * 66 + 20 - 2)
+
+
+def test_the_averaged_weights_are_used(run, capsys, tmp_path):
+    """Of a checkpoint whose raw weights are gone bad, the pictures stay; of one whose average is other, they change."""
+    checkpoint = shutil.copytree(checkpoint_of(run("VAEGAN")), tmp_path / "copy")
+
+    def zero(name: str) -> bytes:
+        path = checkpoint / name
+        tensors = {key: torch.zeros_like(value) for key, value in safetensors.torch.load_file(path).items()}
+        path.write_bytes(safetensors.torch.save(tensors))
+        assert generate(capsys, "sample", checkpoint, "--out", tmp_path / "out", "--num", 1).returncode == 0
+        return (tmp_path / "out" / "000000.png").read_bytes()
+
+    assert generate(capsys, "sample", run("VAEGAN"), "--out", tmp_path / "whole", "--num", 1).returncode == 0
+    whole = (tmp_path / "whole" / "000000.png").read_bytes()
+    assert zero("decoder.safetensors") == whole
+    assert zero("ema.decoder.safetensors") != whole
+
+
+def test_reconstructions_stand_beside_a_folders_images(run, capsys, photos, tmp_path):
+    done = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "out", "--images", photos)
+    assert done.returncode == 0, done.err
+    made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
+    assert made == {"a.png", "b.jpg.png", "b.png.png", "deep/er/c.png"}
+    both = pixels(tmp_path / "out" / "b.png.png")
+    assert both.shape == (32, 64)
+    assert torch.equal(both[:, :32], pixels(photos / "b.png"))
+    system, image = models.load(run("VAEGAN")), torch.zeros(64, 1, 32, 32)
+    image[0, 0] = normalize(both[:, :32])
+    assert torch.equal(both[:, 32:], to_uint8(system.reconstruct(image))[0, 0])
+    limited = generate(
+        capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "two", "--images", photos, "--num", "2"
+    )
+    assert "2 PNGs written" in limited.out
+    assert (tmp_path / "two" / "a.png").read_bytes() == (tmp_path / "out" / "a.png").read_bytes()
+
+
+def test_reconstructions_of_shards_are_numbered(run, capsys, digits, tmp_path):
+    shards = ["--images", digits / "test"]
+    done = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "out", *shards, "--num", "66")
+    assert "66 PNGs written" in done.out, done.err
+    real = read(Shards(digits / "test"), np.array([65]), 32, 1).image[0, 0]
+    assert torch.equal(pixels(tmp_path / "out" / "000065.png")[:, :32], real)
+    grid = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "grid", *shards, "--grid", "--num", "4")
+    assert "1 PNG written" in grid.out, grid.err
+    assert Image.open(tmp_path / "grid" / "reconstruct.png").size == (2 * 66 - 2, 2 * (2 * 66 + 20) - 2)
+
+
+def test_strips_end_at_the_reconstructions_or_samples(run, capsys, photos, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    files = [photos / "a.webp", photos / "deep" / "er" / "c.png"]
+    assert generate(capsys, "interpolate", run("VAEGAN"), *out, "--between", *files).returncode == 0
+    strip = pixels(tmp_path / "out" / "a_to_c.png")
+    assert strip.shape == (32, 9 * 32)
+    assert generate(capsys, "reconstruct", run("VAEGAN"), *out, "--images", photos).returncode == 0
+    assert torch.equal(strip[:, :32], pixels(tmp_path / "out" / "a.png")[:, 32:])
+    assert torch.equal(strip[:, -32:], pixels(tmp_path / "out" / "deep" / "er" / "c.png")[:, 32:])
+    for system in ("VAEGAN", "GAN"):
+        between = ["--between", "2", "65", "--seed", "7", "--steps", "70"]
+        assert generate(capsys, "interpolate", run(system), *out, *between).returncode == 0
+        assert generate(capsys, "sample", run(system), *out, "--num", "66", "--seed", "7").returncode == 0
+        strip = pixels(tmp_path / "out" / "2_to_65.png")
+        assert strip.shape == (32, 70 * 32)
+        assert torch.equal(strip[:, :32], pixels(tmp_path / "out" / "000002.png"))
+        assert torch.equal(strip[:, -32:], pixels(tmp_path / "out" / "000065.png"))
+
+
+def test_translations_stand_beside_their_originals(run, capsys, digits, photos, tmp_path):
+    for direction in ("a2b", "b2a"):
+        arguments = ["--direction", direction, "--images", photos, "--out", tmp_path / direction]
+        done = generate(capsys, "translate", run("CycleGAN"), *arguments)
+        assert "4 PNGs written" in done.out, done.err
+        both = pixels(tmp_path / direction / "b.png.png")
+        image = torch.zeros(64, 1, 32, 32)
+        image[0, 0] = normalize(both[:, :32])
+        assert torch.equal(both[:, 32:], to_uint8(models.load(run("CycleGAN")).translate(image, direction))[0, 0])
+    assert (tmp_path / "a2b" / "a.png").read_bytes() != (tmp_path / "b2a" / "a.png").read_bytes()
+
+
+def test_the_command_line_as_a_program(run, tmp_path):
+    start = [sys.executable, "-m", "trainer.generate"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*start, "sample", str(run("GAN")), "--out", str(tmp_path / "out"), "--num", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out'}: 2 PNGs written\n"
+    assert not done.stderr, "no bar where there is no terminal"
+
+
+@pytest.mark.parametrize(
+    ("system", "arguments", "words"),
+    [
+        ("GAN", ["reconstruct", "RUN", "--images", "PHOTOS"], "GAN does not reconstruct: take sample or interpolate"),
+        ("GAN", ["interpolate", "RUN", "--between", "a.png", "b.png"], "GAN has no encoder, and --between names a.png"),
+        ("GAN", ["interpolate", "RUN"], "required: --between"),
+        ("GAN", ["interpolate", "RUN", "--between", "1"], "--between: expected 2 arguments"),
+        ("GAN", ["sample", "nowhere"], "nowhere is neither a checkpoint nor a run's folder"),
+        ("GAN", ["sample", "RUN", "--num", "0"], "--num"),
+        ("GAN", ["sample", "RUN", "--device", "abacus"], "--device abacus cannot be used"),
+        ("GAN", ["sample", "RUN", "--out", "PHOTOS/a.webp"], "is a file: name a folder"),
+        ("GAN", ["paint", "RUN"], "paint"),
+        ("CycleGAN", ["sample", "RUN"], "CycleGAN does not sample: take translate"),
+        ("CycleGAN", ["translate", "RUN", "--images", "PHOTOS"], "required: --direction"),
+        ("VAEGAN", ["translate", "RUN", "--images", "PHOTOS", "--direction", "a2b"], "VAEGAN does not translate"),
+        ("VAEGAN", ["reconstruct", "RUN", "--images", "nowhere"], "--images nowhere is no folder"),
+        ("VAEGAN", ["reconstruct", "RUN", "--images", "RUN/checkpoints"], "holds no images"),
+        ("VAEGAN", ["reconstruct", "RUN", "--images", "PHOTOS", "--out", "PHOTOS"], "name a folder outside it"),
+        ("VAEGAN", ["interpolate", "RUN", "--between", "PHOTOS/a.webp", "no.png"], "image no.png: No such file"),
+    ],
+)
+def test_refusals_are_one_message(run, capsys, photos, tmp_path, system, arguments, words):
+    places = {"RUN": str(run(system)), "PHOTOS": str(photos)}
+    for short, place in places.items():
+        arguments = [argument.replace(short, place) for argument in arguments]
+    if "--out" not in arguments:
+        arguments += ["--out", str(tmp_path / "out")]
+    done = generate(capsys, *arguments)
+    assert done.returncode == 2
+    assert done.err.startswith("error: ")
+    assert words in done.err
+    assert len(done.err.splitlines()) <= 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreadable_image_is_named(run, capsys, photos, tmp_path):
+    (photos / "bad.png").write_bytes((photos / "b.png").read_bytes()[:60])
+    done = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "out", "--images", photos)
+    assert done.returncode == 2
+    assert done.err == f"error: cannot read the image {photos / 'bad.png'}: it is damaged, or no image\n"
+
+
+def test_images_that_are_not_finite_are_refused(run, capsys, tmp_path):
+    checkpoint = shutil.copytree(checkpoint_of(run("GAN")), tmp_path / "copy")
+    path = checkpoint / "ema.decoder.safetensors"
+    tensors = {key: torch.full_like(value, torch.nan) for key, value in safetensors.torch.load_file(path).items()}
+    path.write_bytes(safetensors.torch.save(tensors))
+    done = generate(capsys, "sample", checkpoint, "--out", tmp_path / "out", "--num", "1")
+    assert done.returncode == 2
+    assert "not finite: the run has diverged" in done.err
+
+
+def test_two_lines_give_the_system(run):
+    system = models.load(run("VAEGAN"))
+    assert isinstance(system, models.VAEGAN)
+    assert not system.training
+    assert not any(parameter.requires_grad for parameter in system.parameters())
+    averaged = safetensors.torch.load_file(checkpoint_of(run("VAEGAN")) / "ema.decoder.safetensors")
+    assert all(torch.equal(value, averaged[name]) for name, value in system.decoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", b"{"),
+        ("manifest.json", b"[]"),
+        ("manifest.json", json.dumps({"configuration": {"system": {"class_path": "WGAN"}}}).encode()),
+        ("ema.decoder.safetensors", b"cut short"),
+        ("discriminator_binary.safetensors", None),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(run, tmp_path, name, content):
+    checkpoint = shutil.copytree(checkpoint_of(run("GAN")), tmp_path / "copy")
+    if content is None:
+        (checkpoint / name).unlink()
+    else:
+        (checkpoint / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"checkpoint {checkpoint} cannot be loaded"):
+        models.load(checkpoint)
+    with pytest.raises(ValueError, match="nowhere is neither a checkpoint nor a run's folder"):
+        models.load("nowhere")
