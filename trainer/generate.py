@@ -26,7 +26,7 @@ from data.shards import DataError, Shards
 from models.load import checkpoint_of
 from trainer.batch import normalize, prior, to_uint8
 from trainer.config import refuse, refusing
-from trainer.pictures import Panels, grid
+from trainer.pictures import Panels, grid, way
 
 Use = Literal["sample", "reconstruct", "translate"]
 NEEDS: dict[str, Use] = dict(sample="sample", reconstruct="reconstruct", interpolate="sample", translate="translate")
@@ -133,24 +133,19 @@ class Maker:
 
     def interpolate(self, between: Sequence[str], steps: int, seed: int) -> Blocks:
         """One strip, between the codes of two image files or between the draws of two samples."""
-        share = torch.linspace(0, 1, steps, dtype=torch.float64).view(-1, *[1] * len(self.system.latent_shape))
-        if all(end.isdecimal() for end in between):
-            # Of two independent draws, every point of this quarter circle is itself distributed as N(0, I); the middle
-            # of a straight line is shorter than nearly any draw, and the decoder has not learned it.
-            a, b = prior(seed, torch.tensor([int(end) for end in between]), self.system.latent_shape).double()
-            codes = a * (share * math.pi / 2).cos() + b * (share * math.pi / 2).sin()
+        drawn = all(end.isdecimal() for end in between)
+        if drawn:
+            a, b = prior(seed, torch.tensor([int(end) for end in between]), self.system.latent_shape)
         elif self.system.can("posterior"):
-            # Codes are no draws: what the posterior is not sure of lies near 0 in all of them, and with no sphere to
-            # stay on, the straight line leaves alone what both images share.
             given = torch.stack([_decode(Path(end), self.size, self.channels) for end in between])
-            a, b = self._whole(lambda image: self.system.posterior(image)[0], normalize(given)).double()
-            codes = a.lerp(b, share)
+            a, b = self._whole(lambda image: self.system.posterior(image)[0], normalize(given))
         else:
             raise ValueError(
                 f"{type(self.system).__name__} has no encoder, and --between names {' and '.join(between)}: give the "
                 "numbers of two samples, such as 0 1"
             )
-        images = torch.cat([self._images(self.system.sample, z) for z in codes.float().split(self.block)])
+        codes = way(a.double(), b.double(), steps, prior=drawn).float()  # so that the ends are theirs to the bit
+        images = torch.cat([self._images(self.system.sample, z) for z in codes.split(self.block)])
         yield ["_to_".join(Path(end).stem for end in between)], {str(i): one[None] for i, one in enumerate(images)}
 
     def _rows(self, num: int) -> Iterable[range]:

@@ -44,23 +44,20 @@ def grid(panels: Panels, columns: int = 12, pixels: int = 64) -> Image.Image:
     return canvas
 
 
+def way(a: Tensor, b: Tensor, steps: int, prior: bool) -> Tensor:
+    """[steps, ...] from a to b: straight between codes, whose space between may be anything; for draws of the prior
+    along cos(t) a + sin(t) b, every point of which is a draw of N(0, I) again, where the middle of a straight line
+    would be too short."""
+    share = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).view(-1, *[1] * a.dim())
+    if not prior:
+        return a + share * (b - a)
+    return a * (share * math.pi / 2).cos() + b * (share * math.pi / 2).sin()
+
+
 @torch.no_grad()
 def interpolated(system: System, real: Tensor, z: Tensor, rows: int, columns: int) -> Tensor:
-    """Uint8 images on `rows` ways of `columns` steps: between codes of uint8 images, or of prior draws if it has none.
-
-    Straight between codes; between draws along the sphere, where the prior's mass is.
-    """
-    share = torch.linspace(0, 1, columns, device=z.device).view(-1, *[1] * (z.dim() - 1))
-    straight = system.can("posterior")
-    ends = system.posterior(normalize(real[: 2 * rows]))[0] if straight else z[: 2 * rows]
-    ways = [_straight(a, b, share) if straight else _spherical(a, b, share) for a, b in ends.unflatten(0, (rows, 2))]
+    """Uint8 images on `rows` ways of `columns` steps: between codes of images, or of draws if it has none."""
+    encodes = system.can("posterior")
+    ends = system.posterior(normalize(real[: 2 * rows]))[0] if encodes else z[: 2 * rows]
+    ways = [way(a, b, columns, prior=not encodes) for a, b in ends.unflatten(0, (rows, 2))]
     return to_uint8(system.sample(torch.cat(ways)))
-
-
-def _straight(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    return a + share * (b - a)
-
-
-def _spherical(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    angle = torch.acos((a * b).sum() / (a.norm() * b.norm()))
-    return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()

@@ -200,7 +200,11 @@ class Run:
                 "evaluation": self.evaluator.facts if self.evaluator else {},
                 "configuration": self.config.resolved(),
                 "data": [shards.fingerprint() for shards in self.trains],
-                "scalers": {m.player.name: m.scaler.state_dict() for m in self.mover.movers if m.scaler},
+                "scalers": {
+                    m.player.name: m.scaler.state_dict() | {"overflows": int(m.overflows)}
+                    for m in self.mover.movers
+                    if m.scaler
+                },
             }
             try:
                 checkpoint.save(self.checkpoints, self.step, self._tensors(), manifest)
@@ -255,7 +259,9 @@ class Run:
         for mover in self.mover.movers:
             checkpoint.load_optimizer(mover.parameters, mover.optimizer, tensors[f"optimizer.{mover.player.name}"])
             if mover.scaler:
-                mover.scaler.load_state_dict(manifest["scalers"][mover.player.name])
+                scaler = manifest["scalers"][mover.player.name]
+                mover.overflows.fill_(scaler.pop("overflows"))
+                mover.scaler.load_state_dict(scaler)
 
     def _settle_buckets(self) -> None:
         """Take a step that is then undone, so that every real one, a resumed run's first too, sums gradients alike.
