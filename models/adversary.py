@@ -126,15 +126,12 @@ class Adversary:
             logits, settings.adversarial == "relativistic" and self.mode.logits == 1
         )
         statistics: Terms = {}
-        if due:
-            times = settings.penalty_every
-            if settings.r1_weight:
-                terms["r1"] = losses.gradient_penalty(image, real)
-                loss = loss + times * settings.r1_weight * terms["r1"]
-            if settings.r2_weight:
-                penalties = [losses.gradient_penalty(shown[kind], fake[kind]) for kind in shown]
-                terms["r2"] = torch.stack(penalties).mean()
-                loss = loss + times * settings.r2_weight * terms["r2"]
+        if due and settings.r1_weight:
+            terms["r1"] = losses.gradient_penalty(image, real)
+            loss = loss + settings.penalty_every * settings.r1_weight * terms["r1"]
+        if due and settings.r2_weight:
+            terms["r2"] = torch.stack([losses.gradient_penalty(shown[kind], fake[kind]) for kind in fakes]).mean()
+            loss = loss + settings.penalty_every * settings.r2_weight * terms["r2"]
         if settings.lecam_weight:
             s_real, s_fake = losses.realness(real), losses.realness(torch.cat(list(fake.values())))
             terms["lecam"] = losses.lecam(s_real, s_fake, *self.system.get_buffer(f"lecam_{self.network}").unbind())
