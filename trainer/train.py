@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -139,7 +140,7 @@ class Run:
                 began = time.monotonic()
         self.record.say(f"finished at step {self.step}: pictures in {self.run_dir / 'samples'}, curves by make board")
         self.record.close()
-        self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
 
     def _batches(self) -> Iterator[Batch]:
         rank, settings, device = self.accelerator.process_index, self.config.trainer, self.accelerator.device
@@ -373,6 +374,8 @@ def _accelerator(precision: str | None) -> Accelerator:
         ValueError: fp16 on a CPU, or accelerate does not see the launcher's processes as one world.
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # Its successor forward_sync_buffers is not accelerate's to pass on yet.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[WRAPPING])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
