@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT
+from conftest import ROOT, leave
 from test_systems import SMALL
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -316,3 +316,4 @@ if __name__ == "__main__":  # one rank of test_scores_do_not_depend_on_the_numbe
     rank = Accelerator(cpu=True).process_index
     found = scores_of_a_fresh_vae(Data(train_folder, test_folder, 32, 1, 0), Path(weights))
     Path(out, f"{rank}.json").write_text(json.dumps(found))
+    leave()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import ROOT
+from conftest import ROOT, leave
 from test_systems import SYSTEMS
 
 from trainer.batch import Batch
@@ -220,3 +220,4 @@ if __name__ == "__main__":  # one rank of test_two_ranks_equal_one
             torch.save(
                 train(system_name, in_parts, rank=rank, world=2), f"{sys.argv[1]}/{system_name}.{in_parts}.{rank}.pt"
             )
+    leave()
