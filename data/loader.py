@@ -30,7 +30,7 @@ def read(shards: Shards, positions: np.ndarray, size: int, channels: int) -> Ima
     for row, position in enumerate(positions):
         content = shards.image(int(position))
         try:
-            images[row].numpy()[:] = decode(content, size, channels)
+            images[row].numpy()[:] = decode(content, size, channels).transpose(2, 0, 1)
         except Exception as error:  # Pillow raises nearly anything on damaged bytes
             raise DataError(
                 f"cannot decode an image: {shards.name(int(position))}: {error}. Mend or remove the sample and prepare "

@@ -168,9 +168,9 @@ def test_a_shard_without_images_is_refused(tmp_path):
 def test_decode_keeps_sizes_that_fit_and_resizes_others(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
     same = decode(png(pixels), 32, channels)
-    assert same.shape == (channels, 32, 32)
-    assert (same == pixels).all()
-    assert decode(png(np.full((8, 20), 7, np.uint8)), 32, channels).tolist() == np.full((channels, 32, 32), 7).tolist()
+    assert same.shape == (32, 32, channels)
+    assert (same == pixels[..., None]).all()
+    assert decode(png(np.full((8, 20), 7, np.uint8)), 32, channels).tolist() == np.full((32, 32, channels), 7).tolist()
 
 
 def test_decode_of_uncommon_images():
@@ -182,7 +182,7 @@ def test_decode_of_uncommon_images():
     exif[0x0112] = 6  # turned by 90 degrees
     half = np.zeros((32, 32, 3), np.uint8)
     half[:, :16] = 255
-    turned = decode(png(half, form="JPEG", exif=exif, quality=95), 32, 1)[0]
+    turned = decode(png(half, form="JPEG", exif=exif, quality=95), 32, 1)
     assert turned[4].mean() > 200
     assert turned[-4].mean() < 50
 

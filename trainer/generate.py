@@ -181,7 +181,7 @@ class Maker:
 
 def _decode(path: Path, size: int, channels: int) -> Tensor:
     try:
-        return torch.tensor(decode(path.read_bytes(), size, channels))
+        return torch.tensor(decode(path.read_bytes(), size, channels)).permute(2, 0, 1)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         reason = getattr(error, "strerror", None) or "it is damaged, or no image"
         raise DataError(f"cannot read the image {path}: {reason}") from error
