@@ -88,7 +88,7 @@ def build(method: str, accelerator: Accelerator, seed: int) -> Ours | Theirs:
 
 def train(run: Ours | Theirs, pixels: Tensor, seed: int, seconds: float) -> int:
     """Train for some CPU time; returns the steps made."""
-    order, k = Order(len(pixels), run.batch_size, seed), 0
+    order, k = Order([len(pixels)], run.batch_size, seed), 0
     began = time.process_time()
     while time.process_time() - began < seconds:
         run.step(normalize(pixels[order[k]]), k)

@@ -10,49 +10,56 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # of a file, Pillow's own bound: a quarter of a gigabyte of colour
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+JPEG, EXIF = b"\xff\xd8", b"Exif\0"
 UPRIGHT = 1  # Exif's orientation of an image that needs no turn
 ORIENTATION = 0x0112
 
 
 class View(NamedTuple):
-    """A random resized crop and a flip.
+    """What of an image is seen.
 
     Args:
-        area: share of the image that is kept, in (0, 1]
-        log_ratio: logarithm of the crop's width over its height, beyond the image's own
+        area: share of the image that is kept, in (0, 1]; 0 is its largest centred square
+        log_ratio: logarithm of the crop's width over its height
         x, y: where the crop lies, from 0 (left, top) to 1 (right, bottom)
         flip: mirror it
     """
 
-    area: float = 1.0
+    area: float = 0.0
     log_ratio: float = 0.0
     x: float = 0.5
     y: float = 0.5
     flip: bool = False
 
 
-def decode(content: bytes, size: int, channels: int, view: View | None = None) -> np.ndarray:
-    """An encoded image as uint8 [size, size, channels].
+CENTRE = View()
 
-    The largest centred square, or of `view` the crop, is resized to `size` (bicubic, antialiased). A JPEG of at least
-    four times as many pixels a side is decoded at a half, a quarter or an eighth, which costs libjpeg less.
+
+def decode(content: bytes, size: int, channels: int, view: View = CENTRE, out: np.ndarray | None = None) -> np.ndarray:
+    """An encoded image as uint8 [size, size, channels], in `out` where that is given.
+
+    What `view` keeps is resized to `size` (bicubic, antialiased). A JPEG, of which that is at least four times as many
+    pixels a side, is decoded at a half, a quarter or an eighth, which costs libjpeg less.
 
     Raises:
         ValueError: the bytes are no image, are damaged, or hold more than MAX_PIXELS.
     """
-    least = 2 * size if view is None else math.ceil(2 * size * math.exp(abs(view.log_ratio) / 2) / view.area**0.5)
-    pixels = _jpeg(content, channels, least)
-    if pixels is not None and view is None and pixels.shape[:2] == (size, size):
-        return pixels
-    if pixels is None:
-        image = upright(content).convert("L" if channels == 1 else "RGB")
-    else:
+    out = np.empty((size, size, channels), np.uint8) if out is None else out
+    if content[:2] == JPEG and (EXIF not in content[:65536] or _is_upright(content)):
+        if view is CENTRE and _fits(content, out):
+            return out
+        pixels = _jpeg(content, channels, size, view)
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    if view is not None:
-        image = _seen(image, size, view)
+    else:
+        image = upright(content).convert("L" if channels == 1 else "RGB")
+    if view.area:
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=_box(*image.size, view))
     elif image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(size, size, channels)
+    if view.flip:
+        image = ImageOps.mirror(image)
+    out[:] = np.asarray(image).reshape(out.shape)
+    return out
 
 
 def upright(content: bytes) -> Image.Image:
@@ -75,21 +82,32 @@ def upright(content: bytes) -> Image.Image:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _jpeg(content: bytes, channels: int, least: int) -> np.ndarray | None:
-    """uint8 [height, width, channels] of a JPEG, scaled down while both sides keep `least` pixels; None: for Pillow."""
-    if content[:2] != b"\xff\xd8" or (b"Exif\0" in content[:65536] and not _is_upright(content)):
-        return None
-    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
-    if colorspace not in ("YCbCr", "Gray", "RGB") or (colorspace == "RGB" and channels == 1):
-        return None
+def _jpeg(content: bytes, channels: int, size: int, view: View) -> np.ndarray:
+    """uint8 [height, width, channels] of a JPEG, scaled down as far as leaves a view twice as many pixels a side."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(content)
     _check_pixels(width, height)
+    least = 2 * size
+    if view.area:
+        least = math.ceil(least * math.exp(abs(view.log_ratio) / 2) / view.area**0.5)
     scaled = {"min_height": least, "min_width": least, "min_factor": 2} if min(width, height) >= 2 * least else {}
     return simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB", **scaled)
 
 
+def _fits(content: bytes, out: np.ndarray) -> bool:
+    """Decode a JPEG into `out`, if it has that very size: where it has, nothing else needs to be known of it."""
+    try:
+        pixels = simplejpeg.decode_jpeg(content, "GRAY" if out.shape[2] == 1 else "RGB", buffer=out)
+    except ValueError:  # larger than out, of another colour space, or damaged: whoever looks closer will tell
+        return False
+    return pixels.shape == out.shape
+
+
 def _is_upright(content: bytes) -> bool:
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        return image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT
+    except Exception:  # Pillow raises nearly anything on damaged bytes; of the pixels libjpeg will tell
+        return True
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -108,13 +126,9 @@ def _flatten(image: Image.Image) -> Image.Image:
     return image
 
 
-def _seen(image: Image.Image, size: int, view: View) -> Image.Image:
-    shape = math.exp(view.log_ratio / 2)
-    width, height = (
-        min(side, max(1.0, side * view.area**0.5 * stretch))
-        for side, stretch in zip(image.size, (shape, 1 / shape), strict=True)
-    )
-    left, top = view.x * (image.width - width), view.y * (image.height - height)
-    box = (left, top, min(left + width, image.width), min(top + height, image.height))  # rounding may pass the edge
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return ImageOps.mirror(image) if view.flip else image
+def _box(width: int, height: int, view: View) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a view's crop; a side longer than the image is cut to it."""
+    side, stretch = (width * height * view.area) ** 0.5, math.exp(view.log_ratio / 2)
+    w, h = min(width, max(1.0, side * stretch)), min(height, max(1.0, side / stretch))
+    left, top = view.x * (width - w), view.y * (height - h)
+    return left, top, min(left + w, width), min(top + h, height)  # rounding may pass the edge

@@ -1,72 +1,284 @@
 """A rank's share of every global batch, decoded ahead by worker processes."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import itertools
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from data.images import decode
-from data.order import Order
+from data.images import CENTRE, View, decode
+from data.order import Order, raw
 from data.shards import DataError, Shards
+
+NEIGHBOURS = 16  # behind a damaged sample in its shard, which are tried in its place
+FETCHES = 4  # remote shards fetched at once
+AHEAD = 0.75  # of the cache is for shards fetched ahead
+PROCESSES = multiprocessing.get_context("forkserver")  # a fork of a process that uses CUDA or threads is not safe
+
+Others = Callable[[], np.ndarray]
 
 
 class Images(NamedTuple):
-    """uint8 [n, channels, size, size] and int64 labels [n], -1 where there is none."""
+    """Decoded samples.
+
+    Args:
+        image: uint8 [n, channels, size, size]
+        label: int64 [n], -1 where there is none
+        position: int64 [n], of the samples seen
+        skipped: for each damaged one where it is, what is wrong, and what is seen in its place
+    """
 
     image: Tensor
     label: Tensor
+    position: Tensor
+    skipped: list[str]
+
+
+class Augment(NamedTuple):
+    """Random views of training images.
+
+    Args:
+        crop: least and greatest share of the image that is kept, the width 3/4 to 4/3 of the height (Szegedy et al.
+            2015); None: its largest centred square
+        flip: mirror half of the images
+    """
+
+    crop: tuple[float, float] | None = None
+    flip: bool = False
+
+    def views(self, batch: int, seed: int, step: int) -> list[View]:
+        """Of each row of a global batch: a pure function of (seed, step, row)."""
+        if self.crop is None and not self.flip:
+            return [CENTRE] * batch
+        area, ratio, x, y, side = (raw(5 * batch, seed, step, 0, 3) >> np.uint64(11)).reshape(batch, 5).T * 2.0**-53
+        low, high = self.crop or (0.0, 0.0)
+        area, ratio = low + (high - low) * area, (2 * ratio - 1) * math.log(4 / 3)
+        flip = (side < 0.5) & self.flip
+        return [View(*row) for row in zip(*(values.tolist() for values in (area, ratio, x, y, flip)), strict=True)]
 
 
 def read(shards: Shards, positions: np.ndarray, size: int, channels: int) -> Images:
-    """Decode the samples at some positions.
+    """The samples at some positions; where the shards skip errors, a damaged one's neighbour stands in for it.
 
     Raises:
-        DataError: a sample is damaged; names shard and member.
+        DataError: one cannot be read, or is damaged; names shard and member.
     """
-    images = torch.empty((len(positions), channels, size, size), dtype=torch.uint8)
-    for row, position in enumerate(positions):
-        content = shards.image(int(position))
+    images = _read(shards, positions, size, channels, [CENTRE] * len(positions), lambda: positions)
+    return images._replace(image=images.image.contiguous())
+
+
+def _read(
+    shards: Shards, positions: np.ndarray, size: int, channels: int, views: Sequence[View], others: Others
+) -> Images:
+    """Like `read`, of a view each; `others` gives more positions that may stand in for damaged ones."""
+    contents, labels = shards.images(positions)
+    images, seen, skipped = _empty(len(positions), size, size, channels), positions.copy(), []
+    pixels = images.numpy()
+    for row, (content, view) in enumerate(zip(contents, views, strict=True)):
         try:
-            images[row].numpy()[:] = decode(content, size, channels).transpose(2, 0, 1)
-        except Exception as error:  # Pillow raises nearly anything on damaged bytes
-            raise DataError(
-                f"cannot decode an image: {shards.name(int(position))}: {error}. Mend or remove the sample and prepare "
-                "the shard anew"
-            ) from error
-    return Images(images, torch.from_numpy(shards.labels[positions]))
+            decode(content, size, channels, view, pixels[row])
+        except ValueError as error:
+            name = shards.name(int(positions[row]))
+            if shards.on_error == "stop":
+                raise DataError(
+                    f"cannot decode an image: {name}: {error}. Mend or remove the sample and prepare the shard "
+                    "anew, or let others stand in for such: --data.on_error skip"
+                ) from error
+            seen[row], pixels[row], labels[row] = _stand_in(shards, int(positions[row]), others, size, channels, view)
+            skipped.append(f"{name}: {error}; seen instead: {shards.name(int(seen[row]))}")
+    return Images(images.permute(0, 3, 1, 2), torch.from_numpy(labels), torch.from_numpy(seen), skipped)
+
+
+def _stand_in(
+    shards: Shards, damaged: int, others: Others, size: int, channels: int, view: View
+) -> tuple[int, np.ndarray, int]:
+    """Position, pixels and label of what is seen in the place of a damaged sample: the first good one behind it in its
+    shard, or else of the others. A pure function of the data and the step, so that it is the same on any rank.
+
+    Raises:
+        DataError: all are damaged.
+    """
+    first, end = shards.bounds(damaged)
+    neighbours = first + (damaged - first + np.arange(1, min(NEIGHBOURS + 1, end - first))) % (end - first)
+    for position in itertools.chain(neighbours.tolist(), np.roll(others(), -damaged).tolist()):
+        (content,), (label,) = shards.images(np.array([position]))
+        with suppress(ValueError):
+            return position, decode(content, size, channels, view), label
+    raise DataError(f"{shards.name(damaged)} is damaged, and so is all that could stand in for it")
+
+
+def _empty(*shape: int) -> Tensor:
+    """uint8; in a worker it is memory that the trainer shares, or every batch would be copied into such once more."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class Batches(Dataset):
     """A map from step to this rank's rows of the global batch, of each data set; a pure function, so resuming needs the
-    step alone."""
+    step alone.
 
-    def __init__(self, shards: Sequence[Shards], orders: Sequence[Order], size: int, channels: int, rows: slice):
-        self.sets, self.size, self.channels, self.rows = list(zip(shards, orders, strict=True)), size, channels, rows
+    Args:
+        shards, orders: of each data set
+        size: pixels a side
+        channels: 1 or 3
+        rows: of the global batch
+        augment: random views, by each order's seed
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shards],
+        orders: Sequence[Order],
+        size: int,
+        channels: int,
+        rows: slice,
+        augment: Augment = Augment(),
+    ):
+        self.sets = list(zip(shards, orders, strict=True))
+        self.size, self.channels, self.rows, self.augment = size, channels, rows, augment
 
     def __getitem__(self, step: int) -> list[Images] | DataError:
         try:
-            return [read(shards, order[step][self.rows], self.size, self.channels) for shards, order in self.sets]
+            return [self._images(shards, order, step) for shards, order in self.sets]
         except DataError as error:  # as a value: raised in a worker, it would come wrapped in a traceback's text
             return DataError(f"step {step}: {error}")
 
+    def _images(self, shards: Shards, order: Order, step: int) -> Images:
+        views = self.augment.views(order.batch, order.seed, step)[self.rows]
+        return _read(shards, order.rows(step, self.rows), self.size, self.channels, views, lambda: order[step])
 
-def load(batches: Batches, steps: range, workers: int, pin_memory: bool = False) -> Iterator[list[Images]]:
+
+def load(
+    batches: Batches, steps: range, workers: int, pin_memory: bool = False, ahead: slice | None = None
+) -> Iterator[list[Images]]:
     """The batches of some steps in order, whatever the number of worker processes (0: decoded when asked for).
 
+    Args:
+        batches: of this rank
+        steps: to come
+        workers: processes that read and decode; they end with this one
+        pin_memory: for copies to a GPU
+        ahead: rows of this machine's ranks, on the one of them that fetches their remote shards ahead
+
     Raises:
-        DataError: a sample is damaged; names step, shard and member.
+        DataError: a sample is damaged (names step, shard and member), a shard cannot be read, or a worker died.
     """
+    if workers:
+        prepare_workers()
+    options: dict[str, Any] = {"multiprocessing_context": PROCESSES, "worker_init_fn": _begin} if workers else {}
     loader: DataLoader[list[Images]] = DataLoader(
-        batches, sampler=steps, batch_size=None, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_one_thread
+        batches, sampler=steps, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options
     )
-    for images in loader:
-        if isinstance(images, DataError):
-            raise images
-        yield images
+    with _fetching(batches, steps, ahead) as now:
+        arriving = iter(loader)
+        for step in steps:
+            now.value = step
+            try:
+                images = next(arriving)
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: while it handed a batch over
+                if not workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
+                    raise
+                raise DataError(
+                    f"step {step}: a process that reads data died: was it killed, or is memory short (/dev/shm, too)? "
+                    f"Lower data.workers, or give more ({str(error).splitlines()[0]})"
+                ) from error
+            if isinstance(images, DataError):
+                raise images
+            yield images
 
 
-def _one_thread(_: int) -> None:
+def prepare_workers() -> None:
+    """Begin the imports of the process that workers are forked from, which take seconds, while others are made."""
+    PROCESSES.set_forkserver_preload(["data.loader"])
+    forkserver.ensure_running()
+
+
+def end_with_parent() -> None:
+    """Have this process, started by another one, end when that is gone, however it went.
+
+    The kernel's own signal for this would not do: the parent it knows is the fork server, which outlives the trainer.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _begin(_: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _fetching(batches: Batches, steps: range, ahead: slice | None) -> Iterator[Any]:
+    """A number to be told the present step, and while it is needed a process that fetches shards for those to come."""
+    now = PROCESSES.Value("q", steps.start, lock=False)
+    if ahead is None or not any(shards.remote.any() for shards, _ in batches.sets):
+        yield now
+        return
+    process = PROCESSES.Process(target=fetch_ahead, args=(batches.sets, steps, ahead, now), daemon=True)
+    process.start()
+    try:
+        yield now
+    finally:
+        process.kill()
+        process.join()
+
+
+def fetch_ahead(sets: list[tuple[Shards, Order]], steps: range, rows: slice, now: Any) -> None:
+    """Fetch the remote shards that some rows will need, in order of need, as far ahead as the cache has room.
+
+    Args:
+        sets: shards, and the order in which steps see their samples
+        steps: to come
+        rows: of the global batch
+        now: its value is the present step
+    """
+    end_with_parent()
+    wanted: dict[tuple[int, int], tuple[int, int]] = {}  # here or on its way: the last step known to need it, its bytes
+    with ThreadPoolExecutor(FETCHES) as pool:
+        for step in steps:
+            for which, (shards, order) in enumerate(sets):
+                for shard in shards.shards_of(order.rows(step, rows)).tolist():
+                    if not shards.remote[shard]:
+                        continue
+                    size = shards.shards[shard].filesize
+                    if (which, shard) not in wanted:
+                        _wait_for_room(wanted, size, shards, now)
+                        pool.submit(_fetch, shards, shard)
+                    wanted[which, shard] = step, size
+            if len(wanted) == sum(int(shards.remote.sum()) for shards, _ in sets):
+                break
+
+
+def _wait_for_room(wanted: dict[tuple[int, int], tuple[int, int]], size: int, shards: Shards, now: Any) -> None:
+    assert shards.cache is not None
+    while wanted and sum(size for _, size in wanted.values()) + size > AHEAD * shards.cache.limit:
+        passed = [key for key, (last, _) in wanted.items() if last < now.value]
+        if passed:
+            del wanted[passed[0]]
+        else:
+            time.sleep(0.1)
+
+
+def _fetch(shards: Shards, shard: int) -> None:
+    with suppress(DataError, OSError):  # whoever reads it meets the same error, and tells it
+        shards.fetch(shard)

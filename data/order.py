@@ -1,42 +1,141 @@
 """Which samples a step sees: arithmetic on (seed, step), the same for any world size, worker count and history."""
 
-import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.shards import DataError
+from data.index import DataError
+
+KEPT = 2  # epochs, blocks: a step may see the end of one and the beginning of the next
 
 
-@functools.lru_cache(maxsize=4)
-def permutation(n: int, *key: int) -> np.ndarray:
-    """A permutation of range(n), a pure function of n and key.
+def raw(n: int, *key: int) -> np.ndarray:
+    """uint64 [n], random, a pure function of the key, whose zeros at the end do not count.
 
-    From a bit generator's raw output: numpy keeps that stable between versions, `Generator.permutation` it does not.
+    numpy keeps a bit generator's output stable between versions; what `Generator` makes of it, it does not.
     """
-    return np.random.Philox(np.random.SeedSequence(key)).random_raw(n).argsort(kind="stable")
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of range(n), int64, a pure function of n and key."""
+    return raw(n, *key).argsort(kind="stable")
+
+
+class Line(NamedTuple):
+    """An epoch's samples end to end: the line's position 0 is at `offset` of shards that lie one behind another."""
+
+    offset: int
+    ends: np.ndarray  # of the shards, in the epoch's order
+    shifts: np.ndarray  # from a place among these shards to the sample's position
 
 
 class Order:
-    """Epochs over n samples in global batches; every sample at most once an epoch.
+    """Epochs over the samples of some shards in global batches; every sample at most once an epoch.
 
-    The n % batch samples that fill no batch are left out; each epoch's permutation leaves out others.
+    Up to `window` samples are shuffled whole. A larger set's shards are laid end to end, each epoch in another order
+    and from another place on; that line is cut into lanes, every lane into blocks, and every block is shuffled, such
+    that the blocks in use hold about `window` samples. A step takes equal parts of all lanes. So classes mix even where
+    shards are sorted by class, and a rank, whose rows are next to each other, reads from few shards at a time.
+
+    An epoch leaves out the n % batch samples at the end of its permutation or line, which are others each time.
+    Nothing is kept but what the blocks in use need: step ten million costs what step 0 costs.
 
     Args:
-        n: samples
+        counts: samples of each shard
         batch: global batch size
         seed: of the permutations
+        lanes: at most so many: the greatest number that divides the batch
+        window: samples that a step's are chosen among
 
     Raises:
         DataError: there are fewer samples than one batch.
     """
 
-    def __init__(self, n: int, batch: int, seed: int):
-        if n < batch:
-            raise DataError(f"{n} training images fill no batch of trainer.batch_size {batch}: lower it, or bring more")
-        self.n, self.batch, self.seed = n, batch, seed
-        self.steps_per_epoch = n // batch
+    def __init__(self, counts: Sequence[int] | np.ndarray, batch: int, seed: int, lanes: int = 64, window: int = 2**19):
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.n, self.batch, self.seed, self.window = int(self.counts.sum()), batch, seed, window
+        if self.n < batch:
+            raise DataError(
+                f"{self.n:,} training images fill no batch of trainer.batch_size {batch}: lower it, or bring more"
+            )
+        self.steps_per_epoch = self.n // batch
+        self.lanes = max(lane for lane in range(1, min(lanes, batch) + 1) if batch % lane == 0)
+        self.width = batch // self.lanes  # rows of a batch that a lane gives
+        length = self.steps_per_epoch * self.width
+        blocks = max(1, round(length * self.lanes / window))
+        self.edges = np.arange(blocks + 1) * length // blocks  # of a lane's blocks
+        self._kept: dict[str, dict[tuple[int, ...], Any]] = {}
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """int64 [batch]: positions of the samples of a global step."""
+        """int64 [batch]: positions of the samples of a global step, shards counted end to end."""
+        return self.rows(step, slice(0, self.batch))
+
+    def rows(self, step: int, rows: slice) -> np.ndarray:
+        """int64 [rows]: some rows of the global batch, from the lanes that they lie in alone."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        return permutation(self.n, self.seed, epoch)[within * self.batch : (within + 1) * self.batch]
+        if self.n <= self.window:
+            return self._keep(self._whole, epoch)[within * self.batch :][rows]
+        first, last = rows.start // self.width, -(-rows.stop // self.width)
+        places = self._places(epoch, first, last, within * self.width).reshape(-1)
+        places = places[rows.start - first * self.width :][: rows.stop - rows.start]
+        line = self._keep(self._line, epoch)
+        places = (places + line.offset) % self.n
+        return places + line.shifts[np.searchsorted(line.ends, places, side="right")]
+
+    def fingerprint(self) -> str:
+        """Changes with anything that changes what a step sees."""
+        settings = [self.n, self.batch, self.seed]
+        if self.n > self.window:
+            settings += [self.lanes, self.window, *self.counts.tolist()]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+    # Keys: (seed, epoch), for a line with 0 and 1 or 2 behind it, for a block with its lane, from 1 on, and number.
+
+    def _whole(self, epoch: int) -> np.ndarray:
+        return permutation(self.n, self.seed, epoch)
+
+    def _line(self, epoch: int) -> Line:
+        shards = permutation(len(self.counts), self.seed, epoch, 0, 1)
+        ends, starts = np.cumsum(self.counts[shards]), np.cumsum(self.counts) - self.counts
+        offset = int(raw(1, self.seed, epoch, 0, 2)[0] % self.n)
+        return Line(offset, ends, starts[shards] - (ends - self.counts[shards]))
+
+    def _block(self, epoch: int, block: int, first: int, last: int) -> np.ndarray:
+        """int64 [lanes, its length]: a block of each of some lanes, shuffled."""
+        n = int(self.edges[block + 1] - self.edges[block])
+        return np.stack([permutation(n, self.seed, epoch, lane + 1, block) for lane in range(first, last)])
+
+    def _places(self, epoch: int, first: int, last: int, start: int) -> np.ndarray:
+        """int64 [lanes, width] on the line: what some lanes give from their place `start` on."""
+        parts, stop = [], start + self.width
+        lanes = np.arange(first, last)[:, None] * int(self.edges[-1])
+        while start < stop:
+            block = int(np.searchsorted(self.edges, start, side="right")) - 1
+            low, high = self.edges[block : block + 2].tolist()
+            shuffled = self._keep(self._block, epoch, block, first, last)
+            parts.append(shuffled[:, start - low : stop - low] + (lanes + low))
+            start = high
+        return np.concatenate(parts, axis=1)
+
+    def _keep(self, make: Callable[..., Any], *key: int) -> Any:
+        """What `make` gives, kept until it has given KEPT others."""
+        kept = self._kept.setdefault(make.__name__, {})
+        if key not in kept:
+            if len(kept) >= KEPT:
+                del kept[next(iter(kept))]
+            kept[key] = make(*key)
+        return kept[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
+
+
+def tally(rows: slice, positions: np.ndarray) -> int:
+    """A checksum of which samples some rows of a batch saw: summed over ranks modulo 2^32, it is the global batch's."""
+    row = np.arange(rows.start, rows.stop, dtype=np.uint64)
+    mixed = (positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ (row * np.uint64(0xC2B2AE3D27D4EB4F))
+    return int(((mixed * np.uint64(0x165667B19E3779F9)) >> np.uint64(32)).sum()) % 2**32

@@ -1,28 +1,36 @@
-"""WebDataset shards: write them, index them, read any sample by its position.
+"""WebDataset shards: write them, and read any sample by its position, from this machine or from elsewhere.
 
-A shard is an ordinary tar whose members share a key: `000042.png` and `000042.cls` are one sample. The index is read
-from the tars' headers and kept beside them: `index.json` (the layout of wids) and, for each shard, `NAME.tar.npy` with
-one row a sample: offset and length of the image in bytes, label (-1: none).
+A shard is an ordinary tar whose members share a key: `000042.png` and `000042.cls` are one sample.
 """
 
-import hashlib
-import io
-import json
 import os
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import webdataset
-from webdataset.tariterators import base_plus_ext
 
-IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"})
+from data import index
+from data.cache import Cache
+from data.index import IMAGE_EXTENSIONS, DataError, Shard
+from data.remote import is_remote, read
+
+__all__ = ["IMAGE_EXTENSIONS", "DataError", "Shards", "write"]
+
+OPEN = 256  # local shards held open by a process
+OnError = Literal["stop", "skip"]
 
 
-class DataError(RuntimeError):
-    """The data is missing or damaged; the message says where, what was found and what to do."""
+class Row(NamedTuple):
+    """Where a sample's image lies in its shard, in bytes, and its label (-1: none)."""
+
+    offset: int
+    length: int
+    label: int
 
 
 def write(folder: Path, samples: Iterable[dict[str, Any]], per_shard: int = 10_000) -> int:
@@ -36,69 +44,192 @@ def write(folder: Path, samples: Iterable[dict[str, Any]], per_shard: int = 10_0
         for sample in samples:
             writer.write(sample)
             written += 1
-    Shards(folder)
+    index.of_folder(folder)
     return written
 
 
 class Shards:
-    """The samples of all `*.tar` in a folder, by position: the shards in order of name, laid end to end.
+    """The samples of some shards by position: the shards in order of name or of their index, end to end.
 
     Args:
-        folder: holds the shards; their index is made where missing or of another file, and kept where it can be
+        source: a folder of shards (*.tar), which is indexed where it has no index or an older one; an `index.json`,
+            here or at a URL; or the URL of a folder that has one
+        on_error: whether shards that are damaged, missing or empty, and samples without an image, are errors, or are
+            left out and told in `problems`; whether images that cannot be decoded are, or others stand in for them
+        cache: for remote shards
 
     Raises:
-        DataError: the folder is missing or empty, or a shard cannot be read.
+        DataError: there are no samples, or there is a problem that stops.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
+    def __init__(self, source: str | os.PathLike[str], on_error: OnError = "stop", cache: Cache | None = None):
+        self.source, self.on_error, self.cache = os.fspath(source), on_error, cache
+        self._tables: dict[str, np.ndarray] = {}  # of a folder that cannot be written
+        base, found = self._find()
+        self.problems = [f"shard {_join(base, shard.url)}: {told}" for shard in found for told in shard.problems]
+        if self.problems and on_error == "stop":
+            more = f" (and {len(self.problems) - 1} more problems)" if len(self.problems) > 1 else ""
             raise DataError(
-                f"the data folder {self.folder} does not exist. Expected a folder of WebDataset shards (*.tar): make "
-                "them with `python -m data.prepare SOURCE OUT`, or `make data` for the embedded digits"
+                f"{self.problems[0]}{more}. Mend or remove what is wrong (for good: its line in index.json, too), or "
+                "leave such shards and samples out with --data.on_error skip"
             )
-        self.paths = sorted(self.folder.glob("*.tar"))
-        if not self.paths:
-            raise DataError(
-                f"the data folder {self.folder} holds no shards (*.tar): make them with `python -m data.prepare SOURCE "
-                "OUT`, or name the folder that has them"
-            )
-        indexed = self._indexed()
-        tables = [_table(path, indexed.get(path.name) == _state(path)) for path in self.paths]
-        self.counts = [len(table) for table in tables]
-        self.rows = np.concatenate(tables)
-        if not len(self.rows):
-            raise DataError(f"the shards in {self.folder} hold no images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        self.shards = [shard for shard in found if shard.nsamples]
+        if not self.shards:
+            raise DataError(f"the shards of {self.source} hold no images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        self.paths = [_join(base, shard.url) for shard in self.shards]
+        self.remote = np.array([is_remote(path) for path in self.paths])
+        assert cache is not None or not self.remote.any(), "remote shards need a cache"
+        self.counts = np.array([shard.nsamples for shard in self.shards])
         self.ends = np.cumsum(self.counts)
-        self._descriptors: dict[int, int] = {}
-        self._write_index()
+        self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()  # of this machine
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self.ends[-1])
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 [samples]; -1 where a sample has none."""
-        return self.rows[:, 2]
+        """int64 [samples]; -1 where a sample has none. Reads every shard's table."""
+        return self._column("label")
 
     def fingerprint(self) -> str:
-        """Changes with the shards' names, sizes, sample positions or labels."""
-        digest = hashlib.sha256(self.rows.tobytes())
-        digest.update(json.dumps(self._shard_list()).encode())
-        return digest.hexdigest()[:16]
+        """Changes with the shards' names, sizes, sample places or labels; not with where they are."""
+        return index.fingerprint(self.shards)
+
+    def images(self, positions: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """The encoded images at some positions, and their labels, int64 [positions].
+
+        One shard after the other, so that a remote one is held for a moment only.
+
+        Raises:
+            DataError: a shard is gone, cannot be fetched, or is not as its index says.
+        """
+        contents, labels = [b""] * len(positions), np.full(len(positions), -1)
+        shards = np.searchsorted(self.ends, positions, side="right")
+        for shard in np.unique(shards).tolist():
+            chosen = np.flatnonzero(shards == shard)
+            rows = positions[chosen] - (self.ends[shard] - self.counts[shard])
+            with self._opened(shard) as (file, table):
+                for place, (offset, length, label) in zip(chosen.tolist(), table[rows].tolist(), strict=True):
+                    contents[place], labels[place] = self._read(shard, file, offset, length), label
+        return contents, labels
 
     def image(self, position: int) -> bytes:
         """The encoded image at a position.
 
         Raises:
-            DataError: the shard is gone, or shorter than its index says.
+            DataError: as `images`.
         """
-        shard = int(np.searchsorted(self.ends, position, side="right"))
-        offset, length, _ = self.rows[position]
+        return self.images(np.array([position]))[0][0]
+
+    def row(self, position: int) -> Row:
+        """Where a sample is in its shard."""
+        shard, row = self._place(position)
+        with self._opened(shard) as (_, table):
+            return Row(*table[row].tolist())
+
+    def name(self, position: int) -> str:
+        """Where a sample lies, for messages: its shard and, where that can still be read, its member."""
+        shard, row = self._place(position)
         try:
-            if shard not in self._descriptors:
-                self._descriptors[shard] = os.open(self.paths[shard], os.O_RDONLY)
-            content = os.pread(self._descriptors[shard], length, offset)
+            with self._opened(shard) as (file, table):
+                header = os.pread(file, tarfile.BLOCKSIZE, int(table[row, 0]) - tarfile.BLOCKSIZE)
+            return f"{self.paths[shard]}, member {tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name}"
+        except (DataError, OSError, tarfile.HeaderError):
+            return f"{self.paths[shard]}, sample {row}"
+
+    def shards_of(self, positions: np.ndarray) -> np.ndarray:
+        """Numbers of the shards, each once, that some positions lie in."""
+        return np.unique(np.searchsorted(self.ends, positions, side="right"))
+
+    def bounds(self, position: int) -> tuple[int, int]:
+        """First position, and one past the last, of a sample's shard."""
+        shard, row = self._place(position)
+        return position - row, int(self.ends[shard])
+
+    def fetch(self, shard: int) -> None:
+        """Have a remote shard in the cache.
+
+        Raises:
+            DataError: it cannot be fetched.
+        """
+        assert self.cache is not None
+        self.cache.fetch(self.paths[shard], self.shards[shard])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}  # another process's descriptors point at other files
+
+    def _find(self) -> tuple[str, list[Shard]]:
+        """Where the shards' names are relative to, and their entries."""
+        source = self.source
+        if source.endswith(".tar") or (not is_remote(source) and "{" in source and not os.path.exists(source)):
+            raise DataError(
+                f"{source} names shards, which need an index: python -m data.index '{source}' OUT.json, then give "
+                "OUT.json, or the folder of shards where it is on this machine"
+            )
+        if source.endswith(".json"):
+            text = read(source).decode() if is_remote(source) else Path(source).read_text()
+            return source.rpartition("/")[0], index.of_file(text, source)
+        if is_remote(source):
+            source = source.rstrip("/")
+            return source, index.of_file(read(f"{source}/index.json").decode(), f"{source}/index.json")
+        found, self._tables = index.of_folder(Path(source))
+        return source, found
+
+    def _place(self, position: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self.ends, position, side="right"))
+        return shard, int(position - (self.ends[shard] - self.counts[shard]))
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.concatenate(
+            [self._whole_table(shard)[:, Row._fields.index(name)] for shard in range(len(self.shards))]
+        )
+
+    def _whole_table(self, shard: int) -> np.ndarray:
+        if not is_remote(self.paths[shard]):
+            return self._local_table(self.paths[shard], self.shards[shard])
+        with self._opened(shard) as (_, table):
+            return table
+
+    @contextmanager
+    def _opened(self, shard: int) -> Iterator[tuple[int, np.ndarray]]:
+        """A shard's file descriptor and table."""
+        path, entry = self.paths[shard], self.shards[shard]
+        if is_remote(path):
+            assert self.cache is not None
+            with self.cache.opened(path, entry) as opened:
+                yield opened
+            return
+        if shard not in self._open:
+            self._open[shard] = self._open_local(path, entry), self._local_table(path, entry)
+            if len(self._open) > OPEN:
+                os.close(self._open.popitem(last=False)[1][0])
+        self._open.move_to_end(shard)
+        yield self._open[shard]
+
+    def _open_local(self, path: str, entry: Shard) -> int:
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"cannot open shard {path}: {error.strerror}") from error
+        stat = os.fstat(file)
+        if stat.st_size != entry.filesize or (entry.mtime_ns and stat.st_mtime_ns != entry.mtime_ns):
+            os.close(file)
+            raise DataError(
+                f"shard {path} has {stat.st_size:,} bytes, {entry.filesize:,} when it was indexed, or is of another "
+                "time: it was replaced while in use. Start again, and it is indexed anew"
+            )
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        return file
+
+    def _local_table(self, path: str, entry: Shard) -> np.ndarray:
+        if entry.url in self._tables:
+            return self._tables[entry.url]
+        table = index.load_table(Path(path), entry.table)
+        return index.scan(Path(path))[1] if table is None else table
+
+    def _read(self, shard: int, file: int, offset: int, length: int) -> bytes:
+        try:
+            content = os.pread(file, length, offset)
         except OSError as error:
             raise DataError(f"cannot read shard {self.paths[shard]}: {error.strerror}") from error
         if len(content) != length:
@@ -108,96 +239,6 @@ class Shards:
             )
         return content
 
-    def name(self, position: int) -> str:
-        """Where a sample lies, for messages: its shard and member."""
-        shard = int(np.searchsorted(self.ends, position, side="right"))
-        with open(self.paths[shard], "rb") as file:
-            file.seek(int(self.rows[position, 0]) - tarfile.BLOCKSIZE)
-            member = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-        return f"{self.paths[shard]}, member {member.name}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_descriptors": {}}  # another process's descriptors point at other files
-
-    def _shard_list(self) -> list[dict[str, Any]]:
-        return [
-            {"url": path.name, "nsamples": count, "filesize": path.stat().st_size}
-            for path, count in zip(self.paths, self.counts, strict=True)
-        ]
-
-    def _indexed(self) -> dict[str, tuple[int, int]]:
-        """The state of each shard when it was indexed."""
-        try:
-            content = json.loads((self.folder / "index.json").read_text())
-            return {shard["url"]: (shard["filesize"], shard["mtime_ns"]) for shard in content["shardlist"]}
-        except (OSError, ValueError, KeyError, TypeError):  # missing, or not ours: every shard is indexed anew
-            return {}
-
-    def _write_index(self) -> None:
-        shards = [
-            shard | {"mtime_ns": _state(path)[1]} for shard, path in zip(self._shard_list(), self.paths, strict=True)
-        ]
-        content = json.dumps({"wids_version": 1, "shardlist": shards}, indent=1).encode()
-        path = self.folder / "index.json"
-        if not path.exists() or path.read_bytes() != content:
-            _keep(path, content)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """Size and time of a file: another one means another file."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _table(path: Path, indexed: bool) -> np.ndarray:
-    """int64 [samples, 3] of a shard, from its kept table if it is still the file that was indexed."""
-    kept = path.with_suffix(".tar.npy")
-    if indexed and kept.exists():
-        try:
-            return np.load(kept, allow_pickle=False)
-        except (ValueError, EOFError, OSError):
-            pass  # damaged: made anew below
-    table = np.array(list(_scan(path)), dtype=np.int64).reshape(-1, 3)
-    buffer = io.BytesIO()
-    np.save(buffer, table)
-    _keep(kept, buffer.getvalue())
-    return table
-
-
-def _scan(path: Path) -> Iterator[tuple[int, int, int]]:
-    """One row for each sample that has an image, in the tar's order."""
-    key, image, label = None, None, -1
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                base, extension = base_plus_ext(member.name)
-                if base != key:
-                    if image:
-                        yield *image, label
-                    key, image, label = base, None, -1
-                if extension.lower() in IMAGE_EXTENSIONS:
-                    image = (member.offset_data, member.size)
-                elif extension.lower() == "cls":
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    label = int(file.read())
-            if tar.offset > path.stat().st_size:
-                raise tarfile.ReadError("its last member is cut short")
-        if image:
-            yield *image, label
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise DataError(
-            f"cannot index shard {path}: {error}. It is damaged, compressed or no tar: make it anew"
-        ) from error
-
-
-def _keep(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; a read-only folder keeps no index, which costs time at the next start only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+def _join(base: str, url: str) -> str:
+    return url if is_remote(url) or os.path.isabs(url) else f"{base}/{url}" if base else url

@@ -207,9 +207,10 @@ def test_a_non_finite_image_is_an_error_and_no_score(data, demo_cnn):
         evaluator_of(data, demo_cnn, 20)(system)
 
 
-def test_one_held_out_image_is_refused(data, demo_cnn):
-    extractor, test = load_demo_cnn(demo_cnn, 1).eval(), Shards(data.test)
-    test.rows = test.rows[:1]
+def test_one_held_out_image_is_refused(data, demo_cnn, tmp_path):
+    extractor = load_demo_cnn(demo_cnn, 1).eval()
+    write(tmp_path / "one", [{"__key__": "0", "png": Shards(data.test).image(0)}])
+    test = Shards(tmp_path / "one")
     with pytest.raises(ValueError, match="holds 1 image"):
         Evaluator(Accelerator(cpu=True), extractor, [test], data, 20, 0, VAE(32, 1, 4, SMALL))
 
@@ -237,7 +238,10 @@ def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tm
     train, test = Shards(data.train), Shards(data.test)
     build(settings, data, tmp_path, [train], [test], accelerator)
     assert kept.read_bytes() == demo_cnn.read_bytes()
-    train.rows = train.rows[: len(train) - 1]  # other data
+    images = zip(map(train.image, range(len(train) - 1)), train.labels.tolist(), strict=False)
+    samples = ({"__key__": f"{i}", "png": image, "cls": str(label)} for i, (image, label) in enumerate(images))
+    write(tmp_path / "other", samples)
+    train = Shards(tmp_path / "other")
     build(settings, data, tmp_path, [train], [test], accelerator)
     assert kept.read_bytes() != demo_cnn.read_bytes()
 
@@ -246,10 +250,10 @@ def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
     noise = np.random.default_rng(0)
 
     def samples(labelled):
-        from test_data import png
+        from test_data import encoded
 
         for i in range(200):
-            sample = {"__key__": str(i), "png": png(noise.integers(0, 256, (32, 32), np.uint8))}
+            sample = {"__key__": str(i), "png": encoded(noise.integers(0, 256, (32, 32), np.uint8))}
             yield sample | ({"cls": str(i % 5)} if labelled else {})
 
     data = Data("", None, 32, 1, 0)

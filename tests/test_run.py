@@ -153,7 +153,7 @@ def test_an_error_of_one_process_alone_is_told(main, digits, tmp_path, demo_cnn)
     shutil.copytree(digits / "test", tmp_path / "test")
     shards = Shards(tmp_path / "test")
     with open(shards.paths[0], "r+b") as file:
-        file.seek(int(shards.rows[70, 0]))
+        file.seek(shards.row(70).offset)
         file.write(b"\0" * 20)
     done = main(
         *("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--data.test", tmp_path / "test"),
@@ -246,7 +246,7 @@ def test_a_corrupt_image_stops_the_run_with_its_name(here, digits, tmp_path):
     shutil.copytree(digits / "train", tmp_path / "train")
     shards = Shards(tmp_path / "train")
     with open(shards.paths[0], "r+b") as file:
-        file.seek(int(shards.rows[700, 0]))
+        file.seek(shards.row(700).offset)
         file.write(b"\0" * 20)
     done = here(
         *("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--data.train", tmp_path / "train"),

@@ -17,8 +17,8 @@ def key(*parts: int | str) -> int:
 
 
 def normalize(image: Tensor) -> Tensor:
-    """uint8 to [-1, 1]."""
-    return image.float() / 127.5 - 1
+    """uint8 to [-1, 1], laid out channel by channel."""
+    return image.float().contiguous() / 127.5 - 1
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -250,12 +250,11 @@ def _fit_extractor(settings: Settings) -> None:
         return
     from accelerate import Accelerator  # these take seconds to import
 
-    from data.shards import Shards
     from trainer.extractor import build
 
     print("preparing the demo-cnn for all runs", flush=True)
     with refusing():
-        train, test = ([Shards(folder) for folder in folders] for folders in (data.trains, data.tests))
+        train, test = data.open(data.trains, data.on_error), data.open(data.tests)
         build(evaluate, data, settings.out, train, test, Accelerator(cpu=True))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +15,17 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 import models
-from data import DataError
+from data.cache import Cache
+from data.remote import is_remote
+from data.shards import DataError, OnError, Shards
 
 # Settings that may change between a run and its continuation: they leave what a step computes as it is. The training
 # shards are compared by fingerprint instead; scores measured in another way have no part in which checkpoint is best.
 FREE = frozenset(
     [
         *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "keep")),
-        *("trainer.share_passes", "data.train", "data.test", "data.workers"),
+        *("trainer.share_passes", "trainer.accept_new_data", "data.train", "data.test", "data.workers"),
+        *(f"data.{name}" for name in ("on_error", "max_skipped", "cache", "cache_gb")),
         *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights")),
     ]
 )
@@ -32,11 +36,13 @@ class RunError(RuntimeError):
 
 
 class Location(str):
-    """An absolute path; given in a YAML file it is relative to that file, on the command line to the working folder."""
+    """A URL, or an absolute path: relative to the YAML file that has it, on the command line to the working folder."""
 
 
 # jsonargparse works inside a YAML file's folder while it reads that file, so abspath means what the file means.
-register_type(Location, str, lambda value: Location(os.path.abspath(os.path.expanduser(value))))
+register_type(
+    Location, str, lambda value: Location(value if is_remote(value) else os.path.abspath(os.path.expanduser(value)))
+)
 
 
 @dataclass
@@ -44,11 +50,21 @@ class Data:
     """Data.
 
     Args:
-        train: folder of WebDataset shards to learn from; a list of two for CycleGAN
-        test: folder of held-out shards that evaluations compare with; as many as train
+        train: folder of WebDataset shards to learn from, an index.json of such, or a URL of either (s3, gs, hf, http
+            ...); a list of two for CycleGAN
+        test: held-out shards that evaluations compare with; as many as train
         size: pixels a side, 32 to 256: images are resized and cropped to it when read
         channels: 1 (grey) or 3 (colour)
         workers: processes a rank that decode ahead; 0 decodes in the training process
+        crop: train on random crops that keep from so much to so much of an image, such as [0.5, 1]; unset: its centre
+        flip: mirror half of the training images
+        on_error: stop at shards and samples that are damaged, missing, empty or without an image; or skip them: damaged
+            shards and samples without an image are left out, and the next good one stands in for a damaged image
+        max_skipped: stop where more than this share of the images needed a stand-in
+        window: samples among which a step's are chosen; a set no larger is shuffled whole
+        lanes: places at once from which a step reads a larger set; each rank, and its cache, reads from its own
+        cache: folder of this machine for remote shards; unset: one in its folder of temporary files
+        cache_gb: gigabytes that it never passes
     """
 
     train: Location | list[Location]
@@ -56,6 +72,29 @@ class Data:
     size: int = 32
     channels: Literal[1, 3] = 3
     workers: NonNegativeInt = 2
+    crop: tuple[float, float] | None = None
+    flip: bool = False
+    on_error: OnError = "stop"
+    max_skipped: float = 0.01
+    window: PositiveInt = 2**19
+    lanes: PositiveInt = 64
+    cache: Location | None = None
+    cache_gb: PositiveFloat = 50.0
+
+    def __post_init__(self) -> None:
+        if self.crop and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"data.crop is {list(self.crop)}, expected two shares, such as [0.5, 1]")
+        if not 0 <= self.max_skipped <= 1:
+            raise ValueError(f"data.max_skipped is {self.max_skipped}, expected a share between 0 and 1")
+
+    def open(self, sources: list[str], on_error: OnError = "stop") -> list[Shards]:
+        """Shards of training or of held-out images.
+
+        Raises:
+            DataError: they are missing or damaged.
+        """
+        folder = self.cache or os.path.join(tempfile.gettempdir(), f"shards-{os.getuid()}")
+        return [Shards(source, on_error, Cache(folder, int(self.cache_gb * 1e9))) for source in sources]
 
     @property
     def trains(self) -> list[str]:
@@ -83,6 +122,7 @@ class Trainer:
         ema_half_life: of the averaged weights, in images
         ema_ramp: it is at most this share of the images seen
         share_passes: make encoder and decoder passes once a step where possible; off saves memory, not the result
+        accept_new_data: go on although images, their order or batch_size are others than those the run began with
     """
 
     steps: PositiveInt = 10_000
@@ -97,6 +137,7 @@ class Trainer:
     ema_half_life: PositiveInt = 10_000
     ema_ramp: PositiveFloat = 0.05
     share_passes: bool = True
+    accept_new_data: bool = False
 
 
 @dataclass
@@ -184,12 +225,10 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
     if namespace.trainer.run_dir is None:
         name = Path(recipes[-1].relative).stem if recipes else system.lower()
         namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
+    with refusing():
+        data = Data(**namespace.data.as_dict())
     return Config(
-        made,
-        namespace,
-        Data(**namespace.data.as_dict()),
-        Trainer(**namespace.trainer.as_dict()),
-        Evaluate(**namespace.evaluate.as_dict()),
+        made, namespace, data, Trainer(**namespace.trainer.as_dict()), Evaluate(**namespace.evaluate.as_dict())
     )
 
 

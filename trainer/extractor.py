@@ -256,7 +256,7 @@ def _some(sets: Sets, count: int, data: Data) -> tuple[Tensor, Tensor]:
 def _descend(network: DemoCNN, pixels: Tensor, labels: Tensor, steps: int, batch: int = 128) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    order = Order(len(pixels), min(batch, len(pixels)), seed=0)
+    order = Order([len(pixels)], min(batch, len(pixels)), seed=0)
     for step in range(steps):
         chosen = torch.from_numpy(order[step])
         cross_entropy(network(pixels[chosen])[1], labels[chosen]).backward()

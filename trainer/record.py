@@ -76,9 +76,9 @@ class Record:
         with open(self.metrics, "a") as file:
             file.write(json.dumps({"step": step, **values, **facts}) + "\n")
 
-    def terms(self, step: int, values: dict[str, float]) -> None:
+    def terms(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """A log line's terms: recorded, and the main ones shown."""
-        self.scalars(step, values)
+        self.scalars(step, values, **facts)
         if not self.is_main:
             return
         shown = {name: f"{value:.3g}" for name, value in values.items() if name.split("/")[1] in PLAIN_TERMS}

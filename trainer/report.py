@@ -20,7 +20,6 @@ from PIL import Image
 import models
 from data.loader import read
 from data.order import permutation
-from data.shards import Shards
 from trainer.config import Data
 from trainer.pictures import Panels, grid, interpolated, panels
 from trainer.results import HOLDS, MEASURES, TEXTS, Entry, Finding, best, findings, number
@@ -222,7 +221,7 @@ def _count(number: int, noun: str) -> str:
 @torch.no_grad()
 def _pictures(entry: Entry, data: Data) -> Panels:
     """What a system makes of the same held-out images and prior draws as the others."""
-    system, shards = models.load(entry.runs[0].folder), Shards(data.tests[0])
+    system, shards = models.load(entry.runs[0].folder), data.open(data.tests)[0]
     real = read(shards, permutation(len(shards), 0)[: ROWS * COLUMNS], data.size, data.channels).image
     z = torch.randn(ROWS * COLUMNS, *system.latent_shape, generator=torch.Generator().manual_seed(0))
     return panels(system, [real], z) | {"interpolated": interpolated(system, real, z, ROWS, COLUMNS)}

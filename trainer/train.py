@@ -7,17 +7,17 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from data.loader import Batches, load, read
-from data.order import Order, permutation
-from data.shards import Shards
+from data.loader import Augment, Batches, load, prepare_workers, read
+from data.order import Order, permutation, tally
+from data.shards import OnError, Shards
 from trainer import checkpoint
 from trainer.batch import Batch, key, normalize
 from trainer.config import FREE, Config, RunError, differences, refusing, stopping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trainer.evaluate import Evaluator
 
 GRID = 48  # images in each panel of a grid
+NEW_DATA = ("data", "trainer.batch_size")  # settings of what steps see, which a run may go on with if told to
 # Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
 WRAPPING = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 
@@ -74,6 +75,8 @@ class Run:
 
     def __init__(self, config: Config):
         self.config, settings = config, config.trainer
+        if config.data.workers:
+            prepare_workers()
         self.accelerator = _accelerator(settings.precision)
         config.settle_precision(self.accelerator.mixed_precision)
         self.share, self.micro = shares(settings.batch_size, settings.micro_batch, self.accelerator.num_processes)
@@ -82,11 +85,12 @@ class Run:
         self.system = config.system()
         self.system.players()  # checks their settings
         self._check_group()
-        self.trains = self._sets("data.train", config.data.trains)
+        self.trains = self._sets("data.train", config.data.trains, config.data.on_error)
         self.tests = self._sets("data.test", config.data.tests) if config.data.tests else []
         seeds = [settings.seed, *(key(settings.seed, "order", i) for i in range(1, len(self.trains)))]
         self.orders = [
-            Order(len(shards), settings.batch_size, seed) for shards, seed in zip(self.trains, seeds, strict=True)
+            Order(shards.counts, settings.batch_size, seed, config.data.lanes, config.data.window)
+            for shards, seed in zip(self.trains, seeds, strict=True)
         ]
         self.run_dir, self.checkpoints = config.run_dir, config.run_dir / "checkpoints"
 
@@ -99,11 +103,15 @@ class Run:
         self.mover = Step(self.accelerator, self.system, settings.steps, settings.share_passes)
         self.step = 0
         self._resume()
+        self.first, self.seen, self.stood_in, self.warned = self.step, 0, 0, False
+        self.skipped: list[str] = []
 
         self.evaluator = self._evaluator()
         self.panels = self._grid_source()
         self.record = Record(self.run_dir, self.step, settings.steps, self.accelerator.is_main_process)
         self._announce()
+        for problem in [problem for shards in self.trains for problem in shards.problems]:
+            self.record.say(f"left out: {problem}")
 
     # ---- the run
 
@@ -140,17 +148,38 @@ class Run:
                 began = time.monotonic()
         self.record.say(f"finished at step {self.step}: pictures in {self.run_dir / 'samples'}, curves by make board")
         self.record.close()
+        batches.close()
         self.accelerator.wait_for_everyone()
 
-    def _batches(self) -> Iterator[Batch]:
-        rank, settings, device = self.accelerator.process_index, self.config.trainer, self.accelerator.device
-        rows = slice(rank * self.share, (rank + 1) * self.share)
-        source = Batches(self.trains, self.orders, self.config.data.size, self.config.data.channels, rows)
-        steps = range(self.step, settings.steps)
-        loader = load(source, steps, self.config.data.workers, device.type == "cuda")
+    def _batches(self) -> Generator[Batch]:
+        """This rank's rows of each global batch, copied to the device while it still computes the step before."""
+        settings, data, device = self.config.trainer, self.config.data, self.accelerator.device
+        rows, steps = self._rows(self.accelerator.process_index, 1), range(self.step, settings.steps)
+        augment = Augment(data.crop, data.flip)
+        source = Batches(self.trains, self.orders, data.size, data.channels, rows, augment)
+        loader = load(source, steps, data.workers, device.type == "cuda", self._rows_of_this_machine())
+        copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         for step, sets in zip(steps, loader, strict=True):
-            images = tuple(normalize(images.image.to(device, non_blocking=True)) for images in sets)
-            yield Batch(images, rows, settings.batch_size, settings.seed, step)
+            for images in sets:
+                self.seen += tally(rows, images.position.numpy())
+                self.skipped += [f"step {step + 1}: {told}" for told in images.skipped]
+            with torch.cuda.stream(copying):  # None leaves it as it is
+                copied = [images.image.to(device, non_blocking=True) for images in sets]
+            if copying is not None:
+                current = torch.cuda.current_stream(device)
+                current.wait_stream(copying)
+                for image in copied:
+                    image.record_stream(current)
+            yield Batch(tuple(normalize(image) for image in copied), rows, settings.batch_size, settings.seed, step)
+
+    def _rows(self, first: int, ranks: int) -> slice:
+        return slice(first * self.share, (first + ranks) * self.share)
+
+    def _rows_of_this_machine(self) -> slice | None:
+        """On its first rank, which fetches their shards; None on others."""
+        if not self.accelerator.is_local_main_process:
+            return None
+        return self._rows(self.accelerator.process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def _log(self, steps: int, began: float, waited: float) -> None:
         terms = self.mover.meter.read(self.accelerator)
@@ -172,8 +201,35 @@ class Run:
             for mover in self.mover.movers
         }
         terms["speed/images_per_second"] = steps * self.config.trainer.batch_size / seconds
-        terms["speed/data_wait"] = waited / seconds
-        self.record.terms(self.step, terms)
+        self._log_data(terms, waited / seconds)
+
+    def _log_data(self, terms: dict[str, float], waited: float) -> None:
+        """Record a log line's terms with those of the data, of all ranks."""
+        told = torch.tensor([self.seen % 2**32, len(self.skipped), round(waited * 1e6)], device=self.accelerator.device)
+        seen, skipped, wait = self.accelerator.reduce(told, "sum").tolist()
+        terms["speed/data_wait"] = wait / 1e6 / self.accelerator.num_processes
+        settings, data = self.config.trainer, self.config.data
+        if data.on_error == "skip":
+            self.stood_in += skipped
+            terms["data/skipped"] = self.stood_in
+        self.record.terms(self.step, terms, seen=seen % 2**32)
+        if skipped:
+            for line in gather_object(self.skipped):
+                self.record.say(line)
+        self.seen, self.skipped = 0, []
+        shown = (self.step - self.first) * settings.batch_size * len(self.trains)
+        if self.stood_in > data.max_skipped * shown:
+            raise RunError(
+                f"step {self.step}: {self.stood_in} of {shown:,} images were damaged, more than data.max_skipped "
+                f"{data.max_skipped:g} allows: mend the data (python -m data.inspect FOLDER --verify lists what is "
+                "wrong), or raise it"
+            )
+        if terms["speed/data_wait"] > 0.1 and not self.warned and self.step > self.first + settings.log_every:
+            self.warned = True
+            self.record.say(
+                f"steps wait for data {terms['speed/data_wait']:.0%} of the time: raise --data.workers (now "
+                f"{data.workers}), or prepare smaller images (python -m data.prepare --size {data.size})"
+            )
 
     def _evaluate(self) -> dict[str, float]:
         assert self.evaluator is not None
@@ -200,7 +256,7 @@ class Run:
                 "scores": scores,
                 "evaluation": self.evaluator.facts if self.evaluator else {},
                 "configuration": self.config.resolved(),
-                "data": [shards.fingerprint() for shards in self.trains],
+                "data": self._data(),
                 "scalers": {
                     m.player.name: m.scaler.state_dict() | {"overflows": int(m.overflows)}
                     for m in self.mover.movers
@@ -243,17 +299,13 @@ class Run:
         if step is None:
             return
         tensors, manifest = found or checkpoint.load(self.checkpoints / f"step_{step:08d}")
-        scheduled = any(mover.player.optimizer.schedule != "constant" for mover in self.mover.movers)
-        free = FREE - {"trainer.steps"} if scheduled else FREE
-        changed = differences(manifest["configuration"], self.config.resolved(), free=free)
-        for shards, fingerprint in zip(self.trains, manifest["data"], strict=False):
-            if fingerprint != shards.fingerprint():
-                changed.append(f"data.train: other shards than the run began with ({shards.folder})")
-        if changed:
+        if changed := self._changes(manifest):
             raise ValueError(
                 f"{self.run_dir} holds a run with other settings, and cannot go on with these:\n  "
                 + "\n  ".join(changed)
                 + "\nTake the old settings, or another --trainer.run_dir"
+                + ("; or accept data.* and batch_size as they are now: --trainer.accept_new_data true")
+                * any(line.startswith(NEW_DATA) for line in changed)
             )
         self.step = step
         self._load_networks(tensors)
@@ -263,6 +315,38 @@ class Run:
                 scaler = manifest["scalers"][mover.player.name]
                 mover.overflows.fill_(scaler.pop("overflows"))
                 mover.scaler.load_state_dict(scaler)
+
+    def _changes(self, manifest: dict[str, Any]) -> list[str]:
+        """What is other than when the run was saved, a line each, less what may be."""
+        scheduled = any(mover.player.optimizer.schedule != "constant" for mover in self.mover.movers)
+        free = FREE - {"trainer.steps"} if scheduled else FREE
+        changed = differences(manifest["configuration"], self.config.resolved(), free=free)
+        for shards, saved, now in zip(self.trains, manifest["data"], self._data(), strict=False):
+            if saved["fingerprint"] != now["fingerprint"]:
+                was, has = (f"{of['images']:,} images in {of['shards']:,} shards" for of in (saved, now))
+                changed.append(
+                    f"data.train: {was}{' (other ones)' * (was == has)} in the checkpoint, {has} now in {shards.source}"
+                )
+            elif saved["order"] != now["order"] and not any(line.startswith(NEW_DATA) for line in changed):
+                changed.append(
+                    "data: the samples of a step are others than in the checkpoint, by this version of the code"
+                )
+        accepted = [line for line in changed if self.config.trainer.accept_new_data and line.startswith(NEW_DATA)]
+        if accepted and self.accelerator.is_main_process:
+            print("accepted:", *accepted, sep="\n  ", file=sys.stderr)
+        return [line for line in changed if line not in accepted]
+
+    def _data(self) -> list[dict[str, Any]]:
+        """Of each training set, what a step sees of it."""
+        return [
+            {
+                "images": len(shards),
+                "shards": len(shards.shards),
+                "fingerprint": shards.fingerprint(),
+                "order": order.fingerprint(),
+            }
+            for shards, order in zip(self.trains, self.orders, strict=True)
+        ]
 
     def _settle_buckets(self) -> None:
         """Take a step that is then undone, so that every real one, a resumed run's first too, sums gradients alike.
@@ -332,14 +416,14 @@ class Run:
         z = torch.randn(GRID, *self.system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
         return real, z.to(device)
 
-    def _sets(self, setting: str, folders: list[str]) -> list[Shards]:
+    def _sets(self, setting: str, folders: list[str], on_error: OnError = "stop") -> list[Shards]:
         if len(folders) != self.system.domains:
             names = f"{len(folders)} folder{'s' if len(folders) > 1 else ''}"
             raise ValueError(
                 f"{setting} names {names}, expected {self.system.domains} for {type(self.system).__name__}"
                 + (': give "[A, B]"' if self.system.domains == 2 else "")
             )
-        return [Shards(folder) for folder in folders]
+        return self.config.data.open(folders, on_error)
 
     def _check_group(self) -> None:
         if self.micro % self.system.group:

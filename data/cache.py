@@ -1,0 +1,165 @@
+"""Remote shards, whole, in a folder of this machine that its processes share."""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from data.index import DataError, Shard, load_table, save_table, scan, table_path
+from data.remote import download
+
+WAIT = 0.05  # seconds between looks for room
+TABLES = 256  # kept in memory
+
+
+class Cache:
+    """Fetches shards once for all processes of a machine, and drops those unused for longest to stay within a limit.
+
+    A file is a shard, whole (`KEY.tar`, with its table), or on its way (`KEY.BYTES.part`), which counts for all of its
+    bytes from the beginning. Whoever fetches a shard holds an exclusive lock on it, whoever reads it a shared one, and
+    only what nobody holds is dropped. The kernel takes a killed process's locks back, and another one goes on with
+    what it has fetched.
+
+    Args:
+        folder: of a file system of this machine, for its locks; made when it is needed
+        limit: bytes that the files never pass together
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int):
+        self.folder, self.limit = Path(folder), limit
+        self._tables: dict[Path, np.ndarray] = {}
+
+    @contextmanager
+    def opened(self, url: str, shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
+        """A shard's file descriptor and table, fetched if it is not here, and not dropped meanwhile.
+
+        Nobody may hold one shard while asking for another: two could wait for each other's room.
+
+        Raises:
+            DataError: it cannot be fetched, differs from its index, is larger than the limit, or cannot be written.
+        """
+        path = self._path(url)
+        while (file := self._held(path)) is None:
+            self.fetch(url, shard)
+        with file:
+            yield file.fileno(), self._table(path, shard)
+
+    def fetch(self, url: str, shard: Shard) -> None:
+        """Have a shard in the folder; it may be dropped again at once.
+
+        Raises:
+            DataError: as `opened`.
+        """
+        path, need = self._path(url), shard.filesize + 24 * shard.nsamples + 256
+        if need > self.limit:
+            raise DataError(
+                f"data.cache_gb is {self.limit / 1e9:g}, and the shard {url} alone has {need / 1e9:g} GB: raise it to "
+                "what the shards of some steps need together"
+            )
+        part = path.with_suffix(f".{need}.part")
+        try:
+            self._fetch(url, shard, path, part, need)
+        except OSError as error:
+            raise DataError(
+                f"data.cache {self.folder}: {error.strerror or error}, and remote shards are kept there: make room, or "
+                "name another folder"
+            ) from error
+
+    def _fetch(self, url: str, shard: Shard, path: Path, part: Path, need: int) -> None:
+        while not path.exists():
+            if not self._reserve(part, need):
+                time.sleep(WAIT)  # all is in use: reading a batch's part of a shard takes milliseconds
+                continue
+            with suppress(FileNotFoundError), open(part, "r+b") as file:  # not found: it is whole by now, or dropped
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if _is_at(file, part):
+                    download(url, file, shard.filesize)
+                    self._finish(part, path, url, shard)
+
+    def _finish(self, part: Path, path: Path, url: str, shard: Shard) -> None:
+        found, table = scan(part)
+        if found.nsamples != shard.nsamples or (shard.table and found.table != shard.table):
+            part.unlink()
+            raise DataError(
+                f"the shard {url} is another one than its index says ({found.nsamples:,} samples, {shard.nsamples:,} "
+                f"in the index{', ' + found.problems[0] if found.problems else ''}): index it anew"
+            )
+        save_table(path, table)
+        part.rename(path)
+
+    def _held(self, path: Path) -> IO[bytes] | None:
+        """A whole shard, locked against being dropped while it is open; None if it is not here."""
+        try:
+            file = open(path, "rb")  # noqa: SIM115 - the caller closes it
+        except FileNotFoundError:
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if not _is_at(file, path):
+            file.close()
+            return None
+        os.utime(file.fileno())  # used just now
+        return file
+
+    def _table(self, path: Path, shard: Shard) -> np.ndarray:
+        if path not in self._tables:
+            if len(self._tables) >= TABLES:
+                del self._tables[next(iter(self._tables))]
+            table = load_table(path, shard.table)
+            self._tables[path] = scan(path)[1] if table is None else table
+        return self._tables[path]
+
+    def _reserve(self, part: Path, need: int) -> bool:
+        """Make room for a shard, and its unfinished file; False where all that is here is in use."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if part.exists():
+                return True
+            files = sorted(self._files())
+            room = self.limit - sum(size for _, size, _ in files)
+            for _, size, path in files:
+                if room >= need:
+                    break
+                room += size if _dropped(path) else 0
+            if room >= need:
+                part.touch()
+            return room >= need
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Last use, bytes and path of each shard."""
+        for path in (*self.folder.glob("*.part"), *self.folder.glob("*.tar")):  # one that ends meanwhile counts twice
+            with suppress(FileNotFoundError):
+                if path.suffix == ".part":
+                    size = int(path.suffixes[-2].removeprefix("."))
+                else:
+                    size = path.stat().st_size + table_path(path).stat().st_size
+                yield path.stat().st_mtime, size, path
+
+    def _path(self, url: str) -> Path:
+        return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one of that name: it may have been dropped or finished before its lock came."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _dropped(path: Path) -> bool:
+    """Drop a file, unless somebody holds it."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        path.unlink()
+        table_path(path).unlink(missing_ok=True)
+    return True

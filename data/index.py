@@ -1,0 +1,299 @@
+"""Index WebDataset shards: `python -m data.index SHARDS OUT.json`, for shards that no folder of this machine holds.
+
+SHARDS are URLs or paths of tars, with braces as WebDataset writes them: `s3://bucket/train-{000..127}.tar`. A folder of
+tars needs no command: it is indexed where it lies, when it is first read.
+
+An index is `index.json` in the layout of wids, one entry a shard: `url` (relative to the index, or absolute),
+`nsamples`, `filesize`; and of ours `mtime_ns`, `problems` and `table`, the digest of `NAME.tar.npy` beside the shard,
+which has one row a sample: where the image begins in the tar, its bytes, its label (-1: none).
+"""
+
+import argparse
+import fcntl
+import hashlib
+import io
+import json
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import forkserver, get_context
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+from braceexpand import braceexpand
+from tqdm import tqdm
+from webdataset.tariterators import base_plus_ext
+
+IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"})
+TOLD = 10  # problems of a shard that the index names
+PARALLEL = 2**26  # bytes of tars from which several processes are worth their start
+
+
+class DataError(RuntimeError):
+    """The data is missing or damaged; the message says where, what was found and what to do."""
+
+
+class Shard(NamedTuple):
+    """A shard's entry in an index."""
+
+    url: str
+    nsamples: int
+    filesize: int
+    mtime_ns: int = 0
+    table: str = ""  # digest
+    problems: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Another size or time means another file."""
+        return self.filesize, self.mtime_ns
+
+
+def of_folder(folder: Path) -> tuple[list[Shard], dict[str, np.ndarray]]:
+    """The shards of a folder, in order of name, and the tables that could not be kept there.
+
+    Shards that are new or changed are scanned, and the index is written anew; a folder that cannot be written keeps
+    none, which costs time at the next start only.
+
+    Raises:
+        DataError: the folder is missing, or holds no shards.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"the data folder {folder} does not exist. Expected a folder of WebDataset shards (*.tar), a URL of one, "
+            "or an index.json: make shards with `python -m data.prepare SOURCE OUT`, or `make data` for the digits"
+        )
+    with _alone(folder):
+        known, found = _read(folder / "index.json"), _files(folder)
+        missing = [
+            shard._replace(nsamples=0, problems=("it is in index.json, but not in the folder",))
+            for name, shard in known.items()
+            if name not in found
+        ]
+        if not found and not missing:
+            raise DataError(
+                f"the data folder {folder} holds no shards (*.tar): make them with `python -m data.prepare SOURCE "
+                "OUT`, or name the folder that has them"
+            )
+        stale = [name for name, (state, kept) in found.items() if not kept or _state_of(known, name) != state]
+        tables: dict[str, np.ndarray] = {}
+        for name, (shard, table) in zip(stale, _scans([folder / name for name in stale]), strict=True):
+            known[name] = shard._replace(url=name)
+            if not save_table(folder / name, table):
+                tables[name] = table
+        shards = [known[name] for name in sorted(found)]
+        if stale:
+            _keep(folder / "index.json", _json([*shards, *(known[shard.url] for shard in missing)]))
+    return sorted([*shards, *missing], key=lambda shard: shard.url), tables
+
+
+def of_file(content: str, source: str) -> list[Shard]:
+    """The shards of an index's text.
+
+    Raises:
+        DataError: it is no index, or lacks sizes.
+    """
+    try:
+        return [_entry(entry) for entry in json.loads(content)["shardlist"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{source} is no index of shards ({type(error).__name__}: {error}): expected wids' layout, a shardlist "
+            "with url, nsamples and filesize; `python -m data.index SHARDS OUT.json` makes one"
+        ) from error
+
+
+def table_path(shard: Path) -> Path:
+    return shard.with_name(f"{shard.name}.npy")
+
+
+def digest(table: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(table, dtype=np.int64).tobytes()).hexdigest()[:16]
+
+
+def fingerprint(shards: Sequence[Shard]) -> str:
+    """Changes with the shards' names, sizes, sample places or labels."""
+    names = [[Path(shard.url).name, shard.nsamples, shard.filesize, shard.table] for shard in shards]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+
+
+def save_table(shard: Path, table: np.ndarray) -> bool:
+    """Keep a table beside its shard; False where that cannot be written."""
+    buffer = io.BytesIO()
+    np.save(buffer, table)
+    return _keep(table_path(shard), buffer.getvalue())
+
+
+def load_table(shard: Path, expected: str) -> np.ndarray | None:
+    """int64 [samples, 3] as kept beside a shard; None where it is not there, or has not the digest that is expected."""
+    try:
+        table = np.load(table_path(shard), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return table if not expected or digest(table) == expected else None
+
+
+def scan(path: Path) -> tuple[Shard, np.ndarray]:
+    """A tar's entry and table, from its headers alone. What is wrong with it is told in the entry, not raised."""
+    rows: list[tuple[int, int, int]] = []
+    problems: list[str] = []
+    try:
+        stat = path.stat()
+        for key, image, label in _samples(path, problems):
+            if image is None:
+                problems.append(f"sample {key} has no image ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+            else:
+                rows.append((*image, label))
+        if not rows and not problems:
+            problems.append("it holds no samples")
+    except OSError as error:
+        return Shard(path.name, 0, 0, problems=(f"it cannot be read: {error.strerror}",)), np.empty((0, 3), np.int64)
+    except (tarfile.TarError, ValueError) as error:
+        problems.insert(0, f"it is damaged, cut short, compressed or no tar: {error}")
+    if len(problems) > TOLD:
+        problems[TOLD:] = [f"and {len(problems) - TOLD:,} more"]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+    return Shard(path.name, len(table), stat.st_size, stat.st_mtime_ns, digest(table), tuple(problems)), table
+
+
+def _samples(path: Path, problems: list[str]) -> Iterator[tuple[str, tuple[int, int] | None, int]]:
+    """Key, place of the image and label of each sample, in the tar's order."""
+    key, image, label = None, None, -1
+    seen: set[str] = set()
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if not member.isfile():
+                continue
+            base, extension = base_plus_ext(member.name)
+            if base != key:
+                if key is not None:
+                    yield key, image, label
+                if base in seen:
+                    problems.append(f"the key {base} appears twice")
+                key, image, label = base, None, -1
+                seen.add(base)
+            if extension.lower() in IMAGE_EXTENSIONS:
+                if image is not None:
+                    problems.append(f"sample {key} has two images")
+                image = (member.offset_data, member.size)
+            elif extension.lower() == "cls":
+                file = tar.extractfile(member)
+                assert file is not None
+                label = int(file.read())
+        end = tar.offset
+    if key is not None:
+        yield key, image, label
+    with open(path, "rb") as file:  # one cut between two members looks like a shorter tar, but for this
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it has no end mark after its last member")
+
+
+def _scans(paths: Sequence[Path]) -> Iterator[tuple[Shard, np.ndarray]]:
+    size = sum(path.stat().st_size for path in paths)
+    if len(paths) < 2 or size < PARALLEL:
+        yield from map(scan, paths)
+        return
+    workers = min(len(paths), len(os.sched_getaffinity(0)))
+    forkserver.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, get_context("forkserver")) as pool:
+        yield from tqdm(pool.map(scan, paths), "indexing", len(paths), unit="shard", disable=None)
+
+
+def _files(folder: Path) -> dict[str, tuple[tuple[int, int], bool]]:
+    """Size and time of each tar, and whether its table is there."""
+    with os.scandir(folder) as entries:
+        files = {entry.name: entry for entry in entries if entry.name.endswith((".tar", ".tar.npy"))}
+    tars = sorted(name for name in files if name.endswith(".tar"))
+    return {
+        name: ((stat.st_size, stat.st_mtime_ns), f"{name}.npy" in files)
+        for name in tars
+        for stat in [files[name].stat()]
+    }
+
+
+def _read(path: Path) -> dict[str, Shard]:
+    """The shards of this very folder by name, as last indexed; none where there is no index that is understood."""
+    try:
+        shards = of_file(path.read_text(), str(path))
+    except (OSError, DataError):
+        return {}
+    return {shard.url: shard for shard in shards if "/" not in shard.url}
+
+
+def _state_of(known: dict[str, Shard], name: str) -> tuple[int, int] | None:
+    return known[name].state if name in known else None
+
+
+def _entry(entry: dict[str, Any]) -> Shard:
+    optional = {key: entry[key] for key in ("mtime_ns", "table") if key in entry}
+    problems = tuple(entry.get("problems", ()))
+    return Shard(entry["url"], int(entry["nsamples"]), int(entry["filesize"]), **optional, problems=problems)
+
+
+def _json(shards: Iterable[Shard]) -> bytes:
+    return json.dumps({"wids_version": 1, "shardlist": [shard._asdict() for shard in shards]}, indent=1).encode()
+
+
+def _keep(path: Path, content: bytes) -> bool:
+    """Write a file whole or not at all; False where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    return True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time indexes a folder, the others wait; where no lock can be made, each does on its own."""
+    try:
+        lock = open(folder / ".index.lock", "a")  # noqa: SIM115 - it may fail, the rest may not
+    except OSError:
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from data.remote import download, is_remote, size_of  # which need this module
+
+    parser = argparse.ArgumentParser(
+        prog="python -m data.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="URLs or paths of tars, with braces for many")
+    parser.add_argument("out", metavar="OUT.json", type=Path, help="the index: data.train takes it")
+    parser.add_argument("--jobs", type=int, default=4, help="shards read at once")
+    settings = parser.parse_args(arguments)
+
+    def one(url: str) -> Shard:
+        if not is_remote(url):
+            return scan(Path(url))[0]._replace(url=os.path.abspath(url))
+        with tempfile.NamedTemporaryFile(dir=settings.out.parent) as file:
+            download(url, cast(BinaryIO, file), size_of(url))
+            return scan(Path(file.name))[0]._replace(url=url, mtime_ns=0)
+
+    urls = [url for given in settings.shards for url in braceexpand(given)]
+    try:
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max(1, settings.jobs)) as pool:
+            shards = list(tqdm(pool.map(one, urls), "indexing", len(urls), unit="shard", disable=None))
+        settings.out.write_bytes(_json(shards))
+    except (DataError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    for shard in shards:
+        print(*(f"{shard.url}: {problem}" for problem in shard.problems), sep="\n", end="\n" * bool(shard.problems))
+    print(f"{settings.out}: {sum(shard.nsamples for shard in shards):,} images in {len(shards):,} shards")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
