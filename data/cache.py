@@ -97,7 +97,7 @@ class Cache:
         """A whole shard, locked against being dropped while it is open; None if it is not here."""
         try:
             file = open(path, "rb")  # noqa: SIM115 - the caller closes it
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
         if not _is_at(file, path):

@@ -102,7 +102,7 @@ def _retried(url: str, attempt: Callable[[], Result]) -> Result:
     for pause in (*PAUSES, None):
         try:
             return attempt()
-        except ImportError as error:  # fsspec names the package that opens such a URL
+        except (ImportError, ValueError) as error:  # fsspec knows no such URLs, or names the package that opens them
             raise DataError(f"cannot open {url}: {error}") from error
         except Exception as error:  # each kind of remote has errors of its own
             if pause is None:

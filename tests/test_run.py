@@ -257,6 +257,81 @@ def test_a_corrupt_image_stops_the_run_with_its_name(here, digits, tmp_path):
     assert weights(tmp_path / "run"), "the last checkpoint is intact"
 
 
+def seen(run_dir) -> dict[int, int]:
+    """The checksum of the samples that each logged step saw."""
+    return {line["step"]: line["seen"] for line in lines(run_dir) if "seen" in line}
+
+
+def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(main, tmp_path):
+    """Killed with -9 in the middle; each step's samples, and their places in the batch, are those of a whole run."""
+    run = ["--system", "AE", "--trainer.log_every", "1", "--trainer.save_every", "5", "--data.workers", "1"]
+    run += ["--data.crop", "[0.5, 1]", "--data.flip", "true", "--trainer.batch_size", "64"]
+    whole = main(*run, "--trainer.steps", "30", "--trainer.run_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    two = main(*run, "--trainer.steps", "7", "--trainer.run_dir", tmp_path / "cut", processes=2)
+    assert two.returncode == 0, two.stderr
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000007")  # as if it had been killed there
+    one = main(*run, "--trainer.steps", "30", "--trainer.run_dir", tmp_path / "cut")
+    assert "going on at step 5 of 30" in one.stderr, one.stderr
+    expected = seen(tmp_path / "whole")
+    assert len({*expected.values()}) == 30, "across an epoch's end at step 22"
+    assert seen(tmp_path / "cut") == expected
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert max((a[key] - b[key]).abs().max().item() for key in a if not key.startswith("optimizer")) < 2e-3
+
+
+def test_damaged_images_are_skipped_and_told_up_to_a_share(here, digits, tmp_path):
+    from test_data import corrupt
+
+    from data.shards import Shards
+
+    shutil.copytree(digits / "train", tmp_path / "train")
+    shards = Shards(tmp_path / "train")
+    for position in (7, 700, 1400):
+        corrupt(shards, position)
+    run = ["--system", "AE", "--data.train", tmp_path / "train", "--trainer.batch_size", "64"]
+    run += ["--trainer.steps", "22", "--data.on_error", "skip"]  # an epoch, less 30 images
+    done = here(*run, "--trainer.run_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "seen instead" in line]
+    assert 1 <= len(told) <= 3
+    assert all("00000.tar, member 00" in line and line.startswith("step ") for line in told)
+    assert lines(tmp_path / "run")[-1]["data/skipped"] == len(told)
+    done = here(*run, "--trainer.run_dir", tmp_path / "strict", "--data.max_skipped", "0.0001")
+    assert done.returncode == 1
+    assert "images were damaged, more than data.max_skipped 0.0001 allows" in done.stderr
+
+
+def test_other_data_or_batches_are_refused_unless_accepted(here, digits, tmp_path):
+    first = here("--system", "AE", "--trainer.steps", "2", "--trainer.run_dir", tmp_path)
+    assert first.returncode == 0, first.stderr
+    other = ["--system", "AE", "--trainer.steps", "3", "--trainer.run_dir", tmp_path, "--trainer.batch_size", "4"]
+    other += ["--data.train", digits / "test"]
+    refused = here(*other)
+    assert refused.returncode == 2
+    assert "data.train: 1,438 images in 1 shards in the checkpoint, 359 images in 1 shards now" in refused.stderr
+    assert "trainer.batch_size: 8 in the checkpoint, 4 now" in refused.stderr
+    assert "--trainer.accept_new_data true" in refused.stderr
+    accepted = here(*other, "--trainer.accept_new_data", "true")
+    assert accepted.returncode == 0, accepted.stderr
+    assert "accepted:\n  trainer.batch_size: 8 in the checkpoint, 4 now\n  data.train: 1,438" in accepted.stderr
+    again = here(*other, "--trainer.steps", "4")
+    assert again.returncode == 0, "it is the run's own data now"
+    refused = here(*other, "--trainer.seed", "1", "--trainer.accept_new_data", "true")
+    assert refused.returncode == 2, "other settings are not accepted along"
+
+
+def test_a_run_that_waits_for_its_data_says_so(here, tmp_path, monkeypatch):
+    import time
+
+    from data import loader
+
+    read = loader.decode
+    monkeypatch.setattr(loader, "decode", lambda *args: (time.sleep(0.003), read(*args))[1])
+    done = here("--system", "AE", "--trainer.steps", "8", "--trainer.run_dir", tmp_path)
+    assert done.stderr.count("of the time: raise --data.workers (now 0)") == 1
+
+
 def test_a_diverging_run_stops_and_names_step_player_and_term(here, tmp_path):
     run = ["--system", "VAE", "--trainer.run_dir", tmp_path, "--trainer.save_every", "2", "--trainer.steps", "40"]
     done = here(*run, "--system.autoencoder.lr", "1e12")
