@@ -1,0 +1,579 @@
+"""Where `data.prepare` finds images: folders, archives, Parquet, torchvision's sets, WebDataset shards, the digits.
+
+A source lists its images once; its reader then reads any of them by itself, in any process and order. Nothing is ever
+written under a name that a source brings along. What allows no such reading (a compressed tar, Parquet) is first laid
+out in one plain file beside the unfinished shards.
+"""
+
+import bz2
+import difflib
+import gzip
+import inspect
+import io
+import json
+import lzma
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+from braceexpand import braceexpand
+from PIL import Image
+from tqdm import tqdm
+from webdataset.tariterators import base_plus_ext
+
+from data.shards import IMAGE_EXTENSIONS, DataError
+
+SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+OPENERS: dict[str, Callable[..., Any]] = {
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.xz": lzma.open,
+    ".txz": lzma.open,
+    ".tar.bz2": bz2.open,
+    ".tar": open,
+}
+MAX_BYTES = 2**30  # of a zip's member: what is more cannot be an image, but may be a bomb
+FORMS = """a folder of images, an archive of one (.tar, .tar.gz, .tgz, .tar.xz, .tar.bz2, .zip), a .parquet file or a
+folder of them, WebDataset shards (a folder of .tar, or a pattern such as shards/{000..009}.tar), torchvision:NAME,
+digits"""
+
+
+class Item(NamedTuple):
+    """One image of a source.
+
+    Args:
+        key: does not change when other images come or go: it decides the order and the split
+        name: how messages call it
+        where: what its reader reads it by
+        size: encoded bytes, 0 if that is not known
+        stamp: another one means another file
+        split: as the source names it
+        label: number of its class, -1: none
+    """
+
+    key: str
+    name: str
+    where: Any
+    size: int = 0
+    stamp: int = 0
+    split: str | None = None
+    label: int = -1
+
+
+class Reader(Protocol):
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        """The encoded image and its label.
+
+        Raises:
+            ValueError: this image cannot be had; the others can.
+            OSError: the source cannot be read.
+        """
+
+
+@dataclass
+class Source:
+    """All images of a source.
+
+    Args:
+        items: in a fixed order
+        read: reads one of them; can be pickled
+        classes: the names of labels 0, 1, ...; empty where the source has none
+        ordered: order and keys are the items' own, and not those of a shuffle
+        ignored: how many files were no images, by ending
+    """
+
+    items: list[Item]
+    read: Reader
+    classes: list[str] = field(default_factory=list)
+    ordered: bool = False
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+class Found(NamedTuple):
+    key: str  # its path without the ending
+    path: Path
+
+
+def find(folder: Path) -> list[Found]:
+    """All images under a folder, in order of their paths.
+
+    Raises:
+        DataError: there is no image.
+    """
+    items = open_folder(folder, splits=False).items
+    return [Found(item.key, folder / item.where) for item in items]
+
+
+def open_source(name: str, spool: Path, root: Path, download: bool = False) -> Source:
+    """The images that a name on the command line stands for.
+
+    Args:
+        name: one of FORMS
+        spool: where a file may be laid out that allows no random access
+        root, download: torchvision's folder, and whether it may fetch what is missing
+
+    Raises:
+        DataError: there is no such source, it is damaged, or it holds no images.
+    """
+    if name == "digits":
+        return open_digits()
+    if name.startswith("torchvision:"):
+        return open_torchvision(name.removeprefix("torchvision:"), root, download)
+    if "{" in name and name.endswith(".tar"):
+        return open_shards([Path(path) for path in braceexpand(name)])
+    path = Path(name)
+    if not path.exists():
+        raise DataError(f"SOURCE {name} does not exist: expected {FORMS}")
+    if path.is_dir():
+        for ending, open_files in ((".parquet", open_parquet), (".tar", open_shards)):
+            if files := [file for file in sorted(path.rglob(f"*{ending}")) if _is_visible(str(file.relative_to(path)))]:
+                return open_files(files, path, spool)
+        return open_folder(path)
+    if path.suffix.lower() == ".parquet":
+        return open_parquet([path], path.parent, spool)
+    if path.suffix.lower() == ".zip":
+        return open_zip(path)
+    for ending, opener in OPENERS.items():
+        if path.name.lower().endswith(ending):
+            return open_tar(path if opener is open else _laid_out(path, opener, spool))
+    raise DataError(f"SOURCE {name} is a file of no known kind: expected {FORMS}")
+
+
+def open_folder(folder: Path, splits: bool = True) -> Source:
+    """An image folder: its sub-folders are the classes, below `train` and `test` sub-folders if it has those."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    entries = []
+    for parent, _, files in os.walk(folder, onerror=fail, followlinks=True):
+        for name in files:
+            path = os.path.join(parent, name)
+            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link fails when it is read
+            relative = os.path.relpath(path, folder)
+            entries.append(_Entry(relative, relative, stat.st_size, stat.st_mtime_ns))
+    return _image_folder(entries, FileReader(folder), str(folder), splits)
+
+
+def open_zip(path: Path) -> Source:
+    """A zip of an image folder."""
+    reader = ZipReader(path)
+    entries = [
+        _Entry(one.filename, one.filename, one.file_size, one.CRC) for one in reader.members() if not one.is_dir()
+    ]
+    return _image_folder(_below_common_folders(entries), reader, str(path))
+
+
+def open_tar(path: Path) -> Source:
+    """A tar of an image folder; one with class files is a shard."""
+    entries = [_Entry(name, (0, offset, size), size, path.stat().st_mtime_ns) for name, offset, size in members(path)]
+    if any(entry.path.endswith(".cls") for entry in entries):
+        return open_shards([path])
+    return _image_folder(_below_common_folders(entries), RangeReader([path]), str(path))
+
+
+def open_shards(paths: list[Path], folder: Path | None = None, _: Path | None = None) -> Source:
+    """WebDataset shards; their names, or their folders', may tell the split, and a dataset.json the classes' names."""
+    items = []
+    for number, path in enumerate(tqdm(paths, desc="listing", unit=" shards", disable=None, leave=False)):
+        if not path.is_file():
+            raise DataError(f"shard {path} does not exist: mend the pattern, or bring the file")
+        split, stamp = _split_of(path, folder or path.parent), path.stat().st_mtime_ns
+        for one in samples(path):
+            where = (number, one.offset, one.size)
+            items.append(Item(one.key, f"{path.name}: {one.name}", where, one.size, stamp, split, one.label))
+    if not items:
+        raise DataError(f"the shards {paths[0]} ... hold no images ({_endings()})")
+    described = (folder or paths[0].parent) / "dataset.json"
+    classes = json.loads(described.read_text())["classes"] if described.exists() else []
+    return Source(items, RangeReader(paths), classes)
+
+
+def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
+    """Parquet files as Hugging Face writes them: a column of images, one of labels, the classes' names in the schema.
+
+    Raises:
+        DataError: pyarrow is not installed, a file is damaged, or no column holds images.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError(
+            f"{paths[0]} is Parquet, which pyarrow reads, and pyarrow is not installed: pip install pyarrow, or "
+            "'.[parquet]' of this project"
+        ) from error
+    items, labels, classes = list[Item](), list[Any](), list[str]()
+    with open(spool, "wb") as file:
+        for path in tqdm(paths, desc="laying out", unit=" files", disable=None, leave=False):
+            try:
+                opened = parquet.ParquetFile(path)
+                image, label, classes = _columns(path, opened.schema_arrow)
+                split, stamp, name = _split_of(path, folder), path.stat().st_mtime_ns, path.relative_to(folder)
+                for number, row in enumerate(_rows(opened, [image, label] if label else [image])):
+                    content = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
+                    where = (0, file.tell(), file.write(content or b""))
+                    key = f"{name.with_suffix('')}/{number:08d}"
+                    items.append(Item(key, f"{name}, row {number}", where, where[2], stamp, split))
+                    labels.append(row[label] if label else None)
+            except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
+                raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it anew") from error
+    if not items:
+        raise DataError(f"{paths[0]} holds no rows: name a file that has images")
+    if any(isinstance(one, str) for one in labels):
+        classes = sorted({one for one in labels if one is not None})
+        labels = [None if one is None else classes.index(one) for one in labels]
+    items = [item._replace(label=-1 if one is None else one) for item, one in zip(items, labels, strict=True)]
+    return Source(items, RangeReader([spool]), classes)
+
+
+def open_torchvision(name: str, root: Path, download: bool) -> Source:
+    """A data set of torchvision.datasets, in all its splits of usual names.
+
+    Raises:
+        DataError: torchvision has no such data set, or it is not under the root.
+    """
+    from torchvision import datasets
+
+    if name not in datasets.__all__ or "root" not in (known := inspect.signature(getattr(datasets, name)).parameters):
+        close = difflib.get_close_matches(name, datasets.__all__, 3, 0.4)
+        raise DataError(
+            f"torchvision:{name} is no data set of torchvision.datasets that has a root"
+            + (f": did you mean {' or '.join(f'torchvision:{one}' for one in close)}?" if close else "")
+        )
+    options: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
+    if "train" in known:
+        options = [("train", {"train": True}), ("test", {"train": False})]
+    elif "split" in known:
+        options = [(split, {"split": word}) for word, split in [*SPLITS.items(), ("trainval", "train")]]
+    reader = TorchvisionReader(name, root, {"download": True} if download and "download" in known else {})
+    items, classes, taken = list[Item](), list[str](), set[str | None]()
+    for split, keywords in options:
+        if split not in taken and (data := reader.open(keywords)) is not None:
+            taken.add(split)
+            items += [Item(f"{i:08d}", f"{split or name} {i}", (keywords, i), split=split) for i in range(len(data))]
+            classes = [one if isinstance(one, str) else ", ".join(one) for one in getattr(data, "classes", [])]
+    if not items:
+        raise DataError(f"torchvision:{name} has no split of a usual name ({', '.join(SPLITS)}), so none can be taken")
+    reader.keywords = {}  # fetched by now
+    return Source(items, reader, classes)
+
+
+def open_digits() -> Source:
+    """scikit-learn's handwritten digits, every fifth held out.
+
+    1,797 grey 8x8 images in ten classes (Alpaydin & Kaynak 1998, UCI Machine Learning Repository).
+    """
+    reader = DigitsReader()
+    labels = reader.load()[1]
+    items = [
+        Item(f"{i:06d}", f"digit {i}", i, split="test" if i % 5 == 4 else "train", label=int(label))
+        for i, label in enumerate(labels)
+    ]
+    return Source(items, reader, [str(digit) for digit in range(10)], ordered=True)
+
+
+class FileReader:
+    """Files of a folder, by their paths in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        return (self.folder / item.where).read_bytes(), item.label
+
+
+class RangeReader:
+    """Parts of files: (number of the file, offset, size)."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths, self._files = paths, dict[int, IO[bytes]]()
+
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        number, offset, size = item.where
+        if number not in self._files:
+            if len(self._files) >= 100:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[number] = open(self.paths[number], "rb")  # noqa: SIM115
+        content = os.pread(self._files[number].fileno(), size, offset)
+        if len(content) != size:
+            raise DataError(f"{self.paths[number]} ends within {item.name}: it was cut short while in use")
+        return content, item.label
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}
+
+
+class ZipReader:
+    """Members of a zip, by their names."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._zip: zipfile.ZipFile | None = None
+
+    def members(self) -> list[zipfile.ZipInfo]:
+        return self._open().infolist()
+
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        if item.size > MAX_BYTES:
+            raise ValueError(f"it holds {item.size:,} bytes, which no image does")
+        try:
+            return self._open().read(item.where), item.label
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"it cannot be unpacked: {error}") from error
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            try:
+                self._zip = zipfile.ZipFile(self.path)
+            except zipfile.BadZipFile as error:
+                raise DataError(f"{self.path} is no zip, or damaged ({error}): fetch it anew") from error
+        return self._zip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_zip": None}
+
+
+class TorchvisionReader:
+    """Images of a torchvision data set: (its settings, index). Files are taken as they are, arrays become PNGs."""
+
+    def __init__(self, name: str, root: Path, keywords: dict[str, Any]):
+        self.name, self.root, self.keywords, self._open = name, root, keywords, dict[str, Any]()
+
+    def open(self, keywords: dict[str, Any]) -> Any:
+        """The data set; None if it has no such split."""
+        from torchvision import datasets
+
+        if repr(keywords) not in self._open:
+            try:
+                data = getattr(datasets, self.name)(self.root, **keywords, **self.keywords)
+            except (RuntimeError, FileNotFoundError, TypeError, ValueError) as error:
+                if str(error).startswith("Unknown value"):  # of a split
+                    return None
+                raise DataError(
+                    f"torchvision:{self.name} cannot be opened under --root {self.root}: {error}. Name the folder "
+                    "that holds it by --root, or let torchvision fetch it by --download"
+                ) from error
+            if hasattr(data, "loader"):
+                data.loader = Path  # hands over the file instead of decoding it
+            self._open[repr(keywords)] = data
+        return self._open[repr(keywords)]
+
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        keywords, index = item.where
+        image, label = self.open(keywords)[index][:2]
+        is_class = isinstance(label, (int, np.integer)) or getattr(label, "shape", None) == ()
+        if isinstance(image, Path):
+            content = image.read_bytes()
+        elif isinstance(image, Image.Image):
+            content = _png(image)
+        else:
+            raise DataError(f"torchvision:{self.name} holds {type(image).__name__}s where images were expected")
+        return content, int(label) if is_class else -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+
+class DigitsReader:
+    """scikit-learn's digits, by their indices."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[np.ndarray, np.ndarray] | None = None
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [1797, 8, 8] and labels [1797]."""
+        from sklearn.datasets import load_digits
+
+        if self._loaded is None:
+            images, labels = load_digits(return_X_y=True)
+            self._loaded = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), labels
+        return self._loaded
+
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        return _png(Image.fromarray(self.load()[0][item.where])), item.label
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_loaded": None}
+
+
+def members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of every file of a plain tar; a hard link has those of the file that it stands for.
+
+    Raises:
+        DataError: it is no plain tar, damaged, or cut short.
+    """
+    files: dict[str, tuple[int, int]] = {}
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                if member.islnk() and member.linkname in files:
+                    yield member.name, *files[member.linkname]
+                elif member.isfile():
+                    files[member.name] = member.offset_data, member.size
+                    yield member.name, *files[member.name]
+            if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"there is neither a member nor the end's mark at byte {tar.offset}")
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"cannot read {path}: {error}. It is damaged, cut short or no tar: fetch it anew") from error
+
+
+class Sample(NamedTuple):
+    """A sample of a shard; `name` and offset are its image's, and its size is 0 where it has none."""
+
+    key: str
+    name: str = ""
+    offset: int = 0
+    size: int = 0
+    label: int = -1
+
+
+def samples(path: Path) -> Iterator[Sample]:
+    """The samples of a shard, in its order.
+
+    Raises:
+        DataError: it is damaged or cut short, or a class is no number.
+    """
+    sample = None
+    with open(path, "rb") as file:
+        for name, offset, size in members(path):
+            key, extension = base_plus_ext(name)
+            if key is None:
+                continue
+            if sample is None or key != sample.key:
+                if sample is not None:
+                    yield sample
+                sample = Sample(key, key)
+            if extension.lower() in IMAGE_EXTENSIONS:
+                sample = sample._replace(name=name, offset=offset, size=size)
+            elif extension.lower() == "cls":
+                content = os.pread(file.fileno(), min(size, 100), offset)
+                try:
+                    sample = sample._replace(label=int(content))
+                except ValueError as error:
+                    raise DataError(f"shard {path}, member {name}: {content!r} is no number of a class") from error
+    if sample is not None:
+        yield sample
+
+
+class _Entry(NamedTuple):
+    path: str
+    where: Any
+    size: int
+    stamp: int
+
+
+def _image_folder(entries: Iterable[_Entry], reader: Reader, name: str, splits: bool = True) -> Source:
+    """A class's label is the place of its name among those of all splits."""
+    images, ignored = [], Counter[str]()
+    for entry in entries:
+        parts = _parts(entry.path)
+        if _is_image(entry.path):
+            images.append((parts, entry))
+        else:
+            ignored[os.path.splitext(entry.path)[1].lower() or os.path.basename(entry.path)] += 1
+    tops = {parts[0] for parts, _ in images if len(parts) > 1} & SPLITS.keys()
+    split_by_folder = splits and "train" in tops and len({SPLITS[top] for top in tops}) > 1
+    items, categories = [], []
+    for parts, entry in sorted(images):
+        split = None
+        if split_by_folder:
+            if parts[0] not in tops:
+                ignored["outside of " + ", ".join(sorted(tops))] += 1
+                continue
+            split, parts = SPLITS[parts[0]], parts[1:]
+        key = str(PurePosixPath(*parts).with_suffix(""))
+        items.append(Item(key, entry.path, entry.where, entry.size, entry.stamp, split))
+        categories.append(parts[0] if len(parts) > 1 else None)
+    if not items:
+        found = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5)) or "nothing"
+        raise DataError(f"{name} holds no images ({_endings()}), but {found}: name a folder or file that has some")
+    classes = sorted({one for one in categories if one is not None})
+    numbers = {one: number for number, one in enumerate(classes)}
+    labels = [-1 if one is None else numbers[one] for one in categories]
+    items = [item._replace(label=label) for item, label in zip(items, labels, strict=True)]
+    return Source(items, reader, classes, ignored=ignored)
+
+
+def _below_common_folders(entries: list[_Entry]) -> list[_Entry]:
+    """An archive's paths without the folders that all its images are in."""
+    clean = [entry._replace(path="/".join(_parts(entry.path))) for entry in entries]
+    folders = [os.path.dirname(entry.path) for entry in clean if _is_image(entry.path)]
+    common = os.path.commonpath(folders) if folders else ""
+    return [entry._replace(path=entry.path.removeprefix(f"{common}/")) for entry in clean]
+
+
+def _split_of(path: Path, folder: Path) -> str | None:
+    """train, test or validation, as a word of the path says: data/train-00000-of-00004.parquet, test/0000.tar."""
+    for part in path.relative_to(folder).parts:
+        for word in part.lower().replace("_", "-").replace(".", "-").split("-"):
+            if word in SPLITS:
+                return SPLITS[word]
+    return None
+
+
+def _rows(file: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(64, columns=columns):
+        yield from batch.to_pylist()
+
+
+def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
+    """The column of images, the one of labels, the names of their classes."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    kinds = {one.name: str(one.type) for one in schema}
+    binary = [name for name, kind in kinds.items() if kind in ("binary", "large_binary") or "bytes: " in kind]
+    images = [name for name in ("image", "img") if name in binary] or binary
+    if not images or (len(images) > 1 and images[0] not in ("image", "img")):
+        raise DataError(
+            f"{path} has {len(binary)} columns that may hold encoded images, none of them called image. Expected a "
+            f"column `image` of bytes, or of struct{{bytes, path}}; its columns: "
+            + ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        )
+    named = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    label = "label" if "label" in kinds else next(iter(named), None)
+    if label is not None and not (kinds[label].startswith(("int", "uint")) or "string" in kinds[label]):
+        label = None
+    return images[0], label, features.get(label, {}).get("names", [])
+
+
+def _laid_out(path: Path, opener: Callable[..., Any], spool: Path) -> Path:
+    """The plain tar in a compressed one, which cannot be read from the middle."""
+    try:
+        with opener(path, "rb") as packed, open(spool, "wb") as file:
+            shutil.copyfileobj(packed, file, 2**20)
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        raise DataError(f"cannot unpack {path}: {error}. It is damaged or cut short: fetch it anew") from error
+    os.utime(spool, ns=(0, path.stat().st_mtime_ns))
+    return spool
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Of a path that may mean harm: what lies below the folder, whatever it climbs or starts from."""
+    return tuple(part for part in PurePosixPath(path).parts if part not in ("/", "//", ".."))
+
+
+def _is_image(path: str) -> bool:
+    return _is_visible(path) and PurePosixPath(path).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
+
+
+def _is_visible(path: str) -> bool:
+    """Neither hidden, nor what macOS adds to its archives."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in _parts(path))
+
+
+def _endings() -> str:
+    return ", ".join(sorted(IMAGE_EXTENSIONS))
