@@ -13,9 +13,8 @@ import webdataset
 from PIL import Image
 
 from data.images import decode
-from data.loader import Batches, load, read
+from data.loader import Batches, load
 from data.order import Order, permutation
-from data.prepare import prepare
 from data.shards import DataError, Shards, write
 
 
@@ -185,59 +184,3 @@ def test_decode_of_uncommon_images():
     turned = decode(png(half, form="JPEG", exif=exif, quality=95), 32, 1)
     assert turned[4].mean() > 200
     assert turned[-4].mean() < 50
-
-
-def folder_of_images(root, classes=("a", "b"), n=20):
-    for c, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(n):
-            (root / name / f"{i}.png").write_bytes(gradient(100 * c + i))
-    return root
-
-
-def test_prepare_splits_a_folder_by_its_paths(tmp_path):
-    source = folder_of_images(tmp_path / "source")
-    counts = prepare(str(source), tmp_path / "out", test_fraction=0.25, per_shard=9)
-    assert sum(counts.values()) == 40
-    assert 3 <= counts["test"] <= 17
-    seen = {}
-    for split in ("train", "test"):
-        shards = Shards(tmp_path / "out" / split)
-        images = read(shards, np.arange(len(shards)), 32, 1)
-        seen[split] = set(images.image[:, 0, 0, 0].tolist())
-        assert all((grey >= 100) == label for grey, label in zip(images.image[:, 0, 0, 0], images.label, strict=True))
-    assert not seen["train"] & seen["test"]
-    (source / "a" / "new.png").write_bytes(gradient(99))
-    prepare(str(source), tmp_path / "again", test_fraction=0.25)
-    again = Shards(tmp_path / "again" / "test")
-    assert seen["test"] <= set(read(again, np.arange(len(again)), 32, 1).image[:, 0, 0, 0].tolist()), "a stable split"
-
-
-def test_prepare_keeps_a_given_split_and_flat_folders_have_no_labels(tmp_path):
-    folder_of_images(tmp_path / "source" / "train", n=3)
-    folder_of_images(tmp_path / "source" / "test", n=2)
-    shutil.rmtree(tmp_path / "source" / "test" / "a")
-    assert prepare(str(tmp_path / "source"), tmp_path / "out") == {"train": 6, "test": 2}
-    assert Shards(tmp_path / "out" / "test").labels.tolist() == [1, 1], "a class has one label in both splits"
-    assert prepare(str(tmp_path / "source" / "train" / "a"), tmp_path / "flat", 0.5)
-    assert (Shards(tmp_path / "flat" / "train").labels == -1).all()
-
-
-def test_prepare_is_all_or_nothing(tmp_path):
-    source = folder_of_images(tmp_path / "source")
-    (source / "b" / "3.png").chmod(0)
-    (source / "b" / "4.png").unlink()
-    (source / "b" / "4.png").mkdir()  # unreadable even by root
-    with pytest.raises((DataError, OSError)):
-        prepare(str(source), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    (source / "b" / "4.png").rmdir()
-    (source / "b" / "3.png").chmod(0o644)
-    prepare(str(source), tmp_path / "out")
-    assert Shards(tmp_path / "out" / "train")
-    with pytest.raises(DataError, match="exists already"):
-        prepare(str(source), tmp_path / "out")
-    with pytest.raises(DataError, match="no folder"):
-        prepare(str(tmp_path / "nowhere"), tmp_path / "other")
-    with pytest.raises(ValueError, match="test_fraction"):
-        prepare(str(source), tmp_path / "other", test_fraction=1.5)
