@@ -184,7 +184,7 @@ def in_parallel(
 
 def _enter(work: Callable[..., Any], progress: Any) -> None:
     """Make a worker ready, and have it end with its parent, however that ends."""
-    global _do_work
+    global _worker
 
     def advance(images: int) -> None:
         with progress.get_lock():
@@ -198,14 +198,15 @@ def _enter(work: Callable[..., Any], progress: Any) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _do_work = lambda task: work(task, advance)  # noqa: E731
+    _worker = work, advance
 
 
-_do_work: Callable[[Any], Any]
+_worker: tuple[Callable[..., Any], Callable[[int], None]]
 
 
 def _do(task: Any) -> Any:
-    return _do_work(task)
+    work, advance = _worker
+    return work(task, advance)
 
 
 class Shard(NamedTuple):
@@ -286,7 +287,10 @@ def inspect(folder: Path, workers: int = 1, verify: bool = False) -> tuple[dict[
     if not described:
         described = {"fingerprint": fingerprint([], splits), "classes": [], "splits": splits, "rejected": []}
         return described, problems
-    return described, problems + _differences(folder, described["splits"], splits)
+    problems += _differences(folder, described["splits"], splits)
+    if not problems and described["fingerprint"] != fingerprint(described["classes"], splits):
+        problems = [f"{folder / 'dataset.json'}: its classes or its fingerprint were changed"]
+    return described, problems
 
 
 def _described(folder: Path) -> dict[str, Any]:

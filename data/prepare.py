@@ -134,7 +134,7 @@ def prepare(
         raise ValueError(f"--max_rejected is {max_rejected}, expected a share from 0 to 1")
     if workers < 1:
         raise ValueError(f"--workers is {workers}, expected at least 1")
-    unfinished = out.with_name(f".{out.name}.unfinished")
+    unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
     with _alone(unfinished):
         if out.exists():
             raise DataError(f"{out} exists already: name a new folder, or remove it first")
@@ -166,11 +166,16 @@ def plan(source: Source, settings: Settings, name: str) -> list[Task]:
     """Which image goes to which shard: in order of a hash of their keys, so that every shard mixes the classes.
 
     Raises:
-        DataError: a split would be empty.
+        DataError: a split would be empty, or is not known.
     """
     items = source.items if source.ordered else sorted(source.items, key=lambda item: _hash(item.key))
     named = [split for split in dict.fromkeys(SPLITS.values()) if any(item.split == split for item in items)]
-    if len(named) > 1 and all(item.split for item in items):
+    if len(named) > 1:
+        if left := [item for item in items if item.split is None]:
+            raise DataError(
+                f"{name} names its splits ({', '.join(named)}), but not that of {len(left):,} images, such as "
+                f"{left[0].name}: give all of its files such a name, or leave some out"
+            )
         splits = {split: [item for item in items if item.split == split] for split in named}
     else:
         held_out = settings.test_fraction * 16**40

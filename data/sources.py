@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from braceexpand import braceexpand
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
@@ -133,9 +133,11 @@ def open_source(name: str, spool: Path, root: Path, download: bool = False) -> S
     if not path.exists():
         raise DataError(f"SOURCE {name} does not exist: expected {FORMS}")
     if path.is_dir():
-        for ending, open_files in ((".parquet", open_parquet), (".tar", open_shards)):
-            if files := [file for file in sorted(path.rglob(f"*{ending}")) if _is_visible(str(file.relative_to(path)))]:
-                return open_files(files, path, spool)
+        files = [path / file for file in sorted(_files(path)) if _is_visible(file)]
+        if found := [file for file in files if file.suffix == ".parquet"]:
+            return open_parquet(found, path, spool)
+        if found := [file for file in files if file.suffix == ".tar"]:
+            return open_shards(found, path)
         return open_folder(path)
     if path.suffix.lower() == ".parquet":
         return open_parquet([path], path.parent, spool)
@@ -149,38 +151,32 @@ def open_source(name: str, spool: Path, root: Path, download: bool = False) -> S
 
 def open_folder(folder: Path, splits: bool = True) -> Source:
     """An image folder: its sub-folders are the classes, below `train` and `test` sub-folders if it has those."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
     entries = []
-    for parent, _, files in os.walk(folder, onerror=fail, followlinks=True):
-        for name in files:
-            path = os.path.join(parent, name)
-            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link fails when it is read
-            relative = os.path.relpath(path, folder)
-            entries.append(_Entry(relative, relative, stat.st_size, stat.st_mtime_ns))
+    for name in _files(folder):
+        path = folder / name
+        stat = path.stat() if path.exists() else path.lstat()  # a broken link fails when it is read
+        entries.append(_Entry(name, name, stat.st_size, stat.st_mtime_ns))
     return _image_folder(entries, FileReader(folder), str(folder), splits)
 
 
 def open_zip(path: Path) -> Source:
     """A zip of an image folder."""
     reader = ZipReader(path)
-    entries = [
-        _Entry(one.filename, one.filename, one.file_size, one.CRC) for one in reader.members() if not one.is_dir()
-    ]
+    files = {one.filename: one for one in reader.members() if not one.is_dir()}
+    entries = [_Entry(name, name, one.file_size, one.CRC) for name, one in files.items()]
     return _image_folder(_below_common_folders(entries), reader, str(path))
 
 
 def open_tar(path: Path) -> Source:
     """A tar of an image folder; one with class files is a shard."""
-    entries = [_Entry(name, (0, offset, size), size, path.stat().st_mtime_ns) for name, offset, size in members(path)]
-    if any(entry.path.endswith(".cls") for entry in entries):
+    files, stamp = {name: place for name, *place in members(path)}, path.stat().st_mtime_ns  # the last of a name counts
+    if any(name.endswith(".cls") for name in files):
         return open_shards([path])
+    entries = [_Entry(name, (0, offset, size), size, stamp) for name, (offset, size) in files.items()]
     return _image_folder(_below_common_folders(entries), RangeReader([path]), str(path))
 
 
-def open_shards(paths: list[Path], folder: Path | None = None, _: Path | None = None) -> Source:
+def open_shards(paths: list[Path], folder: Path | None = None) -> Source:
     """WebDataset shards; their names, or their folders', may tell the split, and a dataset.json the classes' names."""
     items = []
     for number, path in enumerate(tqdm(paths, desc="listing", unit=" shards", disable=None, leave=False)):
@@ -192,8 +188,9 @@ def open_shards(paths: list[Path], folder: Path | None = None, _: Path | None = 
             items.append(Item(one.key, f"{path.name}: {one.name}", where, one.size, stamp, split, one.label))
     if not items:
         raise DataError(f"the shards {paths[0]} ... hold no images ({_endings()})")
-    described = (folder or paths[0].parent) / "dataset.json"
-    classes = json.loads(described.read_text())["classes"] if described.exists() else []
+    places = [folder or paths[0].parent, (folder or paths[0].parent).parent]
+    described = [place / "dataset.json" for place in places if (place / "dataset.json").exists()]
+    classes = json.loads(described[0].read_text()).get("classes", []) if described else []
     return Source(items, RangeReader(paths), classes)
 
 
@@ -215,7 +212,8 @@ def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
         for path in tqdm(paths, desc="laying out", unit=" files", disable=None, leave=False):
             try:
                 opened = parquet.ParquetFile(path)
-                image, label, classes = _columns(path, opened.schema_arrow)
+                image, label, names = _columns(path, opened.schema_arrow)
+                classes = classes or names
                 split, stamp, name = _split_of(path, folder), path.stat().st_mtime_ns, path.relative_to(folder)
                 for number, row in enumerate(_rows(opened, [image, label] if label else [image])):
                     content = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
@@ -224,6 +222,8 @@ def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
                     items.append(Item(key, f"{name}, row {number}", where, where[2], stamp, split))
                     labels.append(row[label] if label else None)
             except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
+                if getattr(error, "errno", None):  # a full disk is no fault of the file
+                    raise
                 raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it anew") from error
     if not items:
         raise DataError(f"{paths[0]} holds no rows: name a file that has images")
@@ -326,7 +326,7 @@ class ZipReader:
             raise ValueError(f"it holds {item.size:,} bytes, which no image does")
         try:
             return self._open().read(item.where), item.label
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
             raise ValueError(f"it cannot be unpacked: {error}") from error
 
     def _open(self) -> zipfile.ZipFile:
@@ -368,14 +368,14 @@ class TorchvisionReader:
 
     def __call__(self, item: Item) -> tuple[bytes, int]:
         keywords, index = item.where
-        image, label = self.open(keywords)[index][:2]
+        try:
+            image, label = self.open(keywords)[index][:2]
+        except UnidentifiedImageError as error:
+            raise ValueError(str(error)) from error
         is_class = isinstance(label, (int, np.integer)) or getattr(label, "shape", None) == ()
-        if isinstance(image, Path):
-            content = image.read_bytes()
-        elif isinstance(image, Image.Image):
-            content = _png(image)
-        else:
+        if not isinstance(image, (Path, Image.Image)):
             raise DataError(f"torchvision:{self.name} holds {type(image).__name__}s where images were expected")
+        content = image.read_bytes() if isinstance(image, Path) else _png(image)
         return content, int(label) if is_class else -1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -511,6 +511,17 @@ def _below_common_folders(entries: list[_Entry]) -> list[_Entry]:
     return [entry._replace(path=entry.path.removeprefix(f"{common}/")) for entry in clean]
 
 
+def _files(folder: Path) -> Iterator[str]:
+    """Paths of all files, and of what else is no folder, relative to the folder; not in hidden sub-folders."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if _is_visible(name)]
+        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files)
+
+
 def _split_of(path: Path, folder: Path) -> str | None:
     """train, test or validation, as a word of the path says: data/train-00000-of-00004.parquet, test/0000.tar."""
     for part in path.relative_to(folder).parts:
@@ -529,7 +540,9 @@ def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
     """The column of images, the one of labels, the names of their classes."""
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     kinds = {one.name: str(one.type) for one in schema}
-    binary = [name for name, kind in kinds.items() if kind in ("binary", "large_binary") or "bytes: " in kind]
+    binary = [
+        name for name, kind in kinds.items() if kind in ("binary", "large_binary") or kind.startswith("struct<bytes: ")
+    ]
     images = [name for name in ("image", "img") if name in binary] or binary
     if not images or (len(images) > 1 and images[0] not in ("image", "img")):
         raise DataError(
@@ -537,11 +550,13 @@ def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
             f"column `image` of bytes, or of struct{{bytes, path}}; its columns: "
             + ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         )
-    named = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    named = [
+        name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    ]
     label = "label" if "label" in kinds else next(iter(named), None)
     if label is not None and not (kinds[label].startswith(("int", "uint")) or "string" in kinds[label]):
         label = None
-    return images[0], label, features.get(label, {}).get("names", [])
+    return images[0], label, features[label]["names"] if label in named else []
 
 
 def _laid_out(path: Path, opener: Callable[..., Any], spool: Path) -> Path:
@@ -550,6 +565,8 @@ def _laid_out(path: Path, opener: Callable[..., Any], spool: Path) -> Path:
         with opener(path, "rb") as packed, open(spool, "wb") as file:
             shutil.copyfileobj(packed, file, 2**20)
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "errno", None):  # a full disk is no fault of the file
+            raise
         raise DataError(f"cannot unpack {path}: {error}. It is damaged or cut short: fetch it anew") from error
     os.utime(spool, ns=(0, path.stat().st_mtime_ns))
     return spool
