@@ -160,7 +160,7 @@ def in_parallel(
                 collect(work(task, bar.update))
             return
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["data.prepare"])
+        context.set_forkserver_preload(["data.sources"])  # what takes seconds to import
         progress = context.Value("q", 0)
         others = multiprocessing.active_children()
         with ProcessPoolExecutor(min(workers, len(tasks)), context, _enter, (work, progress)) as pool:
@@ -373,35 +373,37 @@ def _class(label: int, classes: list[str]) -> str:
 
 
 def sheet(folder: Path, described: dict[str, Any]) -> Image.Image:
-    """Some images of each class, a row a class, of the first split."""
+    """Some images of each class of the first split, a row a class; more of them where there are no classes."""
     split = next(iter(described["splits"]))
     shards = Shards(folder / split if (folder / split).is_dir() else folder)
     labels = np.unique(shards.labels)
-    shown = labels[np.linspace(0, len(labels) - 1, min(len(labels), MOST_CLASSES)).astype(int)]
-    each = EACH if len(labels) > 1 else EACH * 4
+    shown = _spaced(labels, MOST_CLASSES)
+    names = [_class(label, described["classes"])[:40] if label >= 0 else "no class" for label in shown]
     title, small = (ImageFont.load_default(size) for size in (20, 14))
-    names = [_class(label, described["classes"]) if label >= 0 else "no class" for label in shown]
-    left = MARGIN * 2 + max(90, *(int(small.getlength(name[:40])) for name in names))
-    rows = math.ceil(each / EACH)
-    step, top = TILE + MARGIN, 60
-    page = Image.new("RGB", (left + EACH * step + MARGIN, top + len(shown) * rows * step + MARGIN), "white")
+    columns = 2 if len(shown) > MOST_CLASSES // 3 else 1
+    across, each = EACH // columns, EACH // columns if len(labels) > 1 else 4 * EACH
+    step, top, left = TILE + MARGIN, 64, 4 * MARGIN + max(60, *(int(small.getlength(name)) for name in names))
+    width, height, down = left + across * step, each // across * step, math.ceil(len(shown) / columns)
+    page = Image.new("RGB", (columns * width + MARGIN, top + down * height + MARGIN), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN * 2, 12), f"{folder.resolve().name}, {split}", "black", title)
     note = f"{len(shards):,} images" + (f", {len(labels):,} classes" if len(labels) > 1 else "")
     note += f", of which {len(shown)} are shown" if len(shown) < len(labels) else ""
-    draw.text((MARGIN * 2, 36), note, "dimgray", small)
-    for row, (label, name) in enumerate(zip(shown, names, strict=True)):
+    draw.text((2 * MARGIN, 10), f"{folder.resolve().name}, {split}", "black", title)
+    draw.text((2 * MARGIN, 36), note, "dimgray", small)
+    for number, (label, name) in enumerate(zip(shown, names, strict=True)):
         positions = np.flatnonzero(shards.labels == label)
-        y = top + row * rows * step
-        draw.text((MARGIN * 2, y + TILE // 2 - 18), name[:40], "black", small)
-        draw.text((MARGIN * 2, y + TILE // 2 + 2), f"{len(positions):,}", "dimgray", small)
-        for i, position in enumerate(
-            positions[np.linspace(0, len(positions) - 1, min(len(positions), each)).astype(int)]
-        ):
+        x, y = number // down * width, top + number % down * height
+        draw.text((x + 2 * MARGIN, y + TILE // 2 - 18), name, "black", small)
+        draw.text((x + 2 * MARGIN, y + TILE // 2 + 2), f"{len(positions):,}", "dimgray", small)
+        for i, position in enumerate(_spaced(positions, each)):
             tile = _tile(shards, int(position))
-            corner = (left + i % EACH * step, y + i // EACH * step)
+            corner = x + left + i % across * step, y + i // across * step
             page.paste(tile, (corner[0] + (TILE - tile.width) // 2, corner[1] + (TILE - tile.height) // 2))
     return page
+
+
+def _spaced(values: np.ndarray, most: int) -> np.ndarray:
+    return values[np.linspace(0, len(values) - 1, min(len(values), most)).astype(int)]
 
 
 def _tile(shards: Shards, position: int) -> Image.Image:
