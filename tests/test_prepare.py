@@ -417,6 +417,15 @@ def test_a_killed_run_goes_on(tmp_path):
     assert not unfinished.exists()
 
 
+def test_a_split_named_by_some_files_only_is_refused(tmp_path):
+    for i, name in enumerate(("train-0", "test-0", "more")):
+        parquet(tmp_path / "set" / f"{name}.parquet", [(grey(i), 0)])
+    with pytest.raises(
+        DataError, match=r"names its splits \(train, test\), but not that of 1 images, such as more.parq"
+    ):
+        prepare.prepare(str(tmp_path / "set"), tmp_path / "out")
+
+
 def test_two_commands_do_not_work_in_one_folder(tmp_path):
     source = folder_of_images(tmp_path / "in")
     with prepare._alone(tmp_path / ".out.unfinished"), pytest.raises(DataError, match="another process"):
