@@ -364,7 +364,8 @@ def table(folder: Path, described: dict[str, Any]) -> str:
     text = [f"{folder}, fingerprint {described['fingerprint']}"]
     text += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if rejected := described["rejected"]:
-        text += [f"rejected: {len(rejected):,}", *(f"  {one['file']}: {one['reason']}" for one in rejected)]
+        text += [f"rejected: {len(rejected):,}", *(f"  {one['file']}: {one['reason']}" for one in rejected[:20])]
+        text += ["  ... all are in dataset.json"] if len(rejected) > 20 else []
     return "\n".join(text).encode("utf-8", "backslashreplace").decode()
 
 

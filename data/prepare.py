@@ -30,7 +30,7 @@ from typing import IO, Any, NamedTuple
 import webdataset
 from PIL import Image, ImageOps
 
-from data.images import FORMATS, upright
+from data.images import FORMATS, MAX_PIXELS, upright
 from data.inspect import Tally, describe_shard, fingerprint, in_parallel
 from data.shards import DataError, Shards
 from data.sources import SPLITS, Item, Reader, Source, open_source
@@ -140,8 +140,11 @@ def prepare(
             raise DataError(f"{out} exists already: name a new folder, or remove it first")
         opened = open_source(source, unfinished / "source", root, download)
         tasks = plan(opened, chosen, source)
-        files = hashlib.sha256("\n".join(map(repr, opened.items)).encode("utf-8", "surrogateescape")).hexdigest()
-        _begin(unfinished, {"source": source, **asdict(chosen), "images": len(opened.items), "files": files[:16]})
+        files = hashlib.sha256()
+        for item in opened.items:
+            files.update(repr(item).encode())
+        state = {"images": len(opened.items), "files": files.hexdigest()[:16]}
+        _begin(unfinished, {"source": source, **asdict(chosen), **state})
         rejected = _write_all(tasks, Writer(opened.read, chosen, unfinished), workers, max_rejected)
         splits = _describe(tasks, unfinished)
         described = {
@@ -218,7 +221,7 @@ def convert(content: bytes, settings: Settings) -> tuple[str, bytes]:
     A changed image is upright, of mode L or RGB, and, with the format `keep`, JPEG or WebP if it was that, else PNG.
 
     Raises:
-        ValueError: the bytes are no image, or damaged.
+        ValueError: the bytes are no image or damaged, or the new one would be too large.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
@@ -235,11 +238,16 @@ def convert(content: bytes, settings: Settings) -> tuple[str, bytes]:
         side = settings.size or min(image.size)
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)  # as a run does that reads it
     elif not sized and settings.size:
-        scale = settings.size / min(image.size)
-        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+        width, height = (round(side * settings.size / min(image.size)) for side in image.size)
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"it would have {width} x {height} pixels, more than {MAX_PIXELS:,}")
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     wanted = wanted if wanted.lower() in ENCODERS else "PNG"
     file = io.BytesIO()
-    image.save(file, wanted, **({} if wanted == "PNG" else {"quality": settings.quality}))
+    try:
+        image.save(file, wanted, **({} if wanted == "PNG" else {"quality": settings.quality}))
+    except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels a side
+        raise ValueError(f"it cannot be written as {wanted}: {error}") from error
     return wanted, file.getvalue()
 
 
@@ -314,6 +322,8 @@ def _describe(tasks: list[Task], unfinished: Path) -> dict[str, dict[str, Any]]:
             shards[task.split].append(describe_shard(path, tally))
         else:
             path.unlink()
+    if empty := [split for split, tally in whole.items() if not tally.images]:
+        raise DataError(f"none of the images of the {empty[0]} split could be read: see the reasons in {unfinished}")
     return {split: tally.summary() | {"shards": shards[split]} for split, tally in whole.items()}
 
 
@@ -398,7 +408,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "stopped: the same command goes on from here\n")
-    print(f"{settings.out}: " + ", ".join(f"{count:,} images in {split}" for split, count in counts.items()))
+    classes = len(described["classes"])
+    print(f"{settings.out}: {', '.join(f'{n:,} images in {split}' for split, n in counts.items())}, {classes} classes")
     if ignored := described["ignored"]:
         print("ignored: " + ", ".join(f"{count:,} {ending}" for ending, count in ignored.items()))
     if rejected := described["rejected"]:

@@ -479,7 +479,7 @@ def _image_folder(entries: Iterable[_Entry], reader: Reader, name: str, splits: 
         if _is_image(entry.path):
             images.append((parts, entry))
         else:
-            ignored[os.path.splitext(entry.path)[1].lower() or os.path.basename(entry.path)] += 1
+            ignored[os.path.splitext(entry.path)[1].lower() or "without ending"] += 1
     tops = {parts[0] for parts, _ in images if len(parts) > 1} & SPLITS.keys()
     split_by_folder = splits and "train" in tops and len({SPLITS[top] for top in tops}) > 1
     items, categories = [], []
