@@ -7,6 +7,7 @@ out in one plain file beside the unfinished shards.
 
 import bz2
 import difflib
+import functools
 import gzip
 import inspect
 import io
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from braceexpand import braceexpand
@@ -68,14 +69,7 @@ class Item(NamedTuple):
     label: int = -1
 
 
-class Reader(Protocol):
-    def __call__(self, item: Item) -> tuple[bytes, int]:
-        """The encoded image and its label.
-
-        Raises:
-            ValueError: this image cannot be had; the others can.
-            OSError: the source cannot be read.
-        """
+Reader = Callable[[Item], tuple[bytes, int]]
 
 
 @dataclass
@@ -84,7 +78,8 @@ class Source:
 
     Args:
         items: in a fixed order
-        read: reads one of them; can be pickled
+        read: an image's bytes and label. It can be pickled. Raises ValueError where this image cannot be had but
+            others can, OSError or DataError where the source cannot be read
         classes: the names of labels 0, 1, ...; empty where the source has none
         ordered: order and keys are the items' own, and not those of a shuffle
         ignored: how many files were no images, by ending
@@ -156,13 +151,13 @@ def open_folder(folder: Path, splits: bool = True) -> Source:
         path = folder / name
         stat = path.stat() if path.exists() else path.lstat()  # a broken link fails when it is read
         entries.append(_Entry(name, name, stat.st_size, stat.st_mtime_ns))
-    return _image_folder(entries, FileReader(folder), str(folder), splits)
+    return _image_folder(entries, functools.partial(_read_file, folder), str(folder), splits)
 
 
 def open_zip(path: Path) -> Source:
     """A zip of an image folder."""
     reader = ZipReader(path)
-    files = {one.filename: one for one in reader.members() if not one.is_dir()}
+    files = {one.filename: one for one in reader.open().infolist() if not one.is_dir()}
     entries = [_Entry(name, name, one.file_size, one.CRC) for name, one in files.items()]
     return _image_folder(_below_common_folders(entries), reader, str(path))
 
@@ -201,7 +196,7 @@ def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
         DataError: pyarrow is not installed, a file is damaged, or no column holds images.
     """
     try:
-        import pyarrow.parquet as parquet
+        import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise DataError(
             f"{paths[0]} is Parquet, which pyarrow reads, and pyarrow is not installed: pip install pyarrow, or "
@@ -210,21 +205,13 @@ def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
     items, labels, classes = list[Item](), list[Any](), list[str]()
     with open(spool, "wb") as file:
         for path in tqdm(paths, desc="laying out", unit=" files", disable=None, leave=False):
-            try:
-                opened = parquet.ParquetFile(path)
-                image, label, names = _columns(path, opened.schema_arrow)
+            split, stamp, name = _split_of(path, folder), path.stat().st_mtime_ns, path.relative_to(folder)
+            for number, (content, label, names) in enumerate(_rows(path)):
+                where = (0, file.tell(), file.write(content))
+                key = f"{name.with_suffix('')}/{number:08d}"
+                items.append(Item(key, f"{name}, row {number}", where, len(content), stamp, split))
+                labels.append(label)
                 classes = classes or names
-                split, stamp, name = _split_of(path, folder), path.stat().st_mtime_ns, path.relative_to(folder)
-                for number, row in enumerate(_rows(opened, [image, label] if label else [image])):
-                    content = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
-                    where = (0, file.tell(), file.write(content or b""))
-                    key = f"{name.with_suffix('')}/{number:08d}"
-                    items.append(Item(key, f"{name}, row {number}", where, where[2], stamp, split))
-                    labels.append(row[label] if label else None)
-            except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
-                if getattr(error, "errno", None):  # a full disk is no fault of the file
-                    raise
-                raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it anew") from error
     if not items:
         raise DataError(f"{paths[0]} holds no rows: name a file that has images")
     if any(isinstance(one, str) for one in labels):
@@ -253,16 +240,15 @@ def open_torchvision(name: str, root: Path, download: bool) -> Source:
         options = [("train", {"train": True}), ("test", {"train": False})]
     elif "split" in known:
         options = [(split, {"split": word}) for word, split in [*SPLITS.items(), ("trainval", "train")]]
-    reader = TorchvisionReader(name, root, {"download": True} if download and "download" in known else {})
+    reader, fetch = TorchvisionReader(name, root), {"download": True} if download and "download" in known else {}
     items, classes, taken = list[Item](), list[str](), set[str | None]()
     for split, keywords in options:
-        if split not in taken and (data := reader.open(keywords)) is not None:
+        if split not in taken and (data := reader.open(keywords | fetch)) is not None:
             taken.add(split)
             items += [Item(f"{i:08d}", f"{split or name} {i}", (keywords, i), split=split) for i in range(len(data))]
             classes = [one if isinstance(one, str) else ", ".join(one) for one in getattr(data, "classes", [])]
     if not items:
         raise DataError(f"torchvision:{name} has no split of a usual name ({', '.join(SPLITS)}), so none can be taken")
-    reader.keywords = {}  # fetched by now
     return Source(items, reader, classes)
 
 
@@ -271,89 +257,80 @@ def open_digits() -> Source:
 
     1,797 grey 8x8 images in ten classes (Alpaydin & Kaynak 1998, UCI Machine Learning Repository).
     """
-    reader = DigitsReader()
-    labels = reader.load()[1]
     items = [
         Item(f"{i:06d}", f"digit {i}", i, split="test" if i % 5 == 4 else "train", label=int(label))
-        for i, label in enumerate(labels)
+        for i, label in enumerate(_digits()[1])
     ]
-    return Source(items, reader, [str(digit) for digit in range(10)], ordered=True)
+    return Source(items, _read_digit, [str(digit) for digit in range(10)], ordered=True)
 
 
-class FileReader:
-    """Files of a folder, by their paths in it."""
+class _Opens:
+    """What it opens stays open, and does not travel to other processes."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self) -> None:
+        self.opened: dict[Any, Any] = {}
 
-    def __call__(self, item: Item) -> tuple[bytes, int]:
-        return (self.folder / item.where).read_bytes(), item.label
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"opened": {}}
 
 
-class RangeReader:
+class RangeReader(_Opens):
     """Parts of files: (number of the file, offset, size)."""
 
     def __init__(self, paths: list[Path]):
-        self.paths, self._files = paths, dict[int, IO[bytes]]()
+        super().__init__()
+        self.paths = paths
 
     def __call__(self, item: Item) -> tuple[bytes, int]:
         number, offset, size = item.where
-        if number not in self._files:
-            if len(self._files) >= 100:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[number] = open(self.paths[number], "rb")  # noqa: SIM115
-        content = os.pread(self._files[number].fileno(), size, offset)
+        if number not in self.opened:
+            if len(self.opened) >= 100:
+                self.opened.pop(next(iter(self.opened))).close()
+            self.opened[number] = open(self.paths[number], "rb")  # noqa: SIM115
+        content = os.pread(self.opened[number].fileno(), size, offset)
         if len(content) != size:
             raise DataError(f"{self.paths[number]} ends within {item.name}: it was cut short while in use")
         return content, item.label
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
 
-
-class ZipReader:
+class ZipReader(_Opens):
     """Members of a zip, by their names."""
 
     def __init__(self, path: Path):
+        super().__init__()
         self.path = path
-        self._zip: zipfile.ZipFile | None = None
 
-    def members(self) -> list[zipfile.ZipInfo]:
-        return self._open().infolist()
+    def open(self) -> zipfile.ZipFile:
+        try:
+            if not self.opened:
+                self.opened[self.path] = zipfile.ZipFile(self.path)
+            return self.opened[self.path]
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{self.path} is no zip, or damaged ({error}): fetch it anew") from error
 
     def __call__(self, item: Item) -> tuple[bytes, int]:
         if item.size > MAX_BYTES:
             raise ValueError(f"it holds {item.size:,} bytes, which no image does")
         try:
-            return self._open().read(item.where), item.label
+            return self.open().read(item.where), item.label
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
             raise ValueError(f"it cannot be unpacked: {error}") from error
 
-    def _open(self) -> zipfile.ZipFile:
-        if self._zip is None:
-            try:
-                self._zip = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
-                raise DataError(f"{self.path} is no zip, or damaged ({error}): fetch it anew") from error
-        return self._zip
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_zip": None}
-
-
-class TorchvisionReader:
+class TorchvisionReader(_Opens):
     """Images of a torchvision data set: (its settings, index). Files are taken as they are, arrays become PNGs."""
 
-    def __init__(self, name: str, root: Path, keywords: dict[str, Any]):
-        self.name, self.root, self.keywords, self._open = name, root, keywords, dict[str, Any]()
+    def __init__(self, name: str, root: Path):
+        super().__init__()
+        self.name, self.root = name, root
 
     def open(self, keywords: dict[str, Any]) -> Any:
         """The data set; None if it has no such split."""
         from torchvision import datasets
 
-        if repr(keywords) not in self._open:
+        if repr(keywords) not in self.opened:
             try:
-                data = getattr(datasets, self.name)(self.root, **keywords, **self.keywords)
+                data = getattr(datasets, self.name)(self.root, **keywords)
             except (RuntimeError, FileNotFoundError, TypeError, ValueError) as error:
                 if str(error).startswith("Unknown value"):  # of a split
                     return None
@@ -363,8 +340,8 @@ class TorchvisionReader:
                 ) from error
             if hasattr(data, "loader"):
                 data.loader = Path  # hands over the file instead of decoding it
-            self._open[repr(keywords)] = data
-        return self._open[repr(keywords)]
+            self.opened[repr(keywords)] = data
+        return self.opened[repr(keywords)]
 
     def __call__(self, item: Item) -> tuple[bytes, int]:
         keywords, index = item.where
@@ -372,36 +349,28 @@ class TorchvisionReader:
             image, label = self.open(keywords)[index][:2]
         except UnidentifiedImageError as error:
             raise ValueError(str(error)) from error
-        is_class = isinstance(label, (int, np.integer)) or getattr(label, "shape", None) == ()
         if not isinstance(image, (Path, Image.Image)):
             raise DataError(f"torchvision:{self.name} holds {type(image).__name__}s where images were expected")
+        is_class = isinstance(label, (int, np.integer)) or getattr(label, "shape", None) == ()
         content = image.read_bytes() if isinstance(image, Path) else _png(image)
         return content, int(label) if is_class else -1
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
+
+def _read_file(folder: Path, item: Item) -> tuple[bytes, int]:
+    return (folder / item.where).read_bytes(), item.label
 
 
-class DigitsReader:
-    """scikit-learn's digits, by their indices."""
+def _read_digit(item: Item) -> tuple[bytes, int]:
+    return _png(Image.fromarray(_digits()[0][item.where])), item.label
 
-    def __init__(self) -> None:
-        self._loaded: tuple[np.ndarray, np.ndarray] | None = None
 
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [1797, 8, 8] and labels [1797]."""
-        from sklearn.datasets import load_digits
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [1797, 8, 8] and labels [1797]."""
+    from sklearn.datasets import load_digits
 
-        if self._loaded is None:
-            images, labels = load_digits(return_X_y=True)
-            self._loaded = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), labels
-        return self._loaded
-
-    def __call__(self, item: Item) -> tuple[bytes, int]:
-        return _png(Image.fromarray(self.load()[0][item.where])), item.label
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_loaded": None}
+    images, labels = load_digits(return_X_y=True)
+    return (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), labels
 
 
 def members(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -531,9 +500,19 @@ def _split_of(path: Path, folder: Path) -> str | None:
     return None
 
 
-def _rows(file: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for batch in file.iter_batches(64, columns=columns):
-        yield from batch.to_pylist()
+def _rows(path: Path) -> Iterator[tuple[bytes, int | str | None, list[str]]]:
+    """Image, label and the classes' names, of each row of a Parquet file."""
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        image, label, names = _columns(path, file.schema_arrow)
+        for batch in file.iter_batches(64, columns=[image, label] if label else [image]):
+            for row in batch.to_pylist():
+                content = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
+                yield content or b"", row[label] if label else None, names
+    except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
+        raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it anew") from error
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
