@@ -230,10 +230,11 @@ def open_torchvision(name: str, root: Path, download: bool) -> Source:
     from torchvision import datasets
 
     if name not in datasets.__all__ or "root" not in (known := inspect.signature(getattr(datasets, name)).parameters):
-        close = difflib.get_close_matches(name, datasets.__all__, 3, 0.4)
+        names = {one.lower(): f"torchvision:{one}" for one in datasets.__all__}
+        close = [names[one] for one in difflib.get_close_matches(name.lower(), names, 3)]
         raise DataError(
             f"torchvision:{name} is no data set of torchvision.datasets that has a root"
-            + (f": did you mean {' or '.join(f'torchvision:{one}' for one in close)}?" if close else "")
+            + (f": did you mean {' or '.join(close)}?" if close else "")
         )
     options: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
     if "train" in known:
