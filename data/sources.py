@@ -42,9 +42,10 @@ OPENERS: dict[str, Callable[..., Any]] = {
     ".tar": open,
 }
 MAX_BYTES = 2**30  # of a zip's member: what is more cannot be an image, but may be a bomb
-FORMS = """a folder of images, an archive of one (.tar, .tar.gz, .tgz, .tar.xz, .tar.bz2, .zip), a .parquet file or a
-folder of them, WebDataset shards (a folder of .tar, or a pattern such as shards/{000..009}.tar), torchvision:NAME,
-digits"""
+FORMS = (
+    "a folder of images, an archive of one (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip), a .parquet file or a folder of "
+    "them, WebDataset shards (a folder of .tar, or a pattern: shards/{000..009}.tar), torchvision:NAME, or digits"
+)
 
 
 class Item(NamedTuple):
@@ -215,8 +216,7 @@ def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
     if not items:
         raise DataError(f"{paths[0]} holds no rows: name a file that has images")
     if any(isinstance(one, str) for one in labels):
-        classes = sorted({one for one in labels if one is not None})
-        labels = [None if one is None else classes.index(one) for one in labels]
+        labels, classes = _numbered(labels)
     items = [item._replace(label=-1 if one is None else one) for item, one in zip(items, labels, strict=True)]
     return Source(items, RangeReader([spool]), classes)
 
@@ -452,7 +452,7 @@ def _image_folder(entries: Iterable[_Entry], reader: Reader, name: str, splits: 
             ignored[os.path.splitext(entry.path)[1].lower() or "without ending"] += 1
     tops = {parts[0] for parts, _ in images if len(parts) > 1} & SPLITS.keys()
     split_by_folder = splits and "train" in tops and len({SPLITS[top] for top in tops}) > 1
-    items, categories = [], []
+    items, categories = list[Item](), list[str | None]()
     for parts, entry in sorted(images):
         split = None
         if split_by_folder:
@@ -466,11 +466,16 @@ def _image_folder(entries: Iterable[_Entry], reader: Reader, name: str, splits: 
     if not items:
         found = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5)) or "nothing"
         raise DataError(f"{name} holds no images ({_endings()}), but {found}: name a folder or file that has some")
-    classes = sorted({one for one in categories if one is not None})
-    numbers = {one: number for number, one in enumerate(classes)}
-    labels = [-1 if one is None else numbers[one] for one in categories]
+    labels, classes = _numbered(categories)
     items = [item._replace(label=label) for item, label in zip(items, labels, strict=True)]
     return Source(items, reader, classes, ignored=ignored)
+
+
+def _numbered(names: list[str | None]) -> tuple[list[int], list[str]]:
+    """Labels, -1 where there is no name, and the classes that they number."""
+    classes = sorted({name for name in names if name is not None})
+    numbers = {None: -1} | {name: number for number, name in enumerate(classes)}
+    return [numbers[name] for name in names], classes
 
 
 def _below_common_folders(entries: list[_Entry]) -> list[_Entry]:
@@ -536,7 +541,7 @@ def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
     label = "label" if "label" in kinds else next(iter(named), None)
     if label is not None and not (kinds[label].startswith(("int", "uint")) or "string" in kinds[label]):
         label = None
-    return images[0], label, features[label]["names"] if label in named else []
+    return images[0], label, features[label].get("names", []) if label in named else []
 
 
 def _laid_out(path: Path, opener: Callable[..., Any], spool: Path) -> Path:
