@@ -3,7 +3,7 @@
     python -m benchmarks.data [--set 32=datasets/cifar10/train ...] [--streaming PYTHON] [--out FILE.md]
 
 All on one core. Throughput: batches of 100 decoded uint8 images against (a) libjpeg-turbo alone (simplejpeg) on the
-All on one core. Throughput: batches of 100 decoded uint8 images against (a) libjpeg-turbo alone (simplejpeg) on the
+same bytes in memory, (b) webdataset's pipeline on these shards with shuffle(1000), torchvision's decode_jpeg, batched,
 (c) webdataset's decode("pil") with torchvision's ToTensor; medians of the ratios of rounds in which all take turns.
 Resuming: from nothing to the first batch at a position. `--streaming` names a Python that has mosaicml-streaming, whose
 partition of samples is timed beside our order. Without --set, shards of images with a natural spectrum are made.

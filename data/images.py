@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 89_478_485  # of a file, Pillow's own bound: a quarter of a gigabyte of colour
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 JPEG, EXIF = b"\xff\xd8", b"Exif\0"
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS refuses what this would only tell
 UPRIGHT = 1  # Exif's orientation of an image that needs no turn
 ORIENTATION = 0x0112
 

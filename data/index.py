@@ -17,10 +17,9 @@ import os
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -138,17 +137,24 @@ def load_table(shard: Path, expected: str) -> np.ndarray | None:
 
 
 def scan(path: Path) -> tuple[Shard, np.ndarray]:
-    """A tar's entry and table, from its headers alone. What is wrong with it is told in the entry, not raised."""
+    """A tar's entry and table, from its headers alone. What is wrong with it is told in the entry, not raised; the
+    samples before a cut count."""
     rows: list[tuple[int, int, int]] = []
     problems: list[str] = []
+    keys: set[str] = set()
     try:
         stat = path.stat()
-        for key, image, label in _samples(path, problems):
-            if image is None:
-                problems.append(f"sample {key} has no image ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        for sample in samples(path):
+            if sample.key in keys:
+                problems.append(f"the key {sample.key} appears twice")
+            keys.add(sample.key)
+            if sample.images > 1:
+                problems.append(f"sample {sample.key} has {sample.images} images")
+            if sample.images:
+                rows.append((sample.offset, sample.size, sample.label))
             else:
-                rows.append((*image, label))
-        if not rows and not problems:
+                problems.append(f"sample {sample.key} has no image ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        if not keys:
             problems.append("it holds no samples")
     except OSError as error:
         return Shard(path.name, 0, 0, problems=(f"it cannot be read: {error.strerror}",)), np.empty((0, 3), np.int64)
@@ -160,48 +166,89 @@ def scan(path: Path) -> tuple[Shard, np.ndarray]:
     return Shard(path.name, len(table), stat.st_size, stat.st_mtime_ns, digest(table), tuple(problems)), table
 
 
-def _samples(path: Path, problems: list[str]) -> Iterator[tuple[str, tuple[int, int] | None, int]]:
-    """Key, place of the image and label of each sample, in the tar's order."""
-    key, image, label = None, None, -1
-    seen: set[str] = set()
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if not member.isfile():
+class Sample(NamedTuple):
+    """A sample of a shard: its key, its last image's name and place, how many it has, and its label (-1: none)."""
+
+    key: str
+    name: str = ""
+    offset: int = 0
+    size: int = 0
+    images: int = 0
+    label: int = -1
+
+
+def samples(path: Path) -> Iterator[Sample]:
+    """The samples of a shard, in its order.
+
+    Raises:
+        tarfile.TarError, OSError, ValueError: as `members`; or a class is no number.
+    """
+    sample = None
+    with open(path, "rb") as file:
+        for name, offset, size in members(path):
+            key, extension = base_plus_ext(name)
+            if key is None:
                 continue
-            base, extension = base_plus_ext(member.name)
-            if base != key:
-                if key is not None:
-                    yield key, image, label
-                if base in seen:
-                    problems.append(f"the key {base} appears twice")
-                key, image, label = base, None, -1
-                seen.add(base)
+            if sample is None or key != sample.key:
+                if sample is not None:
+                    yield sample
+                sample = Sample(key)
             if extension.lower() in IMAGE_EXTENSIONS:
-                if image is not None:
-                    problems.append(f"sample {key} has two images")
-                image = (member.offset_data, member.size)
+                sample = sample._replace(name=name, offset=offset, size=size, images=sample.images + 1)
             elif extension.lower() == "cls":
-                file = tar.extractfile(member)
-                assert file is not None
-                label = int(file.read())
-        end = tar.offset
-    if key is not None:
-        yield key, image, label
-    with open(path, "rb") as file:  # one cut between two members looks like a shorter tar, but for this
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("it has no end mark after its last member")
+                content = os.pread(file.fileno(), min(size, 100), offset)
+                try:
+                    sample = sample._replace(label=int(content))
+                except ValueError as error:
+                    raise ValueError(f"member {name}: {content!r} is no number of a class") from error
+    if sample is not None:
+        yield sample
 
 
-def _scans(paths: Sequence[Path]) -> Iterator[tuple[Shard, np.ndarray]]:
-    size = sum(path.stat().st_size for path in paths)
-    if len(paths) < 2 or size < PARALLEL:
-        yield from map(scan, paths)
-        return
-    workers = min(len(paths), len(os.sched_getaffinity(0)))
-    forkserver.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, get_context("forkserver")) as pool:
-        yield from tqdm(pool.map(scan, paths), "indexing", len(paths), unit="shard", disable=None)
+def members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of every file of a plain tar; a hard link has those of the file that it stands for.
+
+    Raises:
+        tarfile.TarError: it is no plain tar, damaged, or cut short, be it between two members.
+        OSError: it cannot be read.
+    """
+    files: dict[str, tuple[int, int]] = {}
+    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            if member.islnk() and member.linkname in files:
+                yield member.name, *files[member.linkname]
+            elif member.isfile():
+                files[member.name] = member.offset_data, member.size
+                yield member.name, *files[member.name]
+        if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"there is neither a member nor the end's mark at byte {tar.offset:,}")
+
+
+def _scans(paths: Sequence[Path]) -> Iterable[tuple[Shard, np.ndarray]]:
+    """Of each of some shards, in their order; by all cores where there is much to read."""
+    if sum(path.stat().st_size for path in paths) < PARALLEL:
+        return map(scan, paths)
+    from data.processes import in_parallel  # which needs this module
+
+    found: dict[int, tuple[Shard, np.ndarray]] = {}
+    in_parallel(
+        _numbered,
+        list(enumerate(paths)),
+        len(os.sched_getaffinity(0)),
+        found.update,
+        "indexing",
+        len(paths),
+        unit="shards",
+    )
+    return [found[i] for i in range(len(paths))]
+
+
+def _numbered(task: tuple[int, Path], advance: Callable[[int], Any]) -> dict[int, tuple[Shard, np.ndarray]]:
+    number, path = task
+    found = {number: scan(path)}
+    advance(1)
+    return found
 
 
 def _files(folder: Path) -> dict[str, tuple[tuple[int, int], bool]]:

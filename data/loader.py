@@ -2,15 +2,10 @@
 
 import itertools
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.images import CENTRE, View, decode
 from data.order import Order, raw
+from data.processes import PROCESSES, end_with_parent, prepare_workers
 from data.shards import DataError, Shards
 
 NEIGHBOURS = 16  # behind a damaged sample in its shard, which are tried in its place
 FETCHES = 4  # remote shards fetched at once
 AHEAD = 0.75  # of the cache is for shards fetched ahead
-PROCESSES = multiprocessing.get_context("forkserver")  # a fork of a process that uses CUDA or threads is not safe
 
 Others = Callable[[], np.ndarray]
 
@@ -199,27 +194,6 @@ def load(
             if isinstance(images, DataError):
                 raise images
             yield images
-
-
-def prepare_workers() -> None:
-    """Begin the imports of the process that workers are forked from, which take seconds, while others are made."""
-    PROCESSES.set_forkserver_preload(["data.loader"])
-    forkserver.ensure_running()
-
-
-def end_with_parent() -> None:
-    """Have this process, started by another one, end when that is gone, however it went.
-
-    The kernel's own signal for this would not do: the parent it knows is the fork server, which outlives the trainer.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _begin(_: int) -> None:

@@ -22,8 +22,9 @@ from PIL import Image
 
 from data import images, index
 from data.images import View, decode
-from data.loader import PROCESSES, Augment, Batches, load, prepare_workers, read
+from data.loader import Augment, Batches, load, read
 from data.order import Order
+from data.processes import PROCESSES, prepare_workers
 from data.shards import DataError, Shards, write
 
 
@@ -187,9 +188,9 @@ def member_end(path: str, n: int) -> int:
 
 
 PROBLEMS = {
-    "cut in a header": (lambda path: os.truncate(path, member_end(path, 3) + 100), "cut short", 2),
+    "cut in a header": (lambda path: os.truncate(path, member_end(path, 3) + 100), "cut short", 1),
     "cut in an image": (lambda path: os.truncate(path, member_end(path, 3) - 500), "cut short", 1),
-    "cut between two samples": (lambda path: os.truncate(path, member_end(path, 3)), "no end mark", 2),
+    "cut between two samples": (lambda path: os.truncate(path, member_end(path, 3)), "neither a member nor the end", 1),
     "missing": (os.unlink, "in index.json, but not in the folder", 0),
     "no samples": (lambda path: tar(path, {}), "it holds no samples", 0),
     "empty": (lambda path: os.truncate(path, 0), "empty", 0),
@@ -198,7 +199,7 @@ PROBLEMS = {
         "the key a appears twice",
         2,
     ),
-    "two images": (lambda path: tar(path, {"a.png": flat(1), "a.jpg": flat(2)}), "sample a has two images", 1),
+    "two images": (lambda path: tar(path, {"a.png": flat(1), "a.jpg": flat(2)}), "sample a has 2 images", 1),
     "no image": (lambda path: tar(path, {"a.png": flat(1), "b.txt": b"?"}), "sample b has no image", 1),
     "a label that is no number": (lambda path: tar(path, {"a.png": flat(1), "b.cls": b"cat"}), "'cat'", 1),
 }

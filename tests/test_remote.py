@@ -16,8 +16,9 @@ from test_data import flat
 
 from data import index, remote
 from data.cache import Cache
-from data.loader import PROCESSES, Batches, load, prepare_workers
+from data.loader import Batches, load
 from data.order import Order
+from data.processes import PROCESSES, prepare_workers
 from data.shards import DataError, Shards, write
 
 SHARDS, SAMPLES = 12, 10

@@ -21,8 +21,8 @@ from tqdm import tqdm
 import models
 from data.images import decode
 from data.loader import read
-from data.prepare import find
 from data.shards import DataError, Shards
+from data.sources import find
 from models.load import checkpoint_of
 from trainer.batch import normalize, prior, to_uint8
 from trainer.config import refuse, refusing

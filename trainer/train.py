@@ -15,8 +15,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from data.loader import Augment, Batches, load, prepare_workers, read
+from data.loader import Augment, Batches, load, read
 from data.order import Order, permutation, tally
+from data.processes import prepare_workers
 from data.shards import OnError, Shards
 from trainer import checkpoint
 from trainer.batch import Batch, key, normalize

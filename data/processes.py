@@ -1,0 +1,109 @@
+"""Processes beside this one: they start fast and clean, and end with it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from data.index import DataError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+PROCESSES = multiprocessing.get_context("forkserver")  # to fork a process that uses CUDA or threads is not safe
+
+
+def prepare_workers() -> None:
+    """Begin the imports of the process that others are forked from, which take seconds, while others are done here."""
+    PROCESSES.set_forkserver_preload(["data.loader"])
+    forkserver.ensure_running()
+
+
+def end_with_parent() -> None:
+    """Have this process, started by another one, end when that is gone, however it went.
+
+    The kernel's own signal for this would not do: the parent it knows is the fork server, which outlives the other.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def in_parallel(
+    work: Callable[[Task, Callable[[int], Any]], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    collect: Callable[[Result], None],
+    title: str,
+    total: int | None,
+    done: int = 0,
+    unit: str = "images",
+) -> None:
+    """Do all tasks, in any order, with a progress bar where stderr is a terminal.
+
+    Args:
+        work: takes a task, and what to tell how many more of `unit` are done; can be pickled, for more than one worker
+        workers: processes; 1: this one
+        collect: gets every result, in this process; where it raises, the workers are ended
+
+    Raises:
+        DataError: a worker process died.
+    """
+    with tqdm(total=total, initial=done, desc=title, unit=f" {unit}", disable=None) as bar:
+        if min(workers, len(tasks)) <= 1:
+            for task in tasks:
+                collect(work(task, bar.update))
+            return
+        prepare_workers()
+        progress = PROCESSES.Value("q", 0)
+        others = multiprocessing.active_children()
+        with ProcessPoolExecutor(min(workers, len(tasks)), PROCESSES, _enter, (work, progress)) as pool:
+            waiting = {pool.submit(_do, task) for task in tasks}
+            try:
+                while waiting:
+                    ready, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                    bar.update(progress.value + done - bar.n)
+                    for future in ready:
+                        collect(future.result())
+            except BrokenProcessPool as error:
+                raise DataError(
+                    "a worker process died, perhaps for want of memory: run the command again, with fewer --workers"
+                ) from error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in set(multiprocessing.active_children()) - set(others):
+                    child.terminate()
+                raise
+
+
+def _enter(work: Callable[..., Any], progress: Any) -> None:
+    """Make a worker ready."""
+    global _worker
+
+    def advance(more: int) -> None:
+        with progress.get_lock():
+            progress.value += more
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    end_with_parent()
+    _worker = work, advance
+
+
+_worker: tuple[Callable[..., Any], Callable[[int], None]]
+
+
+def _do(task: Any) -> Any:
+    work, advance = _worker
+    return work(task, advance)

@@ -1,0 +1,531 @@
+"""Where `data.prepare` finds images: folders, archives, Parquet, torchvision's sets, WebDataset shards, the digits.
+
+A source lists its images once; its reader then reads any of them by itself, in any process and order. Nothing is ever
+written under a name that a source brings along. What allows no such reading (a compressed tar, Parquet) is first laid
+out in one plain file beside the unfinished shards.
+"""
+
+import bz2
+import difflib
+import functools
+import gzip
+import inspect
+import io
+import json
+import lzma
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from braceexpand import braceexpand
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from data.index import IMAGE_EXTENSIONS, DataError, members, samples
+
+SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+OPENERS: dict[str, Callable[..., Any]] = {
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.xz": lzma.open,
+    ".txz": lzma.open,
+    ".tar.bz2": bz2.open,
+    ".tar": open,
+}
+MAX_BYTES = 2**30  # of a zip's member: what is more cannot be an image, but may be a bomb
+FORMS = (
+    "a folder of images, an archive of one (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip), a .parquet file or a folder of "
+    "them, WebDataset shards (a folder of .tar, or a pattern: shards/{000..009}.tar), torchvision:NAME, or digits"
+)
+
+
+class Item(NamedTuple):
+    """One image of a source.
+
+    Args:
+        key: does not change when other images come or go: it decides the order and the split
+        name: how messages call it
+        where: what its reader reads it by
+        size: encoded bytes, 0 if that is not known
+        stamp: another one means another file
+        split: as the source names it
+        label: number of its class, -1: none
+    """
+
+    key: str
+    name: str
+    where: Any
+    size: int = 0
+    stamp: int = 0
+    split: str | None = None
+    label: int = -1
+
+
+Reader = Callable[[Item], tuple[bytes, int]]
+
+
+@dataclass
+class Source:
+    """All images of a source.
+
+    Args:
+        items: in a fixed order
+        read: an image's bytes and label. It can be pickled. Raises ValueError where this image cannot be had but
+            others can, OSError or DataError where the source cannot be read
+        classes: the names of labels 0, 1, ...; empty where the source has none
+        ordered: order and keys are the items' own, and not those of a shuffle
+        ignored: how many files were no images, by ending
+    """
+
+    items: list[Item]
+    read: Reader
+    classes: list[str] = field(default_factory=list)
+    ordered: bool = False
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+class Found(NamedTuple):
+    key: str  # its path without the ending
+    path: Path
+
+
+def find(folder: Path) -> list[Found]:
+    """All images under a folder, in order of their paths.
+
+    Raises:
+        DataError: there is no image.
+    """
+    items = open_folder(folder, splits=False).items
+    return [Found(item.key, folder / item.where) for item in items]
+
+
+def open_source(name: str, spool: Path, root: Path, download: bool = False) -> Source:
+    """The images that a name on the command line stands for.
+
+    Args:
+        name: one of FORMS
+        spool: where a file may be laid out that allows no random access
+        root, download: torchvision's folder, and whether it may fetch what is missing
+
+    Raises:
+        DataError: there is no such source, it is damaged, or it holds no images.
+    """
+    if name == "digits":
+        return open_digits()
+    if name.startswith("torchvision:"):
+        return open_torchvision(name.removeprefix("torchvision:"), root, download)
+    if "{" in name and name.endswith(".tar"):
+        return open_shards([Path(path) for path in braceexpand(name)])
+    path = Path(name)
+    if not path.exists():
+        raise DataError(f"SOURCE {name} does not exist: expected {FORMS}")
+    if path.is_dir():
+        files = [path / file for file in sorted(_files(path)) if _is_visible(file)]
+        if found := [file for file in files if file.suffix == ".parquet"]:
+            return open_parquet(found, path, spool)
+        if found := [file for file in files if file.suffix == ".tar"]:
+            return open_shards(found, path)
+        return open_folder(path)
+    if path.suffix.lower() == ".parquet":
+        return open_parquet([path], path.parent, spool)
+    if path.suffix.lower() == ".zip":
+        return open_zip(path)
+    for ending, opener in OPENERS.items():
+        if path.name.lower().endswith(ending):
+            return open_tar(path if opener is open else _laid_out(path, opener, spool))
+    raise DataError(f"SOURCE {name} is a file of no known kind: expected {FORMS}")
+
+
+def open_folder(folder: Path, splits: bool = True) -> Source:
+    """An image folder: its sub-folders are the classes, below `train` and `test` sub-folders if it has those."""
+    entries = []
+    for name in _files(folder):
+        path = folder / name
+        stat = path.stat() if path.exists() else path.lstat()  # a broken link fails when it is read
+        entries.append(_Entry(name, name, stat.st_size, stat.st_mtime_ns))
+    return _image_folder(entries, functools.partial(_read_file, folder), str(folder), splits)
+
+
+def open_zip(path: Path) -> Source:
+    """A zip of an image folder."""
+    reader = ZipReader(path)
+    files = {one.filename: one for one in reader.open().infolist() if not one.is_dir()}
+    entries = [_Entry(name, name, one.file_size, one.CRC) for name, one in files.items()]
+    return _image_folder(_below_common_folders(entries), reader, str(path))
+
+
+def open_tar(path: Path) -> Source:
+    """A tar of an image folder; one with class files is a shard."""
+    files, stamp = (
+        {name: place for name, *place in _told(path, members(path))},
+        path.stat().st_mtime_ns,
+    )  # the last of a name counts
+    if any(name.endswith(".cls") for name in files):
+        return open_shards([path])
+    entries = [_Entry(name, (0, offset, size), size, stamp) for name, (offset, size) in files.items()]
+    return _image_folder(_below_common_folders(entries), RangeReader([path]), str(path))
+
+
+def open_shards(paths: list[Path], folder: Path | None = None) -> Source:
+    """WebDataset shards; their names, or their folders', may tell the split, and a dataset.json the classes' names."""
+    items = []
+    for number, path in enumerate(tqdm(paths, desc="listing", unit=" shards", disable=None, leave=False)):
+        if not path.is_file():
+            raise DataError(f"shard {path} does not exist: mend the pattern, or bring the file")
+        split, stamp = _split_of(path, folder or path.parent), path.stat().st_mtime_ns
+        for one in _told(path, samples(path)):
+            where = (number, one.offset, one.size)
+            items.append(Item(one.key, f"{path.name}: {one.name}", where, one.size, stamp, split, one.label))
+    if not items:
+        raise DataError(f"the shards {paths[0]} ... hold no images ({_endings()})")
+    places = [folder or paths[0].parent, (folder or paths[0].parent).parent]
+    described = [place / "dataset.json" for place in places if (place / "dataset.json").exists()]
+    classes = json.loads(described[0].read_text()).get("classes", []) if described else []
+    return Source(items, RangeReader(paths), classes)
+
+
+def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
+    """Parquet files as Hugging Face writes them: a column of images, one of labels, the classes' names in the schema.
+
+    Raises:
+        DataError: pyarrow is not installed, a file is damaged, or no column holds images.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"{paths[0]} is Parquet, which pyarrow reads, and pyarrow is not installed: pip install pyarrow, or "
+            "'.[parquet]' of this project"
+        ) from error
+    items, labels, classes = list[Item](), list[Any](), list[str]()
+    with open(spool, "wb") as file:
+        for path in tqdm(paths, desc="laying out", unit=" files", disable=None, leave=False):
+            split, stamp, name = _split_of(path, folder), path.stat().st_mtime_ns, path.relative_to(folder)
+            for number, (content, label, names) in enumerate(_rows(path)):
+                where = (0, file.tell(), file.write(content))
+                key = f"{name.with_suffix('')}/{number:08d}"
+                items.append(Item(key, f"{name}, row {number}", where, len(content), stamp, split))
+                labels.append(label)
+                classes = classes or names
+    if not items:
+        raise DataError(f"{paths[0]} holds no rows: name a file that has images")
+    if any(isinstance(one, str) for one in labels):
+        labels, classes = _numbered(labels)
+    items = [item._replace(label=-1 if one is None else one) for item, one in zip(items, labels, strict=True)]
+    return Source(items, RangeReader([spool]), classes)
+
+
+def open_torchvision(name: str, root: Path, download: bool) -> Source:
+    """A data set of torchvision.datasets, in all its splits of usual names.
+
+    Raises:
+        DataError: torchvision has no such data set, or it is not under the root.
+    """
+    from torchvision import datasets
+
+    if name not in datasets.__all__ or "root" not in (known := inspect.signature(getattr(datasets, name)).parameters):
+        names = {one.lower(): f"torchvision:{one}" for one in datasets.__all__}
+        close = [names[one] for one in difflib.get_close_matches(name.lower(), names, 3)]
+        raise DataError(
+            f"torchvision:{name} is no data set of torchvision.datasets that has a root"
+            + (f": did you mean {' or '.join(close)}?" if close else "")
+        )
+    options: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
+    if "train" in known:
+        options = [("train", {"train": True}), ("test", {"train": False})]
+    elif "split" in known:
+        options = [(split, {"split": word}) for word, split in [*SPLITS.items(), ("trainval", "train")]]
+    reader, fetch = TorchvisionReader(name, root), {"download": True} if download and "download" in known else {}
+    items, classes, taken = list[Item](), list[str](), set[str | None]()
+    for split, keywords in options:
+        if split not in taken and (data := reader.open(keywords | fetch)) is not None:
+            taken.add(split)
+            items += [Item(f"{i:08d}", f"{split or name} {i}", (keywords, i), split=split) for i in range(len(data))]
+            classes = [one if isinstance(one, str) else ", ".join(one) for one in getattr(data, "classes", [])]
+    if not items:
+        raise DataError(f"torchvision:{name} has no split of a usual name ({', '.join(SPLITS)}), so none can be taken")
+    return Source(items, reader, classes)
+
+
+def open_digits() -> Source:
+    """scikit-learn's handwritten digits, every fifth held out.
+
+    1,797 grey 8x8 images in ten classes (Alpaydin & Kaynak 1998, UCI Machine Learning Repository).
+    """
+    items = [
+        Item(f"{i:06d}", f"digit {i}", i, split="test" if i % 5 == 4 else "train", label=int(label))
+        for i, label in enumerate(_digits()[1])
+    ]
+    return Source(items, _read_digit, [str(digit) for digit in range(10)], ordered=True)
+
+
+class _Opens:
+    """What it opens stays open, and does not travel to other processes."""
+
+    def __init__(self) -> None:
+        self.opened: dict[Any, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"opened": {}}
+
+
+class RangeReader(_Opens):
+    """Parts of files: (number of the file, offset, size)."""
+
+    def __init__(self, paths: list[Path]):
+        super().__init__()
+        self.paths = paths
+
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        number, offset, size = item.where
+        if number not in self.opened:
+            if len(self.opened) >= 100:
+                self.opened.pop(next(iter(self.opened))).close()
+            self.opened[number] = open(self.paths[number], "rb")  # noqa: SIM115
+        content = os.pread(self.opened[number].fileno(), size, offset)
+        if len(content) != size:
+            raise DataError(f"{self.paths[number]} ends within {item.name}: it was cut short while in use")
+        return content, item.label
+
+
+class ZipReader(_Opens):
+    """Members of a zip, by their names."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def open(self) -> zipfile.ZipFile:
+        try:
+            if not self.opened:
+                self.opened[self.path] = zipfile.ZipFile(self.path)
+            return self.opened[self.path]
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{self.path} is no zip, or damaged ({error}): fetch it anew") from error
+
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        if item.size > MAX_BYTES:
+            raise ValueError(f"it holds {item.size:,} bytes, which no image does")
+        try:
+            return self.open().read(item.where), item.label
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+            raise ValueError(f"it cannot be unpacked: {error}") from error
+
+
+class TorchvisionReader(_Opens):
+    """Images of a torchvision data set: (its settings, index). Files are taken as they are, arrays become PNGs."""
+
+    def __init__(self, name: str, root: Path):
+        super().__init__()
+        self.name, self.root = name, root
+
+    def open(self, keywords: dict[str, Any]) -> Any:
+        """The data set; None if it has no such split."""
+        from torchvision import datasets
+
+        if repr(keywords) not in self.opened:
+            try:
+                data = getattr(datasets, self.name)(self.root, **keywords)
+            except (RuntimeError, FileNotFoundError, TypeError, ValueError) as error:
+                if str(error).startswith("Unknown value"):  # of a split
+                    return None
+                raise DataError(
+                    f"torchvision:{self.name} cannot be opened under --root {self.root}: {error}. Name the folder "
+                    "that holds it by --root, or let torchvision fetch it by --download"
+                ) from error
+            if hasattr(data, "loader"):
+                data.loader = Path  # hands over the file instead of decoding it
+            self.opened[repr(keywords)] = data
+        return self.opened[repr(keywords)]
+
+    def __call__(self, item: Item) -> tuple[bytes, int]:
+        keywords, index = item.where
+        try:
+            image, label = self.open(keywords)[index][:2]
+        except UnidentifiedImageError as error:
+            raise ValueError(str(error)) from error
+        if not isinstance(image, (Path, Image.Image)):
+            raise DataError(f"torchvision:{self.name} holds {type(image).__name__}s where images were expected")
+        is_class = isinstance(label, (int, np.integer)) or getattr(label, "shape", None) == ()
+        content = image.read_bytes() if isinstance(image, Path) else _png(image)
+        return content, int(label) if is_class else -1
+
+
+def _read_file(folder: Path, item: Item) -> tuple[bytes, int]:
+    return (folder / item.where).read_bytes(), item.label
+
+
+def _read_digit(item: Item) -> tuple[bytes, int]:
+    return _png(Image.fromarray(_digits()[0][item.where])), item.label
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [1797, 8, 8] and labels [1797]."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), labels
+
+
+def _told(path: Path, listed: Iterator[Any]) -> Iterator[Any]:
+    """What is listed of a tar; what is wrong with it as a DataError."""
+    try:
+        yield from listed
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}. It is damaged, cut short or no tar: fetch it anew") from error
+
+
+class _Entry(NamedTuple):
+    path: str
+    where: Any
+    size: int
+    stamp: int
+
+
+def _image_folder(entries: Iterable[_Entry], reader: Reader, name: str, splits: bool = True) -> Source:
+    """A class's label is the place of its name among those of all splits."""
+    images, ignored = [], Counter[str]()
+    for entry in entries:
+        parts = _parts(entry.path)
+        if _is_image(entry.path):
+            images.append((parts, entry))
+        else:
+            ignored[os.path.splitext(entry.path)[1].lower() or "without ending"] += 1
+    tops = {parts[0] for parts, _ in images if len(parts) > 1} & SPLITS.keys()
+    split_by_folder = splits and "train" in tops and len({SPLITS[top] for top in tops}) > 1
+    items, categories = list[Item](), list[str | None]()
+    for parts, entry in sorted(images):
+        split = None
+        if split_by_folder:
+            if parts[0] not in tops:
+                ignored["outside of " + ", ".join(sorted(tops))] += 1
+                continue
+            split, parts = SPLITS[parts[0]], parts[1:]
+        key = str(PurePosixPath(*parts).with_suffix(""))
+        items.append(Item(key, entry.path, entry.where, entry.size, entry.stamp, split))
+        categories.append(parts[0] if len(parts) > 1 else None)
+    if not items:
+        found = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5)) or "nothing"
+        raise DataError(f"{name} holds no images ({_endings()}), but {found}: name a folder or file that has some")
+    labels, classes = _numbered(categories)
+    items = [item._replace(label=label) for item, label in zip(items, labels, strict=True)]
+    return Source(items, reader, classes, ignored=ignored)
+
+
+def _numbered(names: list[str | None]) -> tuple[list[int], list[str]]:
+    """Labels, -1 where there is no name, and the classes that they number."""
+    classes = sorted({name for name in names if name is not None})
+    numbers = {None: -1} | {name: number for number, name in enumerate(classes)}
+    return [numbers[name] for name in names], classes
+
+
+def _below_common_folders(entries: list[_Entry]) -> list[_Entry]:
+    """An archive's paths without the folders that all its images are in."""
+    clean = [entry._replace(path="/".join(_parts(entry.path))) for entry in entries]
+    folders = [os.path.dirname(entry.path) for entry in clean if _is_image(entry.path)]
+    common = os.path.commonpath(folders) if folders else ""
+    return [entry._replace(path=entry.path.removeprefix(f"{common}/")) for entry in clean]
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths of all files, and of what else is no folder, relative to the folder; not in hidden sub-folders."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if _is_visible(name)]
+        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files)
+
+
+def _split_of(path: Path, folder: Path) -> str | None:
+    """train, test or validation, as a word of the path says: data/train-00000-of-00004.parquet, test/0000.tar."""
+    for part in path.relative_to(folder).parts:
+        for word in part.lower().replace("_", "-").replace(".", "-").split("-"):
+            if word in SPLITS:
+                return SPLITS[word]
+    return None
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, int | str | None, list[str]]]:
+    """Image, label and the classes' names, of each row of a Parquet file."""
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        image, label, names = _columns(path, file.schema_arrow)
+        for batch in file.iter_batches(64, columns=[image, label] if label else [image]):
+            for row in batch.to_pylist():
+                content = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
+                yield content or b"", row[label] if label else None, names
+    except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
+        raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it anew") from error
+
+
+def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
+    """The column of images, the one of labels, the names of their classes."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    kinds = {one.name: str(one.type) for one in schema}
+    binary = [
+        name for name, kind in kinds.items() if kind in ("binary", "large_binary") or kind.startswith("struct<bytes: ")
+    ]
+    images = [name for name in ("image", "img") if name in binary] or binary
+    if not images or (len(images) > 1 and images[0] not in ("image", "img")):
+        raise DataError(
+            f"{path} has {len(binary)} columns that may hold encoded images, none of them called image. Expected a "
+            f"column `image` of bytes, or of struct{{bytes, path}}; its columns: "
+            + ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        )
+    named = [
+        name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    ]
+    label = "label" if "label" in kinds else next(iter(named), None)
+    if label is not None and not (kinds[label].startswith(("int", "uint")) or "string" in kinds[label]):
+        label = None
+    return images[0], label, features[label].get("names", []) if label in named else []
+
+
+def _laid_out(path: Path, opener: Callable[..., Any], spool: Path) -> Path:
+    """The plain tar in a compressed one, which cannot be read from the middle."""
+    try:
+        with opener(path, "rb") as packed, open(spool, "wb") as file:
+            shutil.copyfileobj(packed, file, 2**20)
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "errno", None):  # a full disk is no fault of the file
+            raise
+        raise DataError(f"cannot unpack {path}: {error}. It is damaged or cut short: fetch it anew") from error
+    os.utime(spool, ns=(0, path.stat().st_mtime_ns))
+    return spool
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Of a path that may mean harm: what lies below the folder, whatever it climbs or starts from."""
+    return tuple(part for part in PurePosixPath(path).parts if part not in ("/", "//", ".."))
+
+
+def _is_image(path: str) -> bool:
+    return _is_visible(path) and PurePosixPath(path).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
+
+
+def _is_visible(path: str) -> bool:
+    """Neither hidden, nor what macOS adds to its archives."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in _parts(path))
+
+
+def _endings() -> str:
+    return ", ".join(sorted(IMAGE_EXTENSIONS))

@@ -1,0 +1,629 @@
+"""Any source becomes the same shards, whatever the workers and however often it was killed; faults are named."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import inspect, prepare, sources
+from data.images import decode
+from data.shards import DataError, Shards, write
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def encoded(pixels: np.ndarray, form: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form, **options)
+    return file.getvalue()
+
+
+def grey(value: int) -> bytes:
+    return encoded(np.full((8, 8), value, np.uint8))
+
+
+def noise(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def folder_of_images(root: Path, classes=("a", "b"), n=20) -> Path:
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            (root / name / f"{i}.png").write_bytes(grey(100 * c + i))
+    return root
+
+
+def held(out: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Label and bytes of each sample of each split, in order."""
+    splits = {}
+    for folder in sorted(out.glob("*/")):
+        shards = Shards(folder)
+        splits[folder.name] = [(int(shards.labels[i]), shards.image(i)) for i in range(len(shards))]
+    return splits
+
+
+def tars(out: Path) -> dict[str, str]:
+    """Hashes of all that is pinned; index.json holds the times of files."""
+    files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "index.json"]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def described(out: Path) -> dict:
+    return json.loads((out / "dataset.json").read_text())
+
+
+def run(main, *arguments, capsys) -> tuple[int, str]:
+    """Exit code and output of a command, in this process."""
+    capsys.readouterr()
+    try:
+        main([*map(str, arguments)])
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    return code, "".join(capsys.readouterr())
+
+
+def test_the_digits_are_what_they_always_were(digits, tmp_path):
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    for split in ("train", "test"):
+        chosen = [i for i in range(len(pixels)) if (i % 5 == 4) == (split == "test")]
+        write(
+            tmp_path / split,
+            ({"__key__": f"{i:06d}", "png": encoded(pixels[i]), "cls": str(labels[i])} for i in chosen),
+        )
+        expected = (tmp_path / split / "00000.tar").read_bytes()
+        assert (digits / split / "00000.tar").read_bytes() == expected
+
+
+def test_a_folder_is_split_by_its_paths(tmp_path):
+    source = folder_of_images(tmp_path / "source")
+    counts = prepare.prepare(str(source), tmp_path / "out", test_fraction=0.25, per_shard=9)
+    assert sum(counts.values()) == 40
+    assert 3 <= counts["test"] <= 17
+    splits = held(tmp_path / "out")
+    seen = {split: {decode(content, 8, 1)[0, 0, 0] for _, content in splits[split]} for split in splits}
+    assert all((decode(content, 8, 1)[0, 0, 0] >= 100) == label for label, content in splits["train"])
+    assert not seen["train"] & seen["test"]
+    assert max(described(tmp_path / "out")["splits"]["train"]["shards"], key=lambda s: s["images"])["images"] == 9
+    (source / "a" / "new.png").write_bytes(grey(99))
+    prepare.prepare(str(source), tmp_path / "again", test_fraction=0.25)
+    again = {decode(content, 8, 1)[0, 0, 0] for _, content in held(tmp_path / "again")["test"]}
+    assert again - {99} == seen["test"], "files that come do not move others"
+    assert prepare.prepare(str(source), tmp_path / "all", test_fraction=0) == {"train": 41}
+
+
+def test_a_given_split_is_kept_and_flat_folders_have_no_labels(tmp_path):
+    folder_of_images(tmp_path / "source" / "train", n=3)
+    folder_of_images(tmp_path / "source" / "val", n=2)
+    shutil.rmtree(tmp_path / "source" / "val" / "a")
+    assert prepare.prepare(str(tmp_path / "source"), tmp_path / "out") == {"train": 6, "validation": 2}
+    assert Shards(tmp_path / "out" / "validation").labels.tolist() == [1, 1], "a class has one label in all splits"
+    assert prepare.prepare(str(tmp_path / "source" / "train" / "a"), tmp_path / "flat", test_fraction=0.5)
+    assert (Shards(tmp_path / "flat" / "train").labels == -1).all()
+
+
+def test_out_appears_whole_or_not_at_all(tmp_path):
+    source = folder_of_images(tmp_path / "source")
+    (source / "b" / "3.png").unlink()
+    (source / "b" / "3.png").symlink_to("nowhere")  # unreadable even by root
+    with pytest.raises(OSError, match=r"b/3\.png"):
+        prepare.prepare(str(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob(".out.unfinished/out/*/*")) == []
+    (source / "b" / "3.png").unlink()
+    prepare.prepare(str(source), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(DataError, match="exists already"):
+        prepare.prepare(str(source), tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["tar", "tar.gz", "tgz", "tar.xz", "tar.bz2", "zip"])
+def test_an_archive_is_as_the_folder_in_it(tmp_path, form):
+    source = folder_of_images(tmp_path / "photos", n=4)
+    (source / "a" / "notes.txt").write_text("no image")
+    (source / "a" / "._0.png").write_bytes(b"macOS")
+    prepare.prepare(str(source), tmp_path / "expected", test_fraction=0.3, per_shard=3)
+    packed = tmp_path / f"photos.{form}"
+    if form == "zip":
+        shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path, "photos")
+    else:
+        with tarfile.open(packed, f"w:{form.split('.')[-1].replace('tgz', 'gz').replace('tar', '')}") as tar:
+            tar.add(source, "./photos")
+    shutil.rmtree(source)
+    prepare.prepare(str(packed), tmp_path / "out", test_fraction=0.3, per_shard=3)
+    names = [name for name in tars(tmp_path / "expected") if name != "dataset.json"]
+    assert {name: tars(tmp_path / "out")[name] for name in names} == {
+        name: tars(tmp_path / "expected")[name] for name in names
+    }
+    assert described(tmp_path / "out")["fingerprint"] == described(tmp_path / "expected")["fingerprint"]
+    assert described(tmp_path / "out")["ignored"] == {".png": 1, ".txt": 1}
+    assert not (tmp_path / "photos").exists()
+    with open(packed, "r+b") as file:
+        file.truncate(packed.stat().st_size * 2 // 3)
+    with pytest.raises(DataError, match=rf"photos\.{form}.*(fetch it anew)"):
+        prepare.prepare(str(packed), tmp_path / "cut")
+    assert not (tmp_path / ".cut.unfinished").exists()
+
+
+@pytest.mark.parametrize("form", ["tar", "zip"])
+def test_hostile_names_touch_nothing(tmp_path, form):
+    names = ["../../escaped/0.png", f"{tmp_path}/absolute/1.png", "a/../../b/2.png", "a/\udce9\n.png", "a/link.png"]
+    packed = tmp_path / "in" / f"x.{form}"
+    packed.parent.mkdir()
+    if form == "tar":
+        with tarfile.open(packed, "w") as tar:
+            for i, name in enumerate(names[:-1]):
+                member = tarfile.TarInfo(name)
+                member.size = len(grey(i))
+                tar.addfile(member, io.BytesIO(grey(i)))
+            link = tarfile.TarInfo(names[-1])
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(link)
+    else:
+        with zipfile.ZipFile(packed, "w") as archive:
+            for i, name in enumerate(names[:-1]):
+                archive.writestr(name.encode("utf-8", "replace").decode(), grey(i))
+    before = sorted(tmp_path.rglob("*"))
+    prepare.prepare(str(packed), tmp_path / "out", test_fraction=0)
+    assert [path for path in sorted(tmp_path.rglob("*")) if tmp_path / "out" not in (path, *path.parents)] == before
+    assert sorted(content for _, content in held(tmp_path / "out")["train"]) == sorted(map(grey, range(4)))
+
+
+def parquet(path: Path, rows: list[tuple[bytes | None, int | None]], names=("cat", "dog"), column="image") -> None:
+    """As `datasets` writes it."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    features = {column: {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema(
+        [(column, kind), ("label", pyarrow.int64())],
+        {"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    images = [{"bytes": content, "path": f"{i}.png"} for i, (content, _) in enumerate(rows)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(pyarrow.table({column: images, "label": [label for _, label in rows]}, schema), path, row_group_size=3)
+
+
+@pytest.mark.parametrize("column", ["image", "img"])
+def test_parquet_as_hugging_face_has_it(tmp_path, column):
+    rows = [(grey(i), i % 2) for i in range(10)]
+    parquet(tmp_path / "set" / "data" / "train-00000-of-00002.parquet", rows[:4], column=column)
+    parquet(tmp_path / "set" / "data" / "train-00001-of-00002.parquet", rows[4:8], column=column)
+    parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [(rows[8][0], None), rows[9]], column=column)
+    assert prepare.prepare(str(tmp_path / "set"), tmp_path / "out") == {"train": 8, "test": 2}
+    splits = held(tmp_path / "out")
+    assert sorted(splits["train"]) == sorted((label, content) for content, label in rows[:8])
+    assert sorted(splits["test"]) == sorted([(-1, rows[8][0]), (1, rows[9][0])])
+    assert described(tmp_path / "out")["classes"] == ["cat", "dog"]
+    single = tmp_path / "set" / "data" / "train-00000-of-00002.parquet"
+    assert sum(prepare.prepare(str(single), tmp_path / "one", test_fraction=0.4).values()) == 4
+
+
+def test_parquet_of_plain_columns(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    content = [grey(i) for i in range(4)]
+    write_table(pyarrow.table({"picture": content, "label": ["b", "a", "b", None]}), tmp_path / "x.parquet")
+    prepare.prepare(str(tmp_path / "x.parquet"), tmp_path / "out", test_fraction=0)
+    assert sorted(held(tmp_path / "out")["train"]) == sorted(zip([1, 0, 1, -1], content, strict=True))
+    assert described(tmp_path / "out")["classes"] == ["a", "b"]
+    write_table(pyarrow.table({"text": ["a"], "label": [0]}), tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"none of them called image.*text \(string\), label \(int64\)"):
+        prepare.prepare(str(tmp_path / "none.parquet"), tmp_path / "other")
+    parquet(tmp_path / "elsewhere.parquet", [(grey(0), 0), (None, 1)])
+    with pytest.raises(DataError, match=r"1 of 2 images .*\n  elsewhere.parquet, row 1: it holds no bytes"):
+        prepare.prepare(str(tmp_path / "elsewhere.parquet"), tmp_path / "other", test_fraction=0)
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"cannot read .*x\.parquet as Parquet"):
+        prepare.prepare(str(tmp_path / "x.parquet"), tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match="pip install pyarrow"):
+        prepare.prepare(str(tmp_path / "x.parquet"), tmp_path / "out")
+
+
+def test_webdataset_shards_are_dealt_anew(tmp_path):
+    source = folder_of_images(tmp_path / "source")
+    prepare.prepare(str(source), tmp_path / "first", per_shard=4)
+    first = held(tmp_path / "first")
+    counts = prepare.prepare(str(tmp_path / "first"), tmp_path / "second", per_shard=100)
+    assert counts == {split: len(samples) for split, samples in first.items()}, "folders name the split"
+    assert {split: sorted(samples) for split, samples in held(tmp_path / "second").items()} == {
+        split: sorted(samples) for split, samples in first.items()
+    }
+    assert described(tmp_path / "second")["classes"] == ["a", "b"]
+    pattern = f"{tmp_path}/first/train/{{00000..00002}}.tar"
+    assert sum(prepare.prepare(pattern, tmp_path / "third", test_fraction=0.5).values()) == 12
+    shard = tmp_path / "first" / "train" / "00000.tar"
+    assert sum(prepare.prepare(str(shard), tmp_path / "fourth", test_fraction=0.4).values()) == 4
+    with pytest.raises(DataError, match=r"00099\.tar does not exist"):
+        prepare.prepare(f"{tmp_path}/first/train/{{00000,00099}}.tar", tmp_path / "fifth")
+
+
+def test_torchvision_arrays_and_files(tmp_path, capsys):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = noise(0, 5, 28 * 28, 1).reshape(5, 28, 28)
+    for part, n in (("train", 5), ("t10k", 2)):
+        images = struct.pack(">4i", 2051, n, 28, 28) + pixels[:n].tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(images)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + bytes(range(n)))
+    assert prepare.prepare("torchvision:MNIST", tmp_path / "out", root=tmp_path) == {"train": 5, "test": 2}
+    for label, content in held(tmp_path / "out")["train"]:
+        assert (decode(content, 28, 1)[..., 0] == pixels[label]).all()
+    assert described(tmp_path / "out")["classes"][3] == "3 - three"
+    folder_of_images(tmp_path / "folder", n=3)
+    prepare.prepare("torchvision:ImageFolder", tmp_path / "files", root=tmp_path / "folder", test_fraction=0)
+    expected = [(c, grey(100 * c + i)) for c in range(2) for i in range(3)]
+    assert sorted(held(tmp_path / "files")["train"]) == sorted(expected), "files keep their bytes"
+    code, text = run(prepare.main, "torchvision:CIFAR10", tmp_path / "no", "--root", tmp_path, capsys=capsys)
+    assert code == 2
+    assert "--download" in text
+    code, text = run(prepare.main, "torchvision:CIFAR11", tmp_path / "no", capsys=capsys)
+    assert code == 2
+    assert "did you mean torchvision:CIFAR10" in text
+
+
+def test_bytes_are_kept_where_nothing_changes(tmp_path):
+    contents = {
+        "a.png": encoded(noise(1, 12, 16)),
+        "b.jpeg": encoded(noise(2, 12, 16), "JPEG"),
+        "c.JPG": encoded(noise(3, 12, 16), "JPEG"),
+        "d.webp": encoded(noise(4, 12, 16), "WEBP"),
+        "e.gif": encoded(noise(5, 12, 16)[..., 0], "GIF"),
+        "f.png": encoded(noise(6, 12, 16), "JPEG"),  # its name lies
+    }
+    (tmp_path / "in").mkdir()
+    for name, content in contents.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    prepare.prepare(str(tmp_path / "in"), tmp_path / "out", test_fraction=0)
+    prepare.prepare(str(tmp_path / "in"), tmp_path / "sized", test_fraction=0, size=12)
+    for out in ("out", "sized"):
+        assert sorted(content for _, content in held(tmp_path / out)["train"]) == sorted(contents.values())
+    endings = {Path(name).suffix for name, *_ in sources.members(tmp_path / "out" / "train" / "00000.tar")}
+    assert endings == {".png", ".jpg", ".jpeg", ".webp", ".gif"}
+    assert described(tmp_path / "out")["splits"]["train"]["formats"] == {"GIF": 1, "JPEG": 3, "PNG": 1, "WEBP": 1}
+
+
+@pytest.mark.parametrize("form", ["keep", "png", "jpeg", "webp"])
+@pytest.mark.parametrize("original", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_images_are_resized_and_encoded(form, original):
+    content = encoded(noise(0, 30, 40), original)
+    result, changed = prepare.convert(content, prepare.Settings(size=12, format=form))
+    with Image.open(io.BytesIO(changed)) as image:
+        assert image.size == (16, 12)
+        assert image.format == result
+    expected = form.upper() if form != "keep" else {"BMP": "PNG"}.get(original, original)
+    assert result == expected
+    result, changed = prepare.convert(content, prepare.Settings(size=12, crop=True, format="png"))
+    assert (decode(changed, 12, 3) == decode(content, 12, 3)).all(), "as a run sees the original"
+    sizes = [len(prepare.convert(content, prepare.Settings(format="jpeg", size=12, quality=q))[1]) for q in (20, 95)]
+    assert sizes[0] < sizes[1]
+
+
+def test_changed_images_are_upright_opaque_and_not_too_large():
+    with pytest.raises(ValueError, match=r"it would have 64000000 x 64 pixels"):
+        prepare.convert(encoded(np.zeros((1, 10**6), np.uint8)), prepare.Settings(size=64))
+    with pytest.raises(ValueError, match=r"it cannot be written as WEBP"):
+        prepare.convert(encoded(np.zeros((1, 20000), np.uint8)), prepare.Settings(format="webp"))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    turned = encoded(noise(0, 20, 40), "JPEG", exif=exif)
+    with Image.open(io.BytesIO(prepare.convert(turned, prepare.Settings(size=10))[1])) as image:
+        assert image.size == (10, 20)
+        assert not image.getexif()
+    clear = encoded(np.zeros((8, 8, 4), np.uint8))
+    _, changed = prepare.convert(clear, prepare.Settings(format="jpeg"))
+    assert (decode(changed, 8, 3) == 255).all()
+    deep = encoded(np.full((8, 8), 0x8000, np.uint16))
+    _, changed = prepare.convert(deep, prepare.Settings(size=4))
+    assert (decode(changed, 4, 1) == 128).all()
+
+
+def images_of_every_kind() -> dict[str, bytes]:
+    def saved(image: Image.Image, form: str, **options) -> bytes:
+        file = io.BytesIO()
+        image.save(file, form, **options)
+        return file.getvalue()
+
+    colour = Image.fromarray(noise(0, 24, 32))
+    frames = [Image.fromarray(noise(i, 24, 32)) for i in range(1, 4)]
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    return {
+        "grey.png": saved(colour.convert("L"), "PNG"),
+        "bits.png": saved(colour.convert("1"), "PNG"),
+        "palette.png": saved(colour.convert("P"), "PNG", transparency=3),
+        "alpha.png": saved(Image.fromarray(noise(1, 24, 32, 4)), "PNG"),
+        "alpha.webp": saved(Image.fromarray(noise(1, 24, 32, 4)), "WEBP"),
+        "deep.png": encoded(np.linspace(0, 65535, 24 * 32).reshape(24, 32).astype(np.uint16)),
+        "deep.tiff": encoded(np.linspace(0, 65535, 24 * 32).reshape(24, 32).astype(np.uint16), "TIFF"),
+        "inks.jpg": saved(colour.convert("CMYK"), "JPEG"),
+        "turned.jpg": saved(colour, "JPEG", exif=exif),
+        "progressive.jpg": saved(colour, "JPEG", progressive=True),
+        "several.jpg": saved(colour, "MPO", save_all=True, append_images=frames),
+        "moving.gif": saved(colour, "GIF", save_all=True, append_images=frames),
+        "moving.webp": saved(colour, "WEBP", save_all=True, append_images=frames),
+        "plain.bmp": saved(colour, "BMP"),
+        "plain.ppm": saved(colour, "PPM"),
+    }
+
+
+def test_every_kind_of_image(tmp_path):
+    images = images_of_every_kind()
+    (tmp_path / "in").mkdir()
+    for name, content in images.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    (tmp_path / "in" / "bomb.png").write_bytes(encoded(np.zeros((9000, 10000), bool)))
+    prepare.prepare(str(tmp_path / "in"), tmp_path / "kept", test_fraction=0, max_rejected=0.1)
+    assert sorted(content for _, content in held(tmp_path / "kept")["train"]) == sorted(images.values())
+    (rejected,) = described(tmp_path / "kept")["rejected"]
+    assert rejected["file"] == "bomb.png"
+    assert "10000 x 9000 pixels" in rejected["reason"]
+    assert inspect.inspect(tmp_path / "kept", verify=True)[1] == []
+    assert described(tmp_path / "kept")["splits"]["train"]["formats"]["MPO"] == 1
+    for name, content in images.items():
+        for form in ("png", "jpeg", "webp", "keep"):
+            _, changed = prepare.convert(content, prepare.Settings(size=16, crop=True, format=form))
+            assert decode(changed, 16, 3).shape == (16, 16, 3), name
+        if not name.endswith("jpg"):  # runs read some JPEGs by another decoder, a rounding apart
+            _, changed = prepare.convert(content, prepare.Settings(size=16, crop=True, format="png"))
+            assert (decode(changed, 16, 3) == decode(content, 16, 3)).all(), name
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "empty"])
+@pytest.mark.parametrize("position", range(4))
+def test_a_damaged_image_is_left_out_and_listed(tmp_path, damage, position):
+    (tmp_path / "in").mkdir()
+    contents = [encoded(noise(i, 16, 16), "JPEG" if i % 2 else "PNG") for i in range(4)]
+    bad = {"garbage": b"<html>not found</html>", "cut": contents[position][:-200], "empty": b""}[damage]
+    for i, content in enumerate(contents):
+        (tmp_path / "in" / f"{i}.png").write_bytes(bad if i == position else content)
+    prepare.prepare(str(tmp_path / "in"), tmp_path / "out", test_fraction=0, per_shard=2, max_rejected=0.25)
+    rest = [content for i, content in enumerate(contents) if i != position]
+    assert sorted(content for _, content in held(tmp_path / "out")["train"]) == sorted(rest)
+    (rejected,) = described(tmp_path / "out")["rejected"]
+    assert rejected["file"] == f"{position}.png"
+    assert rejected["reason"]
+    assert inspect.inspect(tmp_path / "out", verify=True)[1] == []
+
+
+def test_too_many_damaged_images_stop_and_may_be_allowed(tmp_path, capsys):
+    source = folder_of_images(tmp_path / "in", n=6)
+    for i in range(3):
+        (source / "a" / f"{i}.png").write_bytes(b"no")
+    command = (source, tmp_path / "out", "--per_shard", 3, "--workers", 1, "--test_fraction", 0)
+    code, text = run(prepare.main, *command, capsys=capsys)
+    assert code == 2
+    assert "more than --max_rejected 0.01" in text
+    assert "it is no image of a known kind" in text
+    assert "Traceback" not in text
+    code, text = run(prepare.main, *command, "--max_rejected", 0.25, capsys=capsys)
+    assert code == 0
+    assert "9 images in train" in text
+    assert "rejected: 3 images" in text
+    assert [one["file"] for one in described(tmp_path / "out")["rejected"]] == ["a/0.png", "a/1.png", "a/2.png"]
+
+
+def test_workers_change_no_byte(tmp_path):
+    source = folder_of_images(tmp_path / "in", n=30)
+    (source / "a" / "0.png").write_bytes(b"no")
+    settings = {"per_shard": 7, "size": 6, "max_rejected": 0.1}
+    prepare.prepare(str(source), tmp_path / "one", workers=1, **settings)
+    prepare.prepare(str(source), tmp_path / "three", workers=3, **settings)
+    assert tars(tmp_path / "one") == tars(tmp_path / "three")
+    assert inspect.inspect(tmp_path / "one", 3, verify=True) == inspect.inspect(tmp_path / "three", 1, verify=True)
+    with pytest.raises(DataError, match="more than --max_rejected"):
+        prepare.prepare(str(source), tmp_path / "four", workers=3, per_shard=1)
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(160):
+        (tmp_path / "in" / f"{i}.png").write_bytes(encoded(noise(i, 128, 128)))
+    settings = {"per_shard": 4, "size": 100, "format": "png"}
+    prepare.prepare(str(tmp_path / "in"), tmp_path / "undisturbed", **settings)
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    out, unfinished = tmp_path / "out", tmp_path / ".out.unfinished"
+    command = [sys.executable, "-m", "data.prepare", str(tmp_path / "in"), str(out), "--workers", "2", *options]
+    killed = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    while len(done := list(unfinished.glob("out/*/*.tar"))) < 3:
+        assert killed.poll() is None
+        time.sleep(0.005)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not out.exists()
+    for path in done:
+        assert len(list(sources.samples(path))) in (1, 2, 3, 4)
+    kept = {path: path.stat().st_mtime_ns for path in done}
+    with pytest.raises(DataError, match=r"another plan:\n  quality: 95 then, 90 now\n"):
+        prepare.prepare(str(tmp_path / "in"), out, **settings, quality=90)
+    assert kept == {path: path.stat().st_mtime_ns for path in done}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert {out / path.relative_to(unfinished / "out"): time for path, time in kept.items()} == {
+        out / path.relative_to(unfinished / "out"): (out / path.relative_to(unfinished / "out")).stat().st_mtime_ns
+        for path in done
+    }, "whole shards are not written again"
+    assert tars(out) == tars(tmp_path / "undisturbed")
+    assert not unfinished.exists()
+
+
+def test_a_split_named_by_some_files_only_is_refused(tmp_path):
+    for i, name in enumerate(("train-0", "test-0", "more")):
+        parquet(tmp_path / "set" / f"{name}.parquet", [(grey(i), 0)])
+    with pytest.raises(
+        DataError, match=r"names its splits \(train, test\), but not that of 1 images, such as more.parq"
+    ):
+        prepare.prepare(str(tmp_path / "set"), tmp_path / "out")
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path):
+    source = folder_of_images(tmp_path / "in")
+    with prepare._alone(tmp_path / ".out.unfinished"), pytest.raises(DataError, match="another process"):
+        prepare.prepare(str(source), tmp_path / "out")
+
+
+def test_dataset_json_says_what_there_is(tmp_path):
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    pixels = [noise(i, 8 + i, 10) for i in range(3)]
+    for i, one in enumerate(pixels):
+        (tmp_path / "in" / "a" / f"{i}.png").write_bytes(encoded(one))
+    (tmp_path / "in" / "3.png").write_bytes(grey(77))
+    prepare.prepare(str(tmp_path / "in"), tmp_path / "out", test_fraction=0, per_shard=2)
+    train = described(tmp_path / "out")["splits"]["train"]
+    flat = np.concatenate([*(one.reshape(-1, 3) for one in pixels), np.full((64, 3), 77)]) / 255
+    assert train["mean"] == pytest.approx(flat.mean(0), abs=1e-6)
+    assert train["std"] == pytest.approx(flat.std(0), abs=1e-6)
+    assert train["images"] == 4
+    assert (train["labels"], train["unlabelled"]) == ({"0": 3}, 1)
+    assert train["modes"] == {"L": 1, "RGB": 3}
+    assert train["height"] == {"min": 8, "median": 8, "max": 10}
+    assert train["width"] == {"min": 8, "median": 10, "max": 10}
+    prepare.prepare(str(tmp_path / "in"), tmp_path / "other", test_fraction=0, per_shard=3)
+    assert described(tmp_path / "other")["fingerprint"] == described(tmp_path / "out")["fingerprint"]
+
+
+def test_inspect_finds_every_fault(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for i in range(9):
+        content = encoded(noise(i, 32, 32), "JPEG" if i % 2 else "PNG", **({"quality": 95} if i % 2 else {}))
+        (tmp_path / "in" / f"{i}.{'jpg' if i % 2 else 'png'}").write_bytes(content)
+    good = tmp_path / "good"
+    prepare.prepare(str(tmp_path / "in"), good, test_fraction=0, per_shard=3)
+    code, text = run(inspect.main, good, "--verify", "--workers", 1, capsys=capsys)
+    assert code == 0, text
+    assert "every sample is as it should be" in text
+    assert Image.open(good / "contact_sheet.png").width > 500
+
+    def verify(name: str, harm) -> str:
+        shutil.copytree(good, tmp_path / name)
+        harm(tmp_path / name / "train")
+        code, text = run(inspect.main, tmp_path / name, "--verify", "--workers", 1, capsys=capsys)
+        assert code == 1, text
+        assert "Traceback" not in text
+        return text
+
+    def flip(at: int):
+        def harm(folder: Path) -> None:
+            content = bytearray((folder / "00001.tar").read_bytes())
+            content[at] ^= 1
+            (folder / "00001.tar").write_bytes(content)
+
+        return harm
+
+    for sample in sources.samples(good / "train" / "00001.tar"):
+        assert "train/00001.tar" in verify(f"flip-{sample.key}", flip(sample.offset + sample.size // 2))
+        if sample.name.endswith("png"):
+            assert f"member {sample.name}: " in verify(f"crc-{sample.key}", flip(sample.offset + sample.size // 3))
+    assert "neither a member nor the end" in verify("header", flip(sample.offset - 400))
+    assert "00002.tar" in verify("missing", lambda folder: (folder / "00002.tar").unlink())
+    assert "cut short" in verify("cut", lambda folder: os.truncate(folder / "00000.tar", 3000))
+    assert "has the same key" in verify("more", lambda folder: double(folder / "00009.tar"))
+    text = (good / "dataset.json").read_text()
+    (good / "dataset.json").write_text(text.replace('"images": 9', '"images": 8'))
+    code, text = run(inspect.main, good, "--verify", "--workers", 1, capsys=capsys)
+    assert code == 1
+    assert "images is 9, dataset.json says 8" in text
+
+
+def double(path: Path) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.png", "b.png", "a.png", "c.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = len(grey(0))
+            tar.addfile(member, io.BytesIO(grey(0)))
+
+
+def test_inspect_reads_shards_of_any_origin(numbered_shards, tmp_path, capsys):
+    code, text = run(inspect.main, numbered_shards, "--sheet", tmp_path / "x.png", "--workers", 1, capsys=capsys)
+    assert code == 0, text
+    assert "unlabelled   3" in text
+    assert Image.open(tmp_path / "x.png").format == "PNG"
+    assert not (numbered_shards / "contact_sheet.png").exists()
+    shutil.copyfile(numbered_shards / "00000.tar", tmp_path / "00000.tar")
+    double(tmp_path / "00001.tar")
+    code, text = run(inspect.main, tmp_path, "--workers", 1, capsys=capsys)
+    assert code == 1
+    assert "2 wrong" in text
+    assert "c: it has no image" in text
+
+
+@pytest.fixture
+def numbered_shards(tmp_path) -> Path:
+    samples = [{"__key__": f"{i}", "png": grey(i)} | ({"cls": str(i % 50)} if i > 2 else {}) for i in range(100)]
+    write(tmp_path / "numbered", samples, per_shard=40)
+    return tmp_path / "numbered"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "out"], "nowhere does not exist: expected a folder of images, an archive"),
+        (["empty", "out"], "empty holds no images .*but 1 .txt"),
+        (["empty/a.txt", "out"], "file of no known kind"),
+        (["a.png", "out"], "file of no known kind"),
+        (["broken.zip", "out"], "broken.zip is no zip"),
+        (["digits", "empty"], "empty exists already"),
+        (["digits", "out", "--test_fraction", "1"], "--test_fraction is 1.0, expected a share"),
+        (["digits", "out", "--size", "0"], "--size is 0, expected at least 1 pixel"),
+        (["digits", "out", "--format", "bmp"], "--format is bmp, expected keep, png, jpeg, webp"),
+        (["digits", "out", "--quality", "0"], "--quality is 0, expected 1 to 100"),
+        (["digits", "out", "--workers", "0"], "--workers is 0, expected at least 1"),
+        (["digits", "out", "--max_rejected", "2"], "--max_rejected is 2.0, expected a share"),
+        (["three", "out", "--test_fraction", "0.000001"], "no image of three fell to the test split"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").write_text("no image")
+    (tmp_path / "a.png").write_bytes(grey(0))
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    folder_of_images(tmp_path / "three", classes=("a",), n=3)
+    before = sorted(tmp_path.rglob("*"))
+    code, text = run(
+        prepare.main, *arguments, "--workers" if "--workers" not in arguments else "--root", 1, capsys=capsys
+    )
+    assert code == 2
+    assert re.search(message, text), text
+    assert "Traceback" not in text
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_inspect_names_mistakes(tmp_path, capsys):
+    for folder, message in ((tmp_path / "nowhere", "is no folder"), (tmp_path, "holds no shards")):
+        code, text = run(inspect.main, folder, capsys=capsys)
+        assert code == 2
+        assert message in text
+    (tmp_path / "dataset.json").write_text("{")
+    assert "dataset.json is damaged" in run(inspect.main, tmp_path, capsys=capsys)[1]
+
+
+def test_readers_travel_to_other_processes(tmp_path):
+    source = sources.open_source(str(folder_of_images(tmp_path / "in", n=2)), tmp_path / "spool", tmp_path)
+    read = pickle.loads(pickle.dumps(source.read))
+    assert [read(item) for item in source.items] == [source.read(item) for item in source.items]
