@@ -277,9 +277,8 @@ def _state_of(known: dict[str, Shard], name: str) -> tuple[int, int] | None:
 
 
 def _entry(entry: dict[str, Any]) -> Shard:
-    optional = {key: entry[key] for key in ("mtime_ns", "table") if key in entry}
-    problems = tuple(entry.get("problems", ()))
-    return Shard(entry["url"], int(entry["nsamples"]), int(entry["filesize"]), **optional, problems=problems)
+    optional = entry.get("mtime_ns", 0), entry.get("table", ""), tuple(entry.get("problems", ()))
+    return Shard(entry["url"], entry["nsamples"], entry["filesize"], *optional)
 
 
 def _json(shards: Iterable[Shard]) -> bytes:

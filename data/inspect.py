@@ -158,7 +158,7 @@ def measure(shard: Shard, advance: Callable[[int], Any]) -> Measured:
                 except ValueError as error:
                     problems.append(f"{shard.path}, member {sample.name or sample.key}: {error}")
     except (tarfile.TarError, OSError, ValueError) as error:
-        problems.append(f"{shard.path}: {error}")
+        problems.append(f"{shard.path}: it is damaged, cut short or no tar: {error}")
     return Measured(shard, tally, problems)
 
 
