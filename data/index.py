@@ -282,7 +282,8 @@ def _entry(entry: dict[str, Any]) -> Shard:
 
 
 def _json(shards: Iterable[Shard]) -> bytes:
-    return json.dumps({"wids_version": 1, "shardlist": [shard._asdict() for shard in shards]}, indent=1).encode()
+    lines = (json.dumps({key: value for key, value in shard._asdict().items() if value != ()}) for shard in shards)
+    return ('{"wids_version": 1, "shardlist": [\n' + ",\n".join(lines) + "\n]}\n").encode()
 
 
 def _keep(path: Path, content: bytes) -> bool:
