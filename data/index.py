@@ -47,11 +47,6 @@ class Shard(NamedTuple):
     table: str = ""  # digest
     problems: tuple[str, ...] = ()
 
-    @property
-    def state(self) -> tuple[int, int]:
-        """Another size or time means another file."""
-        return self.filesize, self.mtime_ns
-
 
 def of_folder(folder: Path) -> tuple[list[Shard], dict[str, np.ndarray]]:
     """The shards of a folder, in order of name, and the tables that could not be kept there.
@@ -79,7 +74,7 @@ def of_folder(folder: Path) -> tuple[list[Shard], dict[str, np.ndarray]]:
                 f"the data folder {folder} holds no shards (*.tar): make them with `python -m data.prepare SOURCE "
                 "OUT`, or name the folder that has them"
             )
-        stale = [name for name, (state, kept) in found.items() if not kept or _state_of(known, name) != state]
+        stale = [name for name, (state, kept) in found.items() if not (kept and _is_of(known.get(name), state))]
         tables: dict[str, np.ndarray] = {}
         for name, (shard, table) in zip(stale, _scans([folder / name for name in stale]), strict=True):
             known[name] = shard._replace(url=name)
@@ -272,8 +267,9 @@ def _read(path: Path) -> dict[str, Shard]:
     return {shard.url: shard for shard in shards if "/" not in shard.url}
 
 
-def _state_of(known: dict[str, Shard], name: str) -> tuple[int, int] | None:
-    return known[name].state if name in known else None
+def _is_of(shard: Shard | None, state: tuple[int, int]) -> bool:
+    """Whether an entry is of a file in this state, and whole: others' indices have no table."""
+    return shard is not None and bool(shard.table) and (shard.filesize, shard.mtime_ns) == state
 
 
 def _entry(entry: dict[str, Any]) -> Shard:

@@ -141,6 +141,17 @@ def test_what_is_lost_of_an_index_is_made_anew(numbered):
         path.write_bytes(content)
 
 
+def test_the_index_of_another_program_is_completed(numbered):
+    path, before = type(ROOT)(numbered.source) / "index.json", numbered.fingerprint()
+    content = json.loads(path.read_text())
+    content["shardlist"] = [
+        {key: shard[key] for key in ("url", "nsamples", "filesize")} for shard in content["shardlist"]
+    ]
+    path.write_text(json.dumps(content))
+    assert Shards(path).fingerprint() != before, "as it is given, it tells less"
+    assert Shards(numbered.source).fingerprint() == before
+
+
 def test_several_processes_index_one_folder(numbered):
     for path in files_of_index(numbered):
         path.unlink()
