@@ -1,8 +1,10 @@
 """Fixtures: the digits as shards, a small batch, and the real program in a subprocess."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,9 +44,10 @@ def digits(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def main(digits):
-    """Run trainer/main.py on the digits with small settings: `main("--system", "AE")`, `processes=2` for two ranks."""
+    """Run trainer/main.py on the digits with small settings: `main("--system", "AE")`, `processes=2` for two ranks;
+    `until` is asked again and again, and when it is true, all processes are killed with -9."""
 
-    def run(*arguments, processes: int = 0, cwd=ROOT, small=NETWORKS, env=None) -> subprocess.CompletedProcess:
+    def run(*arguments, processes: int = 0, cwd=ROOT, small=NETWORKS, env=None, until=None):
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(env or {})}
         start = [sys.executable]
@@ -58,7 +61,15 @@ def main(digits):
             else []
         )
         command = [*start, str(ROOT / "trainer" / "main.py"), *data, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
+        if until is None:
+            return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
+        process = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True)
+        while not until():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return process
 
     return run
 

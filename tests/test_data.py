@@ -23,7 +23,7 @@ from PIL import Image
 from data import images, index
 from data.images import View, decode
 from data.loader import Augment, Batches, load, read
-from data.order import Order
+from data.order import Order, tally
 from data.processes import PROCESSES, prepare_workers
 from data.shards import DataError, Shards, write
 
@@ -420,8 +420,7 @@ def test_global_batches_do_not_depend_on_world_size_or_workers(numbered, world, 
     """Across an epoch's border, with random views."""
     share, steps, augment = 8 // world, range(4, 8), Augment((0.3, 1), flip=True)
     whole = [one for (one,) in load(batches(numbered, augment=augment), steps, 0)]
-    ranks = range(world) if workers == 0 else [world - 1]  # processes take long to start
-    for rank in ranks:
+    for rank in range(world):
         rows = slice(rank * share, (rank + 1) * share)
         for one, (part,) in zip(whole, load(batches(numbered, rows, augment), steps, workers), strict=True):
             assert torch.equal(part.image, one.image[rows])
@@ -430,6 +429,51 @@ def test_global_batches_do_not_depend_on_world_size_or_workers(numbered, world, 
     for step, one in zip(steps, whole, strict=True):
         assert one.position.tolist() == Order(numbered.counts, 8, 0)[step].tolist()
         assert one.image[:, 0, 0, 0].tolist() == one.position.tolist()
+
+
+READER = """
+import sys
+from data.loader import Augment, Batches, load
+from data.order import Order, tally
+from data.shards import Shards
+
+source, log, rank, world, first, workers = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+if __name__ == "__main__":
+    shards, share = Shards(source), 8 // world
+    rows = slice(rank * share, (rank + 1) * share)
+    batches = Batches([shards], [Order(shards.counts, 8, 0)], 32, 1, rows, Augment((0.3, 1), True))
+    with open(log, "a", buffering=1) as file:
+        for step, (images,) in enumerate(load(batches, range(first, 10**6), workers), first):
+            file.write(f"{step} {tally(rows, images.position.numpy())} {images.image.long().sum()}\\n")
+"""
+
+
+def test_killed_readers_go_on_anywhere_in_any_number(numbered, tmp_path):
+    """kill -9 at random moments; what all ranks saw of each step is what one process sees that was never hurt."""
+    rng, seen, first = np.random.default_rng(0), {}, 0
+    for world, workers in ((2, 1), (1, 0), (2, 0)):
+        logs = [tmp_path / f"{first}_{rank}" for rank in range(world)]
+        arguments = [[numbered.source, log, rank, world, first, workers] for rank, log in enumerate(logs)]
+        processes = [
+            subprocess.Popen([sys.executable, "-c", READER, *map(str, given)], cwd=ROOT, start_new_session=True)
+            for given in arguments
+        ]
+        while not all(log.exists() and log.stat().st_size for log in logs):
+            time.sleep(0.01)
+        time.sleep(rng.random() / 2)
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        ranks = [[line.split() for line in log.read_text().splitlines() if line.count(" ") == 2] for log in logs]
+        common = min(len(rank) for rank in ranks) - 1  # the last line may be cut short
+        for i in range(common):
+            told = [list(map(int, rank[i])) for rank in ranks]
+            seen[told[0][0]] = sum(one[1] for one in told) % 2**32, sum(one[2] for one in told)
+        first += common
+    assert sorted(seen) == list(range(first))
+    whole = load(batches(numbered, augment=Augment((0.3, 1), True)), range(first), 0)
+    for step, (part,) in enumerate(whole):
+        assert seen[step] == (tally(slice(0, 8), part.position.numpy()), part.image.long().sum())
 
 
 def test_two_unpaired_sets_have_orders_of_their_own(numbered, digits):
@@ -465,7 +509,7 @@ def test_workers_die_with_their_parent(numbered):
     program = f"""
 import multiprocessing, time
 from data.loader import Batches, load
-from data.order import Order
+from data.order import Order, tally
 from data.shards import Shards
 shards = Shards({numbered.source!r})
 if __name__ == "__main__":
