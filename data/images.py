@@ -11,7 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # of a file, Pillow's own bound: a quarter of a gigabyte of colour
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-JPEG, EXIF = b"\xff\xd8", b"Exif\0"
+JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # how a file begins, and a segment of it
+SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # before the image's: APP0 to 15, COM
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS refuses what this would only tell
 UPRIGHT = 1  # Exif's orientation of an image that needs no turn
 ORIENTATION = 0x0112
@@ -47,7 +48,7 @@ def decode(content: bytes, size: int, channels: int, view: View = CENTRE, out: n
         ValueError: the bytes are no image, are damaged, or hold more than MAX_PIXELS.
     """
     out = np.empty((size, size, channels), np.uint8) if out is None else out
-    if content[:2] == JPEG and (EXIF not in content[:65536] or _is_upright(content)):
+    if content.startswith(JPEG) and (not _has_exif(content) or _is_upright(content)):
         if view is CENTRE and _fits(content, out):
             return out
         pixels = _jpeg(content, channels, size, view)
@@ -102,6 +103,16 @@ def _fits(content: bytes, out: np.ndarray) -> bool:
     except ValueError:  # larger than out, of another colour space, or damaged: whoever looks closer will tell
         return False
     return pixels.shape == out.shape
+
+
+def _has_exif(content: bytes) -> bool:
+    """By a walk over the first segments: a search would cost more than the decoding of a small image."""
+    place = len(JPEG)
+    while (kind := content[place : place + 2]) in SEGMENTS:
+        if kind == EXIF:
+            return True
+        place += 2 + int.from_bytes(content[place + 2 : place + 4])
+    return False
 
 
 def _is_upright(content: bytes) -> bool:

@@ -104,13 +104,20 @@ class Shards:
             DataError: a shard is gone, cannot be fetched, or is not as its index says.
         """
         contents, labels = [b""] * len(positions), np.full(len(positions), -1)
-        shards = np.searchsorted(self.ends, positions, side="right")
-        for shard in np.unique(shards).tolist():
-            chosen = np.flatnonzero(shards == shard)
-            rows = positions[chosen] - (self.ends[shard] - self.counts[shard])
+        order = np.argsort(positions)
+        shards = np.searchsorted(self.ends, positions[order], side="right")
+        for places in np.split(order, np.flatnonzero(np.diff(shards)) + 1) if len(order) else []:
+            shard, _ = self._place(int(positions[places[0]]))
             with self._opened(shard) as (file, table):
-                for place, (offset, length, label) in zip(chosen.tolist(), table[rows].tolist(), strict=True):
-                    contents[place], labels[place] = self._read(shard, file, offset, length), label
+                rows = table[positions[places] - (self.ends[shard] - self.counts[shard])]
+                labels[places] = rows[:, 2]
+                try:
+                    for place, offset, length in zip(places.tolist(), *rows[:, :2].T.tolist(), strict=True):
+                        contents[place] = content = os.pread(file, length, offset)
+                        if len(content) != length:
+                            raise self._cut(shard, offset, length, len(content))
+                except OSError as error:
+                    raise DataError(f"cannot read shard {self.paths[shard]}: {error.strerror}") from error
         return contents, labels
 
     def image(self, position: int) -> bytes:
@@ -227,17 +234,11 @@ class Shards:
         table = index.load_table(Path(path), entry.table)
         return index.scan(Path(path))[1] if table is None else table
 
-    def _read(self, shard: int, file: int, offset: int, length: int) -> bytes:
-        try:
-            content = os.pread(file, length, offset)
-        except OSError as error:
-            raise DataError(f"cannot read shard {self.paths[shard]}: {error.strerror}") from error
-        if len(content) != length:
-            raise DataError(
-                f"shard {self.paths[shard]} ends at byte {offset + len(content)}, but its index has an image up to "
-                f"byte {offset + length}: it was cut short or replaced while in use"
-            )
-        return content
+    def _cut(self, shard: int, offset: int, length: int, found: int) -> DataError:
+        return DataError(
+            f"shard {self.paths[shard]} ends at byte {offset + found}, but its index has an image up to byte "
+            f"{offset + length}: it was cut short or replaced while in use"
+        )
 
 
 def _join(base: str, url: str) -> str:
