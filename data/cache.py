@@ -73,7 +73,7 @@ class Cache:
 
     def _fetch(self, url: str, shard: Shard, path: Path, part: Path, need: int) -> None:
         while not path.exists():
-            if not self._reserve(part, need):
+            if not self._reserve(path, part, need):
                 time.sleep(WAIT)  # all is in use: reading a batch's part of a shard takes milliseconds
                 continue
             with suppress(FileNotFoundError), open(part, "r+b") as file:  # not found: it is whole by now, or dropped
@@ -114,19 +114,19 @@ class Cache:
             self._tables[path] = scan(path)[1] if table is None else table
         return self._tables[path]
 
-    def _reserve(self, part: Path, need: int) -> bool:
+    def _reserve(self, path: Path, part: Path, need: int) -> bool:
         """Make room for a shard, and its unfinished file; False where all that is here is in use."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if part.exists():
+            if part.exists() or path.exists():  # in this order: it may be finished in between
                 return True
             files = sorted(self._files())
             room = self.limit - sum(size for _, size, _ in files)
-            for _, size, path in files:
+            for _, size, other in files:
                 if room >= need:
                     break
-                room += size if _dropped(path) else 0
+                room += size if _dropped(other) else 0
             if room >= need:
                 part.touch()
             return room >= need
