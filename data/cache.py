@@ -1,5 +1,6 @@
 """Remote shards, whole, in a folder of this machine that its processes share."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,7 +12,8 @@ from typing import IO
 
 import numpy as np
 
-from data.index import DataError, Shard, load_table, save_table, scan, table_path
+from data.errors import DataError
+from data.index import Shard, load_table, save_table, scan, table_path
 from data.remote import download
 
 WAIT = 0.05  # seconds between looks for room
@@ -23,8 +25,9 @@ class Cache:
 
     A file is a shard, whole (`KEY.tar`, with its table), or on its way (`KEY.BYTES.part`), which counts for all of its
     bytes from the beginning. Whoever fetches a shard holds an exclusive lock on it, whoever reads it a shared one, and
-    only what nobody holds is dropped. The kernel takes a killed process's locks back, and another one goes on with
-    what it has fetched.
+    only what nobody holds is dropped; names change under the folder's lock alone. The kernel takes a killed process's
+    locks back, and another one goes on with what it has fetched. A shard's key holds what its index says of it, so a
+    set that was made anew at the same URL is another one.
 
     Args:
         folder: of a file system of this machine, for its locks; made when it is needed
@@ -44,8 +47,8 @@ class Cache:
         Raises:
             DataError: it cannot be fetched, differs from its index, is larger than the limit, or cannot be written.
         """
-        path = self._path(url)
-        while (file := self._held(path)) is None:
+        path = self._path(url, shard)
+        while (file := self._held(path, shard)) is None:
             self.fetch(url, shard)
         with file:
             yield file.fileno(), self._table(path, shard)
@@ -56,7 +59,7 @@ class Cache:
         Raises:
             DataError: as `opened`.
         """
-        path, need = self._path(url), shard.filesize + 24 * shard.nsamples + 256
+        path, need = self._path(url, shard), shard.filesize + 24 * shard.nsamples + 256
         if need > self.limit:
             raise DataError(
                 f"data.cache_gb is {self.limit / 1e9:g}, and the shard {url} alone has {need / 1e9:g} GB: raise it to "
@@ -80,6 +83,7 @@ class Cache:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if _is_at(file, part):
                     download(url, file, shard.filesize)
+                    os.fsync(file.fileno())
                     self._finish(part, path, url, shard)
 
     def _finish(self, part: Path, path: Path, url: str, shard: Shard) -> None:
@@ -90,36 +94,53 @@ class Cache:
                 f"the shard {url} is another one than its index says ({found.nsamples:,} samples, {shard.nsamples:,} "
                 f"in the index{', ' + found.problems[0] if found.problems else ''}): index it anew"
             )
-        save_table(path, table)
-        part.rename(path)
+        with self._alone():
+            if not save_table(path, table):
+                raise OSError(errno.ENOSPC, "its table cannot be written")
+            part.rename(path)
 
-    def _held(self, path: Path) -> IO[bytes] | None:
+    def release(self, url: str, shard: Shard) -> None:
+        """Say that a shard will not be needed soon: it goes before those that are still to be used."""
+        with suppress(OSError):
+            os.utime(self._path(url, shard), (0, 0))
+
+    def _held(self, path: Path, shard: Shard) -> IO[bytes] | None:
         """A whole shard, locked against being dropped while it is open; None if it is not here."""
         try:
             file = open(path, "rb")  # noqa: SIM115 - the caller closes it
         except (FileNotFoundError, NotADirectoryError):
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
-        if not _is_at(file, path):
-            file.close()
-            return None
-        os.utime(file.fileno())  # used just now
-        return file
+        is_here, is_whole = _is_at(file, path), os.fstat(file.fileno()).st_size == shard.filesize
+        if is_here and is_whole:
+            with suppress(OSError):  # another user's
+                os.utime(file.fileno())  # used just now
+            return file
+        file.close()
+        if is_here:  # what a failing disk may leave
+            with self._alone():
+                _dropped(path)
+        return None
 
     def _table(self, path: Path, shard: Shard) -> np.ndarray:
         if path not in self._tables:
             if len(self._tables) >= TABLES:
                 del self._tables[next(iter(self._tables))]
-            table = load_table(path, shard.table)
+            table = load_table(path, shard)
             self._tables[path] = scan(path)[1] if table is None else table
         return self._tables[path]
 
-    def _reserve(self, path: Path, part: Path, need: int) -> bool:
-        """Make room for a shard, and its unfinished file; False where all that is here is in use."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if part.exists() or path.exists():  # in this order: it may be finished in between
+            yield
+
+    def _reserve(self, path: Path, part: Path, need: int) -> bool:
+        """Make room for a shard, and its unfinished file; False where all that is here is in use."""
+        with self._alone():
+            if part.exists() or path.exists():
                 return True
             files = sorted(self._files())
             room = self.limit - sum(size for _, size, _ in files)
@@ -132,17 +153,21 @@ class Cache:
             return room >= need
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Last use, bytes and path of each shard."""
-        for path in (*self.folder.glob("*.part"), *self.folder.glob("*.tar")):  # one that ends meanwhile counts twice
-            with suppress(FileNotFoundError):
-                if path.suffix == ".part":
-                    size = int(path.suffixes[-2].removeprefix("."))
-                else:
-                    size = path.stat().st_size + table_path(path).stat().st_size
-                yield path.stat().st_mtime, size, path
+        """Last use, bytes and path of each shard; tables that a kill left alone go."""
+        for table in (*self.folder.glob("*.npy"), *self.folder.glob(".*.npy.*")):
+            if table.suffix != ".npy" or not table.with_suffix("").exists():
+                table.unlink(missing_ok=True)
+        for path in (*self.folder.glob("*.part"), *self.folder.glob("*.tar")):
+            size = int(path.suffixes[-2][1:]) if path.suffix == ".part" else _size(path) + _size(table_path(path))
+            yield path.stat().st_mtime, size, path
 
-    def _path(self, url: str) -> Path:
-        return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
+    def _path(self, url: str, shard: Shard) -> Path:
+        what = f"{url}\n{shard.filesize}\n{shard.mtime_ns}\n{shard.nsamples}\n{shard.table}"
+        return self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.tar"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

@@ -5,7 +5,8 @@ tars needs no command: it is indexed where it lies, when it is first read.
 
 An index is `index.json` in the layout of wids, one entry a shard: `url` (relative to the index, or absolute),
 `nsamples`, `filesize`; and of ours `mtime_ns`, `problems` and `table`, the digest of `NAME.tar.npy` beside the shard,
-which has one row a sample: where the image begins in the tar, its bytes, its label (-1: none).
+which has one row a sample: where the image begins in the tar, its bytes, its label (-1: none). Where another program's
+`index.json` lies in a folder, ours is `.index.json`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -28,13 +29,12 @@ from braceexpand import braceexpand
 from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
+from data.errors import DataError
+
 IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"})
+BY = "vaegan-trainer"
 TOLD = 10  # problems of a shard that the index names
 PARALLEL = 2**26  # bytes of tars from which several processes are worth their start
-
-
-class DataError(RuntimeError):
-    """The data is missing or damaged; the message says where, what was found and what to do."""
 
 
 class Shard(NamedTuple):
@@ -62,28 +62,28 @@ def of_folder(folder: Path) -> tuple[list[Shard], dict[str, np.ndarray]]:
             f"the data folder {folder} does not exist. Expected a folder of WebDataset shards (*.tar), a URL of one, "
             "or an index.json: make shards with `python -m data.prepare SOURCE OUT`, or `make data` for the digits"
         )
-    with _alone(folder):
-        known, found = _read(folder / "index.json"), _files(folder)
+    with _in_turn(folder):
+        (path, known), found = _own(folder), _files(folder)
         missing = [
-            shard._replace(nsamples=0, problems=("it is in index.json, but not in the folder",))
+            shard._replace(nsamples=0, problems=(f"it is in {path.name}, but not in the folder",))
             for name, shard in known.items()
             if name not in found
         ]
         if not found and not missing:
-            raise DataError(
-                f"the data folder {folder} holds no shards (*.tar): make them with `python -m data.prepare SOURCE "
-                "OUT`, or name the folder that has them"
-            )
+            inside = ", ".join(sorted(f"{one.parent.name}/" for one in folder.glob("*/*.tar"))[:3])
+            hint = "make them with `python -m data.prepare SOURCE OUT`, or name the folder that has them"
+            if inside or path.name.startswith("."):
+                hint = f"but {inside or 'an index.json of shards elsewhere'}: name that"
+            raise DataError(f"the data folder {folder} holds no shards (*.tar), {hint}")
         stale = [name for name, (state, kept) in found.items() if not (kept and _is_of(known.get(name), state))]
         tables: dict[str, np.ndarray] = {}
         for name, (shard, table) in zip(stale, _scans([folder / name for name in stale]), strict=True):
             known[name] = shard._replace(url=name)
             if not save_table(folder / name, table):
                 tables[name] = table
-        shards = [known[name] for name in sorted(found)]
         if stale:
-            _keep(folder / "index.json", _json([*shards, *(known[shard.url] for shard in missing)]))
-    return sorted([*shards, *missing], key=lambda shard: shard.url), tables
+            _keep(path, _json([known[name] for name in (*sorted(found), *(shard.url for shard in missing))]))
+    return sorted([*(known[name] for name in found), *missing], key=lambda shard: shard.url), tables
 
 
 def of_file(content: str, source: str) -> list[Shard]:
@@ -122,13 +122,14 @@ def save_table(shard: Path, table: np.ndarray) -> bool:
     return _keep(table_path(shard), buffer.getvalue())
 
 
-def load_table(shard: Path, expected: str) -> np.ndarray | None:
-    """int64 [samples, 3] as kept beside a shard; None where it is not there, or has not the digest that is expected."""
+def load_table(shard: Path, expected: Shard) -> np.ndarray | None:
+    """int64 [samples, 3] as kept beside a shard, mapped; None where it is not there, or is another one's."""
     try:
-        table = np.load(table_path(shard), allow_pickle=False)
+        table = np.asarray(np.load(table_path(shard), mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError):
         return None
-    return table if not expected or digest(table) == expected else None
+    fits = table.shape == (expected.nsamples, 3) and table.dtype == np.int64
+    return table if fits and expected.table in ("", digest(table)) else None
 
 
 def scan(path: Path) -> tuple[Shard, np.ndarray]:
@@ -258,13 +259,18 @@ def _files(folder: Path) -> dict[str, tuple[tuple[int, int], bool]]:
     }
 
 
-def _read(path: Path) -> dict[str, Shard]:
-    """The shards of this very folder by name, as last indexed; none where there is no index that is understood."""
-    try:
-        shards = of_file(path.read_text(), str(path))
-    except (OSError, DataError):
-        return {}
-    return {shard.url: shard for shard in shards if "/" not in shard.url}
+def _own(folder: Path) -> tuple[Path, dict[str, Shard]]:
+    """Where a folder's index of ours is or will be, and its shards by name as last indexed."""
+    for path in (folder / "index.json", folder / ".index.json"):
+        try:
+            content = path.read_text()
+            if json.loads(content).get("by") == BY:
+                return path, {shard.url: shard for shard in of_file(content, str(path))}
+        except FileNotFoundError:
+            return path, {}
+        except (OSError, ValueError, AttributeError, DataError):
+            continue  # another program's, or spoilt: not ours to touch
+    return path, {}
 
 
 def _is_of(shard: Shard | None, state: tuple[int, int]) -> bool:
@@ -273,13 +279,15 @@ def _is_of(shard: Shard | None, state: tuple[int, int]) -> bool:
 
 
 def _entry(entry: dict[str, Any]) -> Shard:
+    if not (isinstance(entry["nsamples"], int) and isinstance(entry["filesize"], int)):
+        raise ValueError(f"nsamples and filesize of {entry['url']} are no whole numbers")
     optional = entry.get("mtime_ns", 0), entry.get("table", ""), tuple(entry.get("problems", ()))
     return Shard(entry["url"], entry["nsamples"], entry["filesize"], *optional)
 
 
 def _json(shards: Iterable[Shard]) -> bytes:
     lines = (json.dumps({key: value for key, value in shard._asdict().items() if value != ()}) for shard in shards)
-    return ('{"wids_version": 1, "shardlist": [\n' + ",\n".join(lines) + "\n]}\n").encode()
+    return (f'{{"wids_version": 1, "by": "{BY}", "shardlist": [\n' + ",\n".join(lines) + "\n]}\n").encode()
 
 
 def _keep(path: Path, content: bytes) -> bool:
@@ -295,20 +303,16 @@ def _keep(path: Path, content: bytes) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _in_turn(folder: Path) -> Iterator[None]:
     """One process at a time indexes a folder, the others wait; where no lock can be made, each does on its own."""
-    try:
-        lock = open(folder / ".index.lock", "a")  # noqa: SIM115 - it may fail, the rest may not
-    except OSError:
-        yield
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        with suppress(OSError):
+            fcntl.flock(stack.enter_context(open(folder / ".index.lock", "a")), fcntl.LOCK_EX)
         yield
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from data.remote import download, is_remote, size_of  # which need this module
+    from data.remote import download, is_remote, size_of
 
     parser = argparse.ArgumentParser(
         prog="python -m data.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -320,18 +324,27 @@ def main(arguments: list[str] | None = None) -> None:
 
     def one(url: str) -> Shard:
         if not is_remote(url):
-            return scan(Path(url))[0]._replace(url=os.path.abspath(url))
+            shard, table = scan(Path(url))
+            save_table(Path(url), table)
+            return shard._replace(url=os.path.abspath(url))
         with tempfile.NamedTemporaryFile(dir=settings.out.parent) as file:
             download(url, cast(BinaryIO, file), size_of(url))
             return scan(Path(file.name))[0]._replace(url=url, mtime_ns=0)
 
-    urls = [url for given in settings.shards for url in braceexpand(given)]
+    if settings.out.suffix != ".json":
+        parser.error(f"OUT.json, the last word, is {settings.out}: expected the name of the index to write, x.json")
     try:
+        urls = [url for given in settings.shards for url in braceexpand(given)]
+        if folders := [url for url in urls if os.path.isdir(url)]:
+            raise ValueError(f"{folders[0]} is a folder, which is indexed when it is read: name tars")
         settings.out.parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(max(1, settings.jobs)) as pool:
             shards = list(tqdm(pool.map(one, urls), "indexing", len(urls), unit="shard", disable=None))
-        settings.out.write_bytes(_json(shards))
-    except (DataError, OSError) as error:
+        if not any(shard.nsamples for shard in shards):
+            raise ValueError(f"no shard has an image: {shards[0].url}: {'; '.join(shards[0].problems)}")
+        if not _keep(settings.out, _json(shards)):
+            raise ValueError(f"{settings.out} cannot be written: name another OUT.json")
+    except (DataError, OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
     for shard in shards:
         print(*(f"{shard.url}: {problem}" for problem in shard.problems), sep="\n", end="\n" * bool(shard.problems))

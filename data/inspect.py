@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from data.errors import DataError
 from data.images import FORMATS, decode, upright
 from data.index import samples
 from data.processes import in_parallel
-from data.shards import DataError, Shards
+from data.shards import Shards
 
 COUNTED = ("label", "width", "height", "mode", "format")
 TILE, MARGIN, EACH, MOST_CLASSES = 96, 6, 10, 40  # of the contact sheet
@@ -188,6 +189,10 @@ def inspect(folder: Path, workers: int = 1, verify: bool = False) -> tuple[dict[
     Raises:
         DataError: there are no shards, or dataset.json cannot be read.
     """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is no folder of this machine: name one that `python -m data.prepare` made, or one of shards (*.tar)"
+        )
     described = _described(folder)
     shards = _shards(folder, described)
     if described and not verify:
@@ -228,8 +233,6 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _shards(folder: Path, described: dict[str, Any]) -> list[Shard]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: name one that `python -m data.prepare` made, or one of shards (*.tar)")
     folders = [folder / split for split in described["splits"]] if described else [folder, *sorted(folder.glob("*/"))]
     shards = [Shard(one.name, path) for one in folders for path in sorted(one.glob("*.tar"))]
     if not shards and not described:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from data.errors import DataError
 from data.images import CENTRE, View, decode
 from data.order import Order, raw
 from data.processes import PROCESSES, end_with_parent, prepare_workers
-from data.shards import DataError, Shards
+from data.shards import Shards
 
 NEIGHBOURS = 16  # behind a damaged sample in its shard, which are tried in its place
+DEATHS = ("DataLoader worker", "Pin memory thread")  # how torch begins to tell of them
 FETCHES = 4  # remote shards fetched at once
 AHEAD = 0.75  # of the cache is for shards fetched ahead
 
@@ -149,8 +151,9 @@ class Batches(Dataset):
     def __getitem__(self, step: int) -> list[Images] | DataError:
         try:
             return [self._images(shards, order, step) for shards, order in self.sets]
-        except DataError as error:  # as a value: raised in a worker, it would come wrapped in a traceback's text
-            return DataError(f"step {step}: {error}")
+        except (DataError, OSError, MemoryError) as error:
+            # As a value: raised in a worker, it would come wrapped in a traceback's text.
+            return DataError(f"step {step}: {error or type(error).__name__}")
 
     def _images(self, shards: Shards, order: Order, step: int) -> Images:
         views = self.augment.views(order.batch, order.seed, step)[self.rows]
@@ -185,11 +188,12 @@ def load(
             try:
                 images = next(arriving)
             except (RuntimeError, OSError, EOFError) as error:  # the last two: while it handed a batch over
-                if not workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                if not workers or (isinstance(error, RuntimeError) and not reason.startswith(DEATHS)):
                     raise
                 raise DataError(
                     f"step {step}: a process that reads data died: was it killed, or is memory short (/dev/shm, too)? "
-                    f"Lower data.workers, or give more ({str(error).splitlines()[0]})"
+                    f"Lower data.workers, or give more ({reason})"
                 ) from error
             if isinstance(images, DataError):
                 raise images
@@ -236,19 +240,23 @@ def fetch_ahead(sets: list[tuple[Shards, Order]], steps: range, rows: slice, now
                         continue
                     size = shards.shards[shard].filesize
                     if (which, shard) not in wanted:
-                        _wait_for_room(wanted, size, shards, now)
+                        _wait_for_room(sets, wanted, size, now)
                         pool.submit(_fetch, shards, shard)
                     wanted[which, shard] = step, size
             if len(wanted) == sum(int(shards.remote.sum()) for shards, _ in sets):
                 break
 
 
-def _wait_for_room(wanted: dict[tuple[int, int], tuple[int, int]], size: int, shards: Shards, now: Any) -> None:
-    assert shards.cache is not None
-    while wanted and sum(size for _, size in wanted.values()) + size > AHEAD * shards.cache.limit:
+def _wait_for_room(
+    sets: list[tuple[Shards, Order]], wanted: dict[tuple[int, int], tuple[int, int]], size: int, now: Any
+) -> None:
+    """Wait until a shard of some size may be fetched, too, and let go of those that were needed before now only."""
+    limit = AHEAD * min(shards.cache.limit for shards, _ in sets if shards.cache)
+    while wanted and sum(size for _, size in wanted.values()) + size > limit:
         passed = [key for key, (last, _) in wanted.items() if last < now.value]
         if passed:
             del wanted[passed[0]]
+            sets[passed[0][0]][0].release(passed[0][1])
         else:
             time.sleep(0.1)
 

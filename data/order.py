@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.index import DataError
+from data.errors import DataError
 
 KEPT = 2  # epochs, blocks: a step may see the end of one and the beginning of the next
 
@@ -48,25 +49,35 @@ class Order:
         counts: samples of each shard
         batch: global batch size
         seed: of the permutations
-        lanes: at most so many: the greatest number that divides the batch
-        window: samples that a step's are chosen among
+        lanes: about so many: the number nearest to it that divides the batch; None: a quarter of the batch, or 64
+        window: samples that a step's are chosen among; None: 2,048 times the batch, or 2^19. With these, batches of
+            10^7 samples in 10^4 shards sorted by class have at most 1.3 times the class variance of a whole shuffle
 
     Raises:
         DataError: there are fewer samples than one batch.
     """
 
-    def __init__(self, counts: Sequence[int] | np.ndarray, batch: int, seed: int, lanes: int = 64, window: int = 2**19):
+    def __init__(
+        self,
+        counts: Sequence[int] | np.ndarray,
+        batch: int,
+        seed: int,
+        lanes: int | None = None,
+        window: int | None = None,
+    ):
         self.counts = np.asarray(counts, dtype=np.int64)
-        self.n, self.batch, self.seed, self.window = int(self.counts.sum()), batch, seed, window
+        self.n, self.batch, self.seed = int(self.counts.sum()), batch, seed
+        self.window = max(window or max(2**19, 2048 * batch), batch)
         if self.n < batch:
             raise DataError(
                 f"{self.n:,} training images fill no batch of trainer.batch_size {batch}: lower it, or bring more"
             )
         self.steps_per_epoch = self.n // batch
-        self.lanes = max(lane for lane in range(1, min(lanes, batch) + 1) if batch % lane == 0)
+        wanted = lanes or max(64, batch // 4)
+        self.lanes = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(math.log(n / wanted)))
         self.width = batch // self.lanes  # rows of a batch that a lane gives
         length = self.steps_per_epoch * self.width
-        blocks = max(1, round(length * self.lanes / window))
+        blocks = max(1, round(length * self.lanes / self.window))
         self.edges = np.arange(blocks + 1) * length // blocks  # of a lane's blocks
         self._kept: dict[str, dict[tuple[int, ...], Any]] = {}
 
@@ -134,8 +145,13 @@ class Order:
         return self.__dict__ | {"_kept": {}}
 
 
-def tally(rows: slice, positions: np.ndarray) -> int:
-    """A checksum of which samples some rows of a batch saw: summed over ranks modulo 2^32, it is the global batch's."""
+def tally(step: int, which: int, rows: slice, positions: np.ndarray) -> int:
+    """A checksum of which samples some rows of a step's batch saw, of data set number `which`.
+
+    Summed over ranks modulo 2^32 it is that of the global batch.
+    """
+    of_step = np.random.SeedSequence((step, which)).generate_state(1, np.uint64)
     row = np.arange(rows.start, rows.stop, dtype=np.uint64)
-    mixed = (positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ (row * np.uint64(0xC2B2AE3D27D4EB4F))
-    return int(((mixed * np.uint64(0x165667B19E3779F9)) >> np.uint64(32)).sum()) % 2**32
+    mixed = positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ row * np.uint64(0xC2B2AE3D27D4EB4F) ^ of_step
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x165667B19E3779F9)
+    return int((mixed >> np.uint64(32)).sum()) % 2**32

@@ -30,10 +30,11 @@ from typing import IO, Any, NamedTuple
 import webdataset
 from PIL import Image, ImageOps
 
+from data.errors import DataError
 from data.images import FORMATS, MAX_PIXELS, upright
 from data.inspect import Tally, describe_shard, fingerprint
 from data.processes import in_parallel
-from data.shards import DataError, Shards
+from data.shards import Shards
 from data.sources import SPLITS, Item, Reader, Source, open_source
 
 ENDINGS = {  # of a shard's members, by Pillow's name of the format; the first where the file's own does not fit

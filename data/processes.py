@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from data.index import DataError
+from data.errors import DataError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from data.index import DataError
+from data.errors import DataError
 
 CHUNK = 2**24  # bytes asked for at once: what a failure costs
 STALL = 60.0  # seconds in which a chunk has to come

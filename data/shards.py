@@ -4,12 +4,13 @@ A shard is an ordinary tar whose members share a key: `000042.png` and `000042.c
 """
 
 import os
+import resource
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal
 
 import numpy as np
 import webdataset
@@ -21,16 +22,9 @@ from data.remote import is_remote, read
 
 __all__ = ["IMAGE_EXTENSIONS", "DataError", "Shards", "write"]
 
-OPEN = 256  # local shards held open by a process
+OPEN = max(64, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))  # local shards of a set held open
+TABLES = 4096  # of local shards, mapped
 OnError = Literal["stop", "skip"]
-
-
-class Row(NamedTuple):
-    """Where a sample's image lies in its shard, in bytes, and its label (-1: none)."""
-
-    offset: int
-    length: int
-    label: int
 
 
 def write(folder: Path, samples: Iterable[dict[str, Any]], per_shard: int = 10_000) -> int:
@@ -64,24 +58,32 @@ class Shards:
 
     def __init__(self, source: str | os.PathLike[str], on_error: OnError = "stop", cache: Cache | None = None):
         self.source, self.on_error, self.cache = os.fspath(source), on_error, cache
-        self._tables: dict[str, np.ndarray] = {}  # of a folder that cannot be written
-        base, found = self._find()
+        base, found, tables = self._find()
         self.problems = [f"shard {_join(base, shard.url)}: {told}" for shard in found for told in shard.problems]
         if self.problems and on_error == "stop":
             more = f" (and {len(self.problems) - 1} more problems)" if len(self.problems) > 1 else ""
             raise DataError(
-                f"{self.problems[0]}{more}. Mend or remove what is wrong (for good: its line in index.json, too), or "
-                "leave such shards and samples out with --data.on_error skip"
+                f"{self.problems[0]}{more}. Mend it, or remove it (and its line in index.json), or train without such "
+                "shards and samples by --data.on_error skip; held-out images are never skipped"
             )
         self.shards = [shard for shard in found if shard.nsamples]
         if not self.shards:
-            raise DataError(f"the shards of {self.source} hold no images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+            what = (
+                f"hold no images ({', '.join(sorted(IMAGE_EXTENSIONS))})" if found else "are none: its index is empty"
+            )
+            raise DataError(f"the shards of {self.source} {what}")
         self.paths = [_join(base, shard.url) for shard in self.shards]
         self.remote = np.array([is_remote(path) for path in self.paths])
-        assert cache is not None or not self.remote.any(), "remote shards need a cache"
+        if cache is None and self.remote.any():
+            raise DataError(
+                f"{self.paths[int(self.remote.argmax())]} is not on this machine: name a folder on a disk of its own, "
+                "where such shards are kept, with --data.cache (and --data.cache_gb)"
+            )
         self.counts = np.array([shard.nsamples for shard in self.shards])
         self.ends = np.cumsum(self.counts)
-        self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()  # of this machine
+        self._open: OrderedDict[int, IO[bytes]] = OrderedDict()  # local ones
+        self._announced: set[int] = set()
+        self._tables = {i: tables[shard.url] for i, shard in enumerate(self.shards) if shard.url in tables}
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -89,7 +91,14 @@ class Shards:
     @property
     def labels(self) -> np.ndarray:
         """int64 [samples]; -1 where a sample has none. Reads every shard's table."""
-        return self._column("label")
+        parts = []
+        for shard in range(len(self.shards)):
+            if self.remote[shard]:
+                with self._opened(shard) as (_, table):
+                    parts.append(table[:, 2])
+            else:
+                parts.append(self._table(shard)[:, 2])
+        return np.concatenate(parts)
 
     def fingerprint(self) -> str:
         """Changes with the shards' names, sizes, sample places or labels; not with where they are."""
@@ -128,12 +137,6 @@ class Shards:
         """
         return self.images(np.array([position]))[0][0]
 
-    def row(self, position: int) -> Row:
-        """Where a sample is in its shard."""
-        shard, row = self._place(position)
-        with self._opened(shard) as (_, table):
-            return Row(*table[row].tolist())
-
     def name(self, position: int) -> str:
         """Where a sample lies, for messages: its shard and, where that can still be read, its member."""
         shard, row = self._place(position)
@@ -162,40 +165,37 @@ class Shards:
         assert self.cache is not None
         self.cache.fetch(self.paths[shard], self.shards[shard])
 
+    def release(self, shard: int) -> None:
+        """Say that a remote shard will not be needed soon."""
+        assert self.cache is not None
+        self.cache.release(self.paths[shard], self.shards[shard])
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}  # another process's descriptors point at other files
 
-    def _find(self) -> tuple[str, list[Shard]]:
-        """Where the shards' names are relative to, and their entries."""
+    def _find(self) -> tuple[str, list[Shard], dict[str, np.ndarray]]:
+        """Where the shards' names are relative to, their entries, and tables that could not be kept."""
         source = self.source
         if source.endswith(".tar") or (not is_remote(source) and "{" in source and not os.path.exists(source)):
             raise DataError(
                 f"{source} names shards, which need an index: python -m data.index '{source}' OUT.json, then give "
                 "OUT.json, or the folder of shards where it is on this machine"
             )
-        if source.endswith(".json"):
-            text = read(source).decode() if is_remote(source) else Path(source).read_text()
-            return source.rpartition("/")[0], index.of_file(text, source)
         if is_remote(source):
-            source = source.rstrip("/")
-            return source, index.of_file(read(f"{source}/index.json").decode(), f"{source}/index.json")
-        found, self._tables = index.of_folder(Path(source))
-        return source, found
+            path = source if source.endswith(".json") else f"{source.rstrip('/')}/index.json"
+            return path.rpartition("/")[0], index.of_file(read(path).decode(), path), {}
+        if source.endswith(".json") and not os.path.isdir(source):
+            try:
+                shards = index.of_file(Path(source).read_text(), source)
+            except OSError as error:
+                raise DataError(f"the index of shards {source} cannot be read: {error.strerror}") from error
+            base = os.path.dirname(source)
+            return base, [_checked(shard, _join(base, shard.url)) for shard in shards], {}
+        return source, *index.of_folder(Path(source))
 
     def _place(self, position: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, position, side="right"))
         return shard, int(position - (self.ends[shard] - self.counts[shard]))
-
-    def _column(self, name: str) -> np.ndarray:
-        return np.concatenate(
-            [self._whole_table(shard)[:, Row._fields.index(name)] for shard in range(len(self.shards))]
-        )
-
-    def _whole_table(self, shard: int) -> np.ndarray:
-        if not is_remote(self.paths[shard]):
-            return self._local_table(self.paths[shard], self.shards[shard])
-        with self._opened(shard) as (_, table):
-            return table
 
     @contextmanager
     def _opened(self, shard: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -207,38 +207,71 @@ class Shards:
                 yield opened
             return
         if shard not in self._open:
-            self._open[shard] = self._open_local(path, entry), self._local_table(path, entry)
+            self._open[shard] = self._open_local(shard)
             if len(self._open) > OPEN:
-                os.close(self._open.popitem(last=False)[1][0])
+                self._open.popitem(last=False)[1].close()
         self._open.move_to_end(shard)
-        yield self._open[shard]
+        yield self._open[shard].fileno(), self._table(shard)
 
-    def _open_local(self, path: str, entry: Shard) -> int:
+    def _open_local(self, shard: int) -> IO[bytes]:
+        path, entry = self.paths[shard], self.shards[shard]
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed when others have been used since
         except OSError as error:
             raise DataError(f"cannot open shard {path}: {error.strerror}") from error
-        stat = os.fstat(file)
+        stat = os.fstat(file.fileno())
         if stat.st_size != entry.filesize or (entry.mtime_ns and stat.st_mtime_ns != entry.mtime_ns):
-            os.close(file)
+            file.close()
             raise DataError(
-                f"shard {path} has {stat.st_size:,} bytes, {entry.filesize:,} when it was indexed, or is of another "
-                "time: it was replaced while in use. Start again, and it is indexed anew"
+                f"shard {path} was replaced since it was indexed ({entry.filesize:,} bytes then, {stat.st_size:,} "
+                "now): start again, which indexes a folder anew, or make its index.json anew"
             )
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        if shard not in self._announced:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            self._announced.add(shard)
         return file
 
-    def _local_table(self, path: str, entry: Shard) -> np.ndarray:
-        if entry.url in self._tables:
-            return self._tables[entry.url]
-        table = index.load_table(Path(path), entry.table)
-        return index.scan(Path(path))[1] if table is None else table
+    def _table(self, shard: int) -> np.ndarray:
+        """Of a local shard."""
+        if shard not in self._tables:
+            if len(self._tables) >= TABLES:
+                del self._tables[next(iter(self._tables))]
+            self._tables[shard] = _local_table(Path(self.paths[shard]), self.shards[shard])
+        return self._tables[shard]
 
     def _cut(self, shard: int, offset: int, length: int, found: int) -> DataError:
         return DataError(
             f"shard {self.paths[shard]} ends at byte {offset + found}, but its index has an image up to byte "
             f"{offset + length}: it was cut short or replaced while in use"
         )
+
+
+def _local_table(path: Path, entry: Shard) -> np.ndarray:
+    table = index.load_table(path, entry)
+    if table is None:
+        found, table = index.scan(path)
+        if len(table) != entry.nsamples or entry.table not in ("", found.table):
+            told = "".join(f", {problem}" for problem in found.problems[:1])
+            raise DataError(
+                f"shard {path} has {len(table):,} images, and its index says {entry.nsamples:,} samples{told}: index "
+                "it anew (python -m data.index), or name its folder"
+            )
+        index.save_table(path, table)
+    return table
+
+
+def _checked(shard: Shard, path: str) -> Shard:
+    """An entry, with what is wrong with its file where that is on this machine."""
+    if is_remote(path):
+        return shard
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        return shard._replace(nsamples=0, problems=(f"it cannot be found: {error.strerror}",))
+    if size != shard.filesize:
+        told = f"it has {size:,} bytes, {shard.filesize:,} in its index: index it anew"
+        return shard._replace(nsamples=0, problems=(told,))
+    return shard
 
 
 def _join(base: str, url: str) -> str:

@@ -25,11 +25,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from braceexpand import braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from data.index import IMAGE_EXTENSIONS, DataError, members, samples
+from data.errors import DataError
+from data.index import IMAGE_EXTENSIONS, members, samples
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 OPENERS: dict[str, Callable[..., Any]] = {
@@ -123,10 +124,15 @@ def open_source(name: str, spool: Path, root: Path, download: bool = False) -> S
     if name.startswith("torchvision:"):
         return open_torchvision(name.removeprefix("torchvision:"), root, download)
     if "{" in name and name.endswith(".tar"):
-        return open_shards([Path(path) for path in braceexpand(name)])
+        try:
+            return open_shards([Path(path) for path in braceexpand(name)])
+        except UnbalancedBracesError as error:
+            raise DataError(
+                f"SOURCE {name} has braces that are not closed: expected a pattern as x/{{00..09}}.tar"
+            ) from error
     path = Path(name)
     if not path.exists():
-        raise DataError(f"SOURCE {name} does not exist: expected {FORMS}")
+        raise DataError(f"SOURCE {name} does not exist on this machine: expected {FORMS}")
     if path.is_dir():
         files = [path / file for file in sorted(_files(path)) if _is_visible(file)]
         if found := [file for file in files if file.suffix == ".parquet"]:

@@ -21,11 +21,12 @@ from conftest import ROOT
 from PIL import Image
 
 from data import images, index
+from data.errors import DataError
 from data.images import View, decode
 from data.loader import Augment, Batches, load, read
 from data.order import Order, tally
 from data.processes import PROCESSES, prepare_workers
-from data.shards import DataError, Shards, write
+from data.shards import Shards, write
 
 
 def encoded(pixels: np.ndarray, form: str = "PNG", mode: str | None = None, **options) -> bytes:
@@ -48,9 +49,9 @@ def tar(path, members: dict[str, bytes]) -> None:
 
 def corrupt(shards: Shards, position: int) -> None:
     """Spoil an image, its place in the tar being left as it is."""
-    path = shards.paths[int(np.searchsorted(shards.ends, position, side="right"))]
-    with open(path, "r+b") as file:
-        file.seek(shards.row(position).offset)
+    shard, row = shards._place(position)
+    with open(shards.paths[shard], "r+b") as file:
+        file.seek(int(np.load(f"{shards.paths[shard]}.npy")[row, 0]))
         file.write(b"spoilt")
 
 
@@ -130,26 +131,60 @@ def test_shards_in_a_folder_that_cannot_be_written_read_the_same(numbered, monke
 
 
 def test_what_is_lost_of_an_index_is_made_anew(numbered):
-    before, rows = numbered.fingerprint(), [numbered.row(i) for i in range(50)]
+    before, held = numbered.fingerprint(), [numbered.image(i) for i in range(50)]
     for path in files_of_index(numbered):
         content = path.read_bytes()
         for spoil in (path.unlink, lambda path=path: path.write_bytes(b"spoilt")):
             spoil()
             again = Shards(numbered.source)
-            assert [again.row(i) for i in range(50)] == rows
+            assert [again.image(i) for i in range(50)] == held
+            assert os.path.exists(f"{numbered.source}/00003.tar.npy")
             assert again.fingerprint() == before
         path.write_bytes(content)
 
 
-def test_the_index_of_another_program_is_completed(numbered):
+def test_the_index_of_another_program_is_left_alone(numbered):
     path, before = type(ROOT)(numbered.source) / "index.json", numbered.fingerprint()
     content = json.loads(path.read_text())
-    content["shardlist"] = [
-        {key: shard[key] for key in ("url", "nsamples", "filesize")} for shard in content["shardlist"]
-    ]
-    path.write_text(json.dumps(content))
+    shards = [{key: shard[key] for key in ("url", "nsamples", "filesize")} for shard in content["shardlist"]]
+    path.write_text(json.dumps({"wids_version": 1, "name": "mine", "shardlist": shards}))
+    theirs = path.read_bytes()
     assert Shards(path).fingerprint() != before, "as it is given, it tells less"
-    assert Shards(numbered.source).fingerprint() == before
+    assert Shards(path).image(33) == numbered.image(33)
+    for _ in range(2):
+        assert Shards(numbered.source).fingerprint() == before
+        assert (path.read_bytes(), path.with_name(".index.json").exists()) == (theirs, True)
+    shards[2]["nsamples"] = 9  # wids counts keys, some of which may have no image
+    path.write_text(json.dumps({"shardlist": shards}))
+    path.with_name("00002.tar.npy").unlink()
+    with pytest.raises(DataError, match=r"00002\.tar has 7 images, and its index says 9 samples: index it anew"):
+        Shards(path).image(15)
+
+
+def test_an_index_of_shards_that_are_gone_or_changed(numbered):
+    path = f"{numbered.source}/index.json"
+    os.unlink(numbered.paths[1])
+    with open(numbered.paths[3], "ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"00001\.tar: it cannot be found.*1 more problem"):
+        Shards(path)
+    skipping = Shards(path, "skip")
+    assert len(skipping) == 50 - 14
+    assert "in its index: index it anew" in skipping.problems[1]
+
+
+def test_the_command_that_indexes_refuses_what_it_would_spoil(numbered, capsys):
+    content = (ROOT / numbered.paths[1]).read_bytes()
+    for arguments, told in (
+        (numbered.paths[:2], "OUT.json, the last word, is"),
+        (["nowhere.tar", "o.json"], "nowhere.tar: it cannot be read: No such file"),
+        (["x/{0..3.tar", "o.json"], "nbalanced"),
+        ([numbered.source, "o.json"], "is a folder, which is indexed when it is read"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            index.main([*arguments])
+        assert (stopped.value.code, told in capsys.readouterr().err) == (2, True)
+    assert (ROOT / numbered.paths[1]).read_bytes() == content
 
 
 def test_several_processes_index_one_folder(numbered):
@@ -245,11 +280,15 @@ def test_a_missing_shard_is_told_until_its_line_is_gone(numbered):
 
 def test_a_shard_that_changes_under_the_run_is_named(numbered):
     numbered.image(0)
-    os.truncate(numbered.paths[0], numbered.row(4).offset + 10)
+    os.truncate(numbered.paths[0], member_end(numbered.paths[0], 8) - 500)
     with pytest.raises(DataError, match=r"00000\.tar ends at byte \d+, but its index .* cut short or replaced"):
         numbered.image(4)
-    with pytest.raises(DataError, match=r"00000\.tar has [\d,]+ bytes, [\d,]+ when it was indexed"):
+    with pytest.raises(DataError, match=r"00000\.tar was replaced since it was indexed"):
         pickle.loads(pickle.dumps(numbered)).image(4)  # as another process opens it
+    content = (ROOT / numbered.paths[2]).read_bytes()
+    (ROOT / numbered.paths[2]).write_bytes(content[::-1])
+    with pytest.raises(DataError, match=r"00002\.tar was replaced since it was indexed"):
+        numbered.image(15)
     os.unlink(numbered.paths[1])
     with pytest.raises(DataError, match=r"cannot open shard .*00001\.tar: No such file"):
         numbered.image(8)
@@ -416,19 +455,24 @@ def test_augmentation_is_drawn_by_seed_step_and_place():
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_global_batches_do_not_depend_on_world_size_or_workers(numbered, world, workers):
+def test_global_batches_do_not_depend_on_world_size_or_workers(tmp_path, world, workers):
     """Across an epoch's border, with random views."""
-    share, steps, augment = 8 // world, range(4, 8), Augment((0.3, 1), flip=True)
-    whole = [one for (one,) in load(batches(numbered, augment=augment), steps, 0)]
+    pictures = ({"__key__": f"{i}", "png": encoded(smooth(40 + i, 30)), "cls": str(i)} for i in range(50))
+    write(tmp_path / "set", pictures, per_shard=7)
+    shards, share, steps, augment = Shards(tmp_path / "set"), 8 // world, range(4, 8), Augment((0.3, 1), flip=True)
+    whole = [one for (one,) in load(batches(shards, augment=augment), steps, 0)]
     for rank in range(world):
         rows = slice(rank * share, (rank + 1) * share)
-        for one, (part,) in zip(whole, load(batches(numbered, rows, augment), steps, workers), strict=True):
+        for one, (part,) in zip(whole, load(batches(shards, rows, augment), steps, workers), strict=True):
             assert torch.equal(part.image, one.image[rows])
             assert torch.equal(part.position, one.position[rows])
             assert torch.equal(part.label, one.label[rows])
-    for step, one in zip(steps, whole, strict=True):
-        assert one.position.tolist() == Order(numbered.counts, 8, 0)[step].tolist()
-        assert one.image[:, 0, 0, 0].tolist() == one.position.tolist()
+    plain = [one for (one,) in load(batches(shards), steps, 0)]
+    for step, one, unseen in zip(steps, whole, plain, strict=True):
+        assert one.position.tolist() == Order(shards.counts, 8, 0)[step].tolist() == one.label.tolist()
+        assert (one.image != unseen.image).flatten(1).any(1).all(), "each was cropped"
+        again = decode(shards.image(int(one.position[3])), 32, 1, augment.views(8, 0, step)[3])
+        assert torch.equal(one.image[3, 0], torch.from_numpy(again)[..., 0])
 
 
 READER = """
@@ -444,7 +488,7 @@ if __name__ == "__main__":
     batches = Batches([shards], [Order(shards.counts, 8, 0)], 32, 1, rows, Augment((0.3, 1), True))
     with open(log, "a", buffering=1) as file:
         for step, (images,) in enumerate(load(batches, range(first, 10**6), workers), first):
-            file.write(f"{step} {tally(rows, images.position.numpy())} {images.image.long().sum()}\\n")
+            file.write(f"{step} {tally(step, 0, rows, images.position.numpy())} {images.image.long().sum()}\\n")
 """
 
 
@@ -473,7 +517,7 @@ def test_killed_readers_go_on_anywhere_in_any_number(numbered, tmp_path):
     assert sorted(seen) == list(range(first))
     whole = load(batches(numbered, augment=Augment((0.3, 1), True)), range(first), 0)
     for step, (part,) in enumerate(whole):
-        assert seen[step] == (tally(slice(0, 8), part.position.numpy()), part.image.long().sum())
+        assert seen[step] == (tally(step, 0, slice(0, 8), part.position.numpy()), part.image.long().sum())
 
 
 def test_two_unpaired_sets_have_orders_of_their_own(numbered, digits):

@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from data import inspect, prepare, sources
+from data.errors import DataError
 from data.images import decode
-from data.shards import DataError, Shards, write
+from data.shards import Shards, write
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,5 +1,6 @@
 """Shards elsewhere: a real HTTP server that misbehaves, a real S3 API, commands; a cache that processes share."""
 
+import fcntl
 import http.server
 import multiprocessing
 import re
@@ -16,10 +17,11 @@ from test_data import flat
 
 from data import index, remote
 from data.cache import Cache
+from data.errors import DataError
 from data.loader import Batches, load
 from data.order import Order
 from data.processes import PROCESSES, prepare_workers
-from data.shards import DataError, Shards, write
+from data.shards import Shards, write
 
 SHARDS, SAMPLES = 12, 10
 ALL = np.arange(SHARDS * SAMPLES)
@@ -293,6 +295,67 @@ def test_the_shard_unused_for_longest_is_dropped(server, folder, tmp_path):
         time.sleep(0.01)
     fetched = [path for path, _, _ in server.asked if path.endswith(".tar")]
     assert fetched == [f"/0000{i}.tar" for i in (0, 1, 2, 3)]
+
+
+def test_what_is_done_with_goes_before_what_is_still_to_be_used(server, folder, tmp_path):
+    shards = Shards(server.url, cache=Cache(tmp_path, room_for(Shards(folder), 3)))
+    for position in (0, 10, 20):
+        shards.image(position)
+        time.sleep(0.01)
+    shards.release(2)
+    shards.image(30)
+    server.asked.clear()
+    shards.image(0), shards.image(10)
+    assert not server.asked
+    shards.image(20)
+    assert server.asked
+
+
+def test_room_is_given_once(tmp_path, monkeypatch):
+    """Two processes that look for room at once, and it is there for one."""
+    files = Cache._files
+    monkeypatch.setattr(Cache, "_files", lambda self: (time.sleep(0.2), list(files(self)))[1])
+    found: list[bool] = []
+
+    def reserve(name: str) -> None:
+        found.append(Cache(tmp_path, 150)._reserve(tmp_path / f"{name}.tar", tmp_path / f"{name}.100.part", 100))
+
+    def hold_then_reserve(name: str) -> None:
+        reserve(name)
+        if found[-1]:  # as who fetches it does
+            with open(tmp_path / f"{name}.100.part") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                time.sleep(0.5)
+
+    threads = [threading.Thread(target=hold_then_reserve, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [False, True] or len(list(tmp_path.glob("*.part"))) == 1
+
+
+def test_a_set_made_anew_at_the_same_place_is_another_one(tmp_path):
+    for value in (1, 201):
+        write(tmp_path / "set", ({"__key__": f"{i}", "png": flat(value + i)} for i in range(3)))
+        shards = Shards(f"file://{tmp_path}/set", cache=Cache(tmp_path / "cache", 10**9))
+        assert shards.image(2) == flat(value + 2)
+
+
+def test_a_full_disk_is_told_and_what_a_kill_left_goes(server, folder, tmp_path, monkeypatch):
+    limit = room_for(Shards(folder), 2)
+    shards = Shards(server.url, cache=Cache(tmp_path, limit))
+    with monkeypatch.context() as patch:
+        patch.setattr("data.cache.save_table", lambda *_: False)
+        with pytest.raises(DataError, match=r"data\.cache .*table cannot be written.*make room"):
+            shards.image(0)
+    for left in (".0123.tar.npy.77", "4567.tar.npy"):
+        (tmp_path / left).write_bytes(b"0" * 1000)
+    for position in (0, 10, 20, 30):
+        shards.image(position)
+    assert bytes_in(tmp_path) <= limit
+    assert len(list(tmp_path.glob("*.npy*")) + list(tmp_path.glob(".*.npy.*"))) == 2
 
 
 def test_a_killed_fetch_is_taken_over(server, expected, tmp_path):

@@ -8,6 +8,7 @@ import torch
 import yaml
 from conftest import NETWORKS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_data import corrupt
 
 from trainer import checkpoint
 
@@ -152,9 +153,7 @@ def test_an_error_of_one_process_alone_is_told(main, digits, tmp_path, demo_cnn)
 
     shutil.copytree(digits / "test", tmp_path / "test")
     shards = Shards(tmp_path / "test")
-    with open(shards.paths[0], "r+b") as file:
-        file.seek(shards.row(70).offset)
-        file.write(b"\0" * 20)
+    corrupt(shards, 70)
     done = main(
         *("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--data.test", tmp_path / "test"),
         *("--evaluate.every", "1", "--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn),
@@ -245,9 +244,7 @@ def test_a_corrupt_image_stops_the_run_with_its_name(here, digits, tmp_path):
 
     shutil.copytree(digits / "train", tmp_path / "train")
     shards = Shards(tmp_path / "train")
-    with open(shards.paths[0], "r+b") as file:
-        file.seek(shards.row(700).offset)
-        file.write(b"\0" * 20)
+    corrupt(shards, 700)
     done = here(
         *("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--data.train", tmp_path / "train"),
         *("--trainer.batch_size", "64", "--trainer.steps", "22", "--trainer.save_every", "1", "--data.workers", "1"),
@@ -283,8 +280,6 @@ def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(main, tmp_p
 
 
 def test_damaged_images_are_skipped_and_told_up_to_a_share(here, digits, tmp_path):
-    from test_data import corrupt
-
     from data.shards import Shards
 
     shutil.copytree(digits / "train", tmp_path / "train")
@@ -293,7 +288,7 @@ def test_damaged_images_are_skipped_and_told_up_to_a_share(here, digits, tmp_pat
         corrupt(shards, position)
     run = ["--system", "AE", "--data.train", tmp_path / "train", "--trainer.batch_size", "64"]
     run += ["--trainer.steps", "22", "--data.on_error", "skip"]  # an epoch, less 30 images
-    done = here(*run, "--trainer.run_dir", tmp_path / "run")
+    done = here(*run, "--trainer.run_dir", tmp_path / "run", "--trainer.save_every", "20")
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if "seen instead" in line]
     assert 1 <= len(told) <= 3
@@ -302,6 +297,10 @@ def test_damaged_images_are_skipped_and_told_up_to_a_share(here, digits, tmp_pat
     done = here(*run, "--trainer.run_dir", tmp_path / "strict", "--data.max_skipped", "0.0001")
     assert done.returncode == 1
     assert "images were damaged, more than data.max_skipped 0.0001 allows" in done.stderr
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000022")
+    here(*run, "--trainer.run_dir", tmp_path / "cut", "--trainer.save_every", "20")
+    assert lines(tmp_path / "run")[-1] == lines(tmp_path / "cut")[-1], "what stood in before a restart counts"
 
 
 def test_other_data_or_batches_are_refused_unless_accepted(here, digits, tmp_path):
@@ -319,8 +318,27 @@ def test_other_data_or_batches_are_refused_unless_accepted(here, digits, tmp_pat
     assert "accepted:\n  trainer.batch_size: 8 in the checkpoint, 4 now\n  data.train: 1,438" in accepted.stderr
     again = here(*other, "--trainer.steps", "4")
     assert again.returncode == 0, "it is the run's own data now"
-    refused = here(*other, "--trainer.seed", "1", "--trainer.accept_new_data", "true")
+    refused = here(*other, "--trainer.steps", "5", "--trainer.seed", "1", "--trainer.accept_new_data", "true")
     assert refused.returncode == 2, "other settings are not accepted along"
+    assert "accept_new_data" not in refused.stderr
+    lanes = here(*other, "--trainer.steps", "5", "--data.window", "100", "--data.lanes", "2")
+    assert lanes.returncode == 2
+    assert "data: another order of samples than in the checkpoint" in lanes.stderr
+    same = here(*other, "--trainer.steps", "5", "--data.window", "1000", "--data.lanes", "2")
+    assert same.returncode == 0, "a set within the window has one order"
+
+
+def test_processes_with_different_data_are_refused(main, digits, tmp_path):
+    """Each machine has a copy of its own, and one is another's."""
+    for rank, part in enumerate(("train", "test")):
+        shutil.copytree(digits / part, tmp_path / f"copy{rank}")
+    program = tmp_path / "sitecustomize.py"
+    program.write_text("import os\nos.chdir(os.environ['HERE'] + os.environ.get('RANK', '0'))\n")
+    env = {"PYTHONPATH": str(tmp_path), "HERE": str(tmp_path / "copy")}
+    run = ["--system", "AE", "--data.train", ".", "--trainer.run_dir", tmp_path / "run"]
+    done = main(*run, processes=2, env=env)
+    assert done.returncode != 0
+    assert "holds other shards for process" in done.stderr
 
 
 def test_a_run_that_waits_for_its_data_says_so(here, tmp_path, monkeypatch):

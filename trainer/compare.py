@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentError
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from data import DataError
+from data.errors import DataError
 from trainer import config
 from trainer.config import (
     FREE,

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, regi
 
 import models
 from data.cache import Cache
+from data.errors import DataError
 from data.remote import is_remote
-from data.shards import DataError, OnError, Shards
+from data.shards import OnError, Shards
 
 # Settings that may change between a run and its continuation: they leave what a step computes as it is. The training
 # shards are compared by fingerprint instead; scores measured in another way have no part in which checkpoint is best.
@@ -26,6 +26,7 @@ FREE = frozenset(
         *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "keep")),
         *("trainer.share_passes", "trainer.accept_new_data", "data.train", "data.test", "data.workers"),
         *(f"data.{name}" for name in ("on_error", "max_skipped", "cache", "cache_gb")),
+        *("data.lanes", "data.window"),  # by the order's fingerprint, too
         *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights")),
     ]
 )
@@ -61,9 +62,11 @@ class Data:
         on_error: stop at shards and samples that are damaged, missing, empty or without an image; or skip them: damaged
             shards and samples without an image are left out, and the next good one stands in for a damaged image
         max_skipped: stop where more than this share of the images needed a stand-in
-        window: samples among which a step's are chosen; a set no larger is shuffled whole
-        lanes: places at once from which a step reads a larger set; each rank, and its cache, reads from its own
-        cache: folder of this machine for remote shards; unset: one in its folder of temporary files
+        window: samples among which a step's are chosen; a set no larger is shuffled whole. Unset: 2,048 times
+            trainer.batch_size, at least 524,288
+        lanes: places at once from which a step reads a larger set; each rank, and its cache, reads from its own. Unset:
+            a quarter of trainer.batch_size, at least 64
+        cache: folder for remote shards, on a disk of this machine
         cache_gb: gigabytes that it never passes
     """
 
@@ -76,8 +79,8 @@ class Data:
     flip: bool = False
     on_error: OnError = "stop"
     max_skipped: float = 0.01
-    window: PositiveInt = 2**19
-    lanes: PositiveInt = 64
+    window: PositiveInt | None = None
+    lanes: PositiveInt | None = None
     cache: Location | None = None
     cache_gb: PositiveFloat = 50.0
 
@@ -93,8 +96,8 @@ class Data:
         Raises:
             DataError: they are missing or damaged.
         """
-        folder = self.cache or os.path.join(tempfile.gettempdir(), f"shards-{os.getuid()}")
-        return [Shards(source, on_error, Cache(folder, int(self.cache_gb * 1e9))) for source in sources]
+        cache = Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
+        return [Shards(source, on_error, cache) for source in sources]
 
     @property
     def trains(self) -> list[str]:

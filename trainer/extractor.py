@@ -18,9 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from data.errors import DataError
 from data.loader import read
 from data.order import Order, permutation
-from data.shards import DataError, Shards
+from data.shards import Shards
 from trainer.config import Data, Evaluate, is_first_on_machine
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

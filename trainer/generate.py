@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import models
+from data.errors import DataError
 from data.images import decode
 from data.loader import read
-from data.shards import DataError, Shards
+from data.shards import Shards
 from data.sources import find
 from models.load import checkpoint_of
 from trainer.batch import normalize, prior, to_uint8

@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from data.errors import DataError
 from data.loader import Augment, Batches, load, read
 from data.order import Order, permutation, tally
 from data.processes import prepare_workers
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from trainer.evaluate import Evaluator
 
 GRID = 48  # images in each panel of a grid
-NEW_DATA = ("data", "trainer.batch_size")  # settings of what steps see, which a run may go on with if told to
+# Settings of what steps see, with others of which a run may go on if told to.
+NEW_DATA = frozenset({"data", "data.train", "data.crop", "data.flip", "trainer.batch_size"})
+FEW = 1000  # images, of which a share is not judged more finely
 # Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
 WRAPPING = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 
@@ -88,6 +91,7 @@ class Run:
         self._check_group()
         self.trains = self._sets("data.train", config.data.trains, config.data.on_error)
         self.tests = self._sets("data.test", config.data.tests) if config.data.tests else []
+        self._check_alike()
         seeds = [settings.seed, *(key(settings.seed, "order", i) for i in range(1, len(self.trains)))]
         self.orders = [
             Order(shards.counts, settings.batch_size, seed, config.data.lanes, config.data.window)
@@ -102,9 +106,9 @@ class Run:
             setattr(self.system, name, self.accelerator.prepare_model(network))
         self._settle_buckets()
         self.mover = Step(self.accelerator, self.system, settings.steps, settings.share_passes)
-        self.step = 0
+        self.step = self.stood_in = 0  # images that others stood in for
         self._resume()
-        self.first, self.seen, self.stood_in, self.warned = self.step, 0, 0, False
+        self.first, self.seen, self.warned = self.step, 0, False
         self.skipped: list[str] = []
 
         self.evaluator = self._evaluator()
@@ -161,8 +165,8 @@ class Run:
         loader = load(source, steps, data.workers, device.type == "cuda", self._rows_of_this_machine())
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         for step, sets in zip(steps, loader, strict=True):
-            for images in sets:
-                self.seen += tally(rows, images.position.numpy())
+            for which, images in enumerate(sets):
+                self.seen += tally(step, which, rows, images.position.numpy())
                 self.skipped += [f"step {step + 1}: {told}" for told in images.skipped]
             with torch.cuda.stream(copying):  # None leaves it as it is
                 copied = [images.image.to(device, non_blocking=True) for images in sets]
@@ -218,8 +222,8 @@ class Run:
             for line in gather_object(self.skipped):
                 self.record.say(line)
         self.seen, self.skipped = 0, []
-        shown = (self.step - self.first) * settings.batch_size * len(self.trains)
-        if self.stood_in > data.max_skipped * shown:
+        shown = self.step * settings.batch_size * len(self.trains)
+        if self.stood_in > data.max_skipped * max(shown, FEW):
             raise RunError(
                 f"step {self.step}: {self.stood_in} of {shown:,} images were damaged, more than data.max_skipped "
                 f"{data.max_skipped:g} allows: mend the data (python -m data.inspect FOLDER --verify lists what is "
@@ -258,6 +262,7 @@ class Run:
                 "evaluation": self.evaluator.facts if self.evaluator else {},
                 "configuration": self.config.resolved(),
                 "data": self._data(),
+                "skipped": self.stood_in,
                 "scalers": {
                     m.player.name: m.scaler.state_dict() | {"overflows": int(m.overflows)}
                     for m in self.mover.movers
@@ -300,15 +305,17 @@ class Run:
         if step is None:
             return
         tensors, manifest = found or checkpoint.load(self.checkpoints / f"step_{step:08d}")
+        if "skipped" not in manifest:
+            raise ValueError(f"{self.run_dir} holds a run of an older version: take another --trainer.run_dir")
         if changed := self._changes(manifest):
             raise ValueError(
                 f"{self.run_dir} holds a run with other settings, and cannot go on with these:\n  "
                 + "\n  ".join(changed)
                 + "\nTake the old settings, or another --trainer.run_dir"
-                + ("; or accept data.* and batch_size as they are now: --trainer.accept_new_data true")
-                * any(line.startswith(NEW_DATA) for line in changed)
+                + "; or accept what steps see as it is now: --trainer.accept_new_data true"
+                * all(map(_is_new_data, changed))
             )
-        self.step = step
+        self.step, self.stood_in = step, manifest["skipped"]
         self._load_networks(tensors)
         for mover in self.mover.movers:
             checkpoint.load_optimizer(mover.parameters, mover.optimizer, tensors[f"optimizer.{mover.player.name}"])
@@ -325,17 +332,25 @@ class Run:
         for shards, saved, now in zip(self.trains, manifest["data"], self._data(), strict=False):
             if saved["fingerprint"] != now["fingerprint"]:
                 was, has = (f"{of['images']:,} images in {of['shards']:,} shards" for of in (saved, now))
-                changed.append(
-                    f"data.train: {was}{' (other ones)' * (was == has)} in the checkpoint, {has} now in {shards.source}"
-                )
-            elif saved["order"] != now["order"] and not any(line.startswith(NEW_DATA) for line in changed):
-                changed.append(
-                    "data: the samples of a step are others than in the checkpoint, by this version of the code"
-                )
-        accepted = [line for line in changed if self.config.trainer.accept_new_data and line.startswith(NEW_DATA)]
+                other = " (other ones)" if was == has else ""
+                changed.append(f"data.train: {was}{other} in the checkpoint, {has} now in {shards.source}")
+            elif saved["order"] != now["order"] and not changed:
+                changed.append("data: another order of samples than in the checkpoint, by data.lanes or data.window")
+        accepted = [line for line in changed if self.config.trainer.accept_new_data and _is_new_data(line)]
         if accepted and self.accelerator.is_main_process:
             print("accepted:", *accepted, sep="\n  ", file=sys.stderr)
         return [line for line in changed if line not in accepted]
+
+    def _check_alike(self) -> None:
+        """All processes must have the same images, or each would train on data of its own."""
+        own = [shards.fingerprint() for shards in (*self.trains, *self.tests)]
+        for rank, others in enumerate(gather_object([own])):
+            for shards, mine, other in zip((*self.trains, *self.tests), own, others, strict=True):
+                if mine != other:
+                    raise ValueError(
+                        f"{shards.source} holds other shards for process {self.accelerator.process_index} than for "
+                        f"process {rank}: give all machines the same data"
+                    )
 
     def _data(self) -> list[dict[str, Any]]:
         """Of each training set, what a step sees of it."""
@@ -424,7 +439,10 @@ class Run:
                 f"{setting} names {names}, expected {self.system.domains} for {type(self.system).__name__}"
                 + (': give "[A, B]"' if self.system.domains == 2 else "")
             )
-        return self.config.data.open(folders, on_error)
+        try:
+            return self.config.data.open(folders, on_error)
+        except DataError as error:
+            raise DataError(f"{setting}: {error}") from error
 
     def _check_group(self) -> None:
         if self.micro % self.system.group:
@@ -450,6 +468,11 @@ class Run:
             f"{self.share // self.micro} x {self.micro}\n"
             f"{'going on' if self.step else 'starting'} at step {self.step} of {settings.steps} in {self.run_dir}"
         )
+
+
+def _is_new_data(line: str) -> bool:
+    """Whether a difference is of what steps see."""
+    return line.partition(":")[0] in NEW_DATA
 
 
 def _accelerator(precision: str | None) -> Accelerator:
