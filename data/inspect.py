@@ -191,7 +191,7 @@ def inspect(folder: Path, workers: int = 1, verify: bool = False) -> tuple[dict[
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is no folder of this machine: name one that `python -m data.prepare` made, or one of shards (*.tar)"
+            f"{folder} is no folder here: name one that `python -m data.prepare` made, or one of shards (*.tar)"
         )
     described = _described(folder)
     shards = _shards(folder, described)

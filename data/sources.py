@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -126,7 +126,7 @@ def open_source(name: str, spool: Path, root: Path, download: bool = False) -> S
     if "{" in name and name.endswith(".tar"):
         try:
             return open_shards([Path(path) for path in braceexpand(name)])
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise DataError(
                 f"SOURCE {name} has braces that are not closed: expected a pattern as x/{{00..09}}.tar"
             ) from error

@@ -583,7 +583,7 @@ def numbered_shards(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "out"], "nowhere does not exist: expected a folder of images, an archive"),
+        (["nowhere", "out"], "nowhere does not exist on this machine: expected a folder of images, an archive"),
         (["empty", "out"], "empty holds no images .*but 1 .txt"),
         (["empty/a.txt", "out"], "file of no known kind"),
         (["a.png", "out"], "file of no known kind"),

@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused_before_training(here, tmp_path, arguments, wo
 def test_a_mistake_ends_the_program_with_code_2_and_no_traceback(main, tmp_path):
     done = main("--system", "AE", "--data.train", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the data folder")
+    assert done.stderr.startswith("error: data.train: the data folder")
     assert "nowhere does not exist" in done.stderr
     assert "Traceback" not in done.stderr
 
