@@ -106,13 +106,14 @@ class Evaluate:
     Args:
         every: steps between evaluations (and after the last step); 0 is never
         num: samples drawn from the prior; the scores' names carry it
-        extractor: inception (torch-fidelity's InceptionV3) or demo-cnn (a small one trained on the labelled shards)
+        extractor: inception (torch-fidelity's InceptionV3), demo-cnn (a small one trained on the labelled shards) or
+            demo-random (the same with random weights: needs no labels, and gives no inception score)
         weights: file of the extractor's weights; unset: TORCH_HOME's or downloaded (inception), or trained (demo-cnn)
     """
 
     every: NonNegativeInt = 1000
     num: PositiveInt = 2000
-    extractor: Literal["demo-cnn", "inception"] = "inception"
+    extractor: Literal["demo-cnn", "demo-random", "inception"] = "inception"
     weights: Location | None = None
 
 
