@@ -15,13 +15,15 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, regi
 
 import models
 from data import DataError
+from models.networks.perceptual import WeightsFile
 
 # Settings that may change between a run and its continuation: they leave what a step computes as it is. The training
-# shards are compared by fingerprint instead; scores measured in another way have no part in which checkpoint is best.
+# shards and a perceptual network's weights are compared by their content instead; scores measured in another way have
+# no part in which checkpoint is best.
 FREE = frozenset(
     [
         *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "keep")),
-        *("trainer.share_passes", "data.train", "data.test", "data.workers"),
+        *("trainer.share_passes", "data.train", "data.test", "data.workers", "system.init_args.perceptual_weights"),
         *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights")),
     ]
 )
@@ -36,7 +38,8 @@ class Location(str):
 
 
 # jsonargparse works inside a YAML file's folder while it reads that file, so abspath means what the file means.
-register_type(Location, str, lambda value: Location(os.path.abspath(os.path.expanduser(value))))
+for _kind in (Location, WeightsFile):
+    register_type(_kind, str, lambda value, kind=_kind: kind(os.path.abspath(os.path.expanduser(value))))
 
 
 @dataclass

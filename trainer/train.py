@@ -201,6 +201,7 @@ class Run:
                 "evaluation": self.evaluator.facts if self.evaluator else {},
                 "configuration": self.config.resolved(),
                 "data": [shards.fingerprint() for shards in self.trains],
+                "frozen": self._frozen(),
                 "scalers": {
                     m.player.name: m.scaler.state_dict() | {"overflows": int(m.overflows)}
                     for m in self.mover.movers
@@ -218,6 +219,11 @@ class Run:
                 f"step {self.step}: the checkpoint could not be saved: {trouble}. The ones before it are intact: make "
                 "room or mend the folder, then run the same command again, and it goes on from the newest"
             )
+
+    def _frozen(self) -> dict[str, str]:
+        """sha256 of the files of networks that nobody moves."""
+        children = self.system.named_children()
+        return {name: str(network.sha256) for name, network in children if name in self.system.frozen}
 
     def _tensors(self) -> checkpoint.Tensors:
         tensors = {name: network.state_dict() for name, network in self.networks.items()}
@@ -249,6 +255,12 @@ class Run:
         for shards, fingerprint in zip(self.trains, manifest["data"], strict=False):
             if fingerprint != shards.fingerprint():
                 changed.append(f"data.train: other shards than the run began with ({shards.folder})")
+        before, now = manifest.get("frozen", {}), self._frozen()
+        changed += [
+            f"system.{name}_weights: a file of sha256 {before[name]} in the checkpoint, {now[name]} now"
+            for name in before.keys() & now.keys()
+            if before[name] != now[name]
+        ]
         if changed:
             raise ValueError(
                 f"{self.run_dir} holds a run with other settings, and cannot go on with these:\n  "
