@@ -11,7 +11,7 @@ from models import losses
 from models.augment import DRAWS, Augmentation, augment
 from models.losses import Adversarial, Mode, Opponent
 from models.networks.blocks import iterate_spectra
-from models.system import Batch, Loss, Optimizer, Player, System, Terms, check_positive, check_weights
+from models.system import Batch, Loss, Optimizer, Player, System, Terms, check_effect, check_positive, check_weights
 
 Images = dict[str, Tensor]  # of fakes, by kind: reconstructed, generated
 
@@ -55,6 +55,9 @@ class Judge(Optimizer):
         check_weights(**{f"{name}.{key}": getattr(self, key) for key in weights})
         if not 0 <= self.lecam_decay < 1:
             raise ValueError(f"system.{name}.lecam_decay is {self.lecam_decay}, expected 0 or more and less than 1")
+        if not self.lecam_weight:
+            decay = (self.lecam_decay, Judge.lecam_decay)
+            check_effect(f"system.{name}.lecam_weight is 0", **{f"{name}.lecam_decay": decay})
         if self.minibatch_stddev == 1:
             raise ValueError(f"system.{name}.minibatch_stddev is 1, and one image has no deviation: expected 0 or 2 on")
         if self.penalty_every > 1 and not self.penalized:

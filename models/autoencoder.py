@@ -36,6 +36,7 @@ class AE(System):
     ):
         super().__init__()
         check_positive(latent_dim=latent_dim)
+        networks.check_without_discriminator(image_size)
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.encoder = Encoder(networks, image_size, channels, latent_dim)
         self.decoder = Decoder(networks, image_size, channels, latent_dim)

@@ -39,8 +39,8 @@ def load(path: str | Path) -> System:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_argument("--system", type=System)
         settings = manifest["configuration"]["system"]
-        settings.get("init_args", {}).pop("perceptual_weights", None)  # a training loss, needed no more
-        settings.get("init_args", {}).pop("perceptual_weight", None)
+        for name in ("perceptual", "perceptual_weight", "perceptual_weights"):  # a training loss, needed no more
+            settings.get("init_args", {}).pop(name, None)
         system = parser.instantiate(parser.parse_object({"system": settings})).system
         for name, network in system.networks().items():
             averaged = path / f"ema.{name}.safetensors"

@@ -214,3 +214,14 @@ def check_weights(**settings: float) -> None:
     for name, value in settings.items():
         if not value >= 0:
             raise ValueError(f"system.{name} is {value}, expected 0 or more")
+
+
+def check_effect(reason: str, **settings: tuple[object, object]) -> None:
+    """Refuse settings (given, default) that were changed although, for the `reason`, they have no effect.
+
+    Raises:
+        ValueError: naming the setting and the reason.
+    """
+    for name, (given, default) in settings.items():
+        if given != default:
+            raise ValueError(f"system.{name} has no effect while {reason}: leave it unset")

@@ -8,7 +8,7 @@ from models import losses
 from models.losses import Likelihood
 from models.networks import Decoder, Encoder, Networks
 from models.networks.blocks import Scale
-from models.system import Batch, Loss, Optimizer, Player, System, check_positive, check_weights
+from models.system import Batch, Loss, Optimizer, Player, System, check_effect, check_positive, check_weights
 
 
 class Passes(NamedTuple):
@@ -54,6 +54,9 @@ class VAE(System):
         super().__init__()
         check_positive(latent_dim=latent_dim)
         check_weights(kl_weight=kl_weight, kl_warmup=kl_warmup, free_bits=free_bits)
+        networks.check_without_discriminator(image_size)
+        if not kl_weight:
+            check_effect("system.kl_weight is 0", kl_warmup=(kl_warmup, 0), free_bits=(free_bits, 0.0))
         if learned_scale and likelihood == "bernoulli":
             raise ValueError("system.learned_scale has no effect while system.likelihood is bernoulli")
         self.latent_shape = networks.latent_shape(image_size, latent_dim)

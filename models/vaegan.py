@@ -10,8 +10,8 @@ from models import losses
 from models.adversary import Adversary, Images, Judge, mean_fool
 from models.losses import MODES, ModeName, Opponent
 from models.networks import Decoder, Discriminator, Encoder, Networks
-from models.networks.perceptual import Kind, Perceptual
-from models.system import Batch, Loss, Optimizer, Player, System, Terms, check_positive, check_weights
+from models.networks.perceptual import Kind, Perceptual, WeightsFile
+from models.system import Batch, Loss, Optimizer, Player, System, Terms, check_effect, check_positive, check_weights
 
 
 class Passes(NamedTuple):
@@ -78,7 +78,7 @@ class VAEGAN(System):
         reconstruction_weight: float = 1.0,
         perceptual_weight: float = 0.0,
         perceptual: Kind = "lpips",
-        perceptual_weights: str | None = None,
+        perceptual_weights: WeightsFile | None = None,
         kl_weight: float = 1.0,
         kl_warmup: int = 0,
         free_bits: float = 0.0,
@@ -102,6 +102,14 @@ class VAEGAN(System):
             free_bits=free_bits,
             adversarial_weight=adversarial_weight,
         )
+        if not kl_weight:
+            check_effect("system.kl_weight is 0", kl_warmup=(kl_warmup, 0), free_bits=(free_bits, 0.0))
+        if not adaptive:
+            check_effect("system.adaptive is off", adaptive_limit=(adaptive_limit, 100.0))
+        if not adversarial_weight:
+            check_effect("system.adversarial_weight is 0", adaptive=(adaptive, False))
+        if reconstruction == "features":
+            check_effect("system.reconstruction is features", likelihood=(likelihood, "gaussian"))
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.reconstruction, self.likelihood = reconstruction, likelihood
         self.reconstruction_weight, self.perceptual_weight = reconstruction_weight, perceptual_weight
@@ -137,6 +145,8 @@ class VAEGAN(System):
             )
         if perceptual_weights:
             self.perceptual = Perceptual(perceptual, perceptual_weights)
+        else:
+            check_effect("system.perceptual_weight is 0", perceptual=(perceptual, "lpips"))
 
     def _features(self, name: ModeName | None, layer: int | None) -> tuple[str, int]:
         playing = list(self.adversaries)
@@ -248,9 +258,8 @@ def _check_ternary(
     if not all(weight > 0 for weight in class_weights):
         raise ValueError(f"system.class_weights is {list(class_weights)}, expected three numbers above 0")
     if "ternary" not in playing:
-        for name, given, default in (("opponent", opponent, "real"), ("class_weights", class_weights, (1, 1, 1))):
-            if given != default:
-                raise ValueError(f"system.{name} has no effect while system.discriminator is binary")
+        changed = {"opponent": (opponent, "real"), "class_weights": (class_weights, (1, 1, 1))}
+        check_effect("system.discriminator is binary", **changed)
     elif opponent == "not_own" and (ternary or Judge()).adversarial != "logistic":
         raise ValueError(
             "system.opponent is not_own, which is a term of the cross-entropy: set ternary.adversarial logistic"

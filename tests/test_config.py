@@ -41,6 +41,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--trainer.precision", "fp8"], ["trainer.precision", "bf16", "fp8"]),
         (["--system", "VAE", "--data.channels", "2"], ["data.channels", "[1, 3]"]),
         (["--system", "VAE", "--data.size", "33"], ["33 pixels", "data.size"]),
+        (["--system", "VAE", "--system.kl_weight", "0", "--system.kl_warmup", "9"], ["system.kl_warmup has no effect"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         ([], ["required: system"]),
     ],
@@ -89,6 +90,17 @@ def test_paths_in_a_file_are_relative_to_it_and_on_the_command_line_to_the_worki
     assert config.run_dir == Path.cwd() / "runs" / "mine"
     assert configure(["--config", "mine.yaml", "--data.train", "here"]).data.train == str(Path.cwd() / "here")
     assert configure([*DATA, "--system", "VAE"]).run_dir == Path.cwd() / "runs" / "vae"
+
+
+def test_a_perceptual_networks_file_is_found_like_other_paths(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / "mine.yaml"
+    settings = "{perceptual_weight: 1, perceptual_weights: ../vgg.pth}"
+    recipe.write_text(f"system: {{class_path: VAEGAN, init_args: {settings}}}\ndata: {{train: shards}}\n")
+    monkeypatch.chdir(tmp_path)
+    for arguments, expected in (([], "vgg.pth"), (["--system.perceptual_weights", "here.pth"], "here.pth")):
+        given = configure(["--config", "recipes/mine.yaml", *arguments]).resolved()["system"]["init_args"]
+        assert given["perceptual_weights"] == str(tmp_path / expected)
 
 
 def test_the_resolved_configuration_gives_the_same_run(tmp_path):

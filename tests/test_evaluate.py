@@ -21,7 +21,7 @@ from models import VAE, CycleGAN
 from trainer.batch import key, to_uint8
 from trainer.config import Data, Evaluate
 from trainer.evaluate import Codes, Evaluator, InceptionScore, laplacian_variance
-from trainer.extractor import build, fit, inception, load_demo_cnn
+from trainer.extractor import build, demo_random, fit, inception, load_demo_cnn
 
 
 @pytest.fixture(scope="module")
@@ -246,23 +246,67 @@ def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tm
     assert kept.read_bytes() != demo_cnn.read_bytes()
 
 
+def noise(labelled):
+    from test_data import encoded
+
+    generator = np.random.default_rng(0)
+    for i in range(200):
+        sample = {"__key__": str(i), "png": encoded(generator.integers(0, 256, (32, 32), np.uint8))}
+        yield sample | ({"cls": str(i % 5)} if labelled else {})
+
+
 def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
-    noise = np.random.default_rng(0)
-
-    def samples(labelled):
-        from test_data import encoded
-
-        for i in range(200):
-            sample = {"__key__": str(i), "png": encoded(noise.integers(0, 256, (32, 32), np.uint8))}
-            yield sample | ({"cls": str(i % 5)} if labelled else {})
-
     data = Data("", None, 32, 1, 0)
     for kind, words in ((False, "needs a label"), (True, "held-out images rightly")):
-        write(tmp_path / str(kind), samples(kind))
+        write(tmp_path / str(kind), noise(kind))
         shards = Shards(tmp_path / str(kind))
         with pytest.raises(ValueError, match=words):
             fit([shards], [shards], data, tmp_path / "never", steps=5)
     assert not (tmp_path / "never").exists()
+
+
+def test_demo_random_is_the_same_for_the_same_data_and_leaves_the_training_randomness(data):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = demo_random([Shards(data.train)], data)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(6)
+    second = demo_random([Shards(data.train)], data)
+    assert first.sha256 == second.sha256
+    assert all(torch.equal(a, second.state_dict()[name]) for name, a in first.state_dict().items())
+    train = read(Shards(data.train), np.arange(1438), 32, 1).image
+    assert first(train)[0].var(0).mean().item() == pytest.approx(1, abs=1e-3)
+    assert first.sha256 != demo_random([Shards(data.test)], data).sha256
+
+
+def test_demo_randoms_fid_grows_with_blur_and_noise_and_is_its_only_score_of_samples(data):
+    extractor = demo_random([Shards(data.train)], data).eval().requires_grad_(False)
+    evaluator = Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, 359, 0, VAE(32, 1, 4, SMALL))
+    train = read(Shards(data.train), np.arange(359), 32, 1).image
+    blurs = [train, *(to_uint8(box(train.float() / 127.5 - 1, size)) for size in (3, 5, 9))]
+    noises = [(train + deviation * torch.randn(train.shape)).clamp(0, 255).byte() for deviation in (0, 20, 40, 80)]
+    for images in (blurs, noises):
+        scores = [evaluator(Playback(image)) for image in images]
+        fids = [score["eval/fid359/demo-random-v1"] for score in scores]
+        assert 0 < fids[0] < fids[1] < fids[2] < fids[3]
+        assert fids[3] > 3 * fids[0]
+        assert scores[0]["eval/rfid359/demo-random-v1"] < 1e-6
+        assert not any(name.startswith("eval/is") for name in scores[0])
+
+
+def box(image, size):
+    return torch.nn.functional.avg_pool2d(image, size, 1, size // 2, count_include_pad=False)
+
+
+def test_demo_random_needs_no_labels_and_takes_no_weights(tmp_path):
+    write(tmp_path / "unlabelled", noise(False))
+    shards, data, accelerator = Shards(tmp_path / "unlabelled"), Data("", None, 32, 1, 0), Accelerator(cpu=True)
+    settings = Evaluate(extractor="demo-random")
+    extractor = build(settings, data, tmp_path, [shards], [shards], accelerator)
+    assert (extractor.name, extractor.training) == ("demo-random-v1", False)
+    settings.weights = "somewhere"
+    with pytest.raises(ValueError, match=r"evaluate\.weights has no effect"):
+        build(settings, data, tmp_path, [shards], [shards], accelerator)
 
 
 def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path):

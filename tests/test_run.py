@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +171,30 @@ def test_another_configuration_is_refused_in_the_same_folder(here, tmp_path):
     assert other.returncode == 2
     assert "trainer.seed: 0 in the checkpoint, 1 now" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+def test_a_perceptual_networks_file_is_compared_by_its_content(here, tmp_path, monkeypatch):
+    class Pixels(torch.nn.Module):
+        def __init__(self, kind, weights):
+            super().__init__()
+            self.sha256 = Path(weights).read_text()
+
+        def forward(self, target, prediction):
+            return (target - prediction).square().mean()
+
+    monkeypatch.setattr("models.vaegan.Perceptual", Pixels)
+    (tmp_path / "a").write_text("aaa")
+    (tmp_path / "moved").write_text("aaa")
+    (tmp_path / "b").write_text("bbb")
+
+    def run(steps, weights):
+        perceptual = ["--system.perceptual_weight", "1", "--system.perceptual_weights", tmp_path / weights]
+        return here("--system", "VAEGAN", "--trainer.run_dir", tmp_path / "run", "--trainer.steps", steps, *perceptual)
+
+    assert [run(1, "a").returncode, run(2, "moved").returncode] == [0, 0]
+    done = run(3, "b")
+    assert done.returncode == 2
+    assert "system.perceptual_weights: a file of sha256 aaa in the checkpoint, bbb now" in done.stderr
 
 
 def test_the_run_folder(main, tmp_path, demo_cnn, monkeypatch):

@@ -358,6 +358,18 @@ def test_systems_say_what_they_can():
         (lambda: AE(32, 1, networks=Networks("dcgan", blocks=3)), "system.networks.blocks has no effect"),
         (lambda: GAN(32, 1, binary=Judge(every=0)), "system.binary.every is 0"),
         (lambda: GAN(32, 1, binary=Judge(lecam_decay=1)), "system.binary.lecam_decay is 1"),
+        (lambda: GAN(32, 1, binary=Judge(lecam_decay=0.9)), "system.binary.lecam_decay has no effect while"),
+        (lambda: vaegan(adaptive_limit=3), "system.adaptive_limit has no effect while system.adaptive is off"),
+        (lambda: vaegan(adaptive=True, adversarial_weight=0), "system.adaptive has no effect"),
+        (lambda: vaegan(kl_weight=0, kl_warmup=9), "system.kl_warmup has no effect while system.kl_weight is 0"),
+        (lambda: vaegan(kl_weight=0, free_bits=0.1), "system.free_bits has no effect"),
+        (lambda: vaegan(reconstruction="features", likelihood="laplace"), "system.likelihood has no effect"),
+        (lambda: vaegan(perceptual="convnext"), "system.perceptual has no effect"),
+        (lambda: VAE(32, 1, kl_weight=0, kl_warmup=9), "system.kl_warmup has no effect while system.kl_weight is 0"),
+        (lambda: VAE(32, 1, kl_weight=0, free_bits=0.1), "system.free_bits has no effect"),
+        (lambda: VAE(32, 1, networks=Networks(patches=True)), "system.networks.patches has no effect"),
+        (lambda: AE(32, 1, networks=Networks(patches=True)), "system.networks.patches has no effect"),
+        (lambda: AE(64, 1, networks=Networks(latent_stride=4, attention=(8,))), "end at 16 pixels"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(build, words):

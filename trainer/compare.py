@@ -37,7 +37,7 @@ from trainer.results import Entry, Scored, check_alike, lines_of
 
 MAIN = Path(__file__).resolve().with_name("main.py")
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # a run is a process of its own, whatever started this one
-FREE_HERE = FREE - {"evaluate.num", "evaluate.extractor"} | {"trainer.precision"}
+FREE_HERE = FREE - {"evaluate.num", "evaluate.extractor", "system.init_args.perceptual_weights"} | {"trainer.precision"}
 
 
 @dataclass

@@ -18,13 +18,16 @@ from data.cache import Cache
 from data.errors import DataError
 from data.remote import is_remote
 from data.shards import OnError, Shards
+from models.networks.perceptual import WeightsFile
 
 # Settings that may change between a run and its continuation: they leave what a step computes as it is. The training
-# shards are compared by fingerprint instead; scores measured in another way have no part in which checkpoint is best.
+# shards and a perceptual network's weights are compared by their content instead; scores measured in another way have
+# no part in which checkpoint is best.
 FREE = frozenset(
     [
         *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "keep")),
         *("trainer.share_passes", "trainer.accept_new_data", "data.train", "data.test", "data.workers"),
+        "system.init_args.perceptual_weights",
         *(f"data.{name}" for name in ("on_error", "max_skipped", "cache", "cache_gb")),
         *("data.lanes", "data.window"),  # by the order's fingerprint, too
         *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights")),
@@ -40,10 +43,13 @@ class Location(str):
     """A URL, or an absolute path: relative to the YAML file that has it, on the command line to the working folder."""
 
 
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
 # jsonargparse works inside a YAML file's folder while it reads that file, so abspath means what the file means.
-register_type(
-    Location, str, lambda value: Location(value if is_remote(value) else os.path.abspath(os.path.expanduser(value)))
-)
+for _kind in (Location, WeightsFile):
+    register_type(_kind, str, lambda value, kind=_kind: kind(value if is_remote(value) else _absolute(value)))
 
 
 @dataclass
@@ -150,13 +156,14 @@ class Evaluate:
     Args:
         every: steps between evaluations (and after the last step); 0 is never
         num: samples drawn from the prior; the scores' names carry it
-        extractor: inception (torch-fidelity's InceptionV3) or demo-cnn (a small one trained on the labelled shards)
+        extractor: inception (torch-fidelity's InceptionV3), demo-cnn (a small one trained on the labelled shards) or
+            demo-random (the same with random weights: needs no labels, and gives no inception score)
         weights: file of the extractor's weights; unset: TORCH_HOME's or downloaded (inception), or trained (demo-cnn)
     """
 
     every: NonNegativeInt = 1000
     num: PositiveInt = 2000
-    extractor: Literal["demo-cnn", "inception"] = "inception"
+    extractor: Literal["demo-cnn", "demo-random", "inception"] = "inception"
     weights: Location | None = None
 
 

@@ -115,7 +115,8 @@ class Evaluator:
                 raise ValueError(
                     f"data.test holds {len(test)} image, and a covariance needs two: bring more, say a thousand"
                 )
-        if system.can("sample"):
+        self.inception_score = None
+        if system.can("sample") and extractor.classes:
             self.inception_score = self._shared(InceptionScore(num, extractor.classes))
         self.fids = [self._fid(extractor.dim) for _ in tests]
         sharpness = self._zero()
@@ -159,7 +160,8 @@ class Evaluator:
         """FID and IS of samples, their sharpness beside real images', and how well z is read back from them."""
         fid, count = self.fids[0], _count(self.num)
         fid.reset()
-        self.inception_score.reset()
+        if self.inception_score:
+            self.inception_score.reset()
         sharpness, missed, size = self._zero(), self._zero(), self._zero()
         for index in self._blocks(self.num):
             z = self._prior(index, system.latent_shape)
@@ -167,16 +169,18 @@ class Evaluator:
             pixels = to_uint8(image)
             features, logits = self._features(pixels)
             fid.update(features, real=False)
-            self.inception_score.update(logits, index)
+            if self.inception_score:
+                self.inception_score.update(logits, index)
             sharpness += laplacian_variance(pixels).sum()
             if system.can("posterior"):
                 missed += (system.posterior(image)[0] - z).double().square().sum()
                 size += z.double().square().sum()
         scores = {
             f"eval/fid{count}/{self.extractor.name}": max(fid.compute().item(), 0.0),
-            f"eval/is{count}/{self.extractor.name}": self.inception_score.compute().item(),
             f"eval/sharpness{count}": self._sum(sharpness) / self.num / self.real_sharpness,
         }
+        if self.inception_score:
+            scores[f"eval/is{count}/{self.extractor.name}"] = self.inception_score.compute().item()
         if system.can("posterior"):
             scores[f"eval/z_recovered{count}"] = 1 - self._sum(missed) / self._sum(size)
         return scores

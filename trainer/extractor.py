@@ -1,4 +1,4 @@
-"""Networks whose features the scores compare: InceptionV3, or a small one trained on the labelled shards.
+"""Networks whose features the scores compare: InceptionV3, or a small one, trained on the labelled shards or random.
 
 An extractor takes uint8 images [n, 1 or 3, size, size] to (features [n, D], logits [n, K]), and has a `name` that every
 score carries.
@@ -7,6 +7,8 @@ score carries.
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +37,7 @@ Sets = list[Shards]  # of several sets, an image's label is its set's number
 class Extractor(Protocol):
     name: str
     dim: int
-    classes: int
+    classes: int  # 0: it names none, so there is no inception score
     sha256: str  # of its weights' file
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -110,6 +112,10 @@ def build(
     extractor: nn.Module
     if settings.extractor == "inception":
         extractor = inception(settings.weights)
+    elif settings.extractor == "demo-random":
+        if settings.weights:
+            raise ValueError("evaluate.weights has no effect while evaluate.extractor is demo-random: leave it unset")
+        extractor = demo_random(train, data)
     else:
         kept = Path(settings.weights or run_dir / "demo-cnn-v1.safetensors")
         if settings.weights is None and accelerator.is_main_process and not _is_fit(kept, train, test, data):
@@ -162,8 +168,8 @@ def _download(path: Path) -> None:
         raise ValueError(
             f"evaluate.extractor is inception, but its weights are not there, and {reason}. Put {INCEPTION_FILE} (from "
             f"torch-fidelity's releases on GitHub) at {path}, or name it with --evaluate.weights PATH; or take "
-            "--evaluate.extractor demo-cnn, which is trained on labelled shards, or train without scores: "
-            "--evaluate.every 0"
+            "--evaluate.extractor demo-cnn, which is trained on labelled shards, or demo-random, or train without "
+            "scores: --evaluate.every 0"
         )
 
 
@@ -187,6 +193,46 @@ def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
     return extractor
 
 
+def demo_random(train: Sets, data: Data, images: int = 5_000) -> DemoCNN:
+    """A demo-cnn that learned nothing, for data without labels or with classes hard to tell: no inception score.
+
+    Its weights are He's normal ones from a seed of their own; the normalisations and the features' scale are of up to
+    `images` training images, on one thread, so that any run on the same data gets the same one.
+
+    Raises:
+        ValueError: an image is damaged.
+    """
+    with _alone():
+        pixels = _some(train, images, data)[0]
+        network = DemoCNN(data.channels, 1)  # its one class is not used
+        for module in network.body:
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0  # one pass tells its statistics
+            elif isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+        with torch.no_grad():
+            network(pixels)
+        _settle_scale(network.eval(), pixels)
+    network.name, network.classes = "demo-random-v1", 0
+    network.sha256 = hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
+    return network
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """On one thread and from seed 0, leaving the caller's randomness as it was; damaged data is the user's mistake."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    except DataError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        torch.set_num_threads(threads)
+
+
 def fit(train: Sets, test: Sets, data: Data, path: Path, images: int = 20_000, steps: int = 600) -> None:
     """Train a demo-cnn on up to `images` labelled training images and write it to `path`.
 
@@ -198,25 +244,18 @@ def fit(train: Sets, test: Sets, data: Data, path: Path, images: int = 20_000, s
     if min(labels.min() for labels in (*_labels(train), *_labels(test))) < 0:
         raise ValueError(
             "evaluate.extractor is demo-cnn, which needs a label for every image, and some have none: take "
-            "--evaluate.extractor inception, or prepare the data from one folder a class"
+            "--evaluate.extractor inception or demo-random, or prepare the data from one folder a class"
         )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = DemoCNN(data.channels, int(max(labels.max() for labels in (*_labels(train), *_labels(test)))) + 1)
-            pixels, labels = _some(train, images, data)
-            _descend(network, pixels, labels, steps)
-            accuracy = _accuracy(network.eval(), *_some(test, 5_000, data))
-    except DataError as error:
-        raise ValueError(str(error)) from error
-    finally:
-        torch.set_num_threads(threads)
+    with _alone():
+        network = DemoCNN(data.channels, int(max(labels.max() for labels in (*_labels(train), *_labels(test)))) + 1)
+        pixels, labels = _some(train, images, data)
+        _descend(network, pixels, labels, steps)
+        accuracy = _accuracy(network.eval(), *_some(test, 5_000, data))
     if accuracy < ACCURACY_GATE:
         raise ValueError(
             f"evaluate.extractor is demo-cnn, but on this data it names only {accuracy:.1%} of the held-out images "
-            f"rightly (expected {ACCURACY_GATE:.0%}): its scores would mean little. Take --evaluate.extractor inception"
+            f"rightly (expected {ACCURACY_GATE:.0%}): its scores would mean little. Take --evaluate.extractor "
+            "inception or demo-random"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
@@ -264,10 +303,13 @@ def _descend(network: DemoCNN, pixels: Tensor, labels: Tensor, steps: int, batch
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    network.eval()
-    with torch.no_grad():
-        features = torch.cat([network(part)[0] for part in pixels.split(1024)])
-        network.scale.copy_(features.var(0).mean().sqrt())
+    _settle_scale(network.eval(), pixels)
+
+
+@torch.no_grad()
+def _settle_scale(network: DemoCNN, pixels: Tensor) -> None:
+    features = torch.cat([network(part)[0] for part in pixels.split(1024)])
+    network.scale.copy_(features.var(0).mean().sqrt())
 
 
 @torch.no_grad()

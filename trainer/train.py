@@ -263,6 +263,7 @@ class Run:
                 "configuration": self.config.resolved(),
                 "data": self._data(),
                 "skipped": self.stood_in,
+                "frozen": self._frozen(),
                 "scalers": {
                     m.player.name: m.scaler.state_dict() | {"overflows": int(m.overflows)}
                     for m in self.mover.movers
@@ -280,6 +281,11 @@ class Run:
                 f"step {self.step}: the checkpoint could not be saved: {trouble}. The ones before it are intact: make "
                 "room or mend the folder, then run the same command again, and it goes on from the newest"
             )
+
+    def _frozen(self) -> dict[str, str]:
+        """sha256 of the files of networks that nobody moves."""
+        children = self.system.named_children()
+        return {name: str(network.sha256) for name, network in children if name in self.system.frozen}
 
     def _tensors(self) -> checkpoint.Tensors:
         tensors = {name: network.state_dict() for name, network in self.networks.items()}
@@ -336,6 +342,12 @@ class Run:
                 changed.append(f"data.train: {was}{other} in the checkpoint, {has} now in {shards.source}")
             elif saved["order"] != now["order"] and not changed:
                 changed.append("data: another order of samples than in the checkpoint, by data.lanes or data.window")
+        files, here = manifest["frozen"], self._frozen()
+        changed += [
+            f"system.{name}_weights: a file of sha256 {files[name]} in the checkpoint, {here[name]} now"
+            for name in files.keys() & here.keys()
+            if files[name] != here[name]
+        ]
         accepted = [line for line in changed if self.config.trainer.accept_new_data and _is_new_data(line)]
         if accepted and self.accelerator.is_main_process:
             print("accepted:", *accepted, sep="\n  ", file=sys.stderr)

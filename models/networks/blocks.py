@@ -54,6 +54,21 @@ class Networks:
         if self.latent_stride and self.latent_stride > 2**levels:
             raise ValueError(f"system.networks.latent_stride is {self.latent_stride}, expected {2**levels} at most")
 
+    def check_without_discriminator(self, image_size: int) -> None:
+        """Refuse what only a discriminator would heed.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        if self.patches:
+            raise ValueError("system.networks.patches has no effect in a system without a discriminator: leave it off")
+        sizes = [image_size // 2**level for level in range(self.levels(image_size) + 1)]
+        if self.latent_stride and not set(self.attention) <= set(sizes):
+            raise ValueError(
+                f"system.networks.attention is {list(self.attention)}, but encoder and decoder end at {sizes[-1]} "
+                f"pixels with a latent_stride of {self.latent_stride}: expected some of {sizes}"
+            )
+
     def latent_shape(self, image_size: int, latent_dim: int) -> tuple[int, ...]:
         """(latent_dim,), or (latent_dim, h, w) where codes are maps."""
         return (latent_dim, *([image_size // self.latent_stride] * 2 if self.latent_stride else []))

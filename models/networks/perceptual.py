@@ -1,6 +1,8 @@
 """Distances between images in a trained network's features."""
 
+import hashlib
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,6 +11,10 @@ from torch.nn.functional import interpolate
 
 Kind = Literal["lpips", "convnext"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, images in [0, 1]
+
+
+class WeightsFile(str):
+    """Path of a file of weights, which the trainer's parser makes absolute."""
 
 
 class Perceptual(nn.Module):
@@ -21,6 +27,8 @@ class Perceptual(nn.Module):
     Args:
         kind: lpips or convnext
         weights: file of torchvision's vgg16 or convnext_small weights (a state_dict)
+
+    Its `sha256` is that file's, hex.
 
     Raises:
         ValueError: the file is missing, or holds other weights.
@@ -36,6 +44,8 @@ class Perceptual(nn.Module):
         self.kind = kind
         network = getattr(torchvision.models, {"lpips": "vgg16", "convnext": "convnext_small"}[kind])(weights=None)
         try:
+            with Path(weights).open("rb") as file:
+                self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except Exception as error:  # pickle's, zip's and load_state_dict's many ways to say that a file is another one
             raise ValueError(
@@ -45,8 +55,8 @@ class Perceptual(nn.Module):
         self.network = network.features if kind == "lpips" else network
         if kind == "lpips":
             path = files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"
-            with path.open("rb") as file:
-                layers = torch.load(file, map_location="cpu", weights_only=True)
+            with path.open("rb") as shipped:
+                layers = torch.load(shipped, map_location="cpu", weights_only=True)
             for i in range(5):
                 self.register_buffer(f"linear{i}", layers[f"lin{i}.model.1.weight"])
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
