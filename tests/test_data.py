@@ -495,7 +495,7 @@ if __name__ == "__main__":
 def test_killed_readers_go_on_anywhere_in_any_number(numbered, tmp_path):
     """kill -9 at random moments; what all ranks saw of each step is what one process sees that was never hurt."""
     rng, seen, first = np.random.default_rng(0), {}, 0
-    for world, workers in ((2, 1), (1, 0), (2, 0)):
+    for world, workers in ((2, 1), (1, 0)):
         logs = [tmp_path / f"{first}_{rank}" for rank in range(world)]
         arguments = [[numbered.source, log, rank, world, first, workers] for rank, log in enumerate(logs)]
         processes = [
@@ -515,6 +515,7 @@ def test_killed_readers_go_on_anywhere_in_any_number(numbered, tmp_path):
             seen[told[0][0]] = sum(one[1] for one in told) % 2**32, sum(one[2] for one in told)
         first += common
     assert sorted(seen) == list(range(first))
+    assert first > 10
     whole = load(batches(numbered, augment=Augment((0.3, 1), True)), range(first), 0)
     for step, (part,) in enumerate(whole):
         assert seen[step] == (tally(step, 0, slice(0, 8), part.position.numpy()), part.image.long().sum())
