@@ -62,28 +62,34 @@ def of_folder(folder: Path) -> tuple[list[Shard], dict[str, np.ndarray]]:
             f"the data folder {folder} does not exist. Expected a folder of WebDataset shards (*.tar), a URL of one, "
             "or an index.json: make shards with `python -m data.prepare SOURCE OUT`, or `make data` for the digits"
         )
-    with _in_turn(folder):
-        (path, known), found = _own(folder), _files(folder)
-        missing = [
-            shard._replace(nsamples=0, problems=(f"it is in {path.name}, but not in the folder",))
-            for name, shard in known.items()
-            if name not in found
-        ]
-        if not found and not missing:
-            inside = ", ".join(sorted(f"{one.parent.name}/" for one in folder.glob("*/*.tar"))[:3])
-            hint = "make them with `python -m data.prepare SOURCE OUT`, or name the folder that has them"
-            if inside or path.name.startswith("."):
-                hint = f"but {inside or 'an index.json of shards elsewhere'}: name that"
-            raise DataError(f"the data folder {folder} holds no shards (*.tar), {hint}")
-        stale = [name for name, (state, kept) in found.items() if not (kept and _is_of(known.get(name), state))]
-        tables: dict[str, np.ndarray] = {}
-        for name, (shard, table) in zip(stale, _scans([folder / name for name in stale]), strict=True):
-            known[name] = shard._replace(url=name)
-            if not save_table(folder / name, table):
-                tables[name] = table
-        if stale:
-            _keep(path, _json([known[name] for name in (*sorted(found), *(shard.url for shard in missing))]))
-    return sorted([*(known[name] for name in found), *missing], key=lambda shard: shard.url), tables
+    (path, known), found = _own(folder), _files(folder)
+    if not found and not known:
+        inside = " or ".join(sorted({str(one.parent) for one in folder.glob("*/*.tar")})[:3])
+        hint = "make them with `python -m data.prepare SOURCE OUT`, or name the folder that has them"
+        if inside or path.name.startswith("."):
+            hint = f"but {inside or 'an index.json of shards elsewhere'}: name that"
+        raise DataError(f"the data folder {folder} holds no shards (*.tar), {hint}")
+    tables: dict[str, np.ndarray] = {}
+    if _stale(found, known):
+        with _in_turn(folder):
+            (path, known), found = _own(folder), _files(folder)
+            stale = _stale(found, known)
+            for name, (shard, table) in zip(stale, _scans([folder / name for name in stale]), strict=True):
+                known[name] = shard._replace(url=name)
+                if not save_table(folder / name, table):
+                    tables[name] = table
+            if stale:
+                _keep(path, _json([known[name] for name in sorted(known)]))
+    missing = f"it is in {path.name}, but not in the folder"
+    return [
+        shard if name in found else shard._replace(nsamples=0, problems=(missing,))
+        for name, shard in sorted(known.items())
+    ], tables
+
+
+def _stale(found: dict[str, tuple[tuple[int, int], bool]], known: dict[str, Shard]) -> list[str]:
+    """The tars that have no table, or no entry of their present state."""
+    return [name for name, (state, kept) in found.items() if not (kept and _is_of(known.get(name), state))]
 
 
 def of_file(content: str, source: str) -> list[Shard]:
@@ -315,7 +321,10 @@ def main(arguments: list[str] | None = None) -> None:
     from data.remote import download, is_remote, size_of
 
     parser = argparse.ArgumentParser(
-        prog="python -m data.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m data.index",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="URLs or paths of tars, with braces for many")
     parser.add_argument("out", metavar="OUT.json", type=Path, help="the index: data.train takes it")
@@ -325,7 +334,8 @@ def main(arguments: list[str] | None = None) -> None:
     def one(url: str) -> Shard:
         if not is_remote(url):
             shard, table = scan(Path(url))
-            save_table(Path(url), table)
+            if len(table):
+                save_table(Path(url), table)
             return shard._replace(url=os.path.abspath(url))
         with tempfile.NamedTemporaryFile(dir=settings.out.parent) as file:
             download(url, cast(BinaryIO, file), size_of(url))

@@ -343,7 +343,10 @@ def _tile(shards: Shards, position: int) -> Image.Image:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m data.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m data.inspect",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="made by data.prepare, or of WebDataset shards")
     parser.add_argument("--verify", action="store_true", help="decode every sample, compare with dataset.json")

@@ -153,7 +153,7 @@ class Batches(Dataset):
             return [self._images(shards, order, step) for shards, order in self.sets]
         except (DataError, OSError, MemoryError) as error:
             # As a value: raised in a worker, it would come wrapped in a traceback's text.
-            return DataError(f"step {step}: {error or type(error).__name__}")
+            return DataError(f"step {step + 1}: {error or type(error).__name__}")
 
     def _images(self, shards: Shards, order: Order, step: int) -> Images:
         views = self.augment.views(order.batch, order.seed, step)[self.rows]
@@ -192,7 +192,7 @@ def load(
                 if not workers or (isinstance(error, RuntimeError) and not reason.startswith(DEATHS)):
                     raise
                 raise DataError(
-                    f"step {step}: a process that reads data died: was it killed, or is memory short (/dev/shm, too)? "
+                    f"step {step + 1}: a process that reads data died: killed, or is memory (/dev/shm, too) short? "
                     f"Lower data.workers, or give more ({reason})"
                 ) from error
             if isinstance(images, DataError):

@@ -382,7 +382,10 @@ def _whole(temporary: Path, path: Path) -> Iterator[IO[bytes]]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m data.prepare",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, default = parser.add_argument, Settings()
     add("source", metavar="SOURCE", help="where the images are, see above")

@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
@@ -78,7 +79,20 @@ def _run(command: str, file: BinaryIO, size: int | None) -> None:
     """Write a command's output, from its beginning: it cannot be asked for a part."""
     file.seek(0)
     file.truncate()
-    process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True)
+    with tempfile.TemporaryFile() as told:
+        pipes = {"stdout": subprocess.PIPE, "stderr": told, "bufsize": 0}
+        process = subprocess.Popen(command, shell=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        code = _copy(process, file)
+        told.seek(0)
+        words = told.read(2000).decode(errors="replace").strip()
+    if code or (size is not None and file.tell() != size):
+        found = f"after {file.tell():,} bytes" + (f" of {size:,}" if size else "")
+        raise OSError(f"the command ended with code {code} {found}{': ' if words else ''}{words}")
+    file.flush()
+
+
+def _copy(process: subprocess.Popen[bytes], file: BinaryIO) -> int:
+    """Write what a process says, and give its exit code; one that stalls is killed."""
     assert process.stdout is not None
     try:
         while True:
@@ -87,15 +101,12 @@ def _run(command: str, file: BinaryIO, size: int | None) -> None:
             if not (content := process.stdout.read(2**20)):
                 break
             file.write(content)
-        code = process.wait(STALL)
+        return process.wait(STALL)
     finally:
         process.stdout.close()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    if code or (size is not None and file.tell() != size):
-        raise OSError(f"the command ended with code {code} after {file.tell():,} bytes of {size or 'all'}")
-    file.flush()
 
 
 def _retried(url: str, attempt: Callable[[], Result]) -> Result:

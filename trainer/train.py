@@ -1,6 +1,7 @@
 """A run, top to bottom."""
 
 import copy
+import gc
 import logging
 import math
 import os
@@ -154,6 +155,7 @@ class Run:
         self.record.say(f"finished at step {self.step}: pictures in {self.run_dir / 'samples'}, curves by make board")
         self.record.close()
         batches.close()
+        gc.collect()  # or what the workers shared would be told as leaked when the process leaves at once
         self.accelerator.wait_for_everyone()
 
     def _batches(self) -> Generator[Batch]:
