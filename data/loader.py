@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from data.errors import DataError
 from data.images import CENTRE, View, decode
 from data.order import Order, raw
-from data.processes import PROCESSES, end_with_parent, prepare_workers
+from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards import Shards
 
 NEIGHBOURS = 16  # behind a damaged sample in its shard, which are tried in its place
@@ -178,9 +178,8 @@ def load(
     if workers:
         prepare_workers()
     options: dict[str, Any] = {"multiprocessing_context": PROCESSES, "worker_init_fn": _begin} if workers else {}
-    loader: DataLoader[list[Images]] = DataLoader(
-        batches, sampler=steps, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options
-    )
+    options |= {"collate_fn": _as_it_is, "pin_memory": pin_memory}
+    loader: DataLoader[Any] = DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, **options)
     with _fetching(batches, steps, ahead) as now:
         arriving = iter(loader)
         for step in steps:
@@ -200,8 +199,13 @@ def load(
             yield images
 
 
+def _as_it_is(images: Any) -> Any:
+    return images
+
+
 def _begin(_: int) -> None:
     end_with_parent()
+    allow_open_files()
     torch.set_num_threads(1)
 
 

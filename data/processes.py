@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,12 @@ def prepare_workers() -> None:
     """Begin the imports of the process that others are forked from, which take seconds, while others are done here."""
     PROCESSES.set_forkserver_preload(["data.loader"])
     forkserver.ensure_running()
+
+
+def allow_open_files() -> None:
+    """Raise the number of files that this process may open to what the system lets it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def end_with_parent() -> None:

@@ -22,7 +22,7 @@ from data.remote import is_remote, read
 
 __all__ = ["IMAGE_EXTENSIONS", "DataError", "Shards", "write"]
 
-OPEN = max(64, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))  # local shards of a set held open
+OPEN = 4096  # local shards of a set held open, or a quarter of what the process may open
 TABLES = 4096  # of local shards, mapped
 OnError = Literal["stop", "skip"]
 
@@ -208,7 +208,7 @@ class Shards:
             return
         if shard not in self._open:
             self._open[shard] = self._open_local(shard)
-            if len(self._open) > OPEN:
+            if len(self._open) > min(OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4):
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(shard)
         yield self._open[shard].fileno(), self._table(shard)
