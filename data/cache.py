@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -37,6 +37,9 @@ class Cache:
     def __init__(self, folder: str | os.PathLike[str], limit: int):
         self.folder, self.limit = Path(folder), limit
         self._tables: dict[Path, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": {}}  # another process reads them itself
 
     @contextmanager
     def opened(self, url: str, shard: Shard) -> Iterator[tuple[int, np.ndarray]]:

@@ -83,7 +83,8 @@ class Shards:
         self.ends = np.cumsum(self.counts)
         self._open: OrderedDict[int, IO[bytes]] = OrderedDict()  # local ones
         self._announced: set[int] = set()
-        self._tables = {i: tables[shard.url] for i, shard in enumerate(self.shards) if shard.url in tables}
+        self._unsaved = {i: tables[shard.url] for i, shard in enumerate(self.shards) if shard.url in tables}
+        self._tables = dict(self._unsaved)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -171,7 +172,8 @@ class Shards:
         self.cache.release(self.paths[shard], self.shards[shard])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}  # another process's descriptors point at other files
+        # Another process opens and maps files itself.
+        return self.__dict__ | {"_open": OrderedDict(), "_tables": dict(self._unsaved)}
 
     def _find(self) -> tuple[str, list[Shard], dict[str, np.ndarray]]:
         """Where the shards' names are relative to, their entries, and tables that could not be kept."""

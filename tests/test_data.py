@@ -111,6 +111,14 @@ def test_an_index_names_shards_wherever_they_are(numbered, tmp_path):
         Shards(out)
 
 
+def test_what_was_read_does_not_travel_to_workers(numbered):
+    before = len(pickle.dumps(numbered))
+    for i in range(50):
+        numbered.image(i)
+    assert len(pickle.dumps(numbered)) < before + 200
+    assert pickle.loads(pickle.dumps(numbered)).image(7) == numbered.image(7)
+
+
 def files_of_index(shards: Shards) -> list:
     folder = type(ROOT)(shards.source)
     return [*folder.glob("*.npy"), folder / "index.json"]
