@@ -20,7 +20,7 @@ compare: setup
 	$(BIN)/python -m trainer.compare --config launch/recipes/$(COMPARISON).yaml $(ARGS)
 
 test: setup lint
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow $(ARGS)
