@@ -28,7 +28,8 @@ FREE = frozenset(
     [
         *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "check_every")),
         *(f"trainer.{name}" for name in ("keep", "keep_every", "time_limit", "timeout", "deterministic", "grad_sync")),
-        *("trainer.share_passes", "trainer.accept_new_data", "data.train", "data.test", "data.workers"),
+        *("trainer.share_passes", "trainer.accept_new_data", "trainer.compile"),
+        *("data.train", "data.test", "data.workers"),
         "system.init_args.perceptual_weights",
         *(f"data.{name}" for name in ("on_error", "max_skipped", "cache", "cache_gb")),
         *("data.lanes", "data.window"),  # by the order's fingerprint, too
@@ -145,6 +146,8 @@ class Trainer:
         timeout: seconds that a process waits for the others before the run stops and names who is missing
         ema_half_life: of the averaged weights, in images
         ema_ramp: it is at most this share of the images seen
+        compile: have torch.compile make encoders, decoders and generators faster, which takes it a minute or so;
+            discriminators stay as they are, since a gradient penalty cannot go through compiled networks
         share_passes: make encoder and decoder passes once a step where possible; off saves memory, not the result
         accept_new_data: go on although images, their order or batch_size are others than those the run began with
     """
@@ -167,6 +170,7 @@ class Trainer:
     timeout: PositiveInt = 600
     ema_half_life: PositiveInt = 10_000
     ema_ramp: PositiveFloat = 0.05
+    compile: bool = False
     share_passes: bool = True
     accept_new_data: bool = False
 

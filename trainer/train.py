@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import DynamoBackend, broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
 
 from data.errors import DataError
@@ -136,6 +136,8 @@ class Run:
         self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
         self.networks = self.system.networks()
         for name, network in self.networks.items():
+            if settings.compile and not name.startswith("discriminator"):
+                network.compile()  # in place: names of weights stay what they are
             # For accelerate, a network that is evaluated only is not wrapped by DDP.
             prepared = accelerator.prepare_model(network, evaluation_mode=settings.grad_sync == "flat")
             setattr(self.system, name, prepared)
@@ -497,6 +499,11 @@ def _accelerator(settings: Trainer) -> Accelerator:
     _settle_cuda(settings)
     waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout))
     accelerator = Accelerator(mixed_precision=_precision(settings.precision), kwargs_handlers=[WRAPPING, waiting])
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ValueError(
+            "the launcher's --dynamo_backend would compile discriminators, too, through which no gradient penalty can "
+            "go: take --dynamo_backend no and --trainer.compile true"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
