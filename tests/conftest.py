@@ -3,11 +3,9 @@
 import itertools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,20 +65,10 @@ def command(digits):
 
 @pytest.fixture(scope="session")
 def main(command):
-    """Run trainer/main.py: `main("--system", "AE")`, `processes=2` for two ranks of the real launcher; `until` is asked
-    again and again, and when it is true, all processes are killed with -9."""
+    """Run trainer/main.py: `main("--system", "AE")`, `processes=2` for two ranks of the real launcher."""
 
-    def run(*arguments, cwd=ROOT, until=None, **options):
-        start = command(*arguments, **options)
-        if until is None:
-            return subprocess.run(**start, capture_output=True, text=True, cwd=cwd, timeout=240)
-        process = subprocess.Popen(**start, cwd=cwd, start_new_session=True)
-        while not until():
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return process
+    def run(*arguments, cwd=ROOT, **options):
+        return subprocess.run(**command(*arguments, **options), capture_output=True, text=True, cwd=cwd, timeout=240)
 
     return run
 

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -149,18 +151,18 @@ def test_processes_that_would_train_alone_are_refused(main, tmp_path):
     assert "ACCELERATE_USE_CPU=true" in done.stderr
 
 
-def test_an_error_of_one_process_alone_is_told(main, digits, tmp_path, demo_cnn):
+def test_an_error_of_one_process_alone_is_told(ranks, digits, tmp_path, demo_cnn):
     """A held-out image that only rank 1 reads is corrupt."""
     from data.shards import Shards
 
     shutil.copytree(digits / "test", tmp_path / "test")
     shards = Shards(tmp_path / "test")
     corrupt(shards, 70)
-    done = main(
+    done = ranks(
         *("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--data.test", tmp_path / "test"),
         *("--evaluate.every", "1", "--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn),
         processes=2,
-    )
+    ).wait()
     assert done.returncode != 0
     assert done.stderr.count(f"error: cannot decode an image: {shards.paths[0]}, member") == 1
 
@@ -285,17 +287,19 @@ def seen(run_dir) -> dict[int, int]:
     return {line["step"]: line["seen"] for line in lines(run_dir) if "seen" in line}
 
 
-def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(main, digits, tmp_path):
+def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(ranks, tmp_path):
     """Killed with -9 in the middle; each step sees the samples, in the places, that arithmetic says."""
     from data.order import Order, tally
 
-    metrics = tmp_path / "metrics.jsonl"
     run = ["--system", "AE", "--trainer.log_every", "1", "--trainer.save_every", "5", "--data.workers", "1"]
     run += ["--trainer.batch_size", "64", "--trainer.steps", "26", "--trainer.run_dir", tmp_path]
-    main(*run, processes=2, until=lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 7)
-    one = main(*run)
+    two = ranks(*run, processes=2)
+    while not list(tmp_path.glob("checkpoints/step_*")):
+        time.sleep(0.01)
+    two(signal.SIGKILL)
+    assert two.wait().codes == [-signal.SIGKILL] * 2
+    one = ranks(*run).wait()
     assert one.returncode == 0, one.stderr
-    assert "going on at step 0" not in one.stderr
     assert "going on at step" in one.stderr
     order, rows = Order([1438], 64, 0), slice(0, 64)
     assert order.steps_per_epoch == 22
@@ -351,22 +355,26 @@ def test_other_data_or_batches_are_refused_unless_accepted(here, digits, tmp_pat
     assert same.returncode == 0, "a set within the window has one order"
 
 
-def test_processes_with_different_data_are_refused(main, digits, tmp_path):
+def test_processes_with_different_data_are_refused(ranks, digits, tmp_path):
     """Each machine has a copy of its own, and one is another's."""
     for rank, part in enumerate(("train", "test")):
         shutil.copytree(digits / part, tmp_path / f"copy{rank}")
-    program = tmp_path / "sitecustomize.py"
-    program.write_text("import os\nos.chdir(os.environ['HERE'] + os.environ.get('RANK', '0'))\n")
-    env = {"PYTHONPATH": str(tmp_path), "HERE": str(tmp_path / "copy")}
-    run = ["--system", "AE", "--data.train", ".", "--trainer.run_dir", tmp_path / "run"]
-    done = main(*run, processes=2, env=env)
-    assert done.returncode != 0
-    assert "holds other shards for process" in done.stderr
+    (tmp_path / "data").symlink_to(tmp_path / "copy0")
+    mine = """
+from trainer.config import Data
+here = Data.open
+def there(self, sources, *other):
+    return here(self, [s.removesuffix("/data") + "/copy1" * s.endswith("/data") for s in sources], *other)
+Data.open = there
+"""
+    run = ["--system", "AE", "--data.train", tmp_path / "data", "--trainer.run_dir", tmp_path / "run"]
+    done = ranks(*run, processes=2, faults={1: mine}).wait()
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "differ in shards" in done.stderr
 
 
 def test_a_run_that_waits_for_its_data_says_so(here, tmp_path, monkeypatch):
-    import time
-
     from data import loader
 
     read = loader.decode

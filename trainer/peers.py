@@ -96,11 +96,11 @@ class Peers:
             ValueError: names a process and what it has otherwise.
         """
         for rank, theirs in enumerate(gather_object([own])):
-            for what, value in own.items():
-                if theirs[what] != value:
+            for what in own.keys() | theirs.keys():
+                if own.get(what) != theirs.get(what):
                     raise ValueError(
-                        f"{self.name(self.rank)} and {self.name(rank)} differ in {what}: {value} here, "
-                        f"{theirs[what]} there. Give all of them the same"
+                        f"{self.name(self.rank)} and {self.name(rank)} differ in {what}: {own.get(what)} here, "
+                        f"{theirs.get(what)} there. Give all of them the same"
                     )
 
     def check_weights(self, networks: dict[str, nn.Module]) -> None:

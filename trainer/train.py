@@ -395,7 +395,7 @@ class Run:
         own = {"code": code(), **flat(self.config.resolved())}
         for name in ("data.workers", "data.cache", "data.cache_gb"):  # a machine's own
             del own[name]
-        own |= {str(shards.source): shards.fingerprint() for shards in (*self.trains, *self.tests)}
+        own["shards"] = [shards.fingerprint() for shards in (*self.trains, *self.tests)]
         self.peers.check_alike(own)
 
     def _mover(self) -> Step:
