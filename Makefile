@@ -8,7 +8,7 @@ ARGS ?=
 
 BIN := .venv/bin
 THREADS := $(shell n=$$(nproc); echo $$(( n > $(PROCESSES) ? n / $(PROCESSES) : 1 )))
-LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --config_file launch/accelerate.yaml \
+LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --quiet --config_file launch/accelerate.yaml \
 	$(if $(filter-out 1,$(PROCESSES)),--multi_gpu) --num_processes $(PROCESSES) --num_cpu_threads_per_process $(THREADS)
 
 .PHONY: train compare test test-slow lint setup data board

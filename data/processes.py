@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -18,13 +18,22 @@ from data.errors import DataError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+# What asks a run to leave. Ctrl-C and SLURM send it to every process of a job, and it is this process's to answer.
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 PROCESSES = multiprocessing.get_context("forkserver")  # to fork a process that uses CUDA or threads is not safe
 
 
 def prepare_workers() -> None:
-    """Begin the imports of the process that others are forked from, which take seconds, while others are done here."""
+    """Begin the imports of the process that others are forked from, which take seconds, while others are done here.
+
+    It, and they, are born with SIGNALS blocked.
+    """
     PROCESSES.set_forkserver_preload(["data.loader"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()  # it would be started by the other, but unblocks two of them
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def allow_open_files() -> None:
@@ -103,7 +112,7 @@ def _enter(work: Callable[..., Any], progress: Any) -> None:
         with progress.get_lock():
             progress.value += more
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGINT})  # or the pool could not end it
     end_with_parent()
     _worker = work, advance
 

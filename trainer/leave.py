@@ -33,6 +33,7 @@ class Leaving:
     def __init__(self, time_limit: str | None = None):
         self.reason: str | None = None
         self.seconds = None if time_limit is None else parse(time_limit)
+        self._interrupted = False
         self._launcher = os.getppid()
         self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
         self._longest, self._last = 0.0, math.inf
@@ -66,11 +67,12 @@ class Leaving:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGINT:
-            if self.reason == name:
+            if self._interrupted:
                 _tell("left at once: what was done since the last checkpoint is lost")
                 os._exit(128 + number)
             _tell("saving, then leaving; once more leaves at once")
-        self.reason = name
+            self._interrupted = True
+        self.reason = self.reason or name
         if os.getppid() != self._launcher:
             timer = threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGKILL))
             timer.daemon = True

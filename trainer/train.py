@@ -496,6 +496,8 @@ def _accelerator(settings: Trainer) -> Accelerator:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     # Its successor forward_sync_buffers is not accelerate's to pass on yet.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
+    # Of a dimension of size 1, whose stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     _settle_cuda(settings)
     waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout))
     accelerator = Accelerator(mixed_precision=_precision(settings.precision), kwargs_handlers=[WRAPPING, waiting])
