@@ -80,11 +80,11 @@ class Ranks:
         self.warm, self.pids, self.output = warm, pids, output
         self.codes: dict[int, int] = {}
 
-    def __call__(self, signal_: int, *which: int) -> None:
-        """Send a signal to some ranks, or to all."""
+    def __call__(self, signal_: int, *which: int, kill=os.kill) -> None:
+        """Send a signal to some ranks, or to all; `kill=os.killpg`: to their workers, too."""
         for rank in which or range(len(self.pids)):
             with suppress(ProcessLookupError):
-                os.kill(self.pids[rank], signal_)
+                kill(self.pids[rank], signal_)
 
     def wait(self) -> SimpleNamespace:
         """Until all have ended: what they wrote, and their exit codes."""

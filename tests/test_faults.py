@@ -136,12 +136,19 @@ def test_a_kill_while_saving_or_evaluating_costs_nothing(ranks, scored, tmp_path
     same(tmp_path / "whole", tmp_path / "hurt")
 
 
-@pytest.mark.parametrize(("sent", "to"), [(signal.SIGUSR1, (1,)), (signal.SIGTERM, (0, 1)), (signal.SIGINT, (0,))])
-def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(ranks, tmp_path, sent, to):
-    run = [*TERNARY, "--trainer.steps", "60", "--trainer.log_every", "1", "--trainer.keep", "9"]
+@pytest.mark.parametrize(
+    ("sent", "to", "kill", "workers"),
+    [
+        (signal.SIGUSR1, (1,), os.kill, 0),
+        (signal.SIGTERM, (0, 1), os.killpg, 1),  # as SLURM and Ctrl-C do: the workers get it, too
+        (signal.SIGINT, (0,), os.kill, 0),
+    ],
+)
+def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(ranks, tmp_path, sent, to, kill, workers):
+    run = [*TERNARY, "--trainer.steps", "60", "--trainer.log_every", "1", "--data.workers", workers]
     running = ranks(*run, "--trainer.run_dir", tmp_path / "left", processes=2)
     wait_until(lambda: (tmp_path / "left" / "metrics.jsonl").exists() and len(lines(tmp_path / "left")) > 5)
-    running(sent, *to)
+    running(sent, *to, kill=kill)
     at = len(lines(tmp_path / "left"))
     done = running.wait()
     assert done.codes == [LEFT_EARLY, LEFT_EARLY], done.stderr
