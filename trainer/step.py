@@ -54,6 +54,18 @@ class Meter:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.counts[name] = self.counts.get(name, 0.0) + weight
 
+    def state(self) -> dict[str, tuple[float, float]]:
+        """Sums and counts by name, of this process."""
+        return {name: (total.item(), self.counts[name]) for name, total in self.sums.items()}
+
+    def load(self, states: list[dict[str, tuple[float, float]]], device: torch.device) -> None:
+        """Go on from the mean of some processes' sums."""
+        for name, (_, count) in states[0].items():
+            self.add(
+                name, torch.tensor([state[name][0] for state in states], dtype=torch.float64, device=device).mean(), 1
+            )
+            self.counts[name] = count
+
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means since the last reading, over all processes. The one place where the host waits for the device."""
         if not self.sums:

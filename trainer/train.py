@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -111,7 +111,7 @@ class Run:
 
     def __init__(self, config: Config, folder: RunFolder, accelerator: Accelerator, peers: Peers, leaving: Leaving):
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        self.peers, self.leaving = peers, leaving
+        self.peers, self.leaving, self.code = peers, leaving, code()
         settings = config.trainer
         if config.data.workers:
             prepare_workers()
@@ -146,9 +146,10 @@ class Run:
         self._settle_buckets()
         self.step = self.stood_in = 0  # images that others stood in for
         self.owes = False  # the scores of the step that it goes on from
-        self._resume()
-        self.first, self.seen, self.warned = self.step, 0, False
+        self.seen, self.warned = 0, False
         self.skipped: list[str] = []
+        self._resume()
+        self.first = self.step
 
         self.evaluator = self._evaluator()
         self.panels = self._grid_source()
@@ -191,10 +192,10 @@ class Run:
 
     def _train(self) -> bool:
         settings, evaluation = self.config.trainer, self.config.evaluate
-        if self.owes:
+        if self.owes and self.evaluator:
             self._evaluate()
         batches = self._batches()
-        logged, began, waited, leave = self.step, time.monotonic(), 0.0, False
+        since, began, waited, leave = self.step, time.monotonic(), 0.0, False
         while self.step < settings.steps and not leave:
             leave = self.peers.agree(self.leaving.asked(self.saver.seconds), self.step)
             asked = time.monotonic()
@@ -207,21 +208,25 @@ class Run:
 
             last = self.step == settings.steps
             evaluating = self.evaluator is not None and (last or self.step % evaluation.every == 0)
-            saving = last or leave or evaluating or self.step % settings.save_every == 0
-            checking = self.step % settings.check_every == 0
-            if saving or checking or self.step % settings.log_every == 0:
-                self._log(self.step - logged, began, waited, saving or checking)
-                logged, waited = self.step, 0.0
+            saving = last or evaluating or self.step % settings.save_every == 0
+            checking = saving or self.step % settings.check_every == 0
+            # Leaving ends no window of the log, so that a run that goes on logs what one that never stopped does.
+            logging = checking or self.step % settings.log_every == 0
+            if logging or leave:
+                self._check(weights=checking or leave)
+            if logging:
+                self._log(self.step - since, began, waited)
             if saving:
                 self._draw()
+            if saving or leave:
                 self._save(owes=evaluating)
             if evaluating and not leave:
                 self._evaluate()
-            if logged == self.step:
-                began = time.monotonic()
+            if logging:
+                since, began, waited = self.step, time.monotonic(), 0.0
         batches.close()
         self._saving(self.saver.finish)
-        done = self.step == settings.steps
+        done = self.step == settings.steps and not (leave and self.evaluator)
         self.record.say(
             f"finished at step {self.step}: pictures in {self.folder.path / 'samples'}, curves by make board"
             if done
@@ -260,13 +265,16 @@ class Run:
             return None
         return self._rows(self.accelerator.process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
-    def _log(self, steps: int, began: float, waited: float, checking: bool) -> None:
+    def _check(self, weights: bool) -> None:
+        """Stop where a step was not finite, or where processes differ in their weights."""
+        if failed := self.mover.failed():
+            raise self._diverged(*failed)
+        if weights:
+            self.peers.check_weights(self.networks)
+
+    def _log(self, steps: int, began: float, waited: float) -> None:
         terms = self.mover.meter.read(self.accelerator)
         seconds = time.monotonic() - began  # after the reading, which waits for the device
-        if failed := self.mover.failed():
-            raise self._diverged(*failed, terms)
-        if checking:
-            self.peers.check_weights(self.networks)
         terms |= {
             f"{mover.player.name}/lr": mover.player.optimizer.rate(self.step - 1, self.config.trainer.steps)
             for mover in self.mover.movers
@@ -302,8 +310,9 @@ class Run:
                 f"{data.workers}), or prepare smaller images (python -m data.prepare --size {data.size})"
             )
 
-    def _diverged(self, step: int, player: Player, terms: dict[str, float]) -> DivergedError:
+    def _diverged(self, step: int, player: Player) -> DivergedError:
         """What is told of a step that is not finite, and written for whoever looks for the cause."""
+        terms = self.mover.meter.read(self.accelerator)
         bad = [name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)]
         told = f"step {step + 1}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}"
         if self.accelerator.is_main_process:
@@ -346,7 +355,9 @@ class Run:
 
     def _save(self, owes: bool) -> None:
         """Begin to save; `owes`: its scores are still to come."""
-        kept = {"owes": owes, "skipped": self.stood_in, "code": code()}
+        # Empty, but for a step at which the run leaves.
+        window = {"terms": self.mover.meter.state(), "seen": self.seen, "skipped": self.skipped}
+        kept = {"owes": owes, "skipped": self.stood_in, "code": self.code, "windows": gather_object([window])}
         self._saving(lambda: self.saver.save(self.step, self.state.tensors(), self.state.manifest() | kept))
 
     def _saving(self, work: Callable[[], None]) -> None:
@@ -388,11 +399,22 @@ class Run:
         self.state.check(manifest, speaks=self.accelerator.is_main_process)
         self.state.load(tensors, manifest)
         self.step, self.stood_in = step, manifest["skipped"]
+        self._resume_windows(manifest["windows"])
         self.owes = manifest["owes"] and checkpoint.scores_of(path) is None
+
+    def _resume_windows(self, windows: list[dict[str, Any]]) -> None:
+        """Go on with what each process had not logged yet; as many other processes share it."""
+        if len(windows) == self.accelerator.num_processes:
+            windows = [windows[self.accelerator.process_index]]
+            self.seen, self.skipped = windows[0]["seen"], windows[0]["skipped"]
+        elif self.accelerator.is_main_process:
+            self.seen = sum(window["seen"] for window in windows)
+            self.skipped = [told for window in windows for told in window["skipped"]]
+        self.mover.meter.load([window["terms"] for window in windows], self.accelerator.device)
 
     def _check_alike(self) -> None:
         """All processes must run the same program with the same settings on the same images."""
-        own = {"code": code(), **flat(self.config.resolved())}
+        own = {"code": self.code, **flat(self.config.resolved())}
         for name in ("data.workers", "data.cache", "data.cache_gb"):  # a machine's own
             del own[name]
         own["shards"] = [shards.fingerprint() for shards in (*self.trains, *self.tests)]
