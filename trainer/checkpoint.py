@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, dict[str, Tensor]]
+DAMAGE = (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
 TRIES = 5  # at a checkpoint that cannot be written, before the run gives up
 DTYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
@@ -154,16 +155,13 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         ValueError: a file is missing or damaged.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if path.name != f"step_{manifest['step']:08d}":
-            raise ValueError(f"its manifest is of step {manifest['step']}")
+        manifest = _manifest(path)
         tensors = {}
         for name, digest in manifest["files"].items():
             content = (path / name).read_bytes()
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise ValueError(f"{name} does not match its checksum")
+            _check(name, hashlib.sha256(content).hexdigest(), digest)
             tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(content)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except DAMAGE as error:
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
     return tensors, manifest
 
@@ -200,8 +198,55 @@ def load_newest(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
     if paths:
-        raise ValueError(f"all checkpoints in {folder} are damaged: mend one, or take another --trainer.run_dir")
+        raise _all_damaged(folder)
     return None
+
+
+def look(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest of the checkpoint that `load_newest` would load, and what is wrong with newer ones; nothing is
+    changed, and no more than a part of a file is in memory.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged.
+    """
+    damaged: list[str] = []
+    for path in newest(folder):
+        try:
+            manifest = _manifest(path)
+            for name, digest in manifest["files"].items():
+                with (path / name).open("rb") as file:
+                    _check(name, hashlib.file_digest(file, "sha256").hexdigest(), digest)
+            return manifest, damaged
+        except DAMAGE as error:
+            damaged.append(f"checkpoint {path} is damaged: {error}")
+    if damaged:
+        raise _all_damaged(folder)
+    return None, damaged
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest = json.loads((path / "manifest.json").read_text())
+    if path.name != f"step_{manifest['step']:08d}":
+        raise ValueError(f"its manifest is of step {manifest['step']}")
+    return manifest
+
+
+def _check(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(f"{name} does not match its checksum")
+
+
+def _all_damaged(folder: Path) -> ValueError:
+    return ValueError(f"all checkpoints in {folder} are damaged: mend one, or take another --trainer.run_dir")
+
+
+def size_of(tensors: Tensors, manifest: dict[str, Any]) -> int:
+    """Bytes that a checkpoint takes on the disk, from the shapes of its tensors."""
+    files = {f"{name}.safetensors": "0" * 64 for name in tensors}
+    size = len(json.dumps({"step": 0, **manifest, "files": files}, indent=1))
+    for content in tensors.values():
+        size += len(_header(_aligned(content))) + sum(value.nbytes for value in content.values())
+    return size
 
 
 def rotate(folder: Path, keep: int, keep_every: int | None = None) -> None:
@@ -263,18 +308,26 @@ def _serialized(content: dict[str, Tensor]) -> list[Any]:
 
     The library would copy it, twice, and hold Python's lock meanwhile, for which the run's next step would wait.
     """
-    header, offset, parts = {}, 0, []
-    for name, value in sorted(content.items(), key=lambda item: -item[1].element_size()):  # so that all are aligned
-        header[name] = {
-            "dtype": DTYPES[value.dtype],
-            "shape": list(value.shape),
-            "data_offsets": [offset, offset + value.nbytes],
-        }
-        offset += value.nbytes
-        parts.append(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    ordered = _aligned(content)
+    memory = [value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for value in ordered.values()]
+    return [_header(ordered), *memory]
+
+
+def _aligned(content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In the order in which each lies at a multiple of its numbers' size."""
+    return dict(sorted(content.items(), key=lambda item: -item[1].element_size()))
+
+
+def _header(content: dict[str, Tensor]) -> bytes:
+    """What stands before the memory of some tensors in a safetensors file."""
+    header, offset = {}, 0
+    for name, value in content.items():
+        end = offset + value.nbytes
+        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *parts]
+    return len(text).to_bytes(8, "little") + text
 
 
 def _write(path: Path, *parts: Any) -> str:

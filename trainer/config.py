@@ -1,5 +1,6 @@
 """The configuration: one parser for system, data, trainer and evaluate settings; what a user's mistake looks like."""
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -195,13 +196,18 @@ class Evaluate:
 
 @dataclass
 class Config:
-    """A parsed run: the settings as objects, the system yet to be built, and all of it as plain data."""
+    """A parsed run: the settings as objects, the system yet to be built, and all of it as plain data.
+
+    Args:
+        dry_run: tell what the run would do on so many processes (0: on those that were launched), and do nothing
+    """
 
     parser: ArgumentParser
     namespace: Namespace
     data: Data
     trainer: Trainer
     evaluate: Evaluate
+    dry_run: int | None = None
 
     def system(self) -> models.System:
         """Build the system's networks from torch's seed.
@@ -231,6 +237,8 @@ class Config:
 class Parser(ArgumentParser):
     """Says a user's mistake in one block and exits with code 2."""
 
+    dry_run: int | None = None
+
     hint = "See python trainer/main.py --help, or --system.help NAME for a system's settings."
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -239,10 +247,36 @@ class Parser(ArgumentParser):
         refuse(f"{plain(message)}\n{self.hint}")
 
 
-def parser() -> ArgumentParser:
+class DryRun(argparse.Action):
+    """Leaves its value on the parser: it is no setting, and is neither printed, saved nor compared as one."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **others: Any):
+        super().__init__(option_strings, dest, **others | {"default": argparse.SUPPRESS})
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        assert isinstance(parser, Parser)
+        parser.dry_run = values
+
+
+def _processes(word: object) -> int:
+    if not (number := str(word)).isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"'{number}' is no number of processes: expected 1, 2, 3 ..., or nothing")
+    return int(number)
+
+
+def parser() -> Parser:
     made = Parser(prog="main.py", description="Train a system of the VAE/GAN family on WebDataset shards.")
     made.add_argument("--config", action="config", help="a recipe: a YAML file of these settings")
     made.add_argument("--system", type=models.System, required=True, help=f"one of {_systems()}, and its settings")
+    made.add_argument(
+        "--dry_run",
+        action=DryRun,
+        type=_processes,
+        nargs="?",
+        const=0,
+        metavar="PROCESSES",
+        help="tell what the run would do and take on so many processes, unset: on those launched, and do nothing",
+    )
     for section, kind in {"data": Data, "trainer": Trainer, "evaluate": Evaluate}.items():
         made.add_class_arguments(kind, section)
     made.link_arguments("data.size", "system.init_args.image_size")
@@ -254,6 +288,8 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
     """The configuration of a command line, which overrides its recipe; a mistake in it ends the process with code 2."""
     made = parser()
     namespace = made.parse_args(in_order(sys.argv[1:] if arguments is None else arguments))
+    if "dry_run" in namespace:
+        made.error("dry_run is no setting: give --dry_run on the command line, not in a file")
     recipes = namespace.pop("config") or []
     system = namespace.system.class_path.rpartition(".")[2]
     for recipe in recipes:
@@ -263,9 +299,8 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
         namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
     with refusing():
         data = Data(**namespace.data.as_dict())
-    return Config(
-        made, namespace, data, Trainer(**namespace.trainer.as_dict()), Evaluate(**namespace.evaluate.as_dict())
-    )
+    trainer, evaluate = Trainer(**namespace.trainer.as_dict()), Evaluate(**namespace.evaluate.as_dict())
+    return Config(made, namespace, data, trainer, evaluate, made.dry_run)
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:

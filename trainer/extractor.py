@@ -241,11 +241,7 @@ def fit(train: Sets, test: Sets, data: Data, path: Path, images: int = 20_000, s
     Raises:
         ValueError: images lack labels, or the network names fewer than nine in ten held-out images rightly.
     """
-    if min(labels.min() for labels in (*_labels(train), *_labels(test))) < 0:
-        raise ValueError(
-            "evaluate.extractor is demo-cnn, which needs a label for every image, and some have none: take "
-            "--evaluate.extractor inception or demo-random, or prepare the data from one folder a class"
-        )
+    check_labels(train, test)
     with _alone():
         network = DemoCNN(data.channels, int(max(labels.max() for labels in (*_labels(train), *_labels(test)))) + 1)
         pixels, labels = _some(train, images, data)
@@ -262,6 +258,19 @@ def fit(train: Sets, test: Sets, data: Data, path: Path, images: int = 20_000, s
     facts = {"accuracy": accuracy, "data": _identity(train, test, data)}
     unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
     os.replace(unfinished, path)
+
+
+def check_labels(train: Sets, test: Sets) -> None:
+    """Refuse to train a demo-cnn on images without labels.
+
+    Raises:
+        ValueError: some have none.
+    """
+    if min(labels.min() for labels in (*_labels(train), *_labels(test))) < 0:
+        raise ValueError(
+            "evaluate.extractor is demo-cnn, which needs a label for every image, and some have none: take "
+            "--evaluate.extractor inception or demo-random, or prepare the data from one folder a class"
+        )
 
 
 def _is_fit(path: Path, train: Sets, test: Sets, data: Data) -> bool:

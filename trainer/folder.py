@@ -54,15 +54,30 @@ class RunFolder:
             else:
                 break
         else:
-            raise ValueError(
-                f"trainer.run_dir {self.path} is being written by {_holder(lock)}: stop that run, or take another "
-                "--trainer.run_dir"
-            )
+            raise self._taken(lock)
         lock.truncate(0)
         began = datetime.now().isoformat(" ", "seconds")
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         with suppress(OSError):  # a full disk
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}, since {began}".encode())
+
+    def check_free(self) -> None:
+        """Refuse a folder that another run holds at this moment; nothing is written.
+
+        Raises:
+            ValueError: one does.
+        """
+        with suppress(FileNotFoundError), open(self.path / ".lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self._taken(lock) from None
+
+    def _taken(self, lock: IO[str]) -> ValueError:
+        return ValueError(
+            f"trainer.run_dir {self.path} is being written by {_holder(lock)}: stop that run, or take another "
+            "--trainer.run_dir"
+        )
 
     def say(self, state: Word) -> None:
         """Write how the run is into the file `state`, for job scripts."""

@@ -10,10 +10,13 @@ from trainer.config import configure
 
 if __name__ == "__main__":
     config = configure()
-    from trainer.train import train  # after a mistake in the settings has been told, for its imports take seconds
-
+    # After a mistake in the settings has been told, for these imports take seconds.
+    if config.dry_run is None:
+        from trainer.train import train as work
+    else:
+        from trainer.plan import dry_run as work
     try:
-        code = train(config)
+        code = work(config)
     except SystemExit as stopped:  # what went wrong has been told
         code = int(stopped.code or 0)
     # Leave without taking the process group's threads down, which now and then aborts a loaded machine's rank, or waits

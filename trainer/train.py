@@ -24,10 +24,10 @@ from data.loader import Augment, Batches, load, read
 from data.order import Order, permutation, tally
 from data.processes import prepare_workers
 from data.shards import OnError, Shards
-from models import Player
+from models import Player, System
 from trainer import checkpoint
 from trainer.batch import Batch, key, normalize
-from trainer.config import Config, DivergedError, RunError, Trainer, flat, refusing, stopping
+from trainer.config import Config, Data, DivergedError, RunError, Trainer, flat, refusing, stopping
 from trainer.ema import EMA
 from trainer.folder import RunFolder, Word
 from trainer.leave import Leaving, exit_code
@@ -102,6 +102,58 @@ def _some_of(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers if len(numbers) < 12 else [*numbers[:5], "...", *numbers[-5:]]))
 
 
+def open_sets(config: Config, system: System) -> tuple[list[Shards], list[Shards]]:
+    """The training and the held-out shards of each data set that a system learns from.
+
+    Raises:
+        ValueError: there are too many or too few sets.
+        DataError: shards are missing or damaged; names the setting.
+    """
+    data = config.data
+    trains = _open(data, "data.train", data.trains, system, data.on_error)
+    return trains, _open(data, "data.test", data.tests, system) if data.tests else []
+
+
+def _open(data: Data, setting: str, folders: list[str], system: System, on_error: OnError = "stop") -> list[Shards]:
+    if len(folders) != system.domains:
+        names = f"{len(folders)} folder{'s' if len(folders) > 1 else ''}"
+        raise ValueError(
+            f"{setting} names {names}, expected {system.domains} for {type(system).__name__}"
+            + (': give "[A, B]"' if system.domains == 2 else "")
+        )
+    try:
+        return data.open(folders, on_error)
+    except DataError as error:
+        raise DataError(f"{setting}: {error}") from error
+
+
+def check_held_out(tests: list[Shards]) -> None:
+    """Refuse evaluations without anything to compare with.
+
+    Raises:
+        ValueError: there are no held-out images.
+    """
+    if not tests:
+        raise ValueError(
+            "data.test is not set, and evaluations compare with held-out images: name a folder of shards with "
+            "--data.test, or turn them off with --evaluate.every 0"
+        )
+
+
+def orders_of(config: Config, trains: list[Shards]) -> list[Order]:
+    """The order of samples of each training set.
+
+    Raises:
+        DataError: one has fewer samples than a batch.
+    """
+    settings, data = config.trainer, config.data
+    seeds = [settings.seed, *(key(settings.seed, "order", i) for i in range(1, len(trains)))]
+    return [
+        Order(shards.counts, settings.batch_size, seed, data.lanes, data.window)
+        for shards, seed in zip(trains, seeds, strict=True)
+    ]
+
+
 class Run:
     """Everything that a run needs, built and resumed; then `go`.
 
@@ -123,14 +175,9 @@ class Run:
         self.share, self.micro = shares(
             settings.batch_size, settings.micro_batch, accelerator.num_processes, self.system.group
         )
-        self.trains = self._sets("data.train", config.data.trains, config.data.on_error)
-        self.tests = self._sets("data.test", config.data.tests) if config.data.tests else []
+        self.trains, self.tests = open_sets(config, self.system)
         self._check_alike()
-        seeds = [settings.seed, *(key(settings.seed, "order", i) for i in range(1, len(self.trains)))]
-        self.orders = [
-            Order(shards.counts, settings.batch_size, seed, config.data.lanes, config.data.window)
-            for shards, seed in zip(self.trains, seeds, strict=True)
-        ]
+        self.orders = orders_of(config, self.trains)
 
         self.system.to(accelerator.device)
         self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
@@ -446,11 +493,7 @@ class Run:
         settings = self.config.evaluate
         if not settings.every:
             return None
-        if not self.tests:
-            raise ValueError(
-                "data.test is not set, and evaluations compare with held-out images: name a folder of shards with "
-                "--data.test, or turn them off with --evaluate.every 0"
-            )
+        check_held_out(self.tests)
         if self.accelerator.is_main_process:
             held_out = sum(len(shards) for shards in self.tests)
             print(f"preparing {settings.extractor} and {held_out:,} held-out images", file=sys.stderr, flush=True)
@@ -477,18 +520,6 @@ class Run:
         ]
         z = torch.randn(GRID, *self.system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
         return real, z.to(device)
-
-    def _sets(self, setting: str, folders: list[str], on_error: OnError = "stop") -> list[Shards]:
-        if len(folders) != self.system.domains:
-            names = f"{len(folders)} folder{'s' if len(folders) > 1 else ''}"
-            raise ValueError(
-                f"{setting} names {names}, expected {self.system.domains} for {type(self.system).__name__}"
-                + (': give "[A, B]"' if self.system.domains == 2 else "")
-            )
-        try:
-            return self.config.data.open(folders, on_error)
-        except DataError as error:
-            raise DataError(f"{setting}: {error}") from error
 
     def _announce(self) -> None:
         world, settings = self.accelerator.num_processes, self.config.trainer
@@ -522,7 +553,7 @@ def _accelerator(settings: Trainer) -> Accelerator:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     _settle_cuda(settings)
     waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout))
-    accelerator = Accelerator(mixed_precision=_precision(settings.precision), kwargs_handlers=[WRAPPING, waiting])
+    accelerator = Accelerator(mixed_precision=precision_of(settings.precision), kwargs_handlers=[WRAPPING, waiting])
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ValueError(
             "the launcher's --dynamo_backend would compile discriminators, too, through which no gradient penalty can "
@@ -534,13 +565,22 @@ def _accelerator(settings: Trainer) -> Accelerator:
             f"the launcher started {launched} processes, but each would train alone: for CPU processes set "
             "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
         )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        source = "trainer.precision" if settings.precision else "the launcher's --mixed_precision"
-        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
+    check_precision(accelerator.mixed_precision, accelerator.device.type, settings.precision)
     return accelerator
 
 
-def _precision(asked: str | None) -> str:
+def check_precision(precision: str, device: str, asked: str | None) -> None:
+    """Refuse what would silently be another precision.
+
+    Raises:
+        ValueError: names the setting, `trainer.precision` if that was `asked` for.
+    """
+    if precision == "fp16" and device == "cpu":
+        source = "trainer.precision" if asked else "the launcher's --mixed_precision"
+        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
+
+
+def precision_of(asked: str | None) -> str:
     """The one asked for, the launcher's, or bf16 where a GPU has it: accelerate's launcher says no by default."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked or launched != "no":
