@@ -6,14 +6,17 @@ import os
 import pickle
 import subprocess
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import checkpoint
+from trainer.record import Record
 
 
 def tensors(value: float) -> checkpoint.Tensors:
@@ -43,13 +46,16 @@ def test_round_trip(tmp_path):
     assert torch.equal(loaded["encoder"]["weight"], tensors(12)["encoder"]["weight"])
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "another setting"])
 def test_damage_is_found(tmp_path, damage):
     path = save(tmp_path, 1)
     file = path / ("manifest.json" if damage == "manifest" else "encoder.safetensors")
     content = bytearray(file.read_bytes())
     if damage == "remove":
         file.unlink()
+    elif damage == "another setting":
+        manifest = path / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"owes": false', '"owes": true'))
     else:
         content[-20] ^= 1
         file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
@@ -86,8 +92,9 @@ def test_a_damaged_checkpoint_neither_counts_nor_stays_in_the_way(tmp_path, file
     assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["2", "1"]
     for path in checkpoint.newest(tmp_path):
         (path / file).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"all checkpoints .* are damaged"):
-        checkpoint.load_newest(tmp_path)
+    for _ in range(2):  # or the second start would begin anew
+        with pytest.raises(ValueError, match=r"all checkpoints .* are damaged"):
+            checkpoint.load_newest(tmp_path)
     assert checkpoint.load_newest(tmp_path / "fresh") is None
 
 
@@ -138,6 +145,35 @@ def test_a_save_that_fails_for_a_while_is_tried_again_while_the_run_goes_on(tmp_
     saver.finish()  # told once
 
 
+def test_a_disk_that_cannot_be_read_is_not_damage(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(OSError, match="Stale"):
+        checkpoint.load_newest(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_costs_nothing(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    told, rename = [], Path.rename
+
+    def busy(path, target):
+        if path.name == "step_00000001":
+            raise OSError(16, "Device or resource busy")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    saver = checkpoint.Saver(tmp_path, 1, None, told.append)
+    saver.save(2, tensors(2), {})
+    saver.finish()
+    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["2", "1"]
+    assert told == ["an old checkpoint could not be removed yet: [Errno 16] Device or resource busy"]
+
+
 def test_a_bug_while_saving_is_not_lost(tmp_path):
     saver = checkpoint.Saver(tmp_path, 1, None, print)
     saver.save(1, tensors(1), {"not for JSON": object()})
@@ -174,7 +210,8 @@ def test_a_hostile_file_is_only_damaged(tmp_path):
     content = pickle.dumps({"weight": Hostile()})
     (path / "encoder.safetensors").write_bytes(content)
     manifest["files"]["encoder.safetensors"] = hashlib.sha256(content).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["sha256"]
+    (path / "manifest.json").write_bytes(checkpoint._sealed(manifest))
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.load(path)
     assert not (tmp_path / "ran").exists()
@@ -251,3 +288,27 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     again = here(*arguments, "--trainer.steps", "6", "--trainer.keep", "1")
     assert again.returncode == 0, again.stderr
     assert "going on at step 2" in again.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread's
+def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(small_disk, capsys):
+    record = Record(small_disk, 0, 9, is_main=True)
+    filler = small_disk / "filler"
+    for step in range(1, 9):
+        if step == 3:
+            free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+            filler.write_bytes(b"\0" * free)
+        if step == 6:
+            with pytest.raises(OSError, match="No space left"):
+                record.flush()
+            filler.unlink()
+            record.flush()
+        record.scalars(step, {"a/b": step / 2}, facts="x" * 5000)
+        time.sleep(0.05)  # TensorBoard's thread
+    record.flush()
+    record.close()
+    written = [json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in written] == list(range(1, 9))
+    shown = EventAccumulator(str(small_disk)).Reload().Scalars("a/b")
+    assert [(event.step, event.value) for event in shown] == [(step, step / 2) for step in range(1, 9)]
+    assert capsys.readouterr().err.count("metrics.jsonl cannot be written in") == 1

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, dict[str, Tensor]]
-DAMAGE = (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
+# A disk that cannot be read is not damage: it may be there again a minute later.
+DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
 TRIES = 5  # at a checkpoint that cannot be written, before the run gives up
 DTYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
@@ -85,9 +87,10 @@ class Saver:
             OSError: it could not be written.
         """
         self.finish()
+        self.before()
         path = self.folder / f"step_{step:08d}" / "scores.json"
         replace(path, json.dumps({"scores": scores, "evaluation": evaluation}, indent=1))
-        rotate(self.folder, self.keep, self.keep_every)
+        self._rotate()
 
     def finish(self) -> None:
         """Wait for the save under way.
@@ -104,14 +107,15 @@ class Saver:
             raise error
 
     def _write(self, step: int, tensors: Tensors, manifest: dict[str, Any]) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread: the run goes first
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread: the run goes first
         began = time.monotonic()
         try:
             for tried in itertools.count(1):
                 try:
                     self.before()
                     save(self.folder, step, tensors, manifest)
-                    rotate(self.folder, self.keep, self.keep_every)
+                    self._rotate()
                     self.seconds = max(self.seconds, time.monotonic() - began)
                     return
                 except OSError as error:
@@ -121,6 +125,12 @@ class Saver:
                     time.sleep(min(2 ** (tried - 1), 60))
         except BaseException as error:
             self._error = error
+
+    def _rotate(self) -> None:
+        try:
+            rotate(self.folder, self.keep, self.keep_every)
+        except OSError as error:  # one is being read, say; the next time will do
+            self.say(f"an old checkpoint could not be removed yet: {error}")
 
 
 def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any]) -> Path:
@@ -138,7 +148,7 @@ def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any]) ->
         files = {}
         for name, content in tensors.items():
             files[f"{name}.safetensors"] = _write(unfinished / f"{name}.safetensors", *_serialized(content))
-        _write(unfinished / "manifest.json", json.dumps({"step": step, **manifest, "files": files}, indent=1).encode())
+        _write(unfinished / "manifest.json", _sealed({"step": step, **manifest, "files": files}))
         _sync(unfinished)
         unfinished.rename(final)
         _sync(folder)
@@ -171,7 +181,7 @@ def scores_of(path: Path) -> tuple[dict[str, float], dict[str, Any]] | None:
     try:
         found = json.loads((path / "scores.json").read_text())
         return found["scores"], found["evaluation"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -184,20 +194,25 @@ def load_newest(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
     """The newest whole checkpoint, or None; damaged ones that are newer are put aside as `damaged.step_*`.
 
     Raises:
-        ValueError: there are checkpoints, and all are damaged.
+        ValueError: there are checkpoints, and all are damaged; they stay where they are.
+        OSError: one cannot be read.
     """
     for unfinished in folder.glob(".unfinished.*"):
-        shutil.rmtree(unfinished)
-    paths = newest(folder)
-    for path in paths:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    damaged: list[tuple[Path, ValueError]] = []
+    for path in newest(folder):
         try:
-            return load(path)
+            found = load(path)
         except ValueError as error:
-            aside = path.with_name(f"damaged.{path.name}")
-            print(f"{error}. It is put aside as {aside.name}", file=sys.stderr, flush=True)
+            damaged.append((path, error))
+            continue
+        for bad, reason in damaged:
+            aside = bad.with_name(f"damaged.{bad.name}")
+            print(f"{reason}. It is put aside as {aside.name}", file=sys.stderr, flush=True)
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-    if paths:
+            bad.rename(aside)
+        return found
+    if damaged:
         raise _all_damaged(folder)
     return None
 
@@ -225,10 +240,19 @@ def look(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    manifest = json.loads((path / "manifest.json").read_text())
+    content = (path / "manifest.json").read_bytes()
+    manifest = json.loads(content)
+    if content != _sealed({name: value for name, value in manifest.items() if name != "sha256"}):
+        raise ValueError("its manifest does not match its checksum")
     if path.name != f"step_{manifest['step']:08d}":
         raise ValueError(f"its manifest is of step {manifest['step']}")
     return manifest
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest with the checksum of its own content."""
+    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps(manifest | {"sha256": digest}, indent=1).encode()
 
 
 def _check(name: str, found: str, expected: str) -> None:
@@ -243,7 +267,7 @@ def _all_damaged(folder: Path) -> ValueError:
 def size_of(tensors: Tensors, manifest: dict[str, Any]) -> int:
     """Bytes that a checkpoint takes on the disk, from the shapes of its tensors."""
     files = {f"{name}.safetensors": "0" * 64 for name in tensors}
-    size = len(json.dumps({"step": 0, **manifest, "files": files}, indent=1))
+    size = len(_sealed({"step": 0, **manifest, "files": files}))
     for content in tensors.values():
         size += len(_header(_aligned(content))) + sum(value.nbytes for value in content.values())
     return size
@@ -266,7 +290,7 @@ def rotate(folder: Path, keep: int, keep_every: int | None = None) -> None:
         if path not in kept:
             gone = path.with_name(f".unfinished.{path.name}")
             path.rename(gone)
-            shutil.rmtree(gone)
+            shutil.rmtree(gone, ignore_errors=True)  # the next start removes what is left
 
 
 def optimizer_tensors(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

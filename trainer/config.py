@@ -144,7 +144,8 @@ class Trainer:
         keep: newest checkpoints kept, besides the best by FID
         keep_every: keep the checkpoints of multiples of so many steps, too
         time_limit: "HH:MM:SS" or as else SLURM writes times: save and leave before the process is that old
-        timeout: seconds that a process waits for the others before the run stops and names who is missing
+        timeout: seconds that a process waits for the others before the run stops and names who is missing; more than a
+            checkpoint takes to be written
         ema_half_life: of the averaged weights, in images
         ema_ramp: it is at most this share of the images seen
         compile: have torch.compile make encoders, decoders and generators faster, which takes it a minute or so;
@@ -376,8 +377,10 @@ def refusing() -> Iterator[None]:
     """Before any training: a setting or the data that cannot be is said without a traceback, exit code 2."""
     try:
         yield
-    except (ValueError, DataError, RunError, OSError) as error:
+    except (ValueError, DataError, OSError) as error:
         refuse(str(error))
+    except RunError as error:  # a process is missing: the same command may do
+        refuse(str(error), code=1)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ Word = Literal["running", "finished", "preempted", "diverged", "failed"]
 
 
 class RunFolder:
-    """A context: when it is left, or its process ends, however that goes, other runs may write.
+    """A context: when it is left, or its process ends, however that goes, other runs may write. An error that leaves it
+    makes the word of a running run "failed".
 
     Args:
         path: it is made where it is missing
@@ -26,12 +27,16 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.word: Word | None = None  # once it is this run's
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.word == "running" and any(error):
+            with suppress(OSError):
+                self.say("failed")
         if self._lock is not None:
             self._lock.close()
 
@@ -60,6 +65,7 @@ class RunFolder:
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         with suppress(OSError):  # a full disk
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}, since {began}".encode())
+        self.say("running")
 
     def check_free(self) -> None:
         """Refuse a folder that another run holds at this moment; nothing is written.
@@ -81,6 +87,7 @@ class RunFolder:
 
     def say(self, state: Word) -> None:
         """Write how the run is into the file `state`, for job scripts."""
+        self.word = state
         replace(self.path / "state", f"{state}\n")
 
 

@@ -1,6 +1,5 @@
 """When a run is to leave early: a signal, a time limit, its launcher's death."""
 
-import ctypes
 import math
 import os
 import signal
@@ -8,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import psutil
 
@@ -17,7 +15,6 @@ from trainer.config import is_first_on_machine
 LEFT_EARLY = 75  # EX_TEMPFAIL: all is saved, and the same command goes on
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 GRACE = 60  # seconds that a process whose launcher is gone has to save
-PR_SET_PDEATHSIG = 1
 
 
 class Leaving:
@@ -41,54 +38,59 @@ class Leaving:
     def asked(self, saving: float) -> bool:
         """Whether to leave now; to be called once a step.
 
-        A limit is met where a step as long as the longest so far, its evaluation included, and the time that a save
-        takes might pass it.
+        A limit is met where two steps as long as the longest so far, its evaluation included, for it takes one more
+        until all have heard, and the time that a save takes might pass it.
 
         Args:
             saving: seconds
         """
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last), now
-        if self.seconds is not None and now - self._began + 1.5 * (self._longest + saving) + 1 > self.seconds:
+        if self.seconds is not None and now - self._began + 2 * (self._longest + saving) + 1 > self.seconds:
             self.reason = self.reason or "trainer.time_limit"
         return self.reason is not None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals instead of dying of them; the second Ctrl-C ends the process at once."""
-        self._follow_launcher()
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        """Note signals instead of dying of them; the second Ctrl-C ends the process at once.
+
+        A thread notes them: handlers would wait as long as the main one waits for a device or for another process.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        descriptor = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(reading,), daemon=True).start()
         try:
             yield
         finally:
+            signal.set_wakeup_fd(descriptor)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            os.close(writing)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
+    def _listen(self, reading: int) -> None:
+        with open(reading, "rb", buffering=0) as arriving:
+            while number := arriving.read(1):
+                if number[0] in SIGNALS:
+                    self._note(signal.Signals(number[0]))
+
+    def _note(self, number: signal.Signals) -> None:
         if number == signal.SIGINT:
             if self._interrupted:
                 _tell("left at once: what was done since the last checkpoint is lost")
                 os._exit(128 + number)
             _tell("saving, then leaving; once more leaves at once")
             self._interrupted = True
-        self.reason = self.reason or name
+        self.reason = self.reason or number.name
         if os.getppid() != self._launcher:
             timer = threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGKILL))
             timer.daemon = True
             timer.start()
 
-    def _follow_launcher(self) -> None:
-        """Have the kernel send SIGTERM when the launcher is gone, so that no rank outlives it."""
-        if "LOCAL_RANK" not in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-            return  # started from a shell, which it may outlive
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != self._launcher:
-            self.reason = "the launcher's death"
-
 
 def _tell(text: str) -> None:
-    """Say something in a signal's handler, where no buffered file may be used."""
+    """Say something at once, whatever the main thread holds."""
     if is_first_on_machine():
         os.write(2, f"\n{text}\n".encode())
 

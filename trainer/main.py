@@ -6,6 +6,11 @@ import sys
 if not __package__:  # run as a file: put the repository, not trainer/, on the path, so that this very clone is imported
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from trainer.launcher import follow_launcher
+
+if __name__ == "__main__":
+    follow_launcher()
+
 from trainer.config import configure
 
 if __name__ == "__main__":

@@ -120,13 +120,14 @@ class Peers:
             if row.any()
         }
         if astray:
+            whose = "; ".join(
+                f"{self.name(rank)} has other weights in {', '.join(names)}" for rank, names in astray.items()
+            )
+            than = "most" if len(astray) < self.world / 2 else "the others, and no majority says which are right"
             raise RunError(
-                f"step {self.step + 1}: "
-                + "; ".join(
-                    f"{self.name(rank)} has other weights in {', '.join(names)}" for rank, names in astray.items()
-                )
-                + " than most. Its memory or device may be at fault: leave that machine out, or take "
-                "--trainer.grad_sync flat, and give the same command again, which goes on from the newest checkpoint"
+                f"step {self.step + 1}: {whose} than {than}. Memory or a device may be at fault: leave that machine "
+                "out, or take --trainer.grad_sync flat, and give the same command again, which goes on from the newest "
+                "checkpoint"
             )
 
 
@@ -144,8 +145,9 @@ def meeting(timeout: int) -> Iterator[None]:
             raise
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RunError(
-            f"process {os.environ.get('RANK')} did not meet the other {os.environ.get('WORLD_SIZE')} at {where} within "
-            f"trainer.timeout {timeout} s: one is gone, or a firewall is between them"
+            f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} did not meet the others at {where} "
+            f"within trainer.timeout {timeout} s: one is gone, a firewall is between them, or gloo looks at the wrong "
+            "network (GLOO_SOCKET_IFNAME)"
         ) from error
 
 

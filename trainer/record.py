@@ -1,6 +1,7 @@
 """What a run shows: TensorBoard, metrics.jsonl, a progress bar or lines, pictures.
 
-A disk that is full for a while stops none of it: lines of metrics.jsonl wait for room, the rest is left out.
+A disk that is full for a while stops none of it: lines of metrics.jsonl wait for room, and TensorBoard's curves are
+made from them again; pictures are left out.
 """
 
 import json
@@ -42,6 +43,7 @@ class Record:
         self.metrics = folder / "metrics.jsonl"
         self._pending, self._lock = "", threading.Lock()  # lines that are not yet on the disk
         self._failed: set[str] = set()
+        self._whole = step  # so far the curves are on the disk
         if self.metrics.exists():
             lines = self.metrics.read_text().splitlines(keepends=True)
             replace(self.metrics, "".join(line for line in lines if _is_kept(line, step, owes)))
@@ -83,8 +85,7 @@ class Record:
         if not self.is_main:
             return
         with self._trying("TensorBoard's curves"):
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+            self._plot(step, values)
         with self._trying("metrics.jsonl"):
             self._append(json.dumps({"step": step, **values, **facts}) + "\n")
 
@@ -135,15 +136,16 @@ class Record:
             pictures: uint8 images of the batch, of each data set
         """
         folder = self.folder / "failures"
-        folder.mkdir(exist_ok=True)
         weights = {
             f"{name}.{key}": {"largest": value.abs().max().item(), "finite": bool(value.isfinite().all())}
             for name, network in networks.items()
             for key, value in network.named_parameters()
         }
         facts = {"step": step, "told": told, "terms": terms, "samples": samples, "weights": weights}
-        (folder / f"step_{step:08d}.json").write_text(json.dumps(facts, indent=1))
-        grid(pictures).save(folder / f"step_{step:08d}.png")
+        with self._trying("failures"):
+            folder.mkdir(exist_ok=True)
+            (folder / f"step_{step:08d}.json").write_text(json.dumps(facts, indent=1))
+            grid(pictures).save(folder / f"step_{step:08d}.png")
 
     def flush(self) -> None:
         """Have all that was recorded on the disk, before a checkpoint that goes on from it.
@@ -152,9 +154,14 @@ class Record:
             OSError: there is no room for metrics.jsonl.
         """
         if self.is_main:
-            with self._trying("TensorBoard's curves"):
-                self.board.flush()
             self._append("")
+            step = _last_step(self.metrics)
+            with self._trying("TensorBoard's curves"):
+                if "TensorBoard's curves" in self._failed:
+                    self._reopen()
+                self.board.flush()
+                self._whole = step
+                self._failed.discard("TensorBoard's curves")
 
     def close(self) -> None:
         if self.is_main:
@@ -166,16 +173,29 @@ class Record:
         """Add a line to metrics.jsonl, and those that waited; what cannot be written as a whole waits."""
         with self._lock:
             self._pending += line
-            with open(self.metrics, "a") as file:
-                whole = file.tell()
+            with open(self.metrics, "ab", buffering=0) as file:
+                whole, rest = file.tell(), self._pending.encode()
                 try:
-                    file.write(self._pending)
-                    file.flush()
+                    while rest:
+                        rest = rest[file.write(rest) :]
                     os.fsync(file.fileno())
                 except OSError:
-                    os.truncate(self.metrics, whole)
+                    file.truncate(whole)
                     raise
             self._pending = ""
+
+    def _reopen(self) -> None:
+        """Begin TensorBoard's file anew after a failure, with what came since it was last whole."""
+        self.board = SummaryWriter(str(self.folder), purge_step=self._whole + 1)
+        for line in self.metrics.read_text().splitlines():
+            values = json.loads(line)
+            if values["step"] > self._whole:
+                self._plot(values["step"], values)
+
+    def _plot(self, step: int, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if "/" in name:
+                self.board.add_scalar(name, value, step)
 
     @contextmanager
     def _trying(self, what: str) -> Iterator[None]:
@@ -186,6 +206,11 @@ class Record:
             if what not in self._failed:
                 self._failed.add(what)
                 self.say(f"{what} cannot be written in {self.folder}: {error}. The run goes on")
+
+
+def _last_step(metrics: Path) -> int:
+    lines = metrics.read_text().splitlines()
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def _is_kept(line: str, step: int, owes: bool) -> bool:

@@ -44,21 +44,26 @@ class State:
 
     def tensors(self) -> checkpoint.Tensors:
         """All tensors by file and name: the run's own, not copies."""
-        tensors = {name: network.state_dict() for name, network in self.networks.items()}
+        tensors = self.trained()
         tensors |= {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
-        if statistics := dict(self.system.named_buffers(recurse=False)):
-            tensors["statistics"] = statistics
         return tensors | {
             f"optimizer.{mover.player.name}": checkpoint.optimizer_tensors(mover.parameters, mover.optimizer)
             for mover in self.movers
         }
+
+    def trained(self) -> checkpoint.Tensors:
+        """Networks and statistics alone."""
+        tensors = {name: network.state_dict() for name, network in self.networks.items()}
+        if statistics := dict(self.system.named_buffers(recurse=False)):
+            tensors["statistics"] = statistics
+        return tensors
 
     def manifest(self) -> dict[str, Any]:
         """The rest, as plain data."""
         return {
             "configuration": self.config.resolved(),
             "data": self._data(),
-            "frozen": self._frozen(),
+            "frozen": frozen(self.system),
             "scalers": {
                 mover.player.name: mover.scaler.state_dict() | {"overflows": int(mover.overflows)}
                 for mover in self.movers
@@ -79,7 +84,7 @@ class State:
                 mover.scaler.load_state_dict(scaler)
 
     def load_networks(self, tensors: checkpoint.Tensors) -> None:
-        """Put back networks and statistics alone."""
+        """Put back what `trained` gave."""
         for name, network in self.networks.items():
             network.load_state_dict(tensors[name])
         for name, buffer in self.system.named_buffers(recurse=False):
@@ -124,7 +129,7 @@ class State:
                 changed.append(f"data.train: {was}{other} in the checkpoint, {has} now in {shards.source}")
             elif saved["order"] != now["order"] and not changed:
                 changed.append("data: another order of samples than in the checkpoint, by data.lanes or data.window")
-        files, here = manifest["frozen"], self._frozen()
+        files, here = manifest["frozen"], frozen(self.system)
         return changed + [
             f"system.{name}_weights: a file of sha256 {files[name]} in the checkpoint, {here[name]} now"
             for name in files.keys() & here.keys()
@@ -143,10 +148,10 @@ class State:
             for shards, order in zip(self.trains, self.orders, strict=True)
         ]
 
-    def _frozen(self) -> dict[str, str]:
-        """sha256 of the files of networks that nobody moves."""
-        children = self.system.named_children()
-        return {name: str(network.sha256) for name, network in children if name in self.system.frozen}
+
+def frozen(system: System) -> dict[str, str]:
+    """sha256 of the files of networks that nobody moves."""
+    return {name: str(network.sha256) for name, network in system.named_children() if name in system.frozen}
 
 
 def _is_new_data(line: str) -> bool:

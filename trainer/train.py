@@ -34,7 +34,7 @@ from trainer.leave import Leaving, exit_code
 from trainer.peers import Peers, code, meeting
 from trainer.pictures import panels
 from trainer.record import Record
-from trainer.state import State
+from trainer.state import State, frozen
 from trainer.step import Step
 
 if TYPE_CHECKING:
@@ -221,25 +221,23 @@ class Run:
             RunError: a loss or gradient is not finite, a checkpoint cannot be written, or a process is missing.
             DataError: a sample is damaged.
         """
-        self._say("running")
         try:
             with self.peers.missed():
                 left = self._train()
-        except BaseException as error:
+                self._say("preempted" if left else "finished")
+                self.accelerator.wait_for_everyone()
+        except BaseException:
             with suppress(OSError):
                 self.saver.finish()  # what was on its way
-                self._say("diverged" if isinstance(error, DivergedError) else "failed")
-            self.record.close()
             raise
-        self._say("preempted" if left else "finished")
-        self.record.close()
+        finally:
+            self.record.close()
         gc.collect()  # or what the workers shared would be told as leaked when the process leaves at once
-        self.accelerator.wait_for_everyone()
         return left
 
     def _train(self) -> bool:
         settings, evaluation = self.config.trainer, self.config.evaluate
-        if self.owes and self.evaluator:
+        if self.owes:
             self._evaluate()
         batches = self._batches()
         since, began, waited, leave = self.step, time.monotonic(), 0.0, False
@@ -317,7 +315,8 @@ class Run:
         if failed := self.mover.failed():
             raise self._diverged(*failed)
         if weights:
-            self.peers.check_weights(self.networks)
+            averages = {f"the average of {name}": ema for name, ema in self.ema.system.named_children()}
+            self.peers.check_weights(self.networks | averages)
 
     def _log(self, steps: int, began: float, waited: float) -> None:
         terms = self.mover.meter.read(self.accelerator)
@@ -362,16 +361,18 @@ class Run:
         terms = self.mover.meter.read(self.accelerator)
         bad = [name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)]
         told = f"step {step + 1}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}"
+        self._say("diverged")  # whatever else goes wrong, it is not to be started again
         if self.accelerator.is_main_process:
             batch = [order[step] for order in self.orders]
             samples = [
                 [shards.name(int(position)) for position in positions]
                 for shards, positions in zip(self.trains, batch, strict=True)
             ]
-            pictures = {
-                f"set {i}": read(shards, positions[:GRID], self.config.data.size, self.config.data.channels).image
-                for i, (shards, positions) in enumerate(zip(self.trains, batch, strict=True))
-            }
+            pictures = {}
+            with suppress(DataError):
+                for i, (shards, positions) in enumerate(zip(self.trains, batch, strict=True)):
+                    shown = read(shards, positions[:GRID], self.config.data.size, self.config.data.channels)
+                    pictures[f"set {i}"] = shown.image
             self.record.failure(step + 1, told, terms, samples, self.networks, pictures)
         kept = f", and the checkpoints in {self.checkpoints} are intact" if self.checkpoints.exists() else ""
         return DivergedError(
@@ -447,7 +448,8 @@ class Run:
         self.state.load(tensors, manifest)
         self.step, self.stood_in = step, manifest["skipped"]
         self._resume_windows(manifest["windows"])
-        self.owes = manifest["owes"] and checkpoint.scores_of(path) is None
+        scored = checkpoint.scores_of(path) is not None
+        self.owes = manifest["owes"] and not scored and self.config.evaluate.every > 0
 
     def _resume_windows(self, windows: list[dict[str, Any]]) -> None:
         """Go on with what each process had not logged yet; as many other processes share it."""
@@ -464,6 +466,7 @@ class Run:
         own = {"code": self.code, **flat(self.config.resolved())}
         for name in ("data.workers", "data.cache", "data.cache_gb"):  # a machine's own
             del own[name]
+        own |= frozen(self.system)
         own["shards"] = [shards.fingerprint() for shards in (*self.trains, *self.tests)]
         self.peers.check_alike(own)
 
@@ -476,9 +479,9 @@ class Run:
 
         DDP reorders its buckets after its first backward, and with three processes or more that changes rounding.
         """
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or self.config.trainer.grad_sync == "flat":
             return
-        before = copy.deepcopy(self.state.tensors())
+        before = copy.deepcopy(self.state.trained())
         data, settings = self.config.data, self.config.trainer
         image = torch.zeros(self.share, data.channels, data.size, data.size, device=self.accelerator.device)
         mover = self._mover()
