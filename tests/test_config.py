@@ -8,9 +8,9 @@ import yaml
 from conftest import ROOT
 
 from models import VAEGAN
+from trainer.build import precision_of, shares
 from trainer.config import configure, differences, refusing
 from trainer.leave import parse
-from trainer.train import shares
 
 DATA = ["--data.train", "nowhere"]
 
@@ -174,6 +174,26 @@ def test_shares_of_a_batch():
         shares(64, None, 2, group=5)
     with pytest.raises(ValueError, match=r"micro_batch 3 holds no whole group of minibatch_stddev 4: take one of 4, 8"):
         shares(64, 3, 2, group=4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "launched", "gpu", "has_bf16", "taken"),
+    [
+        (None, "no", True, True, "bf16"),
+        (None, "no", True, False, "no"),
+        (None, "no", False, True, "no"),
+        (None, "fp16", True, True, "fp16"),
+        ("no", "bf16", True, True, "no"),
+    ],
+)
+def test_precision_is_the_one_asked_for_the_launchers_or_what_the_gpu_has(
+    monkeypatch, asked, launched, gpu, has_bf16, taken
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
+    assert precision_of(asked) == taken
 
 
 @pytest.mark.parametrize(

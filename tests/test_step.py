@@ -13,9 +13,9 @@ from conftest import ROOT, leave
 from test_systems import SYSTEMS
 
 from trainer.batch import Batch
+from trainer.build import WRAPPING
 from trainer.ema import EMA
 from trainer.step import Meter, Step
-from trainer.train import WRAPPING
 
 STEPS = 4
 

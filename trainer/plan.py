@@ -20,12 +20,12 @@ from data.order import Order
 from data.shards import Shards
 from models.system import Optimizer, Player
 from trainer import checkpoint
+from trainer.build import check_held_out, check_precision, open_sets, orders_of, precision_of, shares
 from trainer.config import Config, refusing
 from trainer.folder import RunFolder
 from trainer.leave import parse
 from trainer.memory import Device, Rehearsal, size_of
 from trainer.state import State
-from trainer.train import check_held_out, check_precision, open_sets, orders_of, precision_of, shares
 
 Row = Sequence[object]
 NUMBER = re.compile(r"[\d.,e-]+( [kMGT]?B)?")

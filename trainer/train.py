@@ -2,32 +2,29 @@
 
 import copy
 import gc
-import logging
 import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import DynamoBackend, broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from data.errors import DataError
 from data.loader import Augment, Batches, load, read
-from data.order import Order, permutation, tally
+from data.order import permutation, tally
 from data.processes import prepare_workers
-from data.shards import OnError, Shards
-from models import Player, System
+from models import Player
 from trainer import checkpoint
 from trainer.batch import Batch, key, normalize
-from trainer.config import Config, Data, DivergedError, RunError, Trainer, flat, refusing, stopping
+from trainer.build import accelerator_of, check_held_out, open_sets, orders_of, shares
+from trainer.config import Config, DivergedError, RunError, flat, refusing, stopping
 from trainer.ema import EMA
 from trainer.folder import RunFolder, Word
 from trainer.leave import Leaving, exit_code
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
 GRID = 48  # images in each panel of a grid
 FEW = 1000  # images, of which a share is not judged more finely
-# Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
-WRAPPING = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def train(config: Config) -> int:
@@ -54,104 +49,12 @@ def train(config: Config) -> int:
     with leaving.listening(), RunFolder(config.run_dir) as folder:
         with refusing():
             with meeting(settings.timeout):
-                accelerator = _accelerator(settings)
+                accelerator = accelerator_of(settings)
                 peers = Peers(accelerator, settings.timeout)
             with peers.missed():
                 run = Run(config, folder, accelerator, peers, leaving)
         with stopping():
             return exit_code(left_early=run.go())
-
-
-def shares(batch_size: int, micro_batch: int | None, world_size: int, group: int = 1) -> tuple[int, int]:
-    """Images a step of one process, and how many of them go through the networks at once.
-
-    Args:
-        batch_size: images a step of all
-        micro_batch: at most so many at once; None: a process's whole share
-        world_size: processes
-        group: images that must stay together
-
-    Raises:
-        ValueError: the world size does not divide the batch, or no micro-batch holds whole groups.
-    """
-    share, rest = divmod(batch_size, world_size)
-    if rest or not share:
-        fitting = [max(1, batch_size // world_size) * world_size, -(-batch_size // world_size) * world_size]
-        worlds = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
-        raise ValueError(
-            f"trainer.batch_size {batch_size} cannot be dealt evenly to {world_size} processes: take "
-            f"{' or '.join(str(size) for size in dict.fromkeys(fitting))}, or another number of processes "
-            f"({_some_of(worlds)})"
-        )
-    fits = [size for size in range(group, share + 1, group) if share % size == 0]
-    if not fits:
-        raise ValueError(
-            f"minibatch_stddev {group} does not divide a process's {share} images a step (trainer.batch_size "
-            f"{batch_size} over {world_size}): change it, trainer.batch_size or the number of processes"
-        )
-    within = [size for size in fits if size <= (micro_batch or share)]
-    if not within:
-        raise ValueError(
-            f"trainer.micro_batch {micro_batch} holds no whole group of minibatch_stddev {group}: take one of "
-            f"{_some_of(fits)}, or leave it unset"
-        )
-    return share, within[-1]
-
-
-def _some_of(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers if len(numbers) < 12 else [*numbers[:5], "...", *numbers[-5:]]))
-
-
-def open_sets(config: Config, system: System) -> tuple[list[Shards], list[Shards]]:
-    """The training and the held-out shards of each data set that a system learns from.
-
-    Raises:
-        ValueError: there are too many or too few sets.
-        DataError: shards are missing or damaged; names the setting.
-    """
-    data = config.data
-    trains = _open(data, "data.train", data.trains, system, data.on_error)
-    return trains, _open(data, "data.test", data.tests, system) if data.tests else []
-
-
-def _open(data: Data, setting: str, folders: list[str], system: System, on_error: OnError = "stop") -> list[Shards]:
-    if len(folders) != system.domains:
-        names = f"{len(folders)} folder{'s' if len(folders) > 1 else ''}"
-        raise ValueError(
-            f"{setting} names {names}, expected {system.domains} for {type(system).__name__}"
-            + (': give "[A, B]"' if system.domains == 2 else "")
-        )
-    try:
-        return data.open(folders, on_error)
-    except DataError as error:
-        raise DataError(f"{setting}: {error}") from error
-
-
-def check_held_out(tests: list[Shards]) -> None:
-    """Refuse evaluations without anything to compare with.
-
-    Raises:
-        ValueError: there are no held-out images.
-    """
-    if not tests:
-        raise ValueError(
-            "data.test is not set, and evaluations compare with held-out images: name a folder of shards with "
-            "--data.test, or turn them off with --evaluate.every 0"
-        )
-
-
-def orders_of(config: Config, trains: list[Shards]) -> list[Order]:
-    """The order of samples of each training set.
-
-    Raises:
-        DataError: one has fewer samples than a batch.
-    """
-    settings, data = config.trainer, config.data
-    seeds = [settings.seed, *(key(settings.seed, "order", i) for i in range(1, len(trains)))]
-    return [
-        Order(shards.counts, settings.batch_size, seed, data.lanes, data.window)
-        for shards, seed in zip(trains, seeds, strict=True)
-    ]
 
 
 class Run:
@@ -541,67 +444,3 @@ class Run:
             f"{self.share // self.micro} x {self.micro}\n"
             f"{'going on' if self.step else 'starting'} at step {self.step} of {settings.steps} in {self.folder.path}"
         )
-
-
-def _accelerator(settings: Trainer) -> Accelerator:
-    """The launcher's processes and device, and the precision asked for.
-
-    Raises:
-        ValueError: fp16 on a CPU, or accelerate does not see the launcher's processes as one world.
-    """
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # Its successor forward_sync_buffers is not accelerate's to pass on yet.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
-    # Of a dimension of size 1, whose stride means nothing.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    _settle_cuda(settings)
-    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout))
-    accelerator = Accelerator(mixed_precision=precision_of(settings.precision), kwargs_handlers=[WRAPPING, waiting])
-    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
-        raise ValueError(
-            "the launcher's --dynamo_backend would compile discriminators, too, through which no gradient penalty can "
-            "go: take --dynamo_backend no and --trainer.compile true"
-        )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"the launcher started {launched} processes, but each would train alone: for CPU processes set "
-            "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
-        )
-    check_precision(accelerator.mixed_precision, accelerator.device.type, settings.precision)
-    return accelerator
-
-
-def check_precision(precision: str, device: str, asked: str | None) -> None:
-    """Refuse what would silently be another precision.
-
-    Raises:
-        ValueError: names the setting, `trainer.precision` if that was `asked` for.
-    """
-    if precision == "fp16" and device == "cpu":
-        source = "trainer.precision" if asked else "the launcher's --mixed_precision"
-        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
-
-
-def precision_of(asked: str | None) -> str:
-    """The one asked for, the launcher's, or bf16 where a GPU has it: accelerate's launcher says no by default."""
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked or launched != "no":
-        return asked or launched
-    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available():
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-
-
-def _settle_cuda(settings: Trainer) -> None:
-    """What CUDA and NCCL read when they start: the same bits each time, if asked for, and a record of what hung."""
-    torch.use_deterministic_algorithms(settings.deterministic)
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-    for name, value in {
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{settings.run_dir}/failures/nccl_rank_",
-    }.items():
-        os.environ.setdefault(name, value)
