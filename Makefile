@@ -11,7 +11,7 @@ THREADS := $(shell n=$$(nproc); echo $$(( n > $(PROCESSES) ? n / $(PROCESSES) : 
 LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --quiet --config_file launch/accelerate.yaml \
 	$(if $(filter-out 1,$(PROCESSES)),--multi_gpu) --num_processes $(PROCESSES) --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: train compare test test-slow lint setup data board
+.PHONY: train compare test test-slow test-gpu lint setup data board
 
 train: setup
 	$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
@@ -24,6 +24,9 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow $(ARGS)
+
+test-gpu: setup
+	$(BIN)/pytest -q -m gpu -rs $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

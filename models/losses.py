@@ -165,8 +165,8 @@ def fool(fakes: Tensor, kind: Adversarial = "logistic", real: Tensor | None = No
 
 def not_own(logits: Tensor, own: Literal[1, 2]) -> Tensor:
     """-log(1 - p_own) of ternary logits on fakes of class `own`: it rests when they are taken for any other kind."""
-    others = [kind for kind in range(3) if kind != own]
-    return softplus(logits[:, own] - logits[:, others].logsumexp(1)).mean()
+    others = torch.stack([logits[:, 0], logits[:, 3 - own]], 1)  # a list as index is copied to a GPU, and waited for
+    return softplus(logits[:, own] - others.logsumexp(1)).mean()
 
 
 def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:

@@ -29,6 +29,12 @@ SMALL = [
 ]
 
 
+def pytest_configure(config) -> None:
+    """Every test but those for GPUs is of a CPU, also where there are GPUs."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def leave() -> None:
     """End a rank of a test as trainer/main.py ends a run's."""
     torch.distributed.barrier()

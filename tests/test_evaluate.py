@@ -309,11 +309,10 @@ def test_demo_random_needs_no_labels_and_takes_no_weights(tmp_path):
         build(settings, data, tmp_path, [shards], [shards], accelerator)
 
 
-def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path):
-    """The real architecture with random weights: the path that real weights take."""
+def random_inception(path: Path) -> None:
+    """A file of random weights for the real architecture."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = tmp_path / "weights.pth"
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
@@ -323,6 +322,12 @@ def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp
         if parameter.dim() > 1:
             torch.nn.init.kaiming_normal_(parameter)
     torch.save(network.state_dict(), path)
+
+
+def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path):
+    """The path that real weights take."""
+    path = tmp_path / "weights.pth"
+    random_inception(path)
     extractor = inception(str(path)).eval()
     assert extractor.name.startswith("inception-v3-weights-")
     features, logits = extractor(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))

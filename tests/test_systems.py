@@ -9,6 +9,7 @@ from torch import nn
 from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, Judge, Networks, Optimizer
 from models.losses import realness
 from models.networks import Decoder, Discriminator, Encoder
+from models.networks.translator import Translator
 from models.system import freeze_all_but
 from trainer.batch import Batch
 
@@ -375,3 +376,18 @@ def test_systems_say_what_they_can():
 def test_impossible_settings_are_refused_by_name(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_translator_is_the_same_with_deterministic_algorithms():
+    """Its reflected edges are then made otherwise."""
+    translator, image = Translator(1, 4, 1).double(), torch.rand(2, 1, 16, 16, dtype=torch.float64)
+    found = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            made = translator(image)
+            found.append([made, *torch.autograd.grad(made.square().sum(), translator.parameters())])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)

@@ -1,5 +1,6 @@
 """Images to images."""
 
+import torch
 from torch import Tensor, nn
 
 from models.networks.blocks import initialize
@@ -20,14 +21,14 @@ class Translator(nn.Module):
         super().__init__()
         wide = 4 * width
         self.trunk = nn.Sequential(
-            *_layer(nn.Conv2d(channels, width, 7, 1, 3, padding_mode="reflect"), width),
+            *_layer(_Reflected(channels, width, 7, 1, 3), width),
             *_layer(nn.Conv2d(width, 2 * width, 3, 2, 1), 2 * width),
             *_layer(nn.Conv2d(2 * width, wide, 3, 2, 1), wide),
             *(_Block(wide) for _ in range(blocks)),
             *_layer(nn.ConvTranspose2d(wide, 2 * width, 3, 2, 1, output_padding=1), 2 * width),
             *_layer(nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1), width),
         )
-        self.last = nn.Conv2d(width, channels, 7, 1, 3, padding_mode="reflect")
+        self.last = _Reflected(width, channels, 7, 1, 3)
         initialize(self, 0.0)
         nn.init.xavier_normal_(self.last.weight)
 
@@ -36,12 +37,29 @@ class Translator(nn.Module):
         return self.last(self.trunk(image)).tanh()
 
 
+class _Reflected(nn.Conv2d):
+    """A convolution over reflected edges, whose gradient torch sums on a GPU in no fixed order: where the same bits are
+    asked for, edges are made of parts that autograd has an order for."""
+
+    def __init__(self, channels: int, wide: int, kernel: int, stride: int, padding: int):
+        super().__init__(channels, wide, kernel, stride, padding, padding_mode="reflect")
+        self.margin = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        for axis in (2, 3):
+            first, last = x.narrow(axis, 1, self.margin), x.narrow(axis, -1 - self.margin, self.margin)
+            x = torch.cat([first.flip(axis), x, last.flip(axis)], axis)
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride)
+
+
 class _Block(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.branch = nn.Sequential(
-            *_layer(nn.Conv2d(channels, channels, 3, 1, 1, padding_mode="reflect"), channels),
-            *_layer(nn.Conv2d(channels, channels, 3, 1, 1, padding_mode="reflect"), channels)[:-1],
+            *_layer(_Reflected(channels, channels, 3, 1, 1), channels),
+            *_layer(_Reflected(channels, channels, 3, 1, 1), channels)[:-1],
         )
 
     def forward(self, x: Tensor) -> Tensor:
