@@ -408,8 +408,8 @@ def measure(network: Network, settings: list[str], single: Team, ranks: Team, ro
     """Medians over rounds, in seconds a step.
 
     single: of the processes that know of no others; waiting: that the slowest of them takes longer than their mean;
-    bare: of the same all-reduces with nothing else; and of each way its time, its efficiency and, times a single
-    process's, its own work.
+    cores: the share of its core that such a process got, beside what else the machine does; bare: of the same
+    all-reduces with nothing else; and of each way its time, its efficiency and, times a single process's, its own work.
     """
     period = single.ask("build", settings)[0]
     ranks.ask("build", settings)
@@ -432,7 +432,8 @@ def measure(network: Network, settings: list[str], single: Team, ranks: Team, ro
         alone = len(single.pipes) / rate(took["single"])
         slowest = statistics.mean(map(max, zip(*took["single"], strict=True)))
         bare = statistics.median(map(max, zip(*ranks.ask("all_reduces", messages, 5), strict=True)))
-        kept.append({"single": alone, "waiting": slowest - alone, "bare": bare})
+        got = worked["single"] / sum(map(sum, took["single"]))
+        kept.append({"single": alone, "waiting": slowest - alone, "bare": bare, "cores": got})
         for way in WAYS:
             kept[-1][way] = len(ranks.pipes) / rate(took[way])
             kept[-1][f"{way}/efficiency"] = alone / kept[-1][way]
@@ -520,11 +521,12 @@ def tables_of_worlds(networks: list[Network], cluster: Cluster, settings: argpar
                 cells += [f"{sent * 1e3:.2f}", f"{step / total:.3f}", f"{processes * network.batch_size / total:,.0f}"]
             rows.append([processes, *cells])
         sizes = ", ".join(
-            f"{move.player} {' + '.join(f'{size / 1e6:.2f}' for _, size in move.buckets)}" for move in network.moves
+            f"{move.player} {' + '.join(f'{size / 1e6:.3f} ({slack:.1%})' for slack, size in move.buckets)}"
+            for move in network.moves
         )
         lines += [
             f"{network.name}: {network.batch_size} images a process, {network.flops / 1e9:.1f} GFLOP a step; MB of "
-            f"gradients: {sizes}",
+            f"gradients (and slack, of a step): {sizes}",
             "",
             *table(
                 "| processes | ms sent, ddp | efficiency | images/s | ms sent, flat | efficiency | images/s |", rows
@@ -538,8 +540,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
     parser.add_argument("--also", type=int, nargs="*", default=[3, 4], help="ranks of further bare all-reduces")
     parser.add_argument("--config", action="append", default=[], metavar="RECIPE", help="instead of the four recipes")
     parser.add_argument("--out", type=Path, help="a Markdown file to write the tables to")
@@ -594,7 +596,8 @@ def measured(networks: dict[str, Network], named: dict[str, list[str]], settings
         team.end()
     return [
         f"{settings.processes} gloo ranks and {settings.processes} single processes on {len(os.sched_getaffinity(0))} "
-        f"cores; medians of {settings.rounds} rounds; load before: {before:.1f}. Fitted: alpha "
+        f"cores, of which a single process got {min(its['cores'] for its in found.values()):.0%} and more beside what "
+        f"else ran (load before: {before:.1f}); medians of {settings.rounds} rounds. Fitted: alpha "
         f"{cluster.alpha * 1e6:.0f} us, bandwidth {cluster.intra / 1e9:.2f} GB/s.",
         "",
         *tables_of_steps(found, settings.processes, cluster),
