@@ -1,10 +1,14 @@
 """Fixtures: the digits as shards, a small batch, and the real program in a subprocess."""
 
+import itertools
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,6 +76,67 @@ def main(digits):
         return process
 
     return run
+
+
+class Ranks:
+    """Running ranks of one world."""
+
+    def __init__(self, warm, pids: list[int], output: Path):
+        self.warm, self.pids, self.output = warm, pids, output
+        self.codes: dict[int, int] = {}
+
+    def __call__(self, signal_: int, *which: int) -> None:
+        """Send a signal to some ranks, or to all."""
+        for rank in which or range(len(self.pids)):
+            with suppress(ProcessLookupError):
+                os.kill(self.pids[rank], signal_)
+
+    def wait(self) -> SimpleNamespace:
+        """Until all have ended: what they wrote, and their exit codes."""
+        while len(self.codes) < len(self.pids):
+            pid, code = ask(self.warm, "")
+            if pid in self.pids:  # others were left behind by a failed test
+                self.codes[pid] = code
+        codes = [self.codes[pid] for pid in self.pids]
+        return SimpleNamespace(returncode=max(codes, key=abs), codes=codes, stderr=self.output.read_text())
+
+
+def ask(warm: subprocess.Popen, question: str):
+    warm.stdin.write(f"{question}\n")
+    warm.stdin.flush()
+    return json.loads(warm.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def warm():
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "warm.py")]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=ROOT) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def ranks(warm, digits, tmp_path):
+    """Start trainer/main.py's work as a launcher's ranks, which have imported everything already: seconds less than
+    `main`, each rank's own process, but no launcher. Returns `Ranks`."""
+    outputs = (tmp_path / f"output.{i}" for i in itertools.count())
+
+    def start(*arguments, processes: int = 1, small=NETWORKS, env=lambda rank: {}) -> Ranks:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL, *small]
+        output, pids = next(outputs), []
+        for rank in range(processes):
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            environment = {key: str(value) for key, value in world.items()} if processes > 1 else {}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env(rank)
+            question = {"arguments": [*data, *map(str, arguments)], "environment": environment, "output": str(output)}
+            pids.append(ask(warm, json.dumps(question)))
+        return Ranks(warm, pids, output)
+
+    return start
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there, are found damaged when they are, and the best and the newest are kept."""
 
+import json
 import os
 import subprocess
 
@@ -14,8 +15,16 @@ def tensors(value: float) -> checkpoint.Tensors:
 
 
 def save(folder, step, fid=None):
-    scores = {} if fid is None else {"eval/fid2k/demo-cnn-v1": fid, "eval/is2k/demo-cnn-v1": 1.0}
-    return checkpoint.save(folder, step, tensors(step), {"scores": scores, "evaluation": {"held_out": "a"}})
+    path = checkpoint.save(folder, step, tensors(step), {"owes": fid is not None})
+    if fid is not None:
+        score(path, fid)
+    return path
+
+
+def score(path, fid, **evaluation):
+    scores = {"eval/fid2k/demo-cnn-v1": fid, "eval/is2k/demo-cnn-v1": 1.0}
+    found = {"scores": scores, "evaluation": {"held_out": "a"} | evaluation}
+    checkpoint.replace(path / "scores.json", json.dumps(found))
 
 
 def test_round_trip(tmp_path):
@@ -23,7 +32,7 @@ def test_round_trip(tmp_path):
     assert path.name == "step_00000012"
     loaded, manifest = checkpoint.load(path)
     assert manifest["step"] == 12
-    assert manifest["scores"]["eval/fid2k/demo-cnn-v1"] == 3.5
+    assert checkpoint.scores_of(path)[0]["eval/fid2k/demo-cnn-v1"] == 3.5
     assert loaded.keys() == tensors(12).keys()
     assert torch.equal(loaded["encoder"]["weight"], tensors(12)["encoder"]["weight"])
 
@@ -51,8 +60,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
 
 def test_scores_measured_in_another_way_do_not_compete(tmp_path):
     save(tmp_path, 1, 5.0)
-    other = {"scores": {"eval/fid2k/demo-cnn-v1": 1.0}, "evaluation": {"held_out": "b"}}
-    checkpoint.save(tmp_path, 2, tensors(2), other)
+    score(save(tmp_path, 2), 1.0, held_out="b")
     for step in (3, 4):
         save(tmp_path, step)
         checkpoint.rotate(tmp_path, 1)
@@ -80,8 +88,8 @@ def test_a_damaged_checkpoint_neither_counts_nor_stays_in_the_way(tmp_path, file
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
-    def full(path, content):
-        path.write_bytes(content[:10])
+    def full(path, *content):
+        path.write_bytes(content[0][:10])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_write", full)
@@ -112,10 +120,10 @@ def test_optimizer_state_goes_by_name():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system of 2 MB."""
+    """A real file system of 3 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small disk needs root: " + mounted.stderr.decode().strip())
     yield folder
@@ -124,21 +132,22 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(small_disk):
     save(small_disk, 1)
-    (small_disk / "filler").write_bytes(b"\0" * 1_900_000)
+    (small_disk / "filler").write_bytes(b"\0" * 2_900_000)
     big = {"encoder": {"weight": torch.zeros(100_000)}}
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(small_disk, 2, big, {"scores": {}})
+        checkpoint.save(small_disk, 2, big, {})
     assert [path.name for path in checkpoint.newest(small_disk)] == ["step_00000001"]
     assert not list(small_disk.glob(".unfinished*"))
     checkpoint.load(small_disk / "step_00000001")
 
 
-def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_room(here, small_disk):
+def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_room(here, small_disk, monkeypatch):
     arguments = ["--system", "AE", "--trainer.run_dir", small_disk / "run", "--trainer.save_every", "2"]
     probe = here(*arguments, "--trainer.steps", "2")
     assert probe.returncode == 0, probe.stderr
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "filler").write_bytes(b"\0" * (free - 40_000))
+    monkeypatch.setattr(checkpoint, "TRIES", 2)
     full = here(*arguments, "--trainer.steps", "6")
     assert full.returncode == 1
     assert "step 4: the checkpoint could not be saved: No space left on device" in full.stderr

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from models import VAEGAN
 from trainer.config import configure, differences, refusing
+from trainer.leave import parse
 from trainer.train import shares
 
 DATA = ["--data.train", "nowhere"]
@@ -161,9 +162,32 @@ def test_differences_name_settings_that_matter():
 def test_shares_of_a_batch():
     assert shares(64, None, 2) == (32, 32)
     assert shares(64, 8, 2) == (32, 8)
-    with pytest.raises(ValueError, match=r"batch_size 64 cannot be dealt evenly to 3 processes: take 63 or 66"):
+    assert [shares(48, 16, world) for world in (1, 2, 4, 8)] == [(48, 16), (24, 12), (12, 12), (6, 6)]
+    assert shares(48, 16, 2, group=4) == (24, 12)
+    with pytest.raises(
+        ValueError, match=r"batch_size 64 cannot be dealt evenly to 3 processes: take 63 or 66.*1, 2, 4"
+    ):
         shares(64, None, 3)
-    with pytest.raises(ValueError, match=r"micro_batch 5 does not divide .* \[1, 2, 4"):
-        shares(64, 5, 2)
     with pytest.raises(ValueError, match=r"batch_size 1 .* take 4"):
         shares(1, None, 4)
+    with pytest.raises(ValueError, match=r"minibatch_stddev 5 does not divide a process's 32 images"):
+        shares(64, None, 2, group=5)
+    with pytest.raises(ValueError, match=r"micro_batch 3 holds no whole group of minibatch_stddev 4: take one of 4, 8"):
+        shares(64, 3, 2, group=4)
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        *(("90", 5400), ("1:30", 90), ("23:30:00", 84600)),
+        *(("1-12", 129600), ("1-12:30", 131400), ("2-00:00:01", 172801)),
+    ],
+)
+def test_time_limits_are_written_as_slurms(limit, seconds):
+    assert parse(limit) == seconds
+
+
+@pytest.mark.parametrize("limit", ["", "soon", "1:2:3:4", "1-", "1-1:2:3:4"])
+def test_other_time_limits_are_refused(limit):
+    with pytest.raises(ValueError, match=r"trainer\.time_limit is"):
+        parse(limit)

@@ -229,7 +229,7 @@ def test_the_run_folder(main, tmp_path, demo_cnn, monkeypatch):
     files = {path.name for path in (run_dir / "checkpoints" / "step_00000004").iterdir()}
     networks = {"encoder", "decoder", "discriminator_binary", "ema.encoder", "ema.decoder"}
     assert files == {f"{name}.safetensors" for name in networks | {"optimizer.binary", "optimizer.autoencoder"}} | {
-        "manifest.json"
+        *("manifest.json", "scores.json")
     }
 
 
@@ -239,7 +239,7 @@ def test_the_run_folder(main, tmp_path, demo_cnn, monkeypatch):
         (["--data.train", "nowhere"], "nowhere does not exist"),
         (["--evaluate.every", "2", "--evaluate.extractor", "inception", "--evaluate.weights", "none.pth"], "none.pth"),
         (["--trainer.precision", "fp16"], "fp16, which a CPU would silently train in fp32"),
-        (["--trainer.micro_batch", "3"], "micro_batch 3 does not divide"),
+        (["--trainer.time_limit", "soon"], "trainer.time_limit is 'soon', expected minutes, MM:SS, HH:MM:SS"),
         (["--trainer.run_dir", "/dev/null/run"], "/dev/null/run"),
     ],
 )

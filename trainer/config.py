@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -25,7 +26,8 @@ from models.networks.perceptual import WeightsFile
 # no part in which checkpoint is best.
 FREE = frozenset(
     [
-        *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "keep")),
+        *(f"trainer.{name}" for name in ("steps", "run_dir", "micro_batch", "save_every", "log_every", "check_every")),
+        *(f"trainer.{name}" for name in ("keep", "keep_every", "time_limit", "timeout", "deterministic", "grad_sync")),
         *("trainer.share_passes", "trainer.accept_new_data", "data.train", "data.test", "data.workers"),
         "system.init_args.perceptual_weights",
         *(f"data.{name}" for name in ("on_error", "max_skipped", "cache", "cache_gb")),
@@ -37,6 +39,10 @@ FREE = frozenset(
 
 class RunError(RuntimeError):
     """The run cannot go on; the message says why and what to do. Its last checkpoint is intact."""
+
+
+class DivergedError(RunError):
+    """A loss or gradient is not finite: started again as it is, the run would come to the same step."""
 
 
 class Location(str):
@@ -121,13 +127,22 @@ class Trainer:
     Args:
         steps: optimizer steps of the whole run
         batch_size: images a step, over all processes
-        micro_batch: images a process takes through the networks at once, to bound memory; unset: its whole share
+        micro_batch: images a process takes through the networks at once, at most, to bound memory; unset: its whole
+            share
         seed: of the weights, the order of the data and every draw
         run_dir: where all results go; the same command again goes on from there. Unset: runs/RECIPE
-        precision: mixed precision; unset: what the launcher was given
+        precision: of passes; unset: the launcher's where that is bf16 or fp16, else bf16 on a GPU that has it
+        overflows: updates in a row that fp16 may skip before the run has diverged
+        grad_sync: average gradients between processes while they are made (ddp), or all at once after each player's
+            last backward (flat), which can miss none and hides none of its time
+        deterministic: take algorithms on a GPU that give the same bits each time, or fail where there is none
         save_every: steps between checkpoints; every evaluation and the last step save one, too
         log_every: steps between log lines
+        check_every: steps between checks that all processes have the same weights; every save is one, too
         keep: newest checkpoints kept, besides the best by FID
+        keep_every: keep the checkpoints of multiples of so many steps, too
+        time_limit: "HH:MM:SS" or as else SLURM writes times: save and leave before the process is that old
+        timeout: seconds that a process waits for the others before the run stops and names who is missing
         ema_half_life: of the averaged weights, in images
         ema_ramp: it is at most this share of the images seen
         share_passes: make encoder and decoder passes once a step where possible; off saves memory, not the result
@@ -140,9 +155,16 @@ class Trainer:
     seed: NonNegativeInt = 0
     run_dir: Location | None = None
     precision: Literal["no", "bf16", "fp16"] | None = None
+    overflows: PositiveInt = 20
+    grad_sync: Literal["ddp", "flat"] = "ddp"
+    deterministic: bool = False
     save_every: PositiveInt = 1000
     log_every: PositiveInt = 50
+    check_every: PositiveInt = 1000
     keep: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    time_limit: str | None = None
+    timeout: PositiveInt = 600
     ema_half_life: PositiveInt = 10_000
     ema_ramp: PositiveFloat = 0.05
     share_passes: bool = True
@@ -287,9 +309,11 @@ def _is_first_to_tell() -> bool:
     if not torch.distributed.is_initialized():
         return is_first_on_machine()
     try:
-        return torch.distributed.distributed_c10d._get_default_store().add("errors told", 1) == 1
-    except RuntimeError:  # the store's host has told and left
-        return False
+        store = torch.distributed.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=5))
+        return store.add("errors told", 1) == 1
+    except RuntimeError:  # the store's host is gone: each machine's log is to say why it ends
+        return is_first_on_machine()
 
 
 def refuse(message: str, code: int = 2) -> NoReturn:
@@ -304,7 +328,7 @@ def refusing() -> Iterator[None]:
     """Before any training: a setting or the data that cannot be is said without a traceback, exit code 2."""
     try:
         yield
-    except (ValueError, DataError, OSError) as error:
+    except (ValueError, DataError, RunError, OSError) as error:
         refuse(str(error))
 
 

@@ -12,9 +12,12 @@ if __name__ == "__main__":
     config = configure()
     from trainer.train import train  # after a mistake in the settings has been told, for its imports take seconds
 
-    train(config)
-    # All is saved and every process is here: leave without taking the process group's threads down, which now and then
-    # aborts a loaded machine's rank and makes a finished run look failed.
+    try:
+        code = train(config)
+    except SystemExit as stopped:  # what went wrong has been told
+        code = int(stopped.code or 0)
+    # Leave without taking the process group's threads down, which now and then aborts a loaded machine's rank, or waits
+    # for one that is gone.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)

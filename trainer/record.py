@@ -1,16 +1,24 @@
-"""What a run shows: TensorBoard, metrics.jsonl, a progress bar or lines, pictures."""
+"""What a run shows: TensorBoard, metrics.jsonl, a progress bar or lines, pictures.
+
+A disk that is full for a while stops none of it: lines of metrics.jsonl wait for room, the rest is left out.
+"""
 
 import json
-import math
+import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from trainer.checkpoint import replace
 from trainer.pictures import Panels, grid
 
 PLAIN_TERMS = ("judge", "fool", "reconstruction", "kl")
@@ -24,16 +32,19 @@ class Record:
         step: the run goes on from here; what an earlier try recorded after it is removed
         steps: of the whole run
         is_main: whether this process writes
+        owes: the step's scores are to be recorded again
     """
 
-    def __init__(self, folder: Path, step: int, steps: int, is_main: bool):
+    def __init__(self, folder: Path, step: int, steps: int, is_main: bool, owes: bool = False):
         self.folder, self.steps, self.is_main = folder, steps, is_main
         if not is_main:
             return
         self.metrics = folder / "metrics.jsonl"
+        self._pending, self._lock = "", threading.Lock()  # lines that are not yet on the disk
+        self._failed: set[str] = set()
         if self.metrics.exists():
             lines = self.metrics.read_text().splitlines(keepends=True)
-            self.metrics.write_text("".join(line for line in lines if _step_of(line) <= step))
+            replace(self.metrics, "".join(line for line in lines if _is_kept(line, step, owes)))
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self.began, self.first = time.monotonic(), step
@@ -71,10 +82,11 @@ class Record:
         """Scores or terms at a step; `facts` go into metrics.jsonl only."""
         if not self.is_main:
             return
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps({"step": step, **values, **facts}) + "\n")
+        with self._trying("TensorBoard's curves"):
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        with self._trying("metrics.jsonl"):
+            self._append(json.dumps({"step": step, **values, **facts}) + "\n")
 
     def terms(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """A log line's terms: recorded, and the main ones shown."""
@@ -97,18 +109,89 @@ class Record:
         """A grid as `samples/step_<8 digits>.png` and in TensorBoard."""
         if self.is_main:
             picture = grid(panels)
-            (self.folder / "samples").mkdir(exist_ok=True)
-            picture.save(self.folder / "samples" / f"step_{step:08d}.png")
-            self.board.add_image(" | ".join(panels), np.asarray(picture), step, dataformats="HWC")
+            with self._trying("pictures"):
+                (self.folder / "samples").mkdir(exist_ok=True)
+                picture.save(self.folder / "samples" / f"step_{step:08d}.png")
+            with self._trying("TensorBoard's pictures"):
+                self.board.add_image(" | ".join(panels), np.asarray(picture), step, dataformats="HWC")
+
+    def failure(
+        self,
+        step: int,
+        told: str,
+        terms: dict[str, float],
+        samples: list[list[str]],
+        networks: dict[str, nn.Module],
+        pictures: dict[str, Tensor],
+    ) -> None:
+        """What is known of a step that is not finite, as `failures/step_<8 digits>.json`, and its images as a PNG.
+
+        Args:
+            step: where
+            told: what the user is told
+            terms: means since the last log line
+            samples: names of the whole batch, of each data set
+            networks: as they were before the move that was blocked
+            pictures: uint8 images of the batch, of each data set
+        """
+        folder = self.folder / "failures"
+        folder.mkdir(exist_ok=True)
+        weights = {
+            f"{name}.{key}": {"largest": value.abs().max().item(), "finite": bool(value.isfinite().all())}
+            for name, network in networks.items()
+            for key, value in network.named_parameters()
+        }
+        facts = {"step": step, "told": told, "terms": terms, "samples": samples, "weights": weights}
+        (folder / f"step_{step:08d}.json").write_text(json.dumps(facts, indent=1))
+        grid(pictures).save(folder / f"step_{step:08d}.png")
+
+    def flush(self) -> None:
+        """Have all that was recorded on the disk, before a checkpoint that goes on from it.
+
+        Raises:
+            OSError: there is no room for metrics.jsonl.
+        """
+        if self.is_main:
+            with self._trying("TensorBoard's curves"):
+                self.board.flush()
+            self._append("")
 
     def close(self) -> None:
         if self.is_main:
             self.bar.close()
-            self.board.close()
+            with self._trying("TensorBoard's curves"):
+                self.board.close()
+
+    def _append(self, line: str) -> None:
+        """Add a line to metrics.jsonl, and those that waited; what cannot be written as a whole waits."""
+        with self._lock:
+            self._pending += line
+            with open(self.metrics, "a") as file:
+                whole = file.tell()
+                try:
+                    file.write(self._pending)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self.metrics, whole)
+                    raise
+            self._pending = ""
+
+    @contextmanager
+    def _trying(self, what: str) -> Iterator[None]:
+        """Go on where something cannot be written, and say so once."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                self.say(f"{what} cannot be written in {self.folder}: {error}. The run goes on")
 
 
-def _step_of(line: str) -> float:
+def _is_kept(line: str, step: int, owes: bool) -> bool:
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
     except ValueError:  # cut short by a kill
-        return math.inf
+        return False
+    scores = any(name.startswith("eval/") for name in values)
+    return values["step"] < step or (values["step"] == step and not (owes and scores))

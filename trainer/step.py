@@ -13,8 +13,6 @@ from models import Player, System
 from models.system import freeze_all_but
 from trainer.batch import Batch
 
-OVERFLOWS = 20
-
 
 @dataclass
 class Mover:
@@ -72,17 +70,22 @@ class Step:
     A non-finite loss or gradient blocks its own and every later update, without the host's waiting: `failure` then
     holds the step and the player, and the loss of every later move is made non-finite, so that all processes, which
     share their gradients, block alike. Under fp16 an overflowing gradient skips only its own update, by its scaler;
-    OVERFLOWS of them in a row are a failure, since the scale has then fallen from its first value to under 1.
+    `overflows` of them in a row are a failure: 20 take the scale from its first value to under 1.
 
     Args:
         accelerator: gives device, precision and processes
-        system: its networks wrapped by `accelerator.prepare_model`
+        system: its networks prepared by `accelerator.prepare_model`; those that are not wrapped by DDP have their
+            gradients averaged flat
         steps: of the whole run, for the schedules of learning rates
         share_passes: keep one set of passes a step for all players, where the batch is not split
+        overflows: updates in a row that a player's scaler may skip
     """
 
-    def __init__(self, accelerator: Accelerator, system: System, steps: int, share_passes: bool = True):
+    def __init__(
+        self, accelerator: Accelerator, system: System, steps: int, share_passes: bool = True, overflows: int = 20
+    ):
         self.accelerator, self.system, self.steps, self.share_passes = accelerator, system, steps, share_passes
+        self.overflows = overflows
         fp16 = accelerator.mixed_precision == "fp16"
         self.movers = [
             Mover.of(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
@@ -110,6 +113,7 @@ class Step:
                             if isinstance(network, DistributedDataParallel):
                                 unsynchronized.enter_context(network.no_sync())
                     self._gradients(mover, batch, shared, len(batches), step, statistics)
+            self._average(mover)
             self._update(mover, step)
             if mover.player.after is not None:
                 mover.player.after({name: self.accelerator.reduce(v, "mean") for name, v in statistics.items()})
@@ -130,6 +134,18 @@ class Step:
         for name, value in observed.items():
             statistics[name] = value / parts + statistics.get(name, 0)
 
+    @torch.no_grad()
+    def _average(self, mover: Mover) -> None:
+        """The mean over processes of all gradients of networks without DDP, as one vector: none can be missed."""
+        plain = [network for network in mover.networks if not isinstance(network, DistributedDataParallel)]
+        if self.accelerator.num_processes == 1 or not plain:
+            return
+        weights = [weight for network in plain for weight in network.parameters()]
+        own = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        mean = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in own]), "mean")
+        for weight, part in zip(weights, mean.split([weight.numel() for weight in weights]), strict=True):
+            weight.grad = part.view_as(weight)
+
     def _update(self, mover: Mover, step: int) -> None:
         optimizer, scaler, clip = mover.optimizer, mover.scaler, mover.player.optimizer.clip
         for group in optimizer.param_groups:
@@ -143,7 +159,7 @@ class Step:
             scaler.step(optimizer)
             scaler.update()
             mover.overflows = torch.where(norm.isfinite(), 0.0, mover.overflows + 1)
-            self._block(mover.overflows >= OVERFLOWS, mover, step)
+            self._block(mover.overflows >= self.overflows, mover, step)
         else:
             self._block(~norm.isfinite(), mover, step)
             # Fused AdamW leaves weights and moments untouched where found_inf is 1.

@@ -8,12 +8,15 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor
 
 from data.errors import DataError
@@ -21,54 +24,81 @@ from data.loader import Augment, Batches, load, read
 from data.order import Order, permutation, tally
 from data.processes import prepare_workers
 from data.shards import OnError, Shards
+from models import Player
 from trainer import checkpoint
 from trainer.batch import Batch, key, normalize
-from trainer.config import FREE, Config, RunError, differences, refusing, stopping
+from trainer.config import Config, DivergedError, RunError, Trainer, refusing, stopping
 from trainer.ema import EMA
+from trainer.folder import RunFolder, Word
+from trainer.leave import Leaving, exit_code
+from trainer.peers import Peers, code
 from trainer.pictures import panels
 from trainer.record import Record
+from trainer.state import State
 from trainer.step import Step
 
 if TYPE_CHECKING:
     from trainer.evaluate import Evaluator
 
 GRID = 48  # images in each panel of a grid
-# Settings of what steps see, with others of which a run may go on if told to.
-NEW_DATA = frozenset({"data", "data.train", "data.crop", "data.flip", "trainer.batch_size"})
 FEW = 1000  # images, of which a share is not judged more finely
 # Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
 WRAPPING = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def train(config: Config) -> None:
-    """Train as configured; a run that is there already goes on."""
+def train(config: Config) -> int:
+    """Train as configured; a run that is there already goes on. Returns the process's exit code."""
+    settings = config.trainer
     with refusing():
-        run = Run(config)
-    with stopping():
-        run.go()
+        leaving = Leaving(settings.time_limit)
+    with leaving.listening(), RunFolder(config.run_dir) as folder:
+        with refusing():
+            accelerator = _accelerator(settings)
+            peers = Peers(accelerator, settings.timeout)
+            with peers.missed():
+                run = Run(config, folder, accelerator, peers, leaving)
+        with stopping():
+            return exit_code(left_early=run.go())
 
 
-def shares(batch_size: int, micro_batch: int | None, world_size: int) -> tuple[int, int]:
+def shares(batch_size: int, micro_batch: int | None, world_size: int, group: int = 1) -> tuple[int, int]:
     """Images a step of one process, and how many of them go through the networks at once.
 
+    Args:
+        batch_size: images a step of all
+        micro_batch: at most so many at once; None: a process's whole share
+        world_size: processes
+        group: images that must stay together
+
     Raises:
-        ValueError: the world size does not divide the batch, or the micro-batch a process's share.
+        ValueError: the world size does not divide the batch, or no micro-batch holds whole groups.
     """
     share, rest = divmod(batch_size, world_size)
     if rest or not share:
         fitting = [max(1, batch_size // world_size) * world_size, -(-batch_size // world_size) * world_size]
+        worlds = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
         raise ValueError(
             f"trainer.batch_size {batch_size} cannot be dealt evenly to {world_size} processes: take "
-            f"{' or '.join(str(size) for size in dict.fromkeys(fitting))}, or another number of processes"
+            f"{' or '.join(str(size) for size in dict.fromkeys(fitting))}, or another number of processes "
+            f"({_some_of(worlds)})"
         )
-    micro = micro_batch or share
-    if share % micro:
-        fits = [size for size in range(1, share + 1) if share % size == 0]
+    fits = [size for size in range(group, share + 1, group) if share % size == 0]
+    if not fits:
         raise ValueError(
-            f"trainer.micro_batch {micro} does not divide a process's {share} images a step (trainer.batch_size "
-            f"{batch_size} over {world_size}): take one of {fits}, or leave it unset"
+            f"minibatch_stddev {group} does not divide a process's {share} images a step (trainer.batch_size "
+            f"{batch_size} over {world_size}): change it, trainer.batch_size or the number of processes"
         )
-    return share, micro
+    within = [size for size in fits if size <= (micro_batch or share)]
+    if not within:
+        raise ValueError(
+            f"trainer.micro_batch {micro_batch} holds no whole group of minibatch_stddev {group}: take one of "
+            f"{_some_of(fits)}, or leave it unset"
+        )
+    return share, within[-1]
+
+
+def _some_of(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers if len(numbers) < 12 else [*numbers[:5], "...", *numbers[-5:]]))
 
 
 class Run:
@@ -78,18 +108,20 @@ class Run:
         ValueError, DataError: something that the configuration asks for cannot be.
     """
 
-    def __init__(self, config: Config):
-        self.config, settings = config, config.trainer
+    def __init__(self, config: Config, folder: RunFolder, accelerator: Accelerator, peers: Peers, leaving: Leaving):
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.peers, self.leaving = peers, leaving
+        settings = config.trainer
         if config.data.workers:
             prepare_workers()
-        self.accelerator = _accelerator(settings.precision)
-        config.settle_precision(self.accelerator.mixed_precision)
-        self.share, self.micro = shares(settings.batch_size, settings.micro_batch, self.accelerator.num_processes)
+        config.settle_precision(accelerator.mixed_precision)
 
         torch.manual_seed(key(settings.seed, "weights"))
         self.system = config.system()
         self.system.players()  # checks their settings
-        self._check_group()
+        self.share, self.micro = shares(
+            settings.batch_size, settings.micro_batch, accelerator.num_processes, self.system.group
+        )
         self.trains = self._sets("data.train", config.data.trains, config.data.on_error)
         self.tests = self._sets("data.test", config.data.tests) if config.data.tests else []
         self._check_alike()
@@ -98,40 +130,70 @@ class Run:
             Order(shards.counts, settings.batch_size, seed, config.data.lanes, config.data.window)
             for shards, seed in zip(self.trains, seeds, strict=True)
         ]
-        self.run_dir, self.checkpoints = config.run_dir, config.run_dir / "checkpoints"
 
-        self.system.to(self.accelerator.device)
+        self.system.to(accelerator.device)
         self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
         self.networks = self.system.networks()
         for name, network in self.networks.items():
-            setattr(self.system, name, self.accelerator.prepare_model(network))
+            # For accelerate, a network that is evaluated only is not wrapped by DDP.
+            prepared = accelerator.prepare_model(network, evaluation_mode=settings.grad_sync == "flat")
+            setattr(self.system, name, prepared)
+        self.mover = self._mover()
+        self.state = State(config, self.system, self.networks, self.ema, self.mover.movers, self.trains, self.orders)
         self._settle_buckets()
-        self.mover = Step(self.accelerator, self.system, settings.steps, settings.share_passes)
         self.step = self.stood_in = 0  # images that others stood in for
+        self.owes = False  # the scores of the step that it goes on from
         self._resume()
         self.first, self.seen, self.warned = self.step, 0, False
         self.skipped: list[str] = []
 
         self.evaluator = self._evaluator()
         self.panels = self._grid_source()
-        self.record = Record(self.run_dir, self.step, settings.steps, self.accelerator.is_main_process)
+        self.record = Record(self.folder.path, self.step, settings.steps, accelerator.is_main_process, self.owes)
+        self.saver = checkpoint.Saver(
+            self.checkpoints, settings.keep, settings.keep_every, self.record.say, self.record.flush
+        )
         self._announce()
         for problem in [problem for shards in self.trains for problem in shards.problems]:
             self.record.say(f"left out: {problem}")
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder.path / "checkpoints"
+
     # ---- the run
 
-    def go(self) -> None:
-        """Train to the last step.
+    def go(self) -> bool:
+        """Train to the last step, or until asked to leave; returns whether it left early.
 
         Raises:
-            RunError: a loss or gradient is not finite, or a checkpoint cannot be written.
+            RunError: a loss or gradient is not finite, a checkpoint cannot be written, or a process is missing.
             DataError: a sample is damaged.
         """
+        self._say("running")
+        try:
+            with self.peers.missed():
+                left = self._train()
+        except BaseException as error:
+            with suppress(OSError):
+                self.saver.finish()  # what was on its way
+                self._say("diverged" if isinstance(error, DivergedError) else "failed")
+            self.record.close()
+            raise
+        self._say("preempted" if left else "finished")
+        self.record.close()
+        gc.collect()  # or what the workers shared would be told as leaked when the process leaves at once
+        self.accelerator.wait_for_everyone()
+        return left
+
+    def _train(self) -> bool:
         settings, evaluation = self.config.trainer, self.config.evaluate
+        if self.owes:
+            self._evaluate()
         batches = self._batches()
-        logged, began, waited = self.step, time.monotonic(), 0.0
-        while self.step < settings.steps:
+        logged, began, waited, leave = self.step, time.monotonic(), 0.0, False
+        while self.step < settings.steps and not leave:
+            leave = self.peers.agree(self.leaving.asked(self.saver.seconds), self.step)
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
@@ -142,21 +204,28 @@ class Run:
 
             last = self.step == settings.steps
             evaluating = self.evaluator is not None and (last or self.step % evaluation.every == 0)
-            saving = last or evaluating or self.step % settings.save_every == 0
-            # Saves end a log window, so that a resumed run's windows are those of one that never stopped.
-            if saving or self.step % settings.log_every == 0:
-                self._log(self.step - logged, began, waited)
+            saving = last or leave or evaluating or self.step % settings.save_every == 0
+            checking = self.step % settings.check_every == 0
+            if saving or checking or self.step % settings.log_every == 0:
+                self._log(self.step - logged, began, waited, saving or checking)
                 logged, waited = self.step, 0.0
             if saving:
-                self._save(self._evaluate() if evaluating else {})
                 self._draw()
+                self._save(owes=evaluating)
+            if evaluating and not leave:
+                self._evaluate()
             if logged == self.step:
                 began = time.monotonic()
-        self.record.say(f"finished at step {self.step}: pictures in {self.run_dir / 'samples'}, curves by make board")
-        self.record.close()
         batches.close()
-        gc.collect()  # or what the workers shared would be told as leaked when the process leaves at once
-        self.accelerator.wait_for_everyone()
+        self._saving(self.saver.finish)
+        done = self.step == settings.steps
+        self.record.say(
+            f"finished at step {self.step}: pictures in {self.folder.path / 'samples'}, curves by make board"
+            if done
+            else f"left at step {self.step} of {settings.steps} for {self.leaving.reason or 'another process'}: all is "
+            "saved, and the same command goes on"
+        )
+        return not done
 
     def _batches(self) -> Generator[Batch]:
         """This rank's rows of each global batch, copied to the device while it still computes the step before."""
@@ -188,21 +257,13 @@ class Run:
             return None
         return self._rows(self.accelerator.process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
-    def _log(self, steps: int, began: float, waited: float) -> None:
+    def _log(self, steps: int, began: float, waited: float, checking: bool) -> None:
         terms = self.mover.meter.read(self.accelerator)
         seconds = time.monotonic() - began  # after the reading, which waits for the device
-        failed = self.mover.failed()
-        if failed:
-            step, player = failed
-            kept = f", and the checkpoints in {self.checkpoints} are intact" if self.checkpoints.exists() else ""
-            bad = [
-                name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)
-            ]
-            raise RunError(
-                f"step {step + 1}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}. No weight was "
-                f"changed since{kept}. Start again in another run folder with a lower --system.{player.name}.lr, or "
-                f"with --system.{player.name}.clip"
-            )
+        if failed := self.mover.failed():
+            raise self._diverged(*failed, terms)
+        if checking:
+            self.peers.check_weights(self.networks)
         terms |= {
             f"{mover.player.name}/lr": mover.player.optimizer.rate(self.step - 1, self.config.trainer.steps)
             for mover in self.mover.movers
@@ -238,7 +299,30 @@ class Run:
                 f"{data.workers}), or prepare smaller images (python -m data.prepare --size {data.size})"
             )
 
-    def _evaluate(self) -> dict[str, float]:
+    def _diverged(self, step: int, player: Player, terms: dict[str, float]) -> DivergedError:
+        """What is told of a step that is not finite, and written for whoever looks for the cause."""
+        bad = [name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)]
+        told = f"step {step + 1}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}"
+        if self.accelerator.is_main_process:
+            batch = [order[step] for order in self.orders]
+            samples = [
+                [shards.name(int(position)) for position in positions]
+                for shards, positions in zip(self.trains, batch, strict=True)
+            ]
+            pictures = {
+                f"set {i}": read(shards, positions[:GRID], self.config.data.size, self.config.data.channels).image
+                for i, (shards, positions) in enumerate(zip(self.trains, batch, strict=True))
+            }
+            self.record.failure(step + 1, told, terms, samples, self.networks, pictures)
+        kept = f", and the checkpoints in {self.checkpoints} are intact" if self.checkpoints.exists() else ""
+        return DivergedError(
+            f"{told}. No weight was changed since{kept}. The step's samples, terms and weights are told of in "
+            f"{self.folder.path / 'failures'}. Start again in another run folder with a lower "
+            f"--system.{player.name}.lr, or with --system.{player.name}.clip"
+        )
+
+    def _evaluate(self) -> None:
+        """Score this step's averages, and add the scores to its checkpoint."""
         assert self.evaluator is not None
         try:
             scores = self.evaluator(self.ema.system)
@@ -247,7 +331,8 @@ class Run:
         facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
         self.record.scalars(self.step, scores, **self.evaluator.facts, **facts)
         self.record.say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-        return scores
+        evaluation = self.evaluator.facts
+        self._saving(lambda: self.saver.score(self.step, scores, evaluation))
 
     @torch.no_grad()
     def _draw(self) -> None:
@@ -256,54 +341,37 @@ class Run:
 
     # ---- its state
 
-    def _save(self, scores: dict[str, float]) -> None:
+    def _save(self, owes: bool) -> None:
+        """Begin to save; `owes`: its scores are still to come."""
+        kept = {"owes": owes, "skipped": self.stood_in, "code": code()}
+        self._saving(lambda: self.saver.save(self.step, self.state.tensors(), self.state.manifest() | kept))
+
+    def _saving(self, work: Callable[[], None]) -> None:
+        """Do something about checkpoints on the main process; what goes wrong there stops all."""
         trouble = None
         if self.accelerator.is_main_process:
-            manifest = {
-                "scores": scores,
-                "evaluation": self.evaluator.facts if self.evaluator else {},
-                "configuration": self.config.resolved(),
-                "data": self._data(),
-                "skipped": self.stood_in,
-                "frozen": self._frozen(),
-                "scalers": {
-                    m.player.name: m.scaler.state_dict() | {"overflows": int(m.overflows)}
-                    for m in self.mover.movers
-                    if m.scaler
-                },
-            }
             try:
-                checkpoint.save(self.checkpoints, self.step, self._tensors(), manifest)
-                checkpoint.rotate(self.checkpoints, self.config.trainer.keep)
+                work()
             except OSError as error:
-                trouble = f"{error.strerror} ({error.filename or self.checkpoints})"
+                step, where = self.saver.step, error.filename or self.checkpoints
+                trouble = f"step {step}: the checkpoint could not be saved: {error.strerror} ({where})"
         (trouble,) = broadcast_object_list([trouble])
         if trouble:
             raise RunError(
-                f"step {self.step}: the checkpoint could not be saved: {trouble}. The ones before it are intact: make "
-                "room or mend the folder, then run the same command again, and it goes on from the newest"
+                f"{trouble}. The ones before it are intact: make room or mend the folder, then run the same command "
+                "again, and it goes on from the newest"
             )
 
-    def _frozen(self) -> dict[str, str]:
-        """sha256 of the files of networks that nobody moves."""
-        children = self.system.named_children()
-        return {name: str(network.sha256) for name, network in children if name in self.system.frozen}
-
-    def _tensors(self) -> checkpoint.Tensors:
-        tensors = {name: network.state_dict() for name, network in self.networks.items()}
-        tensors |= {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
-        if statistics := dict(self.system.named_buffers(recurse=False)):
-            tensors["statistics"] = statistics
-        return tensors | {
-            f"optimizer.{mover.player.name}": checkpoint.optimizer_tensors(mover.parameters, mover.optimizer)
-            for mover in self.mover.movers
-        }
+    def _say(self, state: Word) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.say(state)
 
     def _resume(self) -> None:
         """Load the newest whole checkpoint, the same one on every process; without one the run starts at step 0."""
         found, trouble = None, None
         if self.accelerator.is_main_process:
             try:
+                self.folder.lock()
                 found = checkpoint.load_newest(self.checkpoints)
             except (ValueError, OSError) as error:
                 trouble = str(error)
@@ -312,71 +380,25 @@ class Run:
             raise ValueError(trouble)
         if step is None:
             return
-        tensors, manifest = found or checkpoint.load(self.checkpoints / f"step_{step:08d}")
-        if "skipped" not in manifest:
-            raise ValueError(f"{self.run_dir} holds a run of an older version: take another --trainer.run_dir")
-        if changed := self._changes(manifest):
-            raise ValueError(
-                f"{self.run_dir} holds a run with other settings, and cannot go on with these:\n  "
-                + "\n  ".join(changed)
-                + "\nTake the old settings, or another --trainer.run_dir"
-                + "; or accept what steps see as it is now: --trainer.accept_new_data true"
-                * all(map(_is_new_data, changed))
-            )
+        path = self.checkpoints / f"step_{step:08d}"
+        tensors, manifest = found or checkpoint.load(path)
+        self.state.check(manifest, speaks=self.accelerator.is_main_process)
+        self.state.load(tensors, manifest)
         self.step, self.stood_in = step, manifest["skipped"]
-        self._load_networks(tensors)
-        for mover in self.mover.movers:
-            checkpoint.load_optimizer(mover.parameters, mover.optimizer, tensors[f"optimizer.{mover.player.name}"])
-            if mover.scaler:
-                scaler = manifest["scalers"][mover.player.name]
-                mover.overflows.fill_(scaler.pop("overflows"))
-                mover.scaler.load_state_dict(scaler)
-
-    def _changes(self, manifest: dict[str, Any]) -> list[str]:
-        """What is other than when the run was saved, a line each, less what may be."""
-        scheduled = any(mover.player.optimizer.schedule != "constant" for mover in self.mover.movers)
-        free = FREE - {"trainer.steps"} if scheduled else FREE
-        changed = differences(manifest["configuration"], self.config.resolved(), free=free)
-        for shards, saved, now in zip(self.trains, manifest["data"], self._data(), strict=False):
-            if saved["fingerprint"] != now["fingerprint"]:
-                was, has = (f"{of['images']:,} images in {of['shards']:,} shards" for of in (saved, now))
-                other = " (other ones)" if was == has else ""
-                changed.append(f"data.train: {was}{other} in the checkpoint, {has} now in {shards.source}")
-            elif saved["order"] != now["order"] and not changed:
-                changed.append("data: another order of samples than in the checkpoint, by data.lanes or data.window")
-        files, here = manifest["frozen"], self._frozen()
-        changed += [
-            f"system.{name}_weights: a file of sha256 {files[name]} in the checkpoint, {here[name]} now"
-            for name in files.keys() & here.keys()
-            if files[name] != here[name]
-        ]
-        accepted = [line for line in changed if self.config.trainer.accept_new_data and _is_new_data(line)]
-        if accepted and self.accelerator.is_main_process:
-            print("accepted:", *accepted, sep="\n  ", file=sys.stderr)
-        return [line for line in changed if line not in accepted]
+        self.owes = manifest["owes"] and checkpoint.scores_of(path) is None
 
     def _check_alike(self) -> None:
-        """All processes must have the same images, or each would train on data of its own."""
-        own = [shards.fingerprint() for shards in (*self.trains, *self.tests)]
-        for rank, others in enumerate(gather_object([own])):
-            for shards, mine, other in zip((*self.trains, *self.tests), own, others, strict=True):
-                if mine != other:
-                    raise ValueError(
-                        f"{shards.source} holds other shards for process {self.accelerator.process_index} than for "
-                        f"process {rank}: give all machines the same data"
-                    )
+        """All processes must run the same program with the same settings on the same images."""
+        settings = self.config.resolved()
+        for section, name in (("data", "workers"), ("data", "cache"), ("data", "cache_gb")):  # a machine's own
+            del settings[section][name]
+        own = {"code": code(), "settings": settings}
+        own |= {str(shards.source): shards.fingerprint() for shards in (*self.trains, *self.tests)}
+        self.peers.check_alike(own)
 
-    def _data(self) -> list[dict[str, Any]]:
-        """Of each training set, what a step sees of it."""
-        return [
-            {
-                "images": len(shards),
-                "shards": len(shards.shards),
-                "fingerprint": shards.fingerprint(),
-                "order": order.fingerprint(),
-            }
-            for shards, order in zip(self.trains, self.orders, strict=True)
-        ]
+    def _mover(self) -> Step:
+        settings = self.config.trainer
+        return Step(self.accelerator, self.system, settings.steps, settings.share_passes, settings.overflows)
 
     def _settle_buckets(self) -> None:
         """Take a step that is then undone, so that every real one, a resumed run's first too, sums gradients alike.
@@ -385,28 +407,14 @@ class Run:
         """
         if self.accelerator.num_processes == 1:
             return
-        weights = {name: copy.deepcopy(network.state_dict()) for name, network in self.networks.items()}
-        statistics = {name: buffer.clone() for name, buffer in self.system.named_buffers(recurse=False)}
+        before = copy.deepcopy(self.state.tensors())
         data, settings = self.config.data, self.config.trainer
         image = torch.zeros(self.share, data.channels, data.size, data.size, device=self.accelerator.device)
-        step = Step(self.accelerator, self.system, settings.steps, settings.share_passes)
-        for start in {mover.player.start for mover in step.movers}:
+        mover = self._mover()
+        for start in {mover.player.start for mover in mover.movers}:
             blank = Batch((image,) * self.system.domains, slice(0, self.share), settings.batch_size, 0, start)
-            step(blank.split(self.micro), start)
-        for name, network in self.networks.items():
-            network.load_state_dict(weights[name])
-        self._load_statistics(statistics)
-
-    def _load_statistics(self, statistics: dict[str, Tensor]) -> None:
-        for name, buffer in self.system.named_buffers(recurse=False):
-            buffer.copy_(statistics[name])
-
-    def _load_networks(self, tensors: checkpoint.Tensors) -> None:
-        for name, network in self.networks.items():
-            network.load_state_dict(tensors[name])
-        for name, network in self.ema.system.named_children():
-            network.load_state_dict(tensors[f"ema.{name}"])
-        self._load_statistics(tensors.get("statistics", {}))
+            mover(blank.split(self.micro), start)
+        self.state.load_networks(before)
 
     # ---- what it looks at
 
@@ -425,7 +433,7 @@ class Run:
         from trainer.evaluate import Evaluator  # torchmetrics takes seconds to import
         from trainer.extractor import build
 
-        extractor = build(settings, self.config.data, self.run_dir, self.trains, self.tests, self.accelerator)
+        extractor = build(settings, self.config.data, self.folder.path, self.trains, self.tests, self.accelerator)
         return Evaluator(
             self.accelerator,
             extractor,
@@ -458,13 +466,6 @@ class Run:
         except DataError as error:
             raise DataError(f"{setting}: {error}") from error
 
-    def _check_group(self) -> None:
-        if self.micro % self.system.group:
-            raise ValueError(
-                f"minibatch_stddev {self.system.group} does not divide the {self.micro} images that go through the "
-                "networks at once: change it, trainer.batch_size or trainer.micro_batch"
-            )
-
     def _announce(self) -> None:
         world, settings = self.accelerator.num_processes, self.config.trainer
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
@@ -480,17 +481,12 @@ class Run:
             f"process{'es' if world > 1 else ''} on {self.accelerator.device.type}, precision "
             f"{self.accelerator.mixed_precision}; {settings.batch_size} images a step = {world} x "
             f"{self.share // self.micro} x {self.micro}\n"
-            f"{'going on' if self.step else 'starting'} at step {self.step} of {settings.steps} in {self.run_dir}"
+            f"{'going on' if self.step else 'starting'} at step {self.step} of {settings.steps} in {self.folder.path}"
         )
 
 
-def _is_new_data(line: str) -> bool:
-    """Whether a difference is of what steps see."""
-    return line.partition(":")[0] in NEW_DATA
-
-
-def _accelerator(precision: str | None) -> Accelerator:
-    """The launcher's processes and device, and the precision asked for, or the launcher's.
+def _accelerator(settings: Trainer) -> Accelerator:
+    """The launcher's processes and device, and the precision asked for.
 
     Raises:
         ValueError: fp16 on a CPU, or accelerate does not see the launcher's processes as one world.
@@ -498,7 +494,9 @@ def _accelerator(precision: str | None) -> Accelerator:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     # Its successor forward_sync_buffers is not accelerate's to pass on yet.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[WRAPPING])
+    _settle_cuda(settings)
+    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout))
+    accelerator = Accelerator(mixed_precision=_precision(settings.precision), kwargs_handlers=[WRAPPING, waiting])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
@@ -506,6 +504,30 @@ def _accelerator(precision: str | None) -> Accelerator:
             "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        source = "trainer.precision" if precision else "the launcher's --mixed_precision"
+        source = "trainer.precision" if settings.precision else "the launcher's --mixed_precision"
         raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
     return accelerator
+
+
+def _precision(asked: str | None) -> str:
+    """The one asked for, the launcher's, or bf16 where a GPU has it: accelerate's launcher says no by default."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked or launched != "no":
+        return asked or launched
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def _settle_cuda(settings: Trainer) -> None:
+    """What CUDA and NCCL read when they start: the same bits each time, if asked for, and a record of what hung."""
+    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    for name, value in {
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{settings.run_dir}/failures/nccl_rank_",
+    }.items():
+        os.environ.setdefault(name, value)

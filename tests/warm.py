@@ -1,0 +1,47 @@
+"""A process that has imported the trainer, and forks ranks which start at once: see `ranks` in conftest.py.
+
+Reads {"arguments", "environment", "output"} as JSON lines and answers with the pid; an empty line asks for [pid, code]
+of one that ended.
+"""
+
+import json
+import os
+import sys
+
+import torch
+
+import trainer.evaluate
+import trainer.extractor  # noqa: F401
+from trainer.config import configure
+from trainer.train import train
+
+
+def rank(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """What trainer/main.py does."""
+    os.setsid()
+    os.environ.update(environment)
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    torch.set_num_threads(1)
+    try:
+        code = train(configure(arguments))
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+for line in sys.stdin:
+    if line.strip():
+        answer = os.fork()
+        if not answer:
+            rank(**json.loads(line))
+    else:
+        pid, status = os.waitpid(-1, 0)
+        answer = [pid, os.waitstatus_to_exitcode(status)]
+    os.write(1, f"{json.dumps(answer)}\n".encode())

@@ -1,0 +1,74 @@
+"""A run's folder: one writer at a time, and a word of how the run is."""
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Literal, Self
+
+from trainer.checkpoint import replace
+
+WAIT = 30  # seconds for a run that is about to leave
+
+Word = Literal["running", "finished", "preempted", "diverged", "failed"]
+
+
+class RunFolder:
+    """A context: when it is left, or its process ends, however that goes, other runs may write.
+
+    Args:
+        path: it is made where it is missing
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def lock(self) -> None:
+        """Keep other runs out.
+
+        Raises:
+            ValueError: another run holds it, and goes on holding it.
+            OSError: the folder cannot be made or written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed by __exit__)
+        for waited in range(WAIT + 1):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    print(f"waiting for {_holder(lock)} to leave {self.path}", file=sys.stderr, flush=True)
+                time.sleep(1)
+            else:
+                break
+        else:
+            raise ValueError(
+                f"trainer.run_dir {self.path} is being written by {_holder(lock)}: stop that run, or take another "
+                "--trainer.run_dir"
+            )
+        lock.truncate(0)
+        began = datetime.now().isoformat(" ", "seconds")
+        job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+        with suppress(OSError):  # a full disk
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}, since {began}".encode())
+
+    def say(self, state: Word) -> None:
+        """Write how the run is into the file `state`, for job scripts."""
+        replace(self.path / "state", f"{state}\n")
+
+
+def _holder(lock: IO[str]) -> str:
+    lock.seek(0)
+    return lock.read() or "another process"

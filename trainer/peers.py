@@ -1,0 +1,147 @@
+"""The processes of a run, beside their gradients: what one is asked, all learn; who is missing or astray is named."""
+
+import hashlib
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from trainer.config import RunError
+
+ANSWER = 5  # seconds in which a process that is there notices, as others do, that one is not
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Peers:
+    """All processes of a run.
+
+    Args:
+        accelerator: gives them
+        timeout: seconds after which one that does not answer is given up
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout: int):
+        self.accelerator, self.timeout = accelerator, timeout
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.hosts = gather_object([socket.gethostname()])
+        self.step = 0
+        self._asked: tuple[dist.Work, Tensor] | None = None
+        self._group: dist.ProcessGroup | None = None
+        if self.world > 1:
+            # On the host and beside the gradients: a GPU is not waited for, and a dead process is noticed at once.
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
+
+    def agree(self, leave: bool, step: int) -> bool:
+        """Whether any process wanted to leave when all were last asked, a call ago; the same answer for all."""
+        self.step = step
+        if self.world == 1:
+            return leave
+        before, wish = self._asked, torch.tensor(leave, dtype=torch.int32)
+        asked = dist.all_reduce(wish, dist.ReduceOp.MAX, self._group, async_op=True)
+        assert asked is not None
+        self._asked = asked, wish
+        if before is None:
+            return False
+        before[0].wait()
+        return bool(before[1])
+
+    def name(self, rank: int) -> str:
+        return f"process {rank} on {self.hosts[rank]}"
+
+    @contextmanager
+    def missed(self) -> Iterator[None]:
+        """Where an exchange with others fails because one is gone or stands still, say which one.
+
+        Raises:
+            RunError: names it, and the step.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise RunError(
+                f"step {self.step + 1}: {self._missing()} is gone or stands still (trainer.timeout {self.timeout} s): "
+                "see its own log. The checkpoints are intact: the same command goes on from the newest"
+            ) from error
+
+    def _missing(self) -> str:
+        """Whoever is there meets the same failure and signs; the others are missing."""
+        store = dist.distributed_c10d._get_default_store()
+        try:
+            store.set_timeout(timedelta(seconds=ANSWER))
+            store.set(f"here/{self.rank}", "")
+            time.sleep(ANSWER)
+            missing = [rank for rank in range(self.world) if not store.check([f"here/{rank}"])]
+        except RuntimeError:
+            return f"the machine of {self.name(0)}, or the network to it,"
+        return ", ".join(map(self.name, missing)) or "a process that has answered again"
+
+    def check_alike(self, own: dict[str, Any]) -> None:
+        """All processes must agree on `own`, or each would train a run of its own.
+
+        Raises:
+            ValueError: names a process and what it has otherwise.
+        """
+        for rank, theirs in enumerate(gather_object([own])):
+            for what, value in own.items():
+                if theirs[what] != value:
+                    raise ValueError(
+                        f"{self.name(self.rank)} and {self.name(rank)} differ in {what}: {value} here, "
+                        f"{theirs[what]} there. Give all of them the same"
+                    )
+
+    def check_weights(self, networks: dict[str, nn.Module]) -> None:
+        """Weights must be the same to the bit on all processes, as they are where every gradient was exchanged.
+
+        Raises:
+            RunError: names the processes and networks that differ from most.
+        """
+        if self.world == 1:
+            return
+        sums = torch.stack([checksum(network) for network in networks.values()])
+        found = self.accelerator.gather(sums[None]).cpu()
+        usual = found.mode(0).values
+        astray = {
+            rank: [name for name, other in zip(networks, row.tolist(), strict=True) if other]
+            for rank, row in enumerate(found != usual)
+            if row.any()
+        }
+        if astray:
+            raise RunError(
+                f"step {self.step + 1}: "
+                + "; ".join(
+                    f"{self.name(rank)} has other weights in {', '.join(names)}" for rank, names in astray.items()
+                )
+                + " than most. Its memory or device may be at fault: leave that machine out, or take "
+                "--trainer.grad_sync flat, and give the same command again, which goes on from the newest checkpoint"
+            )
+
+
+def checksum(network: nn.Module) -> Tensor:
+    """int64: a sum over the bits of all weights and buffers."""
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    total = torch.zeros((), dtype=torch.int64, device=next(network.parameters()).device)
+    for i, value in enumerate((*network.parameters(), *network.buffers())):
+        total += (2 * i + 1) * value.detach().reshape(-1).view(words[value.element_size()]).sum(dtype=torch.int64)
+    return total
+
+
+def code() -> str:
+    """A checksum of the program's own code and of the torch that it runs on."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for folder in ("trainer", "models", "data"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,154 @@
+"""What a run keeps between its processes' lives, by name, and whether it may go on from what was kept."""
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from data.order import Order
+from data.shards import Shards
+from models import System
+from trainer import checkpoint
+from trainer.config import FREE, Config, differences
+from trainer.ema import EMA
+from trainer.step import Mover
+
+# Settings of what steps see, with others of which a run may go on if told to.
+NEW_DATA = frozenset({"data", "data.train", "data.crop", "data.flip", "trainer.batch_size"})
+
+
+class State:
+    """Networks, their averages, statistics and optimizers, with what they came from.
+
+    Args:
+        config: of the run
+        system: its networks may be wrapped
+        networks: the same, not wrapped
+        ema: their averages
+        movers: their optimizers and scalers
+        trains, orders: of each training set
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        system: System,
+        networks: dict[str, nn.Module],
+        ema: EMA,
+        movers: list[Mover],
+        trains: list[Shards],
+        orders: list[Order],
+    ):
+        self.config, self.system, self.networks, self.ema = config, system, networks, ema
+        self.movers, self.trains, self.orders = movers, trains, orders
+
+    def tensors(self) -> checkpoint.Tensors:
+        """All tensors by file and name: the run's own, not copies."""
+        tensors = {name: network.state_dict() for name, network in self.networks.items()}
+        tensors |= {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
+        if statistics := dict(self.system.named_buffers(recurse=False)):
+            tensors["statistics"] = statistics
+        return tensors | {
+            f"optimizer.{mover.player.name}": checkpoint.optimizer_tensors(mover.parameters, mover.optimizer)
+            for mover in self.movers
+        }
+
+    def manifest(self) -> dict[str, Any]:
+        """The rest, as plain data."""
+        return {
+            "configuration": self.config.resolved(),
+            "data": self._data(),
+            "frozen": self._frozen(),
+            "scalers": {
+                mover.player.name: mover.scaler.state_dict() | {"overflows": int(mover.overflows)}
+                for mover in self.movers
+                if mover.scaler
+            },
+        }
+
+    def load(self, tensors: checkpoint.Tensors, manifest: dict[str, Any]) -> None:
+        """Put back what `tensors` and `manifest` gave."""
+        self.load_networks(tensors)
+        for name, network in self.ema.system.named_children():
+            network.load_state_dict(tensors[f"ema.{name}"])
+        for mover in self.movers:
+            checkpoint.load_optimizer(mover.parameters, mover.optimizer, tensors[f"optimizer.{mover.player.name}"])
+            if mover.scaler:
+                scaler = dict(manifest["scalers"][mover.player.name])
+                mover.overflows.fill_(scaler.pop("overflows"))
+                mover.scaler.load_state_dict(scaler)
+
+    def load_networks(self, tensors: checkpoint.Tensors) -> None:
+        """Put back networks and statistics alone."""
+        for name, network in self.networks.items():
+            network.load_state_dict(tensors[name])
+        for name, buffer in self.system.named_buffers(recurse=False):
+            buffer.copy_(tensors["statistics"][name])
+
+    def check(self, manifest: dict[str, Any], speaks: bool) -> None:
+        """A run goes on with the settings and data that it began with.
+
+        Args:
+            manifest: a checkpoint's
+            speaks: whether this process says which changes are accepted
+
+        Raises:
+            ValueError: names what is other, less what may be and what the settings accept.
+        """
+        where = self.config.run_dir
+        if "owes" not in manifest:
+            raise ValueError(f"{where} holds a run of an older version: take another --trainer.run_dir")
+        changed = self._changes(manifest)
+        accepted = [line for line in changed if self.config.trainer.accept_new_data and _is_new_data(line)]
+        if accepted and speaks:
+            print("accepted:", *accepted, sep="\n  ", file=sys.stderr)
+        changed = [line for line in changed if line not in accepted]
+        if changed:
+            raise ValueError(
+                f"{where} holds a run with other settings, and cannot go on with these:\n  "
+                + "\n  ".join(changed)
+                + "\nTake the old settings, or another --trainer.run_dir"
+                + "; or accept what steps see as it is now: --trainer.accept_new_data true"
+                * all(map(_is_new_data, changed))
+            )
+
+    def _changes(self, manifest: dict[str, Any]) -> list[str]:
+        """What is other than when the run was saved, a line each, less what may be."""
+        scheduled = any(mover.player.optimizer.schedule != "constant" for mover in self.movers)
+        free = FREE - {"trainer.steps"} if scheduled else FREE
+        changed = differences(manifest["configuration"], self.config.resolved(), free=free)
+        for shards, saved, now in zip(self.trains, manifest["data"], self._data(), strict=False):
+            if saved["fingerprint"] != now["fingerprint"]:
+                was, has = (f"{of['images']:,} images in {of['shards']:,} shards" for of in (saved, now))
+                other = " (other ones)" if was == has else ""
+                changed.append(f"data.train: {was}{other} in the checkpoint, {has} now in {shards.source}")
+            elif saved["order"] != now["order"] and not changed:
+                changed.append("data: another order of samples than in the checkpoint, by data.lanes or data.window")
+        files, here = manifest["frozen"], self._frozen()
+        return changed + [
+            f"system.{name}_weights: a file of sha256 {files[name]} in the checkpoint, {here[name]} now"
+            for name in files.keys() & here.keys()
+            if files[name] != here[name]
+        ]
+
+    def _data(self) -> list[dict[str, Any]]:
+        """Of each training set, what a step sees of it."""
+        return [
+            {
+                "images": len(shards),
+                "shards": len(shards.shards),
+                "fingerprint": shards.fingerprint(),
+                "order": order.fingerprint(),
+            }
+            for shards, order in zip(self.trains, self.orders, strict=True)
+        ]
+
+    def _frozen(self) -> dict[str, str]:
+        """sha256 of the files of networks that nobody moves."""
+        children = self.system.named_children()
+        return {name: str(network.sha256) for name, network in children if name in self.system.frozen}
+
+
+def _is_new_data(line: str) -> bool:
+    """Whether a difference is of what steps see."""
+    return line.partition(":")[0] in NEW_DATA
