@@ -44,16 +44,18 @@ from models.system import Terms
 from trainer.batch import Batch
 from trainer.config import Config, configure
 from trainer.ema import EMA
+from trainer.peers import Peers
 from trainer.step import Mover, Step
 from trainer.train import WRAPPING
 
 RECIPES = ["digits-vaegan-ternary", "mnist-vaegan-ternary", "smiles-cyclegan", "cifar10-vaegan-ternary"]
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes after which DDP closes a bucket
 MESSAGES = [2**exponent for exponent in range(10, 25, 2)]  # bytes, from 1 KiB to 16 MiB
-WAYS = ["ddp", "unsynchronized"]
 WORLDS = [8, 16, 64, 256, 1024]
 Algorithm = Literal["ring", "tree", "best"]
 GradSync = Literal["ddp", "flat"]
+SYNCS: list[GradSync] = ["ddp", "flat"]
+WAYS = [*SYNCS, "unsynchronized"]
 
 # ---- the model
 
@@ -285,49 +287,58 @@ class Worker:
         warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
         self.rank, self.world = rank, world
         os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         if world > 1:
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             os.environ |= {name: str(value) for name, value in place.items()}
-        assert Accelerator().num_processes == world
+        self.peers = Peers(Accelerator(), timeout=600)
+        assert self.peers.world == world
 
     def build(self, settings: list[str]) -> int:
         """Get ready for a configuration's steps; the steps after which its schedule of penalties begins again."""
+        config = configure(settings)
+        self.networks = {sync: self._networks(config, sync) for sync in SYNCS}
+        step = self.networks["ddp"][0]
+        players = [mover.player for mover in step.movers]
+        self.done = max(player.start for player in players)
+        self.batch = random_batch(config, step.system.domains, self.rank, self.world, self.done)
+        return math.lcm(*(player.every * getattr(player.optimizer, "penalty_every", 1) for player in players))
+
+    def _networks(self, config: Config, sync: GradSync) -> tuple[Step, EMA]:
         AcceleratorState._reset_state()
         torch.manual_seed(0)
-        config = configure(settings)
         accelerator = Accelerator(mixed_precision=config.trainer.precision or "no", kwargs_handlers=[WRAPPING])
         system = config.system()
-        self.ema = EMA(system, config.trainer.ema_half_life, self.world * config.trainer.batch_size)
+        ema = EMA(system, config.trainer.ema_half_life, self.world * config.trainer.batch_size)
         for name, child in system.networks().items():
-            setattr(system, name, accelerator.prepare_model(child))
-        self.step = Step(accelerator, system, 10**9)
-        players = [mover.player for mover in self.step.movers]
-        self.done = max(player.start for player in players)
-        self.batch = random_batch(config, system.domains, self.rank, self.world, self.done)
-        return math.lcm(*(player.every * getattr(player.optimizer, "penalty_every", 1) for player in players))
+            setattr(system, name, accelerator.prepare_model(child, evaluation_mode=sync == "flat"))
+        return Step(accelerator, system, 10**9), ema
 
     def steps(self, count: int, way: str) -> dict[str, list[float]]:
         """Seconds, and those of this process's own work, of each of `count` steps; `way` unsynchronized leaves the
         all-reduces of gradients out."""
+        step, ema = self.networks["flat" if way == "flat" else "ddp"]
         took, worked = [], []
         with ExitStack() as stack:
-            for network in self.step.system.networks().values():
+            for network in step.system.networks().values():
                 if way == "unsynchronized" and isinstance(network, DistributedDataParallel):
                     stack.enter_context(network.no_sync())
             for _ in range(count):
                 began, cpu = time.perf_counter(), time.process_time()
-                self.step([replace(self.batch, step=self.done)], self.done)
+                self.peers.agree(False, self.done)
+                step([replace(self.batch, step=self.done)], self.done)
                 self.done += 1
-                self.ema.update(self.done)
+                ema.update(self.done)
                 took.append(time.perf_counter() - began)
                 worked.append(time.process_time() - cpu)
-        if (failed := self.step.failed()) is not None:
+        if (failed := step.failed()) is not None:
             raise RuntimeError(f"step {failed[0]} of {failed[1].name} is not finite: nothing was measured")
         return {"took": took, "worked": worked}
 
     def buckets(self) -> list[int]:
         """Bytes of the buckets that DDP made, sorted."""
-        logged = [child._get_ddp_logging_data() for child in self.step.system.networks().values()]
+        wrapped = self.networks["ddp"][0].system.networks().values()
+        logged = [network._get_ddp_logging_data() for network in wrapped]
         return sorted(int(size) for data in logged for size in data["rebuilt_bucket_sizes"].split(", "))
 
     def all_reduces(self, moves: list[list[int]], repeats: int) -> list[float]:
@@ -434,11 +445,11 @@ def measure(network: Network, settings: list[str], single: Team, ranks: Team, ro
         bare = statistics.median(map(max, zip(*ranks.ask("all_reduces", messages, 5), strict=True)))
         got = worked["single"] / sum(map(sum, took["single"]))
         kept.append({"single": alone, "waiting": slowest - alone, "bare": bare, "cores": got})
-        for way in WAYS:
+        for way in reversed(WAYS):
             kept[-1][way] = len(ranks.pipes) / rate(took[way])
             kept[-1][f"{way}/efficiency"] = alone / kept[-1][way]
             kept[-1][f"{way}/work"] = worked[way] / worked["single"]
-        kept[-1]["share"] = 1 - kept[-1]["unsynchronized"] / kept[-1]["ddp"]
+            kept[-1][f"{way}/share"] = 1 - kept[-1]["unsynchronized"] / kept[-1][way]
     return {name: statistics.median(turn[name] for turn in kept) for name in kept[0]}
 
 
@@ -462,35 +473,28 @@ def table(head: str, rows: Iterable[Iterable[object]]) -> list[str]:
 def tables_of_steps(found: dict[Network, Figures], processes: int, cluster: Cluster) -> list[str]:
     rows, checks = [], []
     for network, its in found.items():
-        sizes = [size for move in network.moves for _, size in move.buckets]
-        for way in WAYS:
-            if way == "unsynchronized":
-                continue
-            rows.append(
+        gradients = sum(move.bytes for move in network.moves) / 1e6
+        for way in SYNCS:
+            of = [network.name, way, network.batch_size, f"{gradients:.2f}"]
+            took = [f"{its[name] * 1e3:.0f}" for name in ("single", way)]
+            shares = [f"{its[f'{way}/efficiency']:.3f}", f"{its[f'{way}/work']:.3f}", f"{its[f'{way}/share']:.1%}"]
+            rows.append([*of, *took, *shares])
+            sent = network.communication(cluster, processes, its["single"], overlap=0.0, sync=way)
+            predicted = its["single"] / (its["single"] + sent + its["waiting"])
+            checks.append(
                 [
-                    *(network.name, network.batch_size, f"{sum(sizes) / 1e6:.2f}", way, f"{its['single'] * 1e3:.0f}"),
-                    *(f"{its[way] * 1e3:.0f}", f"{its[f'{way}/efficiency']:.3f}", f"{its[f'{way}/work']:.3f}"),
-                    f"{its['share']:.1%}" if way == "ddp" else "",
-                    f"{its['bare'] * 1e3:.1f} ({its['bare'] / its[way]:.1%})" if way == "ddp" else "",
+                    *(network.name, way, f"{sent * 1e3:.1f}", f"{its['bare'] * 1e3:.1f}" if way == "ddp" else ""),
+                    *(f"{its['waiting'] * 1e3:.1f}", f"{predicted:.3f}", f"{its[f'{way}/efficiency']:.3f}"),
+                    f"{100 * (predicted - its[f'{way}/efficiency']):+.1f}",
                 ]
             )
-        step = its["single"]
-        sent = network.communication(cluster, processes, step, overlap=0.0)
-        predicted = step / (step + sent + its["waiting"])
-        checks.append(
-            [
-                *(network.name, f"{sent * 1e3:.1f}", f"{its['bare'] * 1e3:.1f}", f"{its['waiting'] * 1e3:.1f}"),
-                *(f"{predicted:.3f}", f"{its['ddp/efficiency']:.3f}"),
-                f"{100 * (predicted - its['ddp/efficiency']):+.1f}",
-            ]
-        )
     head = (
-        "| network | batch a process | MB of gradients | gradients by | ms a step, single | ms a step, ranks | "
-        "efficiency | own work, of single | left out, share | bare all-reduces, ms |"
+        "| network | gradients by | batch a process | MB of gradients | ms a step, single | ms a step, ranks | "
+        "efficiency | own work, of single | share of the all-reduces |"
     )
     check = (
-        "| network | all-reduces predicted, ms | measured bare | waiting of the single ones, ms | efficiency predicted "
-        "| measured | off, points |"
+        "| network | gradients by | all-reduces predicted, ms | bare ones measured, ms | waiting of single ones, ms | "
+        "efficiency predicted | measured | off, points |"
     )
     return [*table(head, rows), *table(check, checks)]
 
@@ -515,7 +519,7 @@ def tables_of_worlds(networks: list[Network], cluster: Cluster, settings: argpar
         for processes in settings.world:
             step, cells = settings.step, []
             waits = network.waiting(processes, step, settings.jitter)
-            for sync in ("ddp", "flat"):
+            for sync in SYNCS:
                 sent = network.communication(cluster, processes, step, settings.overlap, sync)
                 total = step + sent + waits
                 cells += [f"{sent * 1e3:.2f}", f"{step / total:.3f}", f"{processes * network.batch_size / total:,.0f}"]
