@@ -47,27 +47,34 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def main(digits):
-    """Run trainer/main.py on the digits with small settings: `main("--system", "AE")`, `processes=2` for two ranks;
-    `until` is asked again and again, and when it is true, all processes are killed with -9."""
+def command(digits):
+    """Of trainer/main.py on the digits with small settings, and its environment; `processes`: 0 is without a launcher,
+    `launch` are the launcher's own options."""
 
-    def run(*arguments, processes: int = 0, cwd=ROOT, small=NETWORKS, env=None, until=None):
+    def make(*arguments, processes: int = 0, small=NETWORKS, env=None, launch=()) -> dict:
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(env or {})}
         start = [sys.executable]
-        if processes == 1:
-            start = [*LAUNCH, "--num_processes", "1"]
-        elif processes > 1:
-            start = [*LAUNCH, "--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
-        data = (
-            ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL, *small]
-            if small
-            else []
-        )
-        command = [*start, str(ROOT / "trainer" / "main.py"), *data, *map(str, arguments)]
+        if processes:
+            several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+            start = [*LAUNCH, *several, "--num_processes", str(processes), *launch]
+        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL, *small]
+        settings = [*(data if small else []), *map(str, arguments)]
+        return {"args": [*start, str(ROOT / "trainer" / "main.py"), *settings], "env": environment}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def main(command):
+    """Run trainer/main.py: `main("--system", "AE")`, `processes=2` for two ranks of the real launcher; `until` is asked
+    again and again, and when it is true, all processes are killed with -9."""
+
+    def run(*arguments, cwd=ROOT, until=None, **options):
+        start = command(*arguments, **options)
         if until is None:
-            return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
-        process = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True)
+            return subprocess.run(**start, capture_output=True, text=True, cwd=cwd, timeout=240)
+        process = subprocess.Popen(**start, cwd=cwd, start_new_session=True)
         while not until():
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
@@ -112,6 +119,7 @@ def warm():
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests" / "warm.py")]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=ROOT) as process:
+        process.stdout.readline()  # it has imported all
         yield process
         process.kill()
 
@@ -119,10 +127,10 @@ def warm():
 @pytest.fixture
 def ranks(warm, digits, tmp_path):
     """Start trainer/main.py's work as a launcher's ranks, which have imported everything already: seconds less than
-    `main`, each rank's own process, but no launcher. Returns `Ranks`."""
+    `main`, each a process of its own, but without a launcher; returns `Ranks`. `faults`: code that ranks run first."""
     outputs = (tmp_path / f"output.{i}" for i in itertools.count())
 
-    def start(*arguments, processes: int = 1, small=NETWORKS, env=lambda rank: {}) -> Ranks:
+    def start(*arguments, processes: int = 1, small=NETWORKS, faults=None) -> Ranks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -131,8 +139,9 @@ def ranks(warm, digits, tmp_path):
         for rank in range(processes):
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             environment = {key: str(value) for key, value in world.items()} if processes > 1 else {}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env(rank)
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             question = {"arguments": [*data, *map(str, arguments)], "environment": environment, "output": str(output)}
+            question |= {"fault": (faults or {}).get(rank, "")}
             pids.append(ask(warm, json.dumps(question)))
         return Ranks(warm, pids, output)
 

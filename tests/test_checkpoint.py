@@ -1,10 +1,16 @@
 """Checkpoints are whole or not there, are found damaged when they are, and the best and the newest are kept."""
 
+import hashlib
 import json
 import os
+import pickle
 import subprocess
+import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
 from trainer import checkpoint
@@ -83,6 +89,95 @@ def test_a_damaged_checkpoint_neither_counts_nor_stays_in_the_way(tmp_path, file
     with pytest.raises(ValueError, match=r"all checkpoints .* are damaged"):
         checkpoint.load_newest(tmp_path)
     assert checkpoint.load_newest(tmp_path / "fresh") is None
+
+
+def test_every_so_manieth_checkpoint_is_kept_for_good(tmp_path):
+    for step in range(1, 9):
+        save(tmp_path, step)
+        checkpoint.rotate(tmp_path, 1, keep_every=3)
+    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["8", "6", "3"]
+
+
+def test_saving_takes_a_copy_and_returns_before_it_is_written(tmp_path, monkeypatch):
+    free, write = threading.Event(), checkpoint._write
+    monkeypatch.setattr(checkpoint, "_write", lambda *all: (free.wait(), write(*all))[1])
+    saver = checkpoint.Saver(tmp_path, 1, None, print)
+    content = tensors(1.0)
+    saver.save(1, content, {})
+    content["encoder"]["weight"].fill_(2.0)
+    assert not checkpoint.newest(tmp_path)
+    free.set()
+    saver.score(1, {"eval/fid2k": 3.0}, {"held_out": "a"})
+    (path,) = checkpoint.newest(tmp_path)
+    assert checkpoint.load(path)[0]["encoder"]["weight"].eq(1).all()
+    assert checkpoint.scores_of(path) == ({"eval/fid2k": 3.0}, {"held_out": "a"})
+
+
+def test_a_save_that_fails_for_a_while_is_tried_again_while_the_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    told, left, write = [], [3], checkpoint._write
+
+    def failing(*all):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(28, "No space left on device")
+        return write(*all)
+
+    monkeypatch.setattr(checkpoint, "_write", failing)
+    saver = checkpoint.Saver(tmp_path, 1, None, told.append)
+    saver.save(1, tensors(1), {})
+    saver.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert len(told) == 3
+    assert "step 1: the checkpoint could not be saved, and is tried again" in told[0]
+    left[0] = 10**9
+    saver.save(2, tensors(2), {})
+    with pytest.raises(OSError, match="No space left"):
+        saver.save(3, tensors(3), {})
+    assert len(told) >= 3 + checkpoint.TRIES - 1
+    saver.finish()  # told once
+
+
+def test_a_bug_while_saving_is_not_lost(tmp_path):
+    saver = checkpoint.Saver(tmp_path, 1, None, print)
+    saver.save(1, tensors(1), {"not for JSON": object()})
+    with pytest.raises(TypeError):
+        saver.finish()
+
+
+def test_too_little_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=4000))
+    with pytest.raises(OSError, match=r"No space left on device: it takes 8,008 bytes, 4,000 are free"):
+        save(tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", checkpoint.DTYPES)
+def test_files_are_those_of_the_safetensors_library(tmp_path, dtype):
+    content = {"a": torch.arange(6).reshape(2, 3).to(dtype), "b": torch.ones((), dtype=torch.float64).to(dtype)}
+    content |= {"c": torch.zeros(3), "d": torch.arange(6.0).reshape(2, 3).T, "e": torch.zeros(0, 2, dtype=dtype)}
+    path = checkpoint.save(tmp_path, 1, {"x": content}, {})
+    loaded = safetensors.torch.load_file(path / "x.safetensors")
+    assert loaded.keys() == content.keys()
+    assert all(torch.equal(loaded[key], value) and loaded[key].dtype == value.dtype for key, value in content.items())
+
+
+def test_a_hostile_file_is_only_damaged(tmp_path):
+    """A pickle that would run code, with a checksum that is right."""
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path(tmp_path / "ran").touch, ())
+
+    path = save(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    content = pickle.dumps({"weight": Hostile()})
+    (path / "encoder.safetensors").write_bytes(content)
+    manifest["files"]["encoder.safetensors"] = hashlib.sha256(content).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint.load(path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The real program: one and two processes, resumed, mistaken, and what its folder holds."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -127,15 +128,15 @@ def test_two_sets_are_for_cyclegan_alone(here, digits, tmp_path):
     assert (done.returncode, "data.train names 1 folder, expected 2 for CycleGAN" in done.stderr) == (2, True)
 
 
-def test_three_processes_resume_bit_for_bit(main, tmp_path):
+def test_three_processes_resume_bit_for_bit(ranks, tmp_path):
     """With three, the order of sums within a gradient's buckets shows: it must not depend on where a run began."""
     run = ["--system", "VAEGAN", "--trainer.batch_size", "9", "--trainer.save_every", "2"]
-    whole = main(*run, "--trainer.steps", "4", "--trainer.run_dir", tmp_path / "whole", processes=3)
+    whole = ranks(*run, "--trainer.steps", "4", "--trainer.run_dir", tmp_path / "whole", processes=3).wait()
     assert whole.returncode == 0, whole.stderr
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000004")
-    resumed = main(*run, "--trainer.steps", "4", "--trainer.run_dir", tmp_path / "cut", processes=3)
-    assert "going on at step 2 of 4" in resumed.stderr
+    resumed = ranks(*run, "--trainer.steps", "4", "--trainer.run_dir", tmp_path / "cut", processes=3).wait()
+    assert "going on at step 2" in resumed.stderr
     a, b = weights(tmp_path / "whole", 4), weights(tmp_path / "cut", 4)
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -374,13 +375,31 @@ def test_a_run_that_waits_for_its_data_says_so(here, tmp_path, monkeypatch):
     assert done.stderr.count("of the time: raise --data.workers (now 0)") == 1
 
 
-def test_a_diverging_run_stops_and_names_step_player_and_term(here, tmp_path):
+def test_a_diverging_run_stops_and_names_step_player_and_term(here, digits, tmp_path):
     run = ["--system", "VAE", "--trainer.run_dir", tmp_path, "--trainer.save_every", "2", "--trainer.steps", "40"]
     done = here(*run, "--system.autoencoder.lr", "1e12")
     assert done.returncode == 1
     assert "player autoencoder: not finite: autoencoder/" in done.stderr
     finite = weights(tmp_path) if list((tmp_path / "checkpoints").glob("step_*")) else {}
     assert all(value.isfinite().all() for value in finite.values())
+    assert (tmp_path / "state").read_text() == "diverged\n"
+    (path,) = (tmp_path / "failures").glob("step_*.json")
+    told, step = json.loads(path.read_text()), int(path.stem.removeprefix("step_"))
+    assert f"step {step}: player autoencoder" in done.stderr
+    assert told["samples"] == [samples_of(digits, step)]
+    assert not all(map(math.isfinite, told["terms"].values()))
+    assert told["weights"]
+    assert all(weight["finite"] for weight in told["weights"].values())
+    assert path.with_suffix(".png").exists()
+
+
+def samples_of(digits, step: int) -> list[str]:
+    """Names of the samples that a step with SMALL sees."""
+    from data.order import Order
+    from data.shards import Shards
+
+    shards = Shards(digits / "train")
+    return [shards.name(position) for position in Order(shards.counts, 8, seed=0)[step - 1].tolist()]
 
 
 def test_bf16_trains_and_says_so(here, tmp_path):

@@ -21,14 +21,16 @@ STEPS = 4
 
 
 @functools.cache
-def train(name: str, parts: int = 1, share: bool = True, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
+def train(
+    name: str, parts: int = 1, share: bool = True, rank: int = 0, world: int = 1, flat: bool = False
+) -> dict[str, torch.Tensor]:
     """Weights and statistics after a few steps in float64 of 8 images a step, with R1 and clipping."""
     torch.manual_seed(0)
     system = SYSTEMS[name]().double()
     ema = EMA(system, 20, 8)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[WRAPPING])
     for child, network in list(system.named_children()):
-        setattr(system, child, accelerator.prepare_model(network))
+        setattr(system, child, accelerator.prepare_model(network, evaluation_mode=flat))
     mover = Step(accelerator, system, STEPS, share)
     rows = slice(rank * 8 // world, (rank + 1) * 8 // world)
     for step in range(STEPS):
@@ -97,6 +99,8 @@ def test_two_ranks_equal_one(tmp_path):
             ranks = [torch.load(tmp_path / f"{name}.{parts}.{rank}.pt", weights_only=True) for rank in (0, 1)]
             assert distance(*ranks) == 0, f"{name}: the ranks drifted apart"
             assert distance(ranks[0], one) < 1e-10, f"{name} in {parts} parts"
+            flat = torch.load(tmp_path / f"{name}.{parts}.flat.1.pt", weights_only=True)
+            assert distance(flat, ranks[1]) < 1e-10, f"{name} in {parts} parts: DDP missed a gradient"
     first, second = (torch.load(tmp_path / f"broken.{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["failed"] == second["failed"] == [1, "binary"], "a loss that is broken on rank 1 blocks both"
     assert all(torch.equal(first["weights"][key], first["before"][key]) for key in first["before"])
@@ -217,7 +221,7 @@ if __name__ == "__main__":  # one rank of test_two_ranks_equal_one
     torch.save(break_rank_one(rank), f"{sys.argv[1]}/broken.{rank}.pt")
     for system_name in SYSTEMS:
         for in_parts in (1, 2):
-            torch.save(
-                train(system_name, in_parts, rank=rank, world=2), f"{sys.argv[1]}/{system_name}.{in_parts}.{rank}.pt"
-            )
+            for way in ("", ".flat"):
+                trained = train(system_name, in_parts, rank=rank, world=2, flat=bool(way))
+                torch.save(trained, f"{sys.argv[1]}/{system_name}.{in_parts}{way}.{rank}.pt")
     leave()

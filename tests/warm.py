@@ -1,7 +1,7 @@
 """A process that has imported the trainer, and forks ranks which start at once: see `ranks` in conftest.py.
 
-Reads {"arguments", "environment", "output"} as JSON lines and answers with the pid; an empty line asks for [pid, code]
-of one that ended.
+Reads {"arguments", "environment", "output", "fault"} as JSON lines and answers with the pid; an empty line asks for
+[pid, code] of one that ended.
 """
 
 import json
@@ -16,14 +16,15 @@ from trainer.config import configure
 from trainer.train import train
 
 
-def rank(arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """What trainer/main.py does."""
+def rank(arguments: list[str], environment: dict[str, str], output: str, fault: str) -> None:
+    """What trainer/main.py does, after a fault's code has been run."""
     os.setsid()
     os.environ.update(environment)
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     torch.set_num_threads(1)
+    exec(fault, {"arguments": arguments})
     try:
         code = train(configure(arguments))
     except SystemExit as stopped:
@@ -36,6 +37,7 @@ def rank(arguments: list[str], environment: dict[str, str], output: str) -> None
     os._exit(code)
 
 
+os.write(1, b"\n")
 for line in sys.stdin:
     if line.strip():
         answer = os.fork()

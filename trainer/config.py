@@ -299,6 +299,15 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "", fr
     return [line.replace("init_args.", "") for line in lines]
 
 
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their names on the command line."""
+    named: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        named |= flat(value, f"{name}.") if isinstance(value, dict) else {name.replace("init_args.", ""): value}
+    return named
+
+
 def is_first_on_machine() -> bool:
     """Whether this process is the launcher's local rank 0, or the only one."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
@@ -312,8 +321,8 @@ def _is_first_to_tell() -> bool:
         store = torch.distributed.distributed_c10d._get_default_store()
         store.set_timeout(timedelta(seconds=5))
         return store.add("errors told", 1) == 1
-    except RuntimeError:  # the store's host is gone: each machine's log is to say why it ends
-        return is_first_on_machine()
+    except RuntimeError:  # the store's host is gone, and whoever else is left cannot be asked
+        return True
 
 
 def refuse(message: str, code: int = 2) -> NoReturn:

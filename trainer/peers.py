@@ -1,6 +1,7 @@
 """The processes of a run, beside their gradients: what one is asked, all learn; who is missing or astray is named."""
 
 import hashlib
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ class Peers:
         try:
             yield
         except RuntimeError as error:
-            if self.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            if self.world == 1 or not _is_of_the_network(error):
                 raise
             raise RunError(
                 f"step {self.step + 1}: {self._missing()} is gone or stands still (trainer.timeout {self.timeout} s): "
@@ -127,6 +128,29 @@ class Peers:
                 + " than most. Its memory or device may be at fault: leave that machine out, or take "
                 "--trainer.grad_sync flat, and give the same command again, which goes on from the newest checkpoint"
             )
+
+
+@contextmanager
+def meeting(timeout: int) -> Iterator[None]:
+    """Where processes that look for each other do not meet, say so.
+
+    Raises:
+        RunError: with where they looked.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_the_network(error):
+            raise
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"process {os.environ.get('RANK')} did not meet the other {os.environ.get('WORLD_SIZE')} at {where} within "
+            f"trainer.timeout {timeout} s: one is gone, or a firewall is between them"
+        ) from error
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def checksum(network: nn.Module) -> Tensor:

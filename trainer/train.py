@@ -27,11 +27,11 @@ from data.shards import OnError, Shards
 from models import Player
 from trainer import checkpoint
 from trainer.batch import Batch, key, normalize
-from trainer.config import Config, DivergedError, RunError, Trainer, refusing, stopping
+from trainer.config import Config, DivergedError, RunError, Trainer, flat, refusing, stopping
 from trainer.ema import EMA
 from trainer.folder import RunFolder, Word
 from trainer.leave import Leaving, exit_code
-from trainer.peers import Peers, code
+from trainer.peers import Peers, code, meeting
 from trainer.pictures import panels
 from trainer.record import Record
 from trainer.state import State
@@ -53,8 +53,9 @@ def train(config: Config) -> int:
         leaving = Leaving(settings.time_limit)
     with leaving.listening(), RunFolder(config.run_dir) as folder:
         with refusing():
-            accelerator = _accelerator(settings)
-            peers = Peers(accelerator, settings.timeout)
+            with meeting(settings.timeout):
+                accelerator = _accelerator(settings)
+                peers = Peers(accelerator, settings.timeout)
             with peers.missed():
                 run = Run(config, folder, accelerator, peers, leaving)
         with stopping():
@@ -389,10 +390,9 @@ class Run:
 
     def _check_alike(self) -> None:
         """All processes must run the same program with the same settings on the same images."""
-        settings = self.config.resolved()
-        for section, name in (("data", "workers"), ("data", "cache"), ("data", "cache_gb")):  # a machine's own
-            del settings[section][name]
-        own = {"code": code(), "settings": settings}
+        own = {"code": code(), **flat(self.config.resolved())}
+        for name in ("data.workers", "data.cache", "data.cache_gb"):  # a machine's own
+            del own[name]
         own |= {str(shards.source): shards.fingerprint() for shards in (*self.trains, *self.tests)}
         self.peers.check_alike(own)
 

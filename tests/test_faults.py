@@ -1,0 +1,331 @@
+"""Whatever befalls a run, the same command takes it to the same weights, losses and scores; what is amiss is named."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from test_run import demo_cnn, lines, weights  # noqa: F401
+
+from trainer import checkpoint, folder
+from trainer.leave import LEFT_EARLY
+
+TERNARY = ["--system", "VAEGAN", "--system.discriminator", "ternary"]
+
+
+def wait_until(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
+
+
+def word(run_dir: Path) -> str:
+    return (run_dir / "state").read_text().strip()
+
+
+def saved(run_dir: Path) -> list[int]:
+    return [int(path.name.removeprefix("step_")) for path in checkpoint.newest(run_dir / "checkpoints")]
+
+
+def same(one: Path, other: Path) -> None:
+    """All tensors of the last checkpoint and all that was logged, to the bit."""
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert lines(one) == lines(other)
+
+
+@pytest.fixture(scope="module")
+def scored(demo_cnn):  # noqa: F811
+    return [
+        *(*TERNARY, "--trainer.steps", "16", "--trainer.save_every", "3", "--evaluate.every", "6"),
+        *(
+            "--trainer.timeout",
+            "15",
+            "--evaluate.num",
+            "64",
+            "--evaluate.extractor",
+            "demo-cnn",
+            "--evaluate.weights",
+            demo_cnn,
+        ),
+    ]
+
+
+def survive(ranks, run, tmp_path, processes: int, kills: int) -> None:
+    """Kill one rank or all at random moments, until so many kills hit, and compare each run that ends with one that
+    was left alone."""
+    chance = random.Random(processes)
+    began = time.monotonic()
+    whole = ranks(*run, "--trainer.run_dir", tmp_path / "whole", processes=processes).wait()
+    assert whole.returncode == 0, whole.stderr
+    whole_time, hit, ended = time.monotonic() - began, 0, 0
+    while hit < kills or not ended:
+        run_dir = tmp_path / f"hurt.{ended}"
+        running = ranks(*run, "--trainer.run_dir", run_dir, processes=processes)
+        if hit < kills:
+            time.sleep(chance.uniform(0, whole_time))
+            which = [chance.randrange(processes)] if chance.random() < 0.5 else range(processes)
+            running(signal.SIGKILL, *which)
+        done = running.wait()
+        hit += -signal.SIGKILL in done.codes
+        if done.returncode == 0:
+            same(tmp_path / "whole", run_dir)
+            assert word(run_dir) == "finished"
+            shutil.rmtree(run_dir)
+            ended += 1
+
+
+def test_a_run_killed_at_random_moments_comes_to_the_same(ranks, scored, tmp_path):
+    survive(ranks, [*scored, "--data.workers", "1"], tmp_path, processes=1, kills=3)
+
+
+def test_ranks_killed_at_random_moments_come_to_the_same(ranks, scored, tmp_path):
+    survive(ranks, scored, tmp_path, processes=2, kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_twenty_kills_at_random_moments(ranks, scored, tmp_path, processes):
+    survive(ranks, [*scored, "--trainer.batch_size", "12", "--data.workers", "1"], tmp_path, processes, kills=20)
+
+
+SLOW_WRITES = """
+import time
+from trainer import checkpoint
+write = checkpoint._write
+checkpoint._write = lambda path, *parts: (time.sleep(0.1), write(path, *parts))[1]
+"""
+SLOW_SCORES = """
+import time
+from trainer.evaluate import Evaluator
+score = Evaluator._reconstructions
+Evaluator._reconstructions = lambda *all: (time.sleep(2), score(*all))[1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "moment"),
+    [
+        (SLOW_WRITES, lambda path: list(path.glob(".unfinished.step_00000006/*"))),
+        (SLOW_SCORES, lambda path: (path / "step_00000006").exists()),
+    ],
+    ids=["while saving", "while evaluating"],
+)
+def test_a_kill_while_saving_or_evaluating_costs_nothing(ranks, scored, tmp_path, fault, moment):
+    run = [*scored, "--trainer.steps", "8"]
+    whole = ranks(*run, "--trainer.run_dir", tmp_path / "whole").wait()
+    assert whole.returncode == 0, whole.stderr
+    running = ranks(*run, "--trainer.run_dir", tmp_path / "hurt", faults={0: fault})
+    wait_until(lambda: moment(tmp_path / "hurt" / "checkpoints"))
+    running(signal.SIGKILL)
+    assert running.wait().returncode == -signal.SIGKILL
+    assert saved(tmp_path / "hurt")[0] == (6 if fault is SLOW_SCORES else 3)
+    assert not list((tmp_path / "hurt" / "checkpoints").glob("step_00000006/scores.json"))
+    resumed = ranks(*run, "--trainer.run_dir", tmp_path / "hurt").wait()
+    assert resumed.returncode == 0, resumed.stderr
+    same(tmp_path / "whole", tmp_path / "hurt")
+
+
+@pytest.mark.parametrize(("sent", "to"), [(signal.SIGUSR1, (1,)), (signal.SIGTERM, (0, 1)), (signal.SIGINT, (0,))])
+def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(ranks, tmp_path, sent, to):
+    run = [*TERNARY, "--trainer.steps", "60", "--trainer.log_every", "1", "--trainer.keep", "9"]
+    running = ranks(*run, "--trainer.run_dir", tmp_path / "left", processes=2)
+    wait_until(lambda: (tmp_path / "left" / "metrics.jsonl").exists() and len(lines(tmp_path / "left")) > 5)
+    running(sent, *to)
+    at = len(lines(tmp_path / "left"))
+    done = running.wait()
+    assert done.codes == [LEFT_EARLY, LEFT_EARLY], done.stderr
+    assert word(tmp_path / "left") == "preempted"
+    (step,) = saved(tmp_path / "left")
+    assert step == len(lines(tmp_path / "left")) <= at + 4, "a step on its way, one to be asked in, one to answer"
+    assert f"left at step {step} of 60 for {sent.name if 0 in to else 'another process'}" in done.stderr
+    resumed = ranks(*run, "--trainer.run_dir", tmp_path / "left", processes=2).wait()
+    assert (resumed.returncode, word(tmp_path / "left")) == (0, "finished")
+    whole = ranks(*run, "--trainer.run_dir", tmp_path / "whole", processes=2).wait()
+    assert whole.returncode == 0, whole.stderr
+    same(tmp_path / "whole", tmp_path / "left")
+
+
+def test_the_second_interrupt_leaves_at_once(ranks, tmp_path):
+    sleep = "import time\nfrom trainer import checkpoint\ncheckpoint.save = lambda *all: time.sleep(99)"
+    running = ranks(*TERNARY, "--trainer.run_dir", tmp_path / "run", faults={0: sleep})
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    running(signal.SIGINT)
+    wait_until(lambda: "saving, then leaving" in running.output.read_text())
+    running(signal.SIGINT)
+    done = running.wait()
+    assert done.returncode == 128 + signal.SIGINT
+    assert "left at once" in done.stderr
+
+
+def test_a_time_limit_is_kept(ranks, tmp_path):
+    began = time.monotonic()
+    run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.time_limit", "0:10"]
+    done = ranks(*run, processes=2).wait()
+    assert time.monotonic() - began < 12  # a second or two more than the processes', to start and to end them
+    assert done.codes == [LEFT_EARLY, LEFT_EARLY], done.stderr
+    assert "for trainer.time_limit: all is saved" in done.stderr
+    assert word(tmp_path) == "preempted"
+
+
+@pytest.mark.parametrize("then", [1, 4])
+def test_two_processes_go_on_as_one_or_four(ranks, tmp_path, then):
+    """Same samples, same noise, and weights that agree to the rounding of sums in another order."""
+    run = [*TERNARY, "--trainer.steps", "8", "--trainer.micro_batch", "3"]
+    whole = ranks(*run, "--trainer.run_dir", tmp_path / "whole", processes=2).wait()
+    assert "8 images a step = 2 x 2 x 2" in whole.stderr
+    first = ranks(*run, "--trainer.steps", "4", "--trainer.run_dir", tmp_path / "elastic", processes=2).wait()
+    assert first.returncode == 0, first.stderr
+    rest = ranks(*run, "--trainer.run_dir", tmp_path / "elastic", processes=then).wait()
+    assert rest.returncode == 0, rest.stderr
+    assert {1: "8 images a step = 1 x 4 x 2", 4: "8 images a step = 4 x 1 x 2"}[then] in rest.stderr
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "elastic")
+    worst = max((a[key] - b[key]).abs().max().item() for key in a if not key.startswith("optimizer"))
+    assert 0 < worst < 2e-4, worst  # fp32 sums in another order, in four Adam steps of 1e-3
+    for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "elastic"), strict=True):
+        assert one["seen"] == other["seen"]
+        assert one["autoencoder/reconstruction"] == pytest.approx(other["autoencoder/reconstruction"], rel=1e-4)
+
+
+def test_one_run_at_a_time_writes_a_folder(ranks, here, tmp_path, monkeypatch):
+    running = ranks(*TERNARY, "--trainer.run_dir", tmp_path)
+    wait_until((tmp_path / "metrics.jsonl").exists)
+    monkeypatch.setattr(folder, "WAIT", 1)
+    second = here(*TERNARY, "--trainer.run_dir", tmp_path)
+    assert second.returncode == 2
+    assert f"trainer.run_dir {tmp_path} is being written by process {running.pids[0]} on" in second.stderr
+    running(signal.SIGKILL)
+    running.wait()
+    assert word(tmp_path) == "running", "as it was left"
+    third = here(*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.steps", "1")
+    assert third.returncode == 0, "the lock went with its holder"
+
+
+@pytest.mark.parametrize(
+    ("sent", "rank", "named"),
+    [
+        (signal.SIGKILL, 1, "process 1 on"),
+        (signal.SIGKILL, 0, "the machine of process 0 on"),
+        (signal.SIGSTOP, 1, "process 1 on"),
+    ],
+)
+def test_a_dead_or_stalled_rank_is_named_and_ends_the_others(ranks, tmp_path, sent, rank, named):
+    run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.timeout", "4", "--trainer.save_every", "5"]
+    running = ranks(*run, processes=2)
+    wait_until(lambda: (tmp_path / "checkpoints").exists() and saved(tmp_path))
+    began = time.monotonic()
+    running(sent, rank)
+    other = running.pids[1 - rank]
+    wait_until(lambda: gone(other))
+    assert time.monotonic() - began < 30
+    running(signal.SIGKILL)
+    done = running.wait()
+    assert done.codes[1 - rank] == 1, done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: step ")]
+    assert f"{named} " in told
+    assert "is gone or stands still (trainer.timeout 4 s)" in told
+    assert "Traceback" not in done.stderr
+    assert word(tmp_path) == ("failed" if rank == 1 else "running")
+
+
+def test_a_rank_whose_weights_went_astray_is_named(ranks, tmp_path):
+    """A bit of a weight flips, after the third step on process 2."""
+    flip = """
+from trainer.step import Step
+step = Step.__call__
+def flipping(self, batches, number):
+    step(self, batches, number)
+    if number == 2 and self.movers[0].optimizer.state:
+        self.system.decoder.module.stem.bias.data.view(-1)[:1].mul_(-1)
+Step.__call__ = flipping
+"""
+    run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.batch_size", "9", "--trainer.check_every", "6"]
+    done = ranks(*run, processes=3, faults={2: flip}).wait()
+    assert done.returncode == 1
+    assert "step 6: process 2 on" in done.stderr
+    assert "has other weights in decoder than most" in done.stderr
+    assert not saved(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("import trainer.train\ntrainer.train.code = lambda: 'other'", "differ in code: "),
+        ("arguments += ['--system.autoencoder.lr', '0.5']", "differ in system.autoencoder.lr: "),
+    ],
+)
+def test_ranks_with_other_code_or_settings_are_named(ranks, tmp_path, fault, named):
+    done = ranks(*TERNARY, "--trainer.run_dir", tmp_path, processes=2, faults={1: fault}).wait()
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.fixture
+def launched(command, tmp_path):
+    """Start the real launcher with two ranks; it writes to tmp_path/output."""
+    processes = []
+
+    def start(*arguments, **options) -> subprocess.Popen:
+        with open(tmp_path / "output", "w") as output:
+            options = command(*arguments, processes=2, **options) | {"stdout": output, "stderr": subprocess.STDOUT}
+            processes.append(subprocess.Popen(**options, start_new_session=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def rank_of(run_dir: Path, rank: int) -> int:
+    """The pid of a rank that a launcher started for a run folder."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            environment = (path / "environ").read_text().split("\0")
+            if f"RANK={rank}" in environment and str(run_dir) in (path / "cmdline").read_text():
+                return int(path.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def gone(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_ranks_die_with_their_launcher_and_have_saved(launched, tmp_path):
+    run_dir = tmp_path / "run"
+    launcher = launched(*TERNARY, "--trainer.run_dir", run_dir, "--data.workers", "1", "--trainer.log_every", "1")
+    wait_until((run_dir / "metrics.jsonl").exists)
+    ranks = [rank_of(run_dir, 0), rank_of(run_dir, 1)]
+    family = [child.pid for rank in ranks for child in psutil.Process(rank).children(recursive=True)]
+    assert family, "workers that read ahead"
+    launcher.kill()
+    wait_until(lambda: all(map(gone, (*ranks, *family))), 30)
+    assert word(run_dir) == "preempted"
+    (step,) = saved(run_dir)
+    assert step == lines(run_dir)[-1]["step"]
+
+
+def test_a_killed_rank_is_restarted_by_the_launcher(launched, ranks, tmp_path):
+    run = [*TERNARY, "--trainer.steps", "300", "--trainer.save_every", "30", "--trainer.run_dir"]
+    launcher = launched(*run, tmp_path / "hurt", launch=["--max_restarts", "2"])
+    wait_until(lambda: (tmp_path / "hurt" / "checkpoints").exists() and saved(tmp_path / "hurt"))
+    os.kill(rank_of(tmp_path / "hurt", 1), signal.SIGKILL)
+    assert launcher.wait(120) == 0
+    told = (tmp_path / "output").read_text()
+    assert told.count("going on at step") == 1
+    assert word(tmp_path / "hurt") == "finished"
+    whole = ranks(*run, tmp_path / "whole", processes=2).wait()
+    assert whole.returncode == 0, whole.stderr
+    same(tmp_path / "whole", tmp_path / "hurt")
