@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks import saving
 from benchmarks.scaling import Cluster, Move, Network, fill, fit, main, network_of, ring, tree
+from trainer import checkpoint
 from trainer.config import configure
 
 CLUSTER = Cluster(alpha=1.0, intra=100.0, inter=50.0, gpus_per_node=8)
@@ -192,3 +194,19 @@ def test_the_command_measures(monkeypatch, capsys):
     assert [(row[1].strip(), int(row[2])) for row in rows[:2]] == [("ddp", 2), ("flat", 2)]
     assert all(float(row[6]) > 0 for row in rows[:2])
     assert "| 16,777,216 |" in out
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_a_save_beside_steps_holds_the_step_that_asked_for_it(tmp_path):
+    training = saving.Training(configure(VAEGAN))
+    training()
+    saving.save_and_wait(training, tmp_path)
+    training()
+    weights = training.state.tensors()["decoder"]["stem.weight"].clone()
+    saving.save_beside(training, tmp_path)
+    (path,) = checkpoint.newest(tmp_path)
+    tensors, manifest = checkpoint.load(path)
+    assert manifest["step"] == 2
+    assert torch.equal(tensors["decoder"]["stem.weight"], weights)
+    training()
+    assert not torch.equal(training.state.tensors()["decoder"]["stem.weight"], weights)
