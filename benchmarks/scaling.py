@@ -42,11 +42,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.system import Terms
 from trainer.batch import Batch
+from trainer.build import WRAPPING
 from trainer.config import Config, configure
 from trainer.ema import EMA
 from trainer.peers import Peers
 from trainer.step import Mover, Step
-from trainer.train import WRAPPING
 
 RECIPES = ["digits-vaegan-ternary", "mnist-vaegan-ternary", "smiles-cyclegan", "cifar10-vaegan-ternary"]
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes after which DDP closes a bucket
