@@ -303,7 +303,7 @@ def test_sizes_that_follow_from_shapes(plan):
     tensors = sum(1 for _ in made.config.system().parameters())
     assert sizes["moments"] == 2 * 4 * sum(count.values()) + 4 * tensors  # and each one's number of steps
     assert sizes["images"] == 4 * 32 * 32 * (1 + 4)
-    assert sizes["copies"] == sizes["weights"] + sizes["averages"]
+    assert sizes["copies"] == sizes["weights"]
     assert sizes["all"] == sum(size for name, size in sizes.items() if name != "all")
 
 
@@ -394,5 +394,5 @@ def test_a_large_system_costs_no_memory(plan):
         "8", "--system", "VAE", "--trainer.batch_size", "512", small=[*NETWORKS, "--system.networks.width", "512"]
     )
     (*_, (_, size, _)) = made.memory_rows()
-    assert size > 2.5e9
+    assert size > 2e9
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 0.1 * size

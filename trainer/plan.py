@@ -179,8 +179,8 @@ class Plan:
         ]
         if self.device == "cpu":
             rows.append(("snapshot", self.checkpoint(), "of a checkpoint, as the first process writes it"))
-        elif self.processes > 1:
-            rows.append(("copies", self.undone(), "of weights and averages, in a first step that is undone"))
+        elif buckets:
+            rows.append(("copies", self.undone(), "of the weights, in a first step that is undone"))
         return [*rows, ("all", sum(size for _, size, _ in rows), "")]
 
     def checkpoints(self) -> list[str]:
@@ -242,8 +242,7 @@ class Plan:
 
     def undone(self) -> int:
         """Bytes that are copied before a first step, which settles DDP's buckets."""
-        kept = self.state.tensors().items()
-        return sum(size_of(content.values()) for name, content in kept if not name.startswith("optimizer."))
+        return sum(size_of(content.values()) for content in self.state.trained().values())
 
     def checkpoint(self) -> int:
         """Bytes of one."""
@@ -343,7 +342,7 @@ def _free(folder: Path) -> tuple[int, Path]:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
 def _times(steps: int, every: int) -> int:
