@@ -11,7 +11,7 @@ THREADS := $(shell n=$$(nproc); echo $$(( n > $(PROCESSES) ? n / $(PROCESSES) : 
 LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --quiet --config_file launch/accelerate.yaml \
 	$(if $(filter-out 1,$(PROCESSES)),--multi_gpu) --num_processes $(PROCESSES) --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: train compare test test-slow test-gpu lint setup data board
+.PHONY: train compare test test-slow test-gpu test-slurm lint setup data board
 
 train: setup
 	$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
@@ -28,10 +28,15 @@ test-slow: setup
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu -rs $(ARGS)
 
+test-slurm: setup
+	sh tests/slurm/install.sh
+	$(BIN)/pytest -q -m slurm -rs $(ARGS)
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck --external-sources .ci/run launch/*.sh launch/slurm/*.sh tests/slurm/*.sh
 
 setup: .venv/.done datasets/digits
 

@@ -3,12 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch.distributed
 import yaml
@@ -21,6 +22,9 @@ from data.errors import DataError
 from data.remote import is_remote
 from data.shards import OnError, Shards
 from models.networks.perceptual import WeightsFile
+
+ANSWER = 5  # seconds in which a process that is there answers
+Answer = TypeVar("Answer")
 
 # Settings that may change between a run and its continuation: they leave what a step computes as it is. The training
 # shards and a perceptual network's weights are compared by their content instead; scores measured in another way have
@@ -357,12 +361,27 @@ def _is_first_to_tell() -> bool:
     """Whether no other process has told of an error: all may meet the same one, or one alone its own."""
     if not torch.distributed.is_initialized():
         return is_first_on_machine()
-    try:
-        store = torch.distributed.distributed_c10d._get_default_store()
-        store.set_timeout(timedelta(seconds=5))
-        return store.add("errors told", 1) == 1
-    except RuntimeError:  # the store's host is gone, and whoever else is left cannot be asked
-        return True
+    told = ask_store(lambda store: store.add("errors told", 1), ANSWER)
+    return told is None or told == 1  # None: whoever else is left cannot be asked
+
+
+def ask_store(question: Callable[[torch.distributed.Store], Answer], seconds: float) -> Answer | None:
+    """What the processes' common store answers; None where its host, or the network to it, does not in some seconds.
+
+    In a thread, for the store itself waits without end on a network that was cut.
+    """
+    answers: list[Answer] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError):  # the host is gone
+            store = torch.distributed.distributed_c10d._get_default_store()
+            store.set_timeout(timedelta(seconds=seconds))
+            answers.append(question(store))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
 
 
 def refuse(message: str, code: int = 2) -> NoReturn:

@@ -16,9 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from trainer.config import RunError
+from trainer.config import ANSWER, RunError, ask_store
 
-ANSWER = 5  # seconds in which a process that is there notices, as others do, that one is not
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -79,13 +78,14 @@ class Peers:
 
     def _missing(self) -> str:
         """Whoever is there meets the same failure and signs; the others are missing."""
-        store = dist.distributed_c10d._get_default_store()
-        try:
-            store.set_timeout(timedelta(seconds=ANSWER))
+
+        def absent(store: dist.Store) -> list[int]:
             store.set(f"here/{self.rank}", "")
             time.sleep(ANSWER)
-            missing = [rank for rank in range(self.world) if not store.check([f"here/{rank}"])]
-        except RuntimeError:
+            return [rank for rank in range(self.world) if not store.check([f"here/{rank}"])]
+
+        missing = ask_store(absent, 2 * ANSWER)
+        if missing is None:
             return f"the machine of {self.name(0)}, or the network to it,"
         return ", ".join(map(self.name, missing)) or "a process that has answered again"
 
