@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -388,6 +389,8 @@ def refuse(message: str, code: int = 2) -> NoReturn:
     """Say an error in one block, on one process alone, and exit."""
     if _is_first_to_tell():
         print(f"error: {message}", file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(1)  # this process may host the store in which others look whether it has been told
     raise SystemExit(code)
 
 
