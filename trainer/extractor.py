@@ -24,6 +24,8 @@ from data.errors import DataError
 from data.loader import read
 from data.order import Order, permutation
 from data.shards import Shards
+from models.networks.perceptual import Perceptual
+from trainer.batch import normalize
 from trainer.config import Data, Evaluate, is_first_on_machine
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -39,6 +41,7 @@ class Extractor(Protocol):
     dim: int
     classes: int  # 0: it names none, so there is no inception score
     sha256: str  # of its weights' file
+    resize: str  # how it brings images to the size of its network
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -53,6 +56,7 @@ class DemoCNN(nn.Module):
 
     name = "demo-cnn-v1"
     dim = 64
+    resize = "antialiased bilinear to 32, rounded"
     scale: Tensor
     sha256: str
 
@@ -86,6 +90,7 @@ class Inception(nn.Module):
 
     name = "inception-v3"
     dim = 2048
+    resize = "TensorFlow 1's bilinear to 299"
     classes = 1008
     sha256: str
 
@@ -123,6 +128,23 @@ def build(
         accelerator.wait_for_everyone()
         extractor = load_demo_cnn(kept, data.channels)
     return extractor.to(accelerator.device).eval().requires_grad_(False)
+
+
+class LPIPS:
+    """LPIPS of uint8 images, by VGG16 (Zhang et al. 2018), of weights from a file.
+
+    Raises:
+        ValueError: the file is missing, or holds other weights.
+    """
+
+    name = "lpips_vgg"
+
+    def __init__(self, weights: str, device: torch.device):
+        self.network = Perceptual("lpips", weights, "evaluate.lpips").to(device)
+
+    def __call__(self, image: Tensor, other: Tensor) -> Tensor:
+        """[n] of images [n, 1 or 3, h, w], of 16 pixels a side or more."""
+        return self.network.each(normalize(image), normalize(other))
 
 
 def inception(weights: str | None) -> Inception:
