@@ -24,18 +24,6 @@ from trainer.evaluate import Evaluator
 from trainer.extractor import build, demo_random, fit, inception, load_demo_cnn
 
 
-@pytest.fixture(scope="module")
-def data(digits) -> Data:
-    return Data(str(digits / "train"), str(digits / "test"), 32, 1, 0)
-
-
-@pytest.fixture(scope="module")
-def demo_cnn(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
-    fit([Shards(data.train)], [Shards(data.test)], data, path, steps=300)
-    return path
-
-
 def evaluator_of(data, path, num=200) -> Evaluator:
     extractor = load_demo_cnn(path, 1).eval().requires_grad_(False)
     return Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, num, 0, VAE(32, 1, 4, SMALL))

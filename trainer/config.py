@@ -188,8 +188,9 @@ class Evaluate:
     Args:
         every: steps between evaluations (and after the last step); 0 is never
         num: samples drawn from the prior; the scores' names carry it
-        extractor: inception (torch-fidelity's InceptionV3), demo-cnn (a small one trained on the labelled shards) or
-            demo-random (the same with random weights: needs no labels, and gives no inception score)
+        extractor: inception (torch-fidelity's InceptionV3), demo-cnn (a small one trained on the labelled shards),
+            demo-random (the same with random weights: needs no labels, and gives no inception score), file (one's own,
+            as TorchScript or by torch.export), or one that torch-fidelity has registered, such as dinov2-vit-l-14
         weights: file of the extractor's weights; unset: TORCH_HOME's or downloaded (inception), or trained (demo-cnn)
         metrics: of samples: fid, is, kid, prdc (precision, recall, density and coverage)
         lpips: file of torchvision's vgg16 weights (a state_dict), for LPIPS of reconstructions; unset: no LPIPS
@@ -200,7 +201,7 @@ class Evaluate:
 
     every: NonNegativeInt = 1000
     num: PositiveInt = 2000
-    extractor: Literal["demo-cnn", "demo-random", "inception"] = "inception"
+    extractor: str = "inception"
     weights: Location | None = None
     metrics: list[Metric] = field(default_factory=lambda: [*METRICS])
     lpips: Location | None = None

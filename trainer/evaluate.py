@@ -3,6 +3,7 @@
 `python -m trainer.evaluate --help` scores a checkpoint, or images, by the same means: trainer/score.py.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,11 +26,11 @@ from models import System
 from trainer import metrics, statistics
 from trainer.batch import normalize, prior, to_uint8
 from trainer.config import METRICS, Data
-from trainer.extractor import Extractor
+from trainer.extractor import BATCH, Extractor
 from trainer.metrics import Codes, Gaussian, InceptionScore, Moments, laplacian_variance, psnr
 from trainer.statistics import Statistics
 
-BLOCK = 64
+BLOCK = BATCH  # images dealt to a process at once
 KEPT = 10_000  # images whose features are kept, for KID and precision; the other scores are sums
 # A collapse is told where a score falls below half of its best, and a divergence where FID doubles.
 FALLEN, DOUBLED = 0.5, 2.0
@@ -116,7 +117,7 @@ class Evaluator:
     Args:
         accelerator: gives device and processes
         extractor: in eval mode, on the device
-        tests: held-out images of each data set
+        tests: held-out images of each data set; or their statistics, where no reconstructions are scored
         data: size and channels
         num: samples from the prior
         seed: of the samples
@@ -135,7 +136,7 @@ class Evaluator:
         self,
         accelerator: Accelerator,
         extractor: Extractor,
-        tests: Sequence[Samples],
+        tests: Sequence[Samples | Statistics],
         data: Data,
         num: int,
         seed: int,
@@ -150,7 +151,7 @@ class Evaluator:
         # Sums are float64, which Apple's GPUs lack.
         self.device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
         for test in tests:
-            if len(test) < 2:
+            if not isinstance(test, Statistics) and len(test) < 2:
                 raise ValueError(
                     f"data.test holds {len(test)} image, and a covariance needs two: bring more, say a thousand"
                 )
@@ -172,8 +173,8 @@ class Evaluator:
         return {
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.sha256,
-            "held_out": " ".join(test.fingerprint() for test in self.tests),
-            "held_out_images": sum(len(test) for test in self.tests),
+            "held_out": " ".join(str(reference.meta.get("images", "unknown")) for reference in self.references),
+            "held_out_images": sum(reference.gaussian.n for reference in self.references),
         }
 
     @property
@@ -183,6 +184,7 @@ class Evaluator:
         return {
             "num": self.num,
             "metrics": [*self.wanted],
+            "kept": self.kept,
             "image_size": self.data.size,
             "channels": self.data.channels,
             "block": BLOCK,
@@ -201,11 +203,11 @@ class Evaluator:
         with self._timed() as scores:
             if system.can("sample"):
                 scores |= self._samples(system)
-            if system.can("reconstruct"):
+            if system.can("reconstruct") and not isinstance(self.tests[0], Statistics):
                 scores |= self._reconstructions(system)
             if system.can("translate"):
-                scores |= self._translations(system, "a2b", self.tests[0], self.references[1])
-                scores |= self._translations(system, "b2a", self.tests[1], self.references[0])
+                scores |= self._translations(system, "a2b", self._images_of(0), self.references[1])
+                scores |= self._translations(system, "b2a", self._images_of(1), self.references[0])
             scores |= self._distances()
         return scores
 
@@ -241,6 +243,19 @@ class Evaluator:
         scores["eval/seconds"] = self.last
         scores["eval/seconds_share"] = self.spent / (time.monotonic() - self.began)
 
+    @torch.no_grad()
+    def samples(self, system: System, index: Tensor) -> Tensor:
+        """The images that are scored, uint8 [n, c, h, w], of a block of indices [n]."""
+        return to_uint8(system.sample(self._draw(system, index)))
+
+    def blocks(self, count: int) -> Iterator[Tensor]:
+        """Indices of this process's images of `count`, in blocks of BLOCK, of which the last may be smaller."""
+        blocks = torch.arange(count).split(BLOCK)
+        return iter(blocks[self.accelerator.process_index :: self.accelerator.num_processes])
+
+    def _draw(self, system: System, index: Tensor) -> Tensor:
+        return prior(self.seed, index, system.latent_shape).to(self.accelerator.device)
+
     # ---- of what
 
     def _samples(self, system: System) -> dict[str, float]:
@@ -249,7 +264,7 @@ class Evaluator:
         missed, size = self._zero(), self._zero()
 
         def images(index: Tensor) -> Tensor:
-            z = prior(self.seed, index, system.latent_shape).to(self.accelerator.device)
+            z = self._draw(system, index)
             image = system.sample(z)
             pixels = to_uint8(image)
             if system.can("posterior"):
@@ -259,14 +274,15 @@ class Evaluator:
 
         judged = self._judge(self.num, images)
         scores = self._against(judged, self.references[0], self.num)
-        scores[f"eval/sharpness{count}"] = judged.sharpness / self._real_sharpness()
+        if self.references[0].sharpness:
+            scores[f"eval/sharpness{count}"] = judged.sharpness / self.references[0].sharpness
         if system.can("posterior"):
             scores[f"eval/z_recovered{count}"] = 1 - self._sum(missed) / self._sum(size)
         return scores
 
     def _reconstructions(self, system: System) -> dict[str, float]:
         """rFID, PSNR, SSIM and sharpness of held-out images' reconstructions, and how their codes fit the prior."""
-        (test,), (reference,) = self.tests, self.references
+        test, reference = self._images_of(0), self.references[0]
         names = ["psnr", "ssim", *([self.distance.name] if self.distance else [])]
         sums = {name: self._zero() for name in names}
         codes = Codes(system.latent_shape[0], self.device)
@@ -293,7 +309,7 @@ class Evaluator:
         return {
             **self._distance_of(judged.gaussian, reference, f"eval/rfid{count}/{self.extractor.name}"),
             **{f"eval/{name}{count}": self._sum(value) / len(test) for name, value in sums.items()},
-            f"eval/sharpness_reconstructed{count}": judged.sharpness / self._real_sharpness(),
+            f"eval/sharpness_reconstructed{count}": judged.sharpness / (reference.sharpness or float("nan")),
             f"eval/prior_gap{count}": gap,
             f"eval/active_units{count}": active,
         }
@@ -384,8 +400,11 @@ class Evaluator:
 
     # ---- the real images
 
-    def _reference(self, test: Samples, cache: Path | None) -> Statistics:
+    def _reference(self, test: Samples | Statistics, cache: Path | None) -> Statistics:
         """Statistics of held-out images: kept ones, or made by all processes, then kept."""
+        if isinstance(test, Statistics):
+            features, radii = (part if part is None else part.to(self.device) for part in (test.features, test.radii))
+            return dataclasses.replace(test, features=features, radii=radii)
         meta = self.meta(test)
         path = cache if cache is None or cache.suffix == ".npz" else self._kept_at(cache, meta)
         main = self.accelerator.is_main_process
@@ -431,7 +450,12 @@ class Evaluator:
         if found is not None:
             assert found.features is not None
             assert found.radii is not None
-            given = (*found.gaussian[:2], found.features, found.radii, torch.tensor(found.sharpness))
+            given = (
+                *found.gaussian[:2],
+                found.features,
+                found.radii,
+                torch.tensor(found.sharpness, dtype=torch.float64),
+            )
             values = dict(zip(shapes, given, strict=True))
         kinds = {name: torch.float32 if name == "features" else torch.float64 for name in shapes}
         mu, sigma, features, radii, sharpness = (
@@ -441,10 +465,10 @@ class Evaluator:
         gaussian = Gaussian(mu.cpu(), sigma.cpu(), meta["count"])
         return Statistics(gaussian, meta, sharpness.item(), features, radii)
 
-    def _real_sharpness(self) -> float:
-        sharpness = self.references[0].sharpness
-        assert sharpness is not None
-        return sharpness
+    def _images_of(self, which: int) -> Samples:
+        test = self.tests[which]
+        assert not isinstance(test, Statistics)
+        return test
 
     # ---- over processes
 
@@ -465,7 +489,7 @@ class Evaluator:
         tally = Tally(self.extractor, num, places, self.scored if scored is None else scored, self.device)
 
         def work() -> None:
-            for index in self._blocks(num):
+            for index in self.blocks(num):
                 tally.update(index, images(index))
 
         self._together(work)
@@ -508,10 +532,6 @@ class Evaluator:
     def _sum(self, value: Tensor) -> float:
         return self.accelerator.reduce(value, "sum").item()
 
-    def _blocks(self, count: int) -> Iterator[Tensor]:
-        blocks = torch.arange(count).split(BLOCK)
-        return iter(blocks[self.accelerator.process_index :: self.accelerator.num_processes])
-
     def _rows(self, count: int) -> list[slice]:
         """This process's share of the rows of a matrix of distances; a share's arithmetic is the same on any."""
         parts = [slice(i, min(i + metrics.ROWS, count)) for i in range(0, count, metrics.ROWS)]
@@ -546,8 +566,10 @@ def features_of(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """
     if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
         raise ValueError(f"expected images as uint8 [n, 1 or 3, h, w], found {pixels.dtype} {list(pixels.shape)}")
+    # A grey image's strides may say channels first or last, and a convolution rounds otherwise in either.
+    laid_out = pixels.clone(memory_format=torch.contiguous_format)
     with exactly(pixels.device):
-        features, logits = extractor(pixels)
+        features, logits = extractor(laid_out)
     if features.shape != (len(pixels), extractor.dim):
         raise ValueError(
             f"{extractor.name} gives features {list(features.shape)} of {len(pixels)} images, expected "
