@@ -161,7 +161,9 @@ class Evaluator:
                 raise ValueError(f"evaluate.num is {num}, and a covariance needs two samples: raise it")
             if self.scored:
                 InceptionScore(num, extractor.classes)  # refuses too few
-        self.pool, self.pending = ThreadPoolExecutor(1), list[tuple[str, Future[float] | None]]()
+        # A new thread would take as many threads for its arithmetic as there are cores, and round otherwise.
+        self.pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+        self.pending = list[tuple[str, Future[float] | None]]()
         self.kernel_sums: dict[int, float] = {}  # of real images' subsets, which do not change
         self.references = [self._reference(test, cache) for test in tests]
         self.spent = self.last = 0.0

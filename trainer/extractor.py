@@ -8,6 +8,7 @@ score carries.
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,7 +230,9 @@ def _network_of(path: str, device: torch.device) -> Callable[[Tensor], Any]:
         ValueError: it is neither.
     """
     try:
-        return torch.jit.load(path, map_location=device).eval()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".torch.jit", FutureWarning)  # of its end, some day
+            return torch.jit.load(path, map_location=device).eval()
     except RuntimeError:
         pass  # it may be an exported program
     try:
@@ -247,7 +250,7 @@ def coloured(image: Tensor) -> Tensor:
 
 
 def bicubic(image: Tensor, size: int) -> Tensor:
-    """uint8 images, resized as Pillow's bicubic filter does."""
+    """uint8 images, resized by Pillow's bicubic filter, but that it clips between its two passes and this does not."""
     resized = interpolate(image.float(), (size, size), mode="bicubic", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 

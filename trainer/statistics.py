@@ -8,6 +8,7 @@ images' own.
 import hashlib
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def load(path: Path, expected: dict[str, Any] | None) -> Statistics:
         mu, sigma = (torch.from_numpy(found[name].astype(np.float64)) for name in ("mu", "sigma"))
         gaussian = Gaussian(mu, sigma, int(found.get("n", 0)))
         meta = json.loads(str(found["meta"])) if "meta" in found else {}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no statistics of images (an .npz of mu and sigma): {error}") from error
     dim = len(gaussian.mu)
     if gaussian.mu.shape != (dim,) or gaussian.sigma.shape != (dim, dim):
