@@ -1,5 +1,7 @@
 """Extractors from files and from torch-fidelity's registry, and LPIPS; nothing is downloaded."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +115,38 @@ def test_lpips_is_torchmetrics(tmp_path):
     assert found.shape == (3,)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)  # its mean and deviation of pixels are rounded
     assert (LPIPS(str(tmp_path / "vgg16.pth"), torch.device("cpu"))(a, a) == 0).all()
+
+
+def test_prefetch_fills_the_cache_with_what_is_the_published_file_only(tmp_path, monkeypatch, capsys):
+    """From a file, as from a server: weights that are not the published ones are not kept."""
+    from trainer.prefetch import main
+
+    (tmp_path / "served.pth").write_bytes(b"other weights")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", f"file://{tmp_path / 'served.pth'}"
+    )
+    for name, words in (("inception", "invalid hash value"), ("resnet", "expected inception, demo-cnn")):
+        with pytest.raises(SystemExit) as stopped:
+            main([name])
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    monkeypatch.setattr("trainer.extractor.INCEPTION_SHA256", hashlib.sha256(b"other weights").hexdigest()[:8])
+    with pytest.raises(SystemExit):
+        main(["inception"])
+    assert "does not hold the weights" in capsys.readouterr().err
+    (kept,) = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert kept.name == "weights-inception-2015-12-05-6726825d.pth"
+
+    class Vision(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, image):
+            return image.mean((2, 3)) * self.scale
+
+    monkeypatch.setattr("torch.hub.load", lambda *_, **__: Vision())
+    main(["dinov2-vit-s-14"])
+    assert "dinov2-vit-s-14: in " in capsys.readouterr().out

@@ -359,7 +359,8 @@ def _download(path: Path) -> None:
     if not path.exists():
         raise ValueError(
             f"evaluate.extractor is inception, but its weights are not there, and {reason}. Put {INCEPTION_FILE} (from "
-            f"torch-fidelity's releases on GitHub) at {path}, or name it with --evaluate.weights PATH; or take "
+            f"torch-fidelity's releases on GitHub; or by python -m trainer.prefetch inception, with a network) "
+            f"at {path}, or name it with --evaluate.weights PATH; or take "
             "--evaluate.extractor demo-cnn, which is trained on labelled shards, or demo-random, or train without "
             "scores: --evaluate.every 0"
         )
