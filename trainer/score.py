@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from models.load import checkpoint_of
 from trainer import metrics, statistics
 from trainer.audit import audit
 from trainer.config import METRICS, Data, Evaluate, Location, refuse, refusing
-from trainer.evaluate import Evaluator
+from trainer.evaluate import KEPT, Evaluator
 from trainer.extractor import LPIPS, Extractor, build
 from trainer.generate import Parser
 from trainer.metrics import Gaussian, Moments
@@ -171,7 +171,7 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
         wanted,
         settings.statistics or run / "statistics",
         LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
-        kept=_kept(num, tests),
+        kept=max(num, KEPT),  # as in training, where there are no more
     )
     images: Pixels | None = None
     if system.can("sample"):
@@ -207,7 +207,7 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
         None,
         wanted,
         settings.statistics,
-        kept=_kept(num, [real]),
+        kept=num if isinstance(real, Statistics) else max(num, min(len(real), MOST_KEPT)),
     )
 
     def images(index: Tensor) -> Tensor:
@@ -215,11 +215,6 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
 
     facts = {"images": settings.what, "fingerprint": fake.fingerprint()}
     return Job(evaluator, lambda: evaluator.score(images), images, num, real, facts)
-
-
-def _kept(num: int, tests: Sequence[Samples | Statistics]) -> int:
-    """KID and precision compare all samples, with all real images up to some number."""
-    return max(num, *(min(len(test), MOST_KEPT) for test in tests if not isinstance(test, Statistics)), 0)
 
 
 def _extractor_of(settings: argparse.Namespace, known: dict[str, Any], run: Path | None) -> Evaluate:
