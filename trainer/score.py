@@ -148,7 +148,7 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
     system = models.load(path).to(accelerator.device)
     evaluate = _extractor_of(settings, configuration["evaluate"], run)
     if settings.against:
-        tests = [_real(settings, data)]
+        tests = [_real(settings, None)]  # read as its own held-out images are
         if system.can("translate"):
             raise ValueError("--against names one set of images, and translations are scored against two: leave it")
     elif data.tests:
@@ -187,10 +187,10 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
         raise ValueError(f"{settings.what} is no checkpoint or run: to score images, name real ones with --against")
     if settings.seed is not None or settings.lpips:
         raise ValueError("--seed and --lpips have no effect on images: leave them unset")
-    fake = _listed(settings.what, settings.size)
+    fake = _listed(settings.what)
     size, channels = _look(fake, settings)
     data = Data(Location(""), None, size, channels)
-    real = _real(settings, data)
+    real = _real(settings, size)
     evaluate = _extractor_of(settings, {}, None)
     against = [] if isinstance(real, Statistics) else [real]
     with tempfile.TemporaryDirectory() as nowhere:
@@ -242,21 +242,21 @@ def _opened(setting: str, data: Data, sources: list[str]) -> list[Shards]:
         raise DataError(f"the run's {setting}: {error}. Images elsewhere: --against") from error
 
 
-def _real(settings: argparse.Namespace, data: Data) -> Samples | Statistics:
+def _real(settings: argparse.Namespace, size: int | None) -> Samples | Statistics:
     if settings.against.endswith(".npz"):
         return statistics.load(Path(settings.against), None)
-    return _listed(settings.against, settings.size, data.size)
+    return _listed(settings.against, None if settings.size else size)
 
 
-def _listed(name: str, size: int | None, expected: int | None = None) -> Shards | Listed:
-    """Images by position: shards as a run reads them; without a size to bring them to, others must all have one."""
+def _listed(name: str, size: int | None = None) -> Shards | Listed:
+    """Images by position: shards as a run reads them, or others, which must all have the size that is given."""
     path = Path(name)
     if (path / "index.json").exists() or path.suffix == ".json" or (path.is_dir() and any(path.glob("*.tar"))):
         return Shards(name)
     if path.suffix == ".parquet":
         raise DataError(f"{name} is Parquet: make shards of it first, by python -m data.prepare")
     source = open_source(name, Path(tempfile.gettempdir(), "unused"), Path("datasets/torchvision"))
-    return Listed(source, name, None if size else expected)
+    return Listed(source, name, size)
 
 
 def _look(images: Shards | Listed, settings: argparse.Namespace) -> tuple[int, Any]:
