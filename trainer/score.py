@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # an audit is one process's, and takes long
     if main_process:
+        del scores["eval/seconds_share"]  # of a run's time
         _tell(job, scores, accelerator.num_processes)
         if settings.audit:
             _audit(job, scores)
