@@ -76,7 +76,7 @@ def child(folder: Path, num: int, width: int, processes: int) -> tuple[float, fl
     command = [sys.executable, *(launch if processes > 1 else []), "-m", "benchmarks.evaluation"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--child", str(folder), "--num", str(num), "--width", str(width)],
+        [*command, "--child", str(folder), str(num), str(width)],
         capture_output=True,
         text=True,
         check=True,
@@ -102,10 +102,11 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.child:
-        report_child(settings.child, settings.num, settings.width)
+        folder, num, width = settings.child
+        report_child(Path(folder), int(num), int(width))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare("digits", folder / "digits")
