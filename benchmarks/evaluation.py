@@ -11,7 +11,6 @@ scikit-learn's digits. Random weights cost what trained ones do.
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -89,9 +88,10 @@ def child(folder: Path, num: int, width: int, processes: int) -> tuple[float, fl
 def report_child(folder: Path, num: int, width: int) -> None:
     evaluator, system = evaluator_of(folder, num, width, ("fid", "is", "kid", "prdc"))
     evaluator(system)  # once, to warm up
-    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     scores = evaluator(system)
-    memory = max(began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+    # Not ru_maxrss, in which a process has that of its parent.
+    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    memory = int(peak.split()[1]) / 1024
     if evaluator.accelerator.is_main_process:
         print(scores["eval/seconds"], memory, flush=True)
     os._exit(0)
