@@ -264,20 +264,29 @@ def digest_of(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def check_name(name: str) -> None:
+    """Refuse the name of an extractor that there is not.
+
+    Raises:
+        ValueError: names those that there are.
+    """
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    others = sorted(FEATURE_EXTRACTORS_REGISTRY.keys() - {"inception-v3-compat"})
+    if name not in {"inception", "demo-cnn", "demo-random", "file", *others}:
+        raise ValueError(
+            f"evaluate.extractor is {name}, expected inception, demo-cnn, demo-random, file, or one of "
+            f"torch-fidelity's: {', '.join(others)}"
+        )
+
+
 def registered(name: str) -> Registered:
     """An extractor of torch-fidelity's registry; one process a machine downloads it if it is not there.
 
     Raises:
         ValueError: there is none of that name, or it cannot be had.
     """
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-
-    if name not in FEATURE_EXTRACTORS_REGISTRY or name == "inception-v3-compat":
-        others = sorted(FEATURE_EXTRACTORS_REGISTRY.keys() - {"inception-v3-compat"})
-        raise ValueError(
-            f"evaluate.extractor is {name}, expected inception, demo-cnn, demo-random, file, or one of "
-            f"torch-fidelity's: {', '.join(others)}"
-        )
+    check_name(name)
     found, reason = None, "another process of this machine could not have it"
     if is_first_on_machine():
         found, reason = _try(name)
