@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from data.errors import DataError
 from data.images import CENTRE, View, decode
 from data.order import Order, raw
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
-from data.shards import Shards
+from data.shards import OnError, Shards
 
 NEIGHBOURS = 16  # behind a damaged sample in its shard, which are tried in its place
 DEATHS = ("DataLoader worker", "Pin memory thread")  # how torch begins to tell of them
@@ -25,6 +25,25 @@ FETCHES = 4  # remote shards fetched at once
 AHEAD = 0.75  # of the cache is for shards fetched ahead
 
 Others = Callable[[], np.ndarray]
+
+
+class Samples(Protocol):
+    """Encoded images by position: `Shards`, or what reads like them."""
+
+    on_error: OnError
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def images(self, positions: np.ndarray) -> tuple[list[bytes], np.ndarray]: ...
+
+    def name(self, position: int) -> str: ...
+
+    def bounds(self, position: int) -> tuple[int, int]: ...
+
+    def fingerprint(self) -> str: ...
 
 
 class Images(NamedTuple):
@@ -66,7 +85,7 @@ class Augment(NamedTuple):
         return [View(*row) for row in zip(*(values.tolist() for values in (area, ratio, x, y, flip)), strict=True)]
 
 
-def read(shards: Shards, positions: np.ndarray, size: int, channels: int) -> Images:
+def read(shards: Samples, positions: np.ndarray, size: int, channels: int) -> Images:
     """The samples at some positions; where the shards skip errors, a damaged one's neighbour stands in for it.
 
     Raises:
@@ -77,7 +96,7 @@ def read(shards: Shards, positions: np.ndarray, size: int, channels: int) -> Ima
 
 
 def _read(
-    shards: Shards, positions: np.ndarray, size: int, channels: int, views: Sequence[View], others: Others
+    shards: Samples, positions: np.ndarray, size: int, channels: int, views: Sequence[View], others: Others
 ) -> Images:
     """Like `read`, of a view each; `others` gives more positions that may stand in for damaged ones."""
     contents, labels = shards.images(positions)
@@ -99,7 +118,7 @@ def _read(
 
 
 def _stand_in(
-    shards: Shards, damaged: int, others: Others, size: int, channels: int, view: View
+    shards: Samples, damaged: int, others: Others, size: int, channels: int, view: View
 ) -> tuple[int, np.ndarray, int]:
     """Position, pixels and label of what is seen in the place of a damaged sample: the first good one behind it in its
     shard, or else of the others. A pure function of the data and the step, so that it is the same on any rank.

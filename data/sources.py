@@ -9,6 +9,7 @@ import bz2
 import difflib
 import functools
 import gzip
+import hashlib
 import inspect
 import io
 import json
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from data.errors import DataError
 from data.index import IMAGE_EXTENSIONS, members, samples
+from data.shards import OnError
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 OPENERS: dict[str, Callable[..., Any]] = {
@@ -91,6 +93,68 @@ class Source:
     classes: list[str] = field(default_factory=list)
     ordered: bool = False
     ignored: Counter[str] = field(default_factory=Counter)
+
+
+class Listed:
+    """A source's images by position, in the order it lists them; reads like `Shards`.
+
+    Args:
+        source: the images
+        name: of the source, for messages
+        size: pixels a side that each must have; None takes any
+    """
+
+    on_error: OnError = "stop"
+
+    def __init__(self, source: Source, name: str, size: int | None = None):
+        self.source, self.source_name, self.size = source, name, size
+
+    def __len__(self) -> int:
+        return len(self.source.items)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [images], -1: none."""
+        return np.array([item.label for item in self.source.items])
+
+    def images(self, positions: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """The encoded images at some positions, and their labels.
+
+        Raises:
+            DataError: one cannot be read, or has another size.
+        """
+        contents, labels = [], []
+        for position in positions.tolist():
+            try:
+                content, label = self.source.read(self.source.items[position])
+                if self.size:
+                    self._check(content)
+            except (ValueError, OSError) as error:
+                raise DataError(f"{self.name(position)}: {error}") from error
+            contents.append(content)
+            labels.append(label)
+        return contents, np.array(labels, dtype=np.int64)
+
+    def _check(self, content: bytes) -> None:
+        try:
+            size = Image.open(io.BytesIO(content)).size
+        except UnidentifiedImageError:
+            raise ValueError("it is damaged, or no image") from None
+        if size != (self.size, self.size):
+            raise ValueError(
+                f"it has {size[0]}x{size[1]} pixels, and the first image {self.size} a side: --size brings all to one"
+            )
+
+    def name(self, position: int) -> str:
+        return f"{self.source_name}, {self.source.items[position].name}"
+
+    def bounds(self, position: int) -> tuple[int, int]:
+        return 0, len(self)
+
+    def fingerprint(self) -> str:
+        """Changes with the images' names, sizes, times and labels."""
+        told = [[item.key, item.size, item.stamp, item.label] for item in self.source.items]
+        return hashlib.sha256(json.dumps([told, self.size]).encode()).hexdigest()[:16]
 
 
 class Found(NamedTuple):

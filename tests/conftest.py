@@ -15,7 +15,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from data.prepare import prepare
-from trainer.config import configure
+from data.shards import Shards
+from trainer.config import Data, configure
+from trainer.extractor import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = [
@@ -48,6 +50,20 @@ def digits(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("datasets") / "digits"
     prepare("digits", out)
     return out
+
+
+@pytest.fixture(scope="session")
+def data(digits) -> Data:
+    """The digits, as they are read in tests of scores."""
+    return Data(str(digits / "train"), str(digits / "test"), 32, 1, 0)
+
+
+@pytest.fixture(scope="session")
+def demo_cnn(data, tmp_path_factory) -> Path:
+    """A demo-cnn of the digits, trained for half its steps."""
+    path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
+    fit([Shards(data.train)], [Shards(data.test)], data, path, steps=300)
+    return path
 
 
 @pytest.fixture(scope="session")

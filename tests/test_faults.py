@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from test_run import demo_cnn, lines, weights  # noqa: F401
+from test_run import lines, weights
 
 from trainer import checkpoint, folder
 from trainer.leave import LEFT_EARLY
@@ -45,7 +45,7 @@ def same(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def scored(demo_cnn):  # noqa: F811
+def scored(demo_cnn):
     return [
         *(*TERNARY, "--trainer.steps", "16", "--trainer.save_every", "3", "--evaluate.every", "6"),
         *(

@@ -194,6 +194,8 @@ def test_mistakes_are_told_as_by_the_run(tell, here, tmp_path):
         ["--system", "AE", "--trainer.precision", "fp16"],
         ["--system", "AE", "--trainer.time_limit", "soon"],
         ["--system", "AE", "--evaluate.every", "1", "--evaluate.extractor", "demo-random", "--evaluate.weights", "x"],
+        ["--system", "AE", "--evaluate.every", "1", "--evaluate.extractor", "resnet"],
+        ["--system", "AE", "--evaluate.every", "1", "--evaluate.extractor", "file"],
     ):
         small = [] if "CycleGAN" in mistake else NETWORKS
         told = tell(*mistake, small=small)

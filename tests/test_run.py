@@ -32,18 +32,6 @@ def lines(run_dir) -> list[dict]:
     return [{key: value for key, value in line.items() if not key.startswith(timed)} for line in parsed]
 
 
-@pytest.fixture(scope="module")
-def demo_cnn(main, digits, tmp_path_factory):
-    from data.shards import Shards
-    from trainer.config import Data
-    from trainer.extractor import fit
-
-    path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
-    data = Data(str(digits / "train"), str(digits / "test"), 32, 1, 0)
-    fit([Shards(data.train)], [Shards(data.test)], data, path, steps=200)
-    return path
-
-
 def test_two_processes_train_as_one(main, tmp_path, demo_cnn):
     """accelerate launch on two CPU ranks: the world is two, and weights and scores are those of one process."""
     common = ["--system", "VAEGAN", "--system.discriminator", "both", "--trainer.steps", "4"]

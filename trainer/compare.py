@@ -180,6 +180,8 @@ def _config(name: str, system: dict[str, Any], seed: int, settings: Settings) ->
     evaluate = settings.evaluate
     if evaluate.extractor == "demo-cnn" and not evaluate.weights:
         evaluate = replace(evaluate, weights=Location(settings.out / "demo-cnn-v1.safetensors"))
+    if not evaluate.statistics:
+        evaluate = replace(evaluate, statistics=Location(settings.out / "statistics"))
     parser = config.parser()
     parser.exit_on_error = False
     sections = {"data": asdict(settings.data), "trainer": asdict(trainer), "evaluate": asdict(evaluate)}
@@ -306,7 +308,7 @@ def write(runs: list[Run], failed: dict[str, str], settings: Settings) -> None:
 
 def _shown(run: Run, compare: Compare) -> dict[str, Any]:
     """The settings that a reader of the page needs, as plain data: no paths, nothing unset, not one run's own."""
-    resolved, hidden = run.config.resolved(), ("seed", "run_dir", "weights")
+    resolved, hidden = run.config.resolved(), ("seed", "run_dir", "weights", "statistics", "lpips")
     sections = {
         section: {key: value for key, value in resolved[section].items() if value is not None and key not in hidden}
         for section in ("trainer", "evaluate")

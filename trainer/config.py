@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -26,6 +26,8 @@ from models.networks.perceptual import WeightsFile
 
 ANSWER = 5  # seconds in which a process that is there answers
 Answer = TypeVar("Answer")
+Metric = Literal["fid", "is", "kid", "prdc"]
+METRICS: tuple[Metric, ...] = ("fid", "is", "kid", "prdc")  # of samples; prdc: precision, recall, density, coverage
 
 # Settings that may change between a run and its continuation: they leave what a step computes as it is. The training
 # shards and a perceptual network's weights are compared by their content instead; scores measured in another way have
@@ -39,7 +41,8 @@ FREE = frozenset(
         "system.init_args.perceptual_weights",
         *(f"data.{name}" for name in ("on_error", "max_skipped", "cache", "cache_gb")),
         *("data.lanes", "data.window"),  # by the order's fingerprint, too
-        *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights")),
+        *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights", "metrics")),
+        *(f"evaluate.{name}" for name in ("statistics", "lpips", "budget")),
     ]
 )
 
@@ -189,15 +192,29 @@ class Evaluate:
     Args:
         every: steps between evaluations (and after the last step); 0 is never
         num: samples drawn from the prior; the scores' names carry it
-        extractor: inception (torch-fidelity's InceptionV3), demo-cnn (a small one trained on the labelled shards) or
-            demo-random (the same with random weights: needs no labels, and gives no inception score)
+        extractor: inception (torch-fidelity's InceptionV3), demo-cnn (a small one trained on the labelled shards),
+            demo-random (the same with random weights: needs no labels, and gives no inception score), file (one's own,
+            as TorchScript or by torch.export), or one that torch-fidelity has registered, such as dinov2-vit-l-14
         weights: file of the extractor's weights; unset: TORCH_HOME's or downloaded (inception), or trained (demo-cnn)
+        metrics: of samples: fid, is, kid, prdc (precision, recall, density and coverage)
+        lpips: file of torchvision's vgg16 weights (a state_dict), for LPIPS of reconstructions; unset: no LPIPS
+        statistics: folder where those of held-out images are kept, or one .npz file; unset: RUN_DIR/statistics
+        budget: share of the run's time that evaluations may take: one that would take more is left out, but for the
+            last step's. The training is the same whatever is left out
     """
 
     every: NonNegativeInt = 1000
     num: PositiveInt = 2000
-    extractor: Literal["demo-cnn", "demo-random", "inception"] = "inception"
+    extractor: str = "inception"
     weights: Location | None = None
+    metrics: list[Metric] = field(default_factory=lambda: [*METRICS])
+    lpips: Location | None = None
+    statistics: Location | None = None
+    budget: PositiveFloat = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"evaluate.budget is {self.budget}, expected a share above 0 and up to 1")
 
 
 @dataclass
@@ -304,9 +321,8 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
         name = Path(recipes[-1].relative).stem if recipes else system.lower()
         namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
     with refusing():
-        data = Data(**namespace.data.as_dict())
-    trainer, evaluate = Trainer(**namespace.trainer.as_dict()), Evaluate(**namespace.evaluate.as_dict())
-    return Config(made, namespace, data, trainer, evaluate, made.dry_run)
+        data, evaluate = Data(**namespace.data.as_dict()), Evaluate(**namespace.evaluate.as_dict())
+    return Config(made, namespace, data, Trainer(**namespace.trainer.as_dict()), evaluate, made.dry_run)
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:

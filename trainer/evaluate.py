@@ -1,131 +1,173 @@
-"""Scores of a run, the same on any number of processes: of samples, reconstructions, codes and translations."""
+"""Scores of a run, the same on any number of processes: of samples, reconstructions, codes and translations.
 
+`python -m trainer.evaluate --help` scores a checkpoint, or images, by the same means: trainer/score.py.
+"""
+
+import dataclasses
 import time
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.image.fid import FrechetInceptionDistance
 
-from data.loader import read
-from data.shards import Shards
+from data.errors import DataError
+from data.loader import Samples, read
+from data.order import permutation
 from models import System
+from trainer import metrics, statistics
 from trainer.batch import normalize, prior, to_uint8
-from trainer.config import Data
-from trainer.extractor import Extractor
+from trainer.config import METRICS, Data
+from trainer.extractor import BATCH, Extractor
+from trainer.metrics import Codes, Gaussian, InceptionScore, Moments, laplacian_variance, psnr
+from trainer.statistics import Statistics
 
-BLOCK = 64
+BLOCK = BATCH  # images dealt to a process at once
+KEPT = 10_000  # images whose features are kept, for KID and precision; the other scores are sums
+# A collapse is told where a score falls below half of its best, and a divergence where FID doubles.
+FALLEN, DOUBLED = 0.5, 2.0
+# What other processes raise when one fails; whatever else it was, they raise RuntimeError.
+ERRORS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (FloatingPointError, DataError, ValueError, OSError)
+}
+T = TypeVar("T")
 
 
-class PassThrough(nn.Module):
-    """For torchmetrics: features instead of images."""
+class Distance(Protocol):
+    """LPIPS, or the like: uint8 images [n, c, h, w], twice, to [n]."""
 
-    def __init__(self, dim: int):
-        super().__init__()
-        self.num_features = dim
+    name: str
 
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+    def __call__(self, image: Tensor, other: Tensor) -> Tensor: ...
 
 
-class InceptionScore(Metric):
-    """exp E KL(p(y|x) || p(y)), mean over ten splits (Salimans et al. 2016), shuffled as torch-fidelity does.
-
-    A sum over images, so that processes need exchange no logits. torchmetrics' own gathers them, shuffles by each
-    process's own randomness and changes the training's.
+class Judged(NamedTuple):
+    """What is known of a set of images once all processes' sums are added up.
 
     Args:
-        num: images in all
-        classes: logits of an image
-        splits: the images are dealt into, by torch-fidelity's permutation
+        gaussian: of their features
+        features: float32 [kept, D], in order of their images, None where none were kept
+        sharpness: mean variance of their Laplacian
+        inception_score: mean and standard deviation over its splits, None where it was not asked for
     """
 
-    higher_is_better = True
-    full_state_update = False
-    count: Tensor
-    negative_entropy: Tensor
-    probabilities: Tensor
+    gaussian: Gaussian
+    features: Tensor | None
+    sharpness: float
+    inception_score: tuple[float, float] | None
 
-    def __init__(self, num: int, classes: int, splits: int = 10):
-        super().__init__()
-        if num < splits:
-            raise ValueError(
-                f"evaluate.num is {num}, expected at least {splits} for the inception score's {splits} splits"
-            )
-        order = np.random.RandomState(2020).permutation(num)
-        edges = [i * num // splits for i in range(splits + 1)]
-        self.split = torch.empty(num, dtype=torch.int64)
-        for i in range(splits):
-            self.split[order[edges[i] : edges[i + 1]]] = i
-        self.add_state("count", torch.zeros(splits, dtype=torch.float64), "sum")
-        self.add_state("negative_entropy", torch.zeros(splits, dtype=torch.float64), "sum")
-        self.add_state("probabilities", torch.zeros(splits, classes, dtype=torch.float64), "sum")
 
-    def update(self, logits: Tensor, index: Tensor) -> None:
-        """Logits [n, K] of the images with some indices [n]."""
-        logits, split = logits.double(), self.split[index].to(logits.device)
-        p = logits.softmax(1)
-        self.count.index_add_(0, split, torch.ones_like(split, dtype=torch.float64))
-        self.negative_entropy.index_add_(0, split, (p * logits.log_softmax(1)).sum(1))
-        self.probabilities.index_add_(0, split, p)
+class Tally:
+    """Sums over a set of images, of the blocks that this process sees.
 
-    def compute(self) -> Tensor:
-        marginal = self.probabilities / self.count[:, None]
-        return (self.negative_entropy / self.count - torch.xlogy(marginal, marginal).sum(1)).exp().mean()
+    Args:
+        extractor: of their features
+        num: images of the set
+        places: int64 [num], of each image among the features that are kept, -1 for those that are not
+        scored: whether an inception score is wanted
+        device: of the sums
+    """
+
+    def __init__(self, extractor: Extractor, num: int, places: Tensor, scored: bool, device: torch.device):
+        self.extractor, self.num, self.places, self.device = extractor, num, places, device
+        self.moments = Moments(extractor.dim, device)
+        self.score = InceptionScore(num, extractor.classes, device=device) if scored else None
+        self.kept = torch.zeros(int(places.max()) + 1, extractor.dim, device=device)
+        self.sharpness = torch.zeros((), dtype=torch.float64, device=device)
+
+    def update(self, index: Tensor, pixels: Tensor) -> None:
+        """Images with some indices [n], uint8 [n, c, h, w].
+
+        Raises:
+            FloatingPointError: a feature is not finite.
+            ValueError: what the images are like is not what the extractor takes.
+        """
+        features, logits = features_of(self.extractor, pixels)
+        features = features.to(self.device)
+        self.moments.update(features)
+        places = self.places[index]
+        self.kept[places[places >= 0].to(self.device)] = features[(places >= 0).to(self.device)]
+        if self.score:
+            self.score.update(logits.to(self.device), index)
+        self.sharpness += laplacian_variance(pixels).sum().to(self.device)
+
+    def close(self, add_up: Callable[[Tensor], Tensor]) -> Judged:
+        """Add up all processes' sums."""
+        score = InceptionScore.compute(add_up(self.score.parts)) if self.score else None
+        features = add_up(self.kept) if len(self.kept) else None
+        gaussian = Moments.gaussian(add_up(self.moments.parts))
+        return Judged(gaussian, features, add_up(self.sharpness).item() / self.num, score)
 
 
 class Evaluator:
     """Scores a system against the held-out images, in what it can do.
 
-    Samples and images are dealt to processes in fixed blocks, and sample i is drawn by a generator of its own, so a
-    score does not depend on the number of processes. Features are summed in float64, never gathered.
+    Samples and images are dealt to processes in fixed blocks, and sample i is drawn by a generator of its own. Features
+    are added up in float64, and no sum depends on the order of its terms, so that no score depends on the number of
+    processes; some of the blocks, or none, may be a process's. An error of one process is an error of all.
 
     Args:
         accelerator: gives device and processes
         extractor: in eval mode, on the device
-        tests: held-out shards of each data set
+        tests: held-out images of each data set; or their statistics, where no reconstructions are scored
         data: size and channels
         num: samples from the prior
         seed: of the samples
-        system: whose abilities are scored
+        system: whose abilities are scored; None where `score` is given images
+        wanted: which of METRICS samples are scored by
+        cache: folder where statistics of the held-out images are kept, or the one file that has them
+        distance: LPIPS, for reconstructions
+        kept: at most so many images' features are compared one by one, for KID and precision
 
     Raises:
-        ValueError: there are too few samples or held-out images to compare.
+        ValueError: there are too few samples or held-out images to compare, or kept statistics are of others.
+        DataError: a held-out image is damaged.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         extractor: Extractor,
-        tests: list[Shards],
+        tests: Sequence[Samples | Statistics],
         data: Data,
         num: int,
         seed: int,
-        system: System,
+        system: System | None = None,
+        wanted: Sequence[str] = METRICS,
+        cache: Path | None = None,
+        distance: Distance | None = None,
+        kept: int = KEPT,
     ):
         self.accelerator, self.extractor, self.tests, self.data = accelerator, extractor, tests, data
-        self.num, self.seed = num, seed
+        self.num, self.seed, self.wanted, self.distance, self.kept = num, seed, wanted, distance, kept
+        # Sums are float64, which Apple's GPUs lack.
+        self.device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
         for test in tests:
-            if len(test) < 2:
+            if not isinstance(test, Statistics) and len(test) < 2:
                 raise ValueError(
                     f"data.test holds {len(test)} image, and a covariance needs two: bring more, say a thousand"
                 )
-        self.inception_score = None
-        if system.can("sample") and extractor.classes:
-            self.inception_score = self._shared(InceptionScore(num, extractor.classes))
-        self.fids = [self._fid(extractor.dim) for _ in tests]
-        sharpness = self._zero()
-        for test, fid in zip(tests, self.fids, strict=True):
-            for index in self._blocks(len(test)):
-                image = self._read(test, index)
-                fid.update(self._features(image)[0], real=True)
-                sharpness += laplacian_variance(image).sum()
-        self.real_sharpness = self._sum(sharpness) / sum(len(test) for test in tests)
+        self.scored = "is" in wanted and extractor.classes > 0
+        if system is None or system.can("sample"):
+            if num < 2:
+                raise ValueError(f"evaluate.num is {num}, and a covariance needs two samples: raise it")
+            if self.scored:
+                InceptionScore(num, extractor.classes)  # refuses too few
+        # A new thread would take as many threads for its arithmetic as there are cores, and round otherwise.
+        self.pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+        self.pending = list[tuple[str, Future[float] | None]]()
+        self.kernel_sums: dict[int, float] = {}  # of real images' subsets, which do not change
+        self.references = [self._reference(test, cache) for test in tests]
+        self.spent = self.last = 0.0
+        self.began = time.monotonic()
 
     @property
     def facts(self) -> dict[str, str | int]:
@@ -133,8 +175,22 @@ class Evaluator:
         return {
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.sha256,
-            "held_out": " ".join(test.fingerprint() for test in self.tests),
-            "held_out_images": sum(len(test) for test in self.tests),
+            "held_out": " ".join(str(reference.meta.get("images", "unknown")) for reference in self.references),
+            "held_out_images": sum(reference.gaussian.n for reference in self.references),
+        }
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What else it takes to measure the same again."""
+        libraries = ("torch", "torchmetrics", "numpy")
+        return {
+            "num": self.num,
+            "metrics": [*self.wanted],
+            "kept": self.kept,
+            "image_size": self.data.size,
+            "channels": self.data.channels,
+            "block": BLOCK,
+            "versions": {name: version(name) for name in libraries},
         }
 
     @torch.no_grad()
@@ -143,178 +199,431 @@ class Evaluator:
 
         Raises:
             FloatingPointError: an image is not finite.
+            RuntimeError: a network is not in eval mode, or something failed on another process.
         """
-        began = time.monotonic()
-        assert not system.training, "evaluate the averaged system, in eval mode"
+        self._check_eval(system)
+        with self._timed() as scores:
+            if system.can("sample"):
+                scores |= self._samples(system)
+            if system.can("reconstruct") and not isinstance(self.tests[0], Statistics):
+                scores |= self._reconstructions(system)
+            if system.can("translate"):
+                scores |= self._translations(system, "a2b", self._images_of(0), self.references[1])
+                scores |= self._translations(system, "b2a", self._images_of(1), self.references[0])
+            scores |= self._distances()
+        return scores
+
+    @torch.no_grad()
+    def score(self, images: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Scores of `num` images, which `images` gives by their indices [n] as uint8 [n, c, h, w]."""
+        self._check_eval(None)
+        with self._timed() as scores:
+            scores |= self._against(self._judge(self.num, images), self.references[0], self.num)
+            scores |= self._distances()
+        return scores
+
+    def affordable(self, share: float) -> bool:
+        """Whether another evaluation as long as the last one leaves at most this share of the time to evaluations.
+
+        The main process decides for all.
+        """
+        elapsed = time.monotonic() - self.began
+        (fits,) = broadcast_object_list([self.spent + self.last <= share * (elapsed + self.last)])
+        return fits
+
+    @contextmanager
+    def _timed(self) -> Iterator[dict[str, float]]:
+        """Adds to the scores how long they took, and the share of the time since the start that evaluations took."""
         scores: dict[str, float] = {}
-        if system.can("sample"):
-            scores |= self._samples(system)
-        if system.can("reconstruct"):
-            scores |= self._reconstructions(system)
-        if system.can("translate"):
-            scores |= self._translations(system, "a2b", self.tests[0], self.fids[1])
-            scores |= self._translations(system, "b2a", self.tests[1], self.fids[0])
-        return scores | {"eval/seconds": time.monotonic() - began}
+        began = time.monotonic()
+        try:
+            yield scores
+        finally:
+            self.pending.clear()
+        self.last = time.monotonic() - began
+        self.spent += self.last
+        scores["eval/seconds"] = self.last
+        scores["eval/seconds_share"] = self.spent / (time.monotonic() - self.began)
+
+    @torch.no_grad()
+    def samples(self, system: System, index: Tensor) -> Tensor:
+        """The images that are scored, uint8 [n, c, h, w], of a block of indices [n]."""
+        return to_uint8(system.sample(self._draw(system, index)))
+
+    def blocks(self, count: int) -> Iterator[Tensor]:
+        """Indices of this process's images of `count`, in blocks of BLOCK, of which the last may be smaller."""
+        blocks = torch.arange(count).split(BLOCK)
+        return iter(blocks[self.accelerator.process_index :: self.accelerator.num_processes])
+
+    def _draw(self, system: System, index: Tensor) -> Tensor:
+        return prior(self.seed, index, system.latent_shape).to(self.accelerator.device)
+
+    # ---- of what
 
     def _samples(self, system: System) -> dict[str, float]:
-        """FID and IS of samples, their sharpness beside real images', and how well z is read back from them."""
-        fid, count = self.fids[0], _count(self.num)
-        fid.reset()
-        if self.inception_score:
-            self.inception_score.reset()
-        sharpness, missed, size = self._zero(), self._zero(), self._zero()
-        for index in self._blocks(self.num):
-            z = self._prior(index, system.latent_shape)
+        """FID, IS, KID and the like of samples, their sharpness beside real images', and how well z is read back."""
+        count = _count(self.num)
+        missed, size = self._zero(), self._zero()
+
+        def images(index: Tensor) -> Tensor:
+            z = self._draw(system, index)
             image = system.sample(z)
             pixels = to_uint8(image)
-            features, logits = self._features(pixels)
-            fid.update(features, real=False)
-            if self.inception_score:
-                self.inception_score.update(logits, index)
-            sharpness += laplacian_variance(pixels).sum()
             if system.can("posterior"):
-                missed += (system.posterior(image)[0] - z).double().square().sum()
-                size += z.double().square().sum()
-        scores = {
-            f"eval/fid{count}/{self.extractor.name}": max(fid.compute().item(), 0.0),
-            f"eval/sharpness{count}": self._sum(sharpness) / self.num / self.real_sharpness,
-        }
-        if self.inception_score:
-            scores[f"eval/is{count}/{self.extractor.name}"] = self.inception_score.compute().item()
+                missed.add_((system.posterior(image)[0] - z).to(self.device).double().square().sum())
+                size.add_(z.to(self.device).double().square().sum())
+            return pixels
+
+        judged = self._judge(self.num, images)
+        scores = self._against(judged, self.references[0], self.num)
+        if self.references[0].sharpness:
+            scores[f"eval/sharpness{count}"] = judged.sharpness / self.references[0].sharpness
         if system.can("posterior"):
             scores[f"eval/z_recovered{count}"] = 1 - self._sum(missed) / self._sum(size)
         return scores
 
     def _reconstructions(self, system: System) -> dict[str, float]:
         """rFID, PSNR, SSIM and sharpness of held-out images' reconstructions, and how their codes fit the prior."""
-        (test,), (fid,) = self.tests, self.fids
-        fid.reset()
-        psnr, ssim, sharpness = self._zero(), self._zero(), self._zero()
-        codes = Codes(system.latent_shape[0], self.accelerator.device)
-        for index in self._blocks(len(test)):
+        test, reference = self._images_of(0), self.references[0]
+        names = ["psnr", "ssim", *([self.distance.name] if self.distance else [])]
+        sums = {name: self._zero() for name in names}
+        codes = Codes(system.latent_shape[0], self.device)
+
+        def images(index: Tensor) -> Tensor:
             image = self._read(test, index)
             reconstructed = to_uint8(system.reconstruct(normalize(image)))
-            fid.update(self._features(reconstructed)[0], real=False)
-            psnr += _psnr(image, reconstructed)
             similarity = structural_similarity_index_measure(
                 reconstructed.float(), image.float(), data_range=255.0, reduction="none"
             )
             assert isinstance(similarity, Tensor)
-            ssim += similarity.sum()
-            sharpness += laplacian_variance(reconstructed).sum()
-            codes.update(*system.posterior(normalize(image)))
+            values = {"psnr": psnr(image, reconstructed), "ssim": similarity}
+            if self.distance:
+                with exactly(image.device):
+                    values[self.distance.name] = self.distance(image, reconstructed)
+            for name, value in values.items():
+                sums[name].add_(value.to(self.device).double().sum())
+            codes.update(*(part.to(self.device) for part in system.posterior(normalize(image))))
+            return reconstructed
+
+        judged = self._judge(len(test), images, scored=False, kept=0)
         count = _count(len(test))
-        gap, active = codes.compute(self.accelerator)
+        gap, active = codes.compute(self.accelerator.reduce(codes.parts, "sum"))
         return {
-            f"eval/rfid{count}/{self.extractor.name}": max(fid.compute().item(), 0.0),
-            f"eval/psnr{count}": self._sum(psnr) / len(test),
-            f"eval/ssim{count}": self._sum(ssim) / len(test),
-            f"eval/sharpness_reconstructed{count}": self._sum(sharpness) / len(test) / self.real_sharpness,
+            **self._distance_of(judged.gaussian, reference, f"eval/rfid{count}/{self.extractor.name}"),
+            **{f"eval/{name}{count}": self._sum(value) / len(test) for name, value in sums.items()},
+            f"eval/sharpness_reconstructed{count}": judged.sharpness / (reference.sharpness or float("nan")),
             f"eval/prior_gap{count}": gap,
             f"eval/active_units{count}": active,
         }
 
     def _translations(
-        self, system: System, direction: Literal["a2b", "b2a"], source: Shards, fid: Metric
+        self, system: System, direction: Literal["a2b", "b2a"], source: Samples, reference: Statistics
     ) -> dict[str, float]:
         """FID of translated images against the other domain's, and PSNR of the way there and back."""
-        fid.reset()
-        psnr = self._zero()
-        for index in self._blocks(len(source)):
+        cycle = self._zero()
+
+        def images(index: Tensor) -> Tensor:
             image = self._read(source, index)
             translated = system.translate(normalize(image), direction)
-            fid.update(self._features(to_uint8(translated))[0], real=False)
             back = system.translate(translated, "b2a" if direction == "a2b" else "a2b")
-            psnr += _psnr(image, to_uint8(back))
+            cycle.add_(psnr(image, to_uint8(back)).to(self.device).sum())
+            return to_uint8(translated)
+
+        judged = self._judge(len(source), images, scored=False, kept=0)
         count = _count(len(source))
         return {
-            f"eval/fid{count}/{direction}/{self.extractor.name}": max(fid.compute().item(), 0.0),
-            f"eval/cycle_psnr{count}/{direction}": self._sum(psnr) / len(source),
+            **self._distance_of(judged.gaussian, reference, f"eval/fid{count}/{direction}/{self.extractor.name}"),
+            f"eval/cycle_psnr{count}/{direction}": self._sum(cycle) / len(source),
         }
 
+    # ---- by what
+
+    def _against(self, judged: Judged, reference: Statistics, num: int) -> dict[str, float]:
+        """The scores that are wanted, of images against real ones."""
+        scores: dict[str, float] = {}
+        count, name = _count(num), self.extractor.name
+        if "fid" in self.wanted:
+            scores |= self._distance_of(judged.gaussian, reference, f"eval/fid{count}/{name}")
+        if judged.inception_score:
+            scores[f"eval/is{count}/{name}"], scores[f"eval/is_std{count}/{name}"] = judged.inception_score
+        if judged.features is None or reference.features is None:
+            return scores
+        count = _count(len(judged.features))
+        if "kid" in self.wanted:
+            values = self._kernel_distances(judged.features, reference.features)
+            scores[f"eval/kid{count}/{name}"] = values.mean().item()
+            scores[f"eval/kid_std{count}/{name}"] = values.std(correction=0).item()
+        if "prdc" in self.wanted:
+            found = self._neighbours(judged.features, reference)
+            scores |= {f"eval/{measure}{count}/{name}": value for measure, value in found.items()}
+        return scores
+
+    def _distance_of(self, gaussian: Gaussian, reference: Statistics, name: str) -> dict[str, float]:
+        """Begin to compute a Frechet distance, on one process and beside what else it does; `_distances` awaits it."""
+        mine = len(self.pending) % self.accelerator.num_processes == self.accelerator.process_index
+        future = (
+            self.pool.submit(lambda: metrics.frechet(gaussian, reference.gaussian, reference.root)) if mine else None
+        )
+        self.pending.append((name, future))
+        return {name: float("nan")}  # keeps its place
+
+    def _distances(self) -> dict[str, float]:
+        """The Frechet distances that were begun."""
+        found = self._together(lambda: [future.result() if future else 0.0 for _, future in self.pending])
+        values = torch.tensor(found, dtype=torch.float64, device=self.device)
+        names = [name for name, _ in self.pending]
+        return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
+
+    def _kernel_distances(self, fake: Tensor, real: Tensor) -> Tensor:
+        """The MMD of each of KID's subsets, float64 [subsets]; subsets are dealt to processes."""
+        drawn = metrics.subsets(len(fake), len(real))
+        values = torch.zeros(len(drawn), dtype=torch.float64, device=self.device)
+
+        def work() -> None:
+            for i in range(self.accelerator.process_index, len(drawn), self.accelerator.num_processes):
+                of_fake, of_real = (torch.from_numpy(part).to(self.device) for part in drawn[i])
+                if i not in self.kernel_sums:
+                    self.kernel_sums[i] = metrics.kernel_sum(real[of_real])
+                values[i] = metrics.mmd(fake[of_fake], real[of_real], self.kernel_sums[i])
+
+        self._together(work)
+        return self.accelerator.reduce(values, "sum")
+
+    def _neighbours(self, fake: Tensor, reference: Statistics) -> dict[str, float]:
+        """Precision, recall, density and coverage; rows of the distances are dealt to processes."""
+        assert reference.features is not None
+        assert reference.radii is not None
+        real, real_radii, parts = reference.features, reference.radii, self._rows(len(fake))
+        own = self._together(lambda: metrics.radii(fake, parts))
+        fake_radii = self.accelerator.reduce(own, "sum")
+        counts = self._together(lambda: metrics.neighbours(fake, real, fake_radii, real_radii, parts))
+        added = metrics.Neighbours(*(self.accelerator.reduce(count.double(), "sum") for count in counts))
+        return metrics.manifold_scores(added, len(fake))
+
+    # ---- the real images
+
+    def _reference(self, test: Samples | Statistics, cache: Path | None) -> Statistics:
+        """Statistics of held-out images: kept ones, or made by all processes, then kept."""
+        if isinstance(test, Statistics):
+            features, radii = (part if part is None else part.to(self.device) for part in (test.features, test.radii))
+            return dataclasses.replace(test, features=features, radii=radii)
+        meta = self.meta(test)
+        path = cache if cache is None or cache.suffix == ".npz" else self._kept_at(cache, meta)
+        main = self.accelerator.is_main_process
+
+        def look() -> Statistics | None:
+            return statistics.load(path, meta) if main and path and path.exists() else None
+
+        found = self._together(look)
+        (hit,) = broadcast_object_list([found is not None])
+        if hit:
+            return self._shared(found, meta)
+        judged = self._judge(len(test), lambda index: self._read(test, index), scored=False, places=self._places(test))
+        assert judged.features is not None
+        features = judged.features
+        own = self._together(lambda: metrics.radii(features, self._rows(len(features))))
+        radii = self.accelerator.reduce(own, "sum")
+        made = Statistics(judged.gaussian, meta, judged.sharpness, features, radii)
+        self._together(lambda: made.save(path) if main and path else None)
+        return made
+
+    def _kept_at(self, folder: Path, meta: dict[str, Any]) -> Path:
+        return folder / f"{self.extractor.name}-{statistics.key(meta)}.npz"
+
+    def meta(self, test: Samples) -> dict[str, Any]:
+        """What statistics of some images depend on."""
+        return {
+            "format": statistics.FORMAT,
+            "extractor": self.extractor.name,
+            "extractor_sha256": self.extractor.sha256,
+            "resize": self.extractor.resize,
+            "size": self.data.size,
+            "channels": self.data.channels,
+            "images": test.fingerprint(),
+            "count": len(test),
+            "kept": min(self.kept, len(test)),
+        }
+
+    def _shared(self, found: Statistics | None, meta: dict[str, Any]) -> Statistics:
+        """The main process's, on all: it alone has read the file."""
+        dim, kept = self.extractor.dim, meta["kept"]
+        shapes = {"mu": (dim,), "sigma": (dim, dim), "features": (kept, dim), "radii": (kept, 2), "sharpness": ()}
+        values = {}
+        if found is not None:
+            assert found.features is not None
+            assert found.radii is not None
+            given = (
+                *found.gaussian[:2],
+                found.features,
+                found.radii,
+                torch.tensor(found.sharpness, dtype=torch.float64),
+            )
+            values = dict(zip(shapes, given, strict=True))
+        kinds = {name: torch.float32 if name == "features" else torch.float64 for name in shapes}
+        mu, sigma, features, radii, sharpness = (
+            self.accelerator.reduce(values.get(name, torch.zeros(shape)).to(self.device, kinds[name]), "sum")
+            for name, shape in shapes.items()
+        )
+        gaussian = Gaussian(mu.cpu(), sigma.cpu(), meta["count"])
+        return Statistics(gaussian, meta, sharpness.item(), features, radii)
+
+    def _images_of(self, which: int) -> Samples:
+        test = self.tests[which]
+        assert not isinstance(test, Statistics)
+        return test
+
+    # ---- over processes
+
+    def _judge(
+        self,
+        num: int,
+        images: Callable[[Tensor], Tensor],
+        scored: bool | None = None,
+        kept: int | None = None,
+        places: Tensor | None = None,
+    ) -> Judged:
+        """Extract the features of this process's blocks of `num` images, and add up all processes'."""
+        if places is None:
+            most = self.kept if kept is None else kept
+            if not {"kid", "prdc"} & {*self.wanted}:
+                most = 0
+            places = torch.arange(num).where(torch.arange(num) < most, -1)
+        tally = Tally(self.extractor, num, places, self.scored if scored is None else scored, self.device)
+
+        def work() -> None:
+            for index in self.blocks(num):
+                tally.update(index, images(index))
+
+        self._together(work)
+        return tally.close(lambda value: self.accelerator.reduce(value, "sum"))
+
+    def _places(self, test: Samples) -> Tensor:
+        """Which images' features are kept: all, or a choice that is the same for the same number of images."""
+        places = np.full(len(test), -1)
+        chosen = np.sort(permutation(len(test), 0)[: self.kept]) if len(test) > self.kept else np.arange(len(test))
+        places[chosen] = np.arange(len(chosen))
+        return torch.from_numpy(places)
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """Do this process's part of something; where it fails on one process, it fails on all, with that error."""
+        trouble: Exception | None = None
+        try:
+            done = work()
+        except Exception as error:
+            trouble = error
+        told = gather_object([None if trouble is None else (type(trouble).__name__, str(trouble))])
+        if trouble is not None:
+            raise trouble
+        for rank, failed in enumerate(told):
+            if failed:
+                kind, text = failed
+                raise ERRORS.get(kind, RuntimeError)(f"process {rank}: {text or kind}")
+        return done
+
+    def _check_eval(self, system: System | None) -> None:
+        for what, network in (("the averaged system", system), ("the extractor", self.extractor)):
+            if not isinstance(network, nn.Module):
+                continue
+            training = [name for name, module in network.named_modules() if module.training]
+            if training:
+                raise RuntimeError(f"{what} is scored in eval mode, and {training[0] or 'it'} is in training mode")
+
     def _zero(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        return torch.zeros((), dtype=torch.float64, device=self.device)
 
     def _sum(self, value: Tensor) -> float:
         return self.accelerator.reduce(value, "sum").item()
 
-    def _blocks(self, count: int) -> Iterator[Tensor]:
-        blocks = torch.arange(count).split(BLOCK)
-        return iter(blocks[self.accelerator.process_index :: self.accelerator.num_processes])
+    def _rows(self, count: int) -> list[slice]:
+        """This process's share of the rows of a matrix of distances; a share's arithmetic is the same on any."""
+        parts = [slice(i, min(i + metrics.ROWS, count)) for i in range(0, count, metrics.ROWS)]
+        return parts[self.accelerator.process_index :: self.accelerator.num_processes]
 
-    def _read(self, test: Shards, index: Tensor) -> Tensor:
+    def _read(self, test: Samples, index: Tensor) -> Tensor:
         return read(test, index.numpy(), self.data.size, self.data.channels).image.to(self.accelerator.device)
 
-    def _prior(self, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return prior(self.seed, index, shape).to(self.accelerator.device)
 
-    @torch.no_grad()
-    def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            features, logits = self.extractor(image)
-        return features.double(), logits
-
-    def _fid(self, dim: int) -> Metric:
-        fid = FrechetInceptionDistance(PassThrough(dim), reset_real_features=False)
-        fid.orig_dtype = torch.float64  # a process that got no block would not know it
-        return self._shared(fid.set_dtype(torch.float64))
-
-    def _shared(self, metric: Metric) -> Metric:
-        metric.dist_sync_fn = lambda state, group=None: [self.accelerator.reduce(state.clone(), "sum")]
-        return metric.to(self.accelerator.device)
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """In float32 as it is written: no autocast, no TF32, no choice of algorithms by speed."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
-class Codes:
-    """How codes of images fit the prior N(0, I), from sums over images (or over images and positions, of maps).
+@torch.no_grad()
+def features_of(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """An extractor's float32 features [n, D] and logits of images, uint8 [n, 1 or 3, h, w].
+
+    Raises:
+        ValueError: these are no such images.
+        FloatingPointError: a feature is not finite.
+    """
+    if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
+        raise ValueError(f"expected images as uint8 [n, 1 or 3, h, w], found {pixels.dtype} {list(pixels.shape)}")
+    # A grey image's strides may say channels first or last, and a convolution rounds otherwise in either.
+    laid_out = pixels.clone(memory_format=torch.contiguous_format)
+    with exactly(pixels.device):
+        features, logits = extractor(laid_out)
+    if features.shape != (len(pixels), extractor.dim):
+        raise ValueError(
+            f"{extractor.name} gives features {list(features.shape)} of {len(pixels)} images, expected "
+            f"[{len(pixels)}, {extractor.dim}]"
+        )
+    if not features.isfinite().all():
+        bad = int((~features.isfinite().all(1)).sum())
+        raise FloatingPointError(f"{extractor.name}'s features of {bad} of {len(pixels)} images are not finite")
+    return features.float(), logits
+
+
+def hints(past: Sequence[dict[str, Any]], scores: dict[str, float], facts: dict[str, Any]) -> list[str]:
+    """What a step's scores hint at, beside those before: a run that diverges, or that collapses to few images.
 
     Args:
-        dim: numbers of a code, or of one position of it
-        device: of the sums
+        past: earlier evaluations, in order, with their steps and facts
+        scores: of this one
+        facts: of this one; what was measured in another way does not count
     """
-
-    def __init__(self, dim: int, device: torch.device):
-        self.sums = torch.zeros(dim * dim + 2 * dim + 1, dtype=torch.float64, device=device)
-        self.dim = dim
-
-    def update(self, mean: Tensor, log_variance: Tensor) -> None:
-        """Posteriors' means and log-variances [n, dim, ...]."""
-        mean, variance = (
-            x.double().flatten(2).transpose(1, 2).reshape(-1, self.dim) if x.dim() > 2 else x.double()
-            for x in (mean, log_variance.exp())
-        )
-        parts = [mean.T @ mean, mean.sum(0), variance.sum(0), torch.tensor([len(mean)]).to(mean)]
-        self.sums += torch.cat([part.flatten() for part in parts])
-
-    def compute(self, accelerator: Accelerator) -> tuple[float, float]:
-        """(prior gap, active units).
-
-        The gap is the Frechet distance of the codes' N(m, C) and N(0, I): |m|^2 + tr(C + I - 2 C^(1/2)), where C is
-        the covariance of draws from the posteriors in closed form. A unit is active where its mean varies by more
-        than 0.01 between images (Burda et al. 2016, section 5.2).
-        """
-        total = accelerator.reduce(self.sums, "sum").cpu()
-        products, mean, variance, count = total.split([self.dim**2, self.dim, self.dim, 1])
-        mean = mean / count
-        between = (products / count).view(self.dim, self.dim) - mean[:, None] * mean
-        roots = torch.linalg.eigvalsh(between + (variance / count).diag()).clamp(min=0).sqrt()
-        gap = mean.square().sum() + (roots - 1).square().sum()
-        return gap.item(), (between.diag() > 0.01).double().sum().item()
-
-
-def laplacian_variance(image: Tensor) -> Tensor:
-    """Sharpness [n] of uint8 images [n, c, h, w]: the variance of the Laplacian of their grey values."""
-    grey = image.double().mean(1)
-    inner = grey[:, 1:-1, 1:-1]
-    laplacian = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * inner
-    return laplacian.flatten(1).var(1)
-
-
-def _psnr(image: Tensor, other: Tensor) -> Tensor:
-    """The sum over uint8 images of 10 log10(255^2 / mean squared error)."""
-    error = (image.double() - other.double()).square().flatten(1).mean(1)
-    return (10 * torch.log10(255**2 / error.clamp(min=1e-10))).sum()
+    alike = [line for line in past if all(line.get(name) == value for name, value in facts.items())]
+    told = []
+    for name, value in scores.items():
+        known = [(line[name], line["step"]) for line in alike if name in line]
+        if not known:
+            continue
+        before = known[-1][0]
+        if name.startswith("eval/fid"):
+            best, step = min(known)
+            if value > DOUBLED * best >= before:
+                told.append(
+                    f"{name} has more than doubled, from its best {best:.4g} at step {step} to {value:.4g}: the run "
+                    "may be diverging. Its best checkpoint is kept; a lower lr, or to stop here, may be better"
+                )
+        elif name.startswith(("eval/recall", "eval/is")) and not name.startswith("eval/is_std"):
+            best, step = max(known)
+            # An inception score of 1 is of images that are all alike; how far it is above that is what may collapse.
+            floor = 1.0 if name.startswith("eval/is") else 0.0
+            limit = floor + FALLEN * (best - floor)
+            if value < limit <= before and best - floor > 0.1:
+                told.append(
+                    f"{name} has fallen by more than half, from its best {best:.4g} at step {step} to {value:.4g}: the "
+                    "samples may be collapsing to few kinds of images; look at them before going on"
+                )
+    return told
 
 
 def _count(n: int) -> str:
     """2000 -> 2k, as in the names of scores."""
     return f"{n // 1000}k" if n % 1000 == 0 else str(n)
+
+
+if __name__ == "__main__":
+    from trainer.score import main
+
+    main()

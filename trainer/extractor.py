@@ -1,4 +1,5 @@
-"""Networks whose features the scores compare: InceptionV3, or a small one, trained on the labelled shards or random.
+"""Networks whose features the scores compare: InceptionV3, a small one that is trained on labelled shards, or random,
+any of torch-fidelity's, or one from a file.
 
 An extractor takes uint8 images [n, 1 or 3, size, size] to (features [n, D], logits [n, K]), and has a `name` that every
 score carries.
@@ -7,10 +8,11 @@ score carries.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors
@@ -21,17 +23,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from data.errors import DataError
-from data.loader import read
+from data.loader import Samples, read
 from data.order import Order, permutation
-from data.shards import Shards
+from models.networks.perceptual import Perceptual
+from trainer.batch import normalize
 from trainer.config import Data, Evaluate, is_first_on_machine
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"
 ACCURACY_GATE = 0.9
+BATCH = 64  # images that an extractor is given at once
 
 
-Sets = list[Shards]  # of several sets, an image's label is its set's number
+Sets = Sequence[Samples]  # of several sets, an image's label is its set's number
 
 
 class Extractor(Protocol):
@@ -39,6 +43,7 @@ class Extractor(Protocol):
     dim: int
     classes: int  # 0: it names none, so there is no inception score
     sha256: str  # of its weights' file
+    resize: str  # how it brings images to the size of its network
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -53,6 +58,7 @@ class DemoCNN(nn.Module):
 
     name = "demo-cnn-v1"
     dim = 64
+    resize = "antialiased bilinear to 32, rounded"
     scale: Tensor
     sha256: str
 
@@ -86,11 +92,13 @@ class Inception(nn.Module):
 
     name = "inception-v3"
     dim = 2048
+    resize = "TensorFlow 1's bilinear to 299"
     classes = 1008
     sha256: str
 
     def __init__(self, weights: Path):
         super().__init__()
+        self.path = weights
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self.network = FeatureExtractorInceptionV3(
@@ -98,7 +106,7 @@ class Inception(nn.Module):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
+        return self.network(coloured(image))
 
 
 def build(
@@ -110,19 +118,212 @@ def build(
         ValueError: it cannot be had as set; says what to do.
     """
     extractor: nn.Module
-    if settings.extractor == "inception":
-        extractor = inception(settings.weights)
-    elif settings.extractor == "demo-random":
-        if settings.weights:
-            raise ValueError("evaluate.weights has no effect while evaluate.extractor is demo-random: leave it unset")
-        extractor = demo_random(train, data)
-    else:
-        kept = Path(settings.weights or run_dir / "demo-cnn-v1.safetensors")
-        if settings.weights is None and accelerator.is_main_process and not _is_fit(kept, train, test, data):
+    kind, weights, device = settings.extractor, settings.weights, accelerator.device
+    if kind == "inception":
+        extractor = inception(weights)
+    elif kind == "file":
+        extractor = FileExtractor(weights, data.size, device)
+    elif kind == "demo-cnn":
+        kept = Path(weights or run_dir / "demo-cnn-v1.safetensors")
+        if weights is None and accelerator.is_main_process and not _is_fit(kept, train, test, data):
             fit(train, test, data, kept)
         accelerator.wait_for_everyone()
         extractor = load_demo_cnn(kept, data.channels)
-    return extractor.to(accelerator.device).eval().requires_grad_(False)
+    elif weights:
+        raise ValueError(f"evaluate.weights has no effect while evaluate.extractor is {kind}: leave it unset")
+    else:
+        extractor = demo_random(train, data) if kind == "demo-random" else registered(kind)
+    return extractor.to(device).eval().requires_grad_(False)
+
+
+class Registered(nn.Module):
+    """An extractor of torch-fidelity's registry, by the layer that it takes for FID.
+
+    There is an inception score where it takes another layer for that. DINOv2 gets images that are resized as those who
+    publish its distances do (Stein et al. 2023; Karras et al. 2024): to 224 pixels, bicubic and antialiased;
+    torch-fidelity's own resize is another one.
+
+    Args:
+        name: in the registry
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+        kind = FEATURE_EXTRACTORS_REGISTRY[name]
+        self.name, self.registered = name, name
+        self.layers = [kind.get_default_feature_layer_for_metric("fid")]
+        logits = kind.get_default_feature_layer_for_metric("isc")
+        if logits not in self.layers:
+            self.layers.append(logits)
+        self.network = kind(name, self.layers).eval()
+        self.size = 224 if name.startswith("dinov2") else None
+        self.resize = "antialiased bicubic to 224, rounded" if self.size else "torch-fidelity's own"
+        found = self(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        self.dim, self.classes = found[0].shape[1], found[1].shape[1] if len(self.layers) > 1 else 0
+        self.sha256 = digest_of(self.network)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.network(coloured(image if self.size is None else bicubic(image, self.size)))
+        return found[0], found[-1]
+
+
+class FileExtractor(nn.Module):
+    """A network of the user's, from a TorchScript file or one of `torch.export`.
+
+    It is given uint8 images [n, 3, size, size], n from 1 to 64, and gives features [n, D], or features and logits.
+
+    Args:
+        weights: the file
+        size: of the images
+        device: it runs on
+
+    Raises:
+        ValueError: there is no such file, or it is not such a network.
+    """
+
+    resize = "the file's own"
+
+    def __init__(self, weights: str | None, size: int, device: torch.device):
+        super().__init__()
+        if not weights:
+            raise ValueError(
+                "evaluate.extractor is file: name a TorchScript file, or one of torch.export, with --evaluate.weights"
+            )
+        try:
+            content = Path(weights).read_bytes()
+        except OSError as error:
+            raise ValueError(f"evaluate.weights: {weights} cannot be read: {error.strerror}") from error
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.name = f"{Path(weights).stem}-{self.sha256[:8]}"
+        self._calls = [_network_of(weights, device)]  # no child: an exported program has no eval mode
+        images = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8, device=device)
+        try:
+            found = [self(images[:n]) for n in (BATCH, 2)]
+            dims = {(features.shape[1], logits.shape[1]) for features, logits in found}
+            (self.dim, classes), lengths = dims.pop(), [len(features) for features, _ in found]
+            fits = not dims and lengths == [BATCH, 2] and all(f.is_floating_point() for f, _ in found)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:
+            raise ValueError(self._expected(weights, size, str(error).strip().splitlines()[-1])) from error
+        if not fits:
+            raise ValueError(self._expected(weights, size, f"it gives {[list(f.shape) for f, _ in found]}"))
+        self.classes = classes if found[0][1] is not found[0][0] else 0
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        found = self._calls[0](coloured(image))
+        return (found, found) if isinstance(found, Tensor) else (found[0], found[-1])
+
+    @staticmethod
+    def _expected(weights: str, size: int, found: str) -> str:
+        return (
+            f"evaluate.weights: {weights} is not an extractor: of uint8 images [n, 3, {size}, {size}], any n up to "
+            f"{BATCH}, it must give features [n, D], or features and logits ({found})"
+        )
+
+
+def _network_of(path: str, device: torch.device) -> Callable[[Tensor], Any]:
+    """A TorchScript file's module, or an exported program's.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".torch.jit", FutureWarning)  # of its end, some day
+            return torch.jit.load(path, map_location=device).eval()
+    except RuntimeError:
+        pass  # it may be an exported program
+    try:
+        return torch.export.load(path).module().to(device)
+    except Exception as error:  # zip's, pickle's and the loader's ways to say that a file is another one
+        raise ValueError(
+            f"evaluate.weights: {path} is neither a TorchScript file nor one of torch.export.save "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from error
+
+
+def coloured(image: Tensor) -> Tensor:
+    """Images [n, 1 or 3, h, w] in three channels."""
+    return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
+
+
+def bicubic(image: Tensor, size: int) -> Tensor:
+    """uint8 images, resized by Pillow's bicubic filter, but that it clips between its two passes and this does not."""
+    resized = interpolate(image.float(), (size, size), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def digest_of(network: nn.Module) -> str:
+    """sha256 of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of an extractor that there is not.
+
+    Raises:
+        ValueError: names those that there are.
+    """
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    others = sorted(FEATURE_EXTRACTORS_REGISTRY.keys() - {"inception-v3-compat"})
+    if name not in {"inception", "demo-cnn", "demo-random", "file", *others}:
+        raise ValueError(
+            f"evaluate.extractor is {name}, expected inception, demo-cnn, demo-random, file, or one of "
+            f"torch-fidelity's: {', '.join(others)}"
+        )
+
+
+def registered(name: str) -> Registered:
+    """An extractor of torch-fidelity's registry; one process a machine downloads it if it is not there.
+
+    Raises:
+        ValueError: there is none of that name, or it cannot be had.
+    """
+    check_name(name)
+    found, reason = None, "another process of this machine could not have it"
+    if is_first_on_machine():
+        found, reason = _try(name)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if found is None and not is_first_on_machine():
+        found, reason = _try(name)
+    if found is None:
+        raise ValueError(
+            f"evaluate.extractor is {name}, and it cannot be had: {reason}. It is downloaded by torch.hub into "
+            f"{torch.hub.get_dir()}: have it there by python -m trainer.prefetch {name}, on a machine with a network"
+        )
+    return found
+
+
+def _try(name: str) -> tuple[Registered | None, str]:
+    try:
+        return Registered(name), ""
+    except Exception as error:  # torch.hub's, its repositories' and the network's
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+class LPIPS:
+    """LPIPS of uint8 images, by VGG16 (Zhang et al. 2018), of weights from a file.
+
+    Raises:
+        ValueError: the file is missing, or holds other weights.
+    """
+
+    name = "lpips_vgg"
+
+    def __init__(self, weights: str, device: torch.device):
+        self.network = Perceptual("lpips", weights, "evaluate.lpips").to(device)
+
+    def __call__(self, image: Tensor, other: Tensor) -> Tensor:
+        """[n] of images [n, 1 or 3, h, w], of 16 pixels a side or more."""
+        return self.network.each(normalize(image), normalize(other))
 
 
 def inception(weights: str | None) -> Inception:
@@ -167,7 +368,8 @@ def _download(path: Path) -> None:
     if not path.exists():
         raise ValueError(
             f"evaluate.extractor is inception, but its weights are not there, and {reason}. Put {INCEPTION_FILE} (from "
-            f"torch-fidelity's releases on GitHub) at {path}, or name it with --evaluate.weights PATH; or take "
+            f"torch-fidelity's releases on GitHub; or by python -m trainer.prefetch inception, with a network) "
+            f"at {path}, or name it with --evaluate.weights PATH; or take "
             "--evaluate.extractor demo-cnn, which is trained on labelled shards, or demo-random, or train without "
             "scores: --evaluate.every 0"
         )

@@ -264,11 +264,12 @@ class Plan:
         from trainer import extractor  # takes seconds to import
 
         settings, folder = self.config.evaluate, self.config.run_dir
-        if settings.weights:
+        extractor.check_name(settings.extractor)
+        if settings.weights or settings.extractor == "file":  # which refuses to have none
             alone = SimpleNamespace(device=torch.device("cpu"), is_main_process=True, wait_for_everyone=lambda: None)
             given = settings, self.data, folder, self.trains, self.tests
             extractor.build(*given, cast(Accelerator, alone))
-            return settings.weights
+            return str(settings.weights)
         if settings.extractor == "inception":
             path = Path(torch.hub.get_dir(), "checkpoints", extractor.INCEPTION_FILE)
             return f"{path}{'' if path.exists() else ', which the run downloads first'}"
@@ -276,7 +277,9 @@ class Plan:
             if not any(shards.remote.any() for shards in (*self.trains, *self.tests)):
                 extractor.check_labels(self.trains, self.tests)
             return "trained at the run's start, if it is not in its folder yet"
-        return "made at the run's start"
+        if settings.extractor == "demo-random":
+            return "made at the run's start"
+        return f"torch-fidelity's, from {torch.hub.get_dir()}, where the run downloads it if it is not there"
 
 
 def table(*rows: Row) -> list[str]:

@@ -31,6 +31,7 @@ from trainer.leave import Leaving, exit_code
 from trainer.peers import Peers, code, meeting
 from trainer.pictures import panels
 from trainer.record import Record
+from trainer.results import lines_of
 from trainer.state import State, frozen
 from trainer.step import Step
 
@@ -155,8 +156,9 @@ class Run:
             self.record.advance()
 
             last = self.step == settings.steps
-            evaluating = self.evaluator is not None and (last or self.step % evaluation.every == 0)
-            saving = last or evaluating or self.step % settings.save_every == 0
+            due = self.evaluator is not None and (last or self.step % evaluation.every == 0)
+            evaluating = due and (last or self._affords())
+            saving = last or due or self.step % settings.save_every == 0
             checking = saving or self.step % settings.check_every == 0
             # Leaving ends no window of the log, so that a run that goes on logs what one that never stopped does.
             logging = checking or self.step % settings.log_every == 0
@@ -284,16 +286,31 @@ class Run:
             f"--system.{player.name}.lr, or with --system.{player.name}.clip"
         )
 
+    def _affords(self) -> bool:
+        """Whether an evaluation fits into evaluate.budget; scores alone depend on it, and no step does."""
+        budget = self.config.evaluate.budget
+        assert self.evaluator is not None
+        fits = budget == 1 or self.evaluator.affordable(budget)
+        if not fits:
+            self.record.say(f"step {self.step}: not scored, or it would take more than evaluate.budget {budget:g}")
+        return fits
+
     def _evaluate(self) -> None:
         """Score this step's averages, and add the scores to its checkpoint."""
+        from trainer.evaluate import hints  # torchmetrics takes seconds to import
+
         assert self.evaluator is not None
         try:
             scores = self.evaluator(self.ema.system)
         except FloatingPointError as error:
             raise RunError(f"step {self.step}: the averaged networks' images cannot be scored: {error}") from error
+        told = hints(lines_of(self.folder.path), scores, self.evaluator.facts)
         facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
+        facts |= {**self.evaluator.recipe, **({"hints": told} if told else {})}
         self.record.scalars(self.step, scores, **self.evaluator.facts, **facts)
         self.record.say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        for hint in told:
+            self.record.say(f"step {self.step}: {hint}")
         evaluation = self.evaluator.facts
         self._saving(lambda: self.saver.score(self.step, scores, evaluation))
 
@@ -404,7 +421,7 @@ class Run:
             held_out = sum(len(shards) for shards in self.tests)
             print(f"preparing {settings.extractor} and {held_out:,} held-out images", file=sys.stderr, flush=True)
         from trainer.evaluate import Evaluator  # torchmetrics takes seconds to import
-        from trainer.extractor import build
+        from trainer.extractor import LPIPS, build
 
         extractor = build(settings, self.config.data, self.folder.path, self.trains, self.tests, self.accelerator)
         return Evaluator(
@@ -415,6 +432,9 @@ class Run:
             settings.num,
             self.config.trainer.seed,
             self.system,
+            settings.metrics,
+            Path(settings.statistics or self.folder.path / "statistics"),
+            LPIPS(settings.lpips, self.accelerator.device) if settings.lpips else None,
         )
 
     def _grid_source(self) -> tuple[list[Tensor], Tensor]:

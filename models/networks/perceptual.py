@@ -27,6 +27,7 @@ class Perceptual(nn.Module):
     Args:
         kind: lpips or convnext
         weights: file of torchvision's vgg16 or convnext_small weights (a state_dict)
+        setting: which names the file, for messages
 
     Its `sha256` is that file's, hex.
 
@@ -37,7 +38,7 @@ class Perceptual(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, kind: Kind, weights: str):
+    def __init__(self, kind: Kind, weights: str, setting: str = "system.perceptual_weights"):
         super().__init__()
         import torchvision.models  # takes a second
 
@@ -49,7 +50,7 @@ class Perceptual(nn.Module):
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except Exception as error:  # pickle's, zip's and load_state_dict's many ways to say that a file is another one
             raise ValueError(
-                f"system.perceptual_weights: {weights} is not torchvision's state_dict of "
+                f"{setting}: {weights} is not torchvision's state_dict of "
                 f"{'VGG16' if kind == 'lpips' else 'ConvNeXt-S'} ({str(error).splitlines()[0]})"
             ) from error
         self.network = network.features if kind == "lpips" else network
@@ -71,6 +72,12 @@ class Perceptual(nn.Module):
                 return (a[0] - b[0]).square().mean()
             return torch.stack([self._distance(i, x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]).sum()
 
+    def each(self, target: Tensor, prediction: Tensor) -> Tensor:
+        """LPIPS [n] of images [n, 1 or 3, size, size] in [-1, 1]; 0 where they are alike."""
+        a, b = (self._features(image.float()) for image in (target, prediction))
+        parts = [self._map(i, x, y).mean((1, 2)) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+        return torch.stack(parts).sum(0)
+
     def _features(self, image: Tensor) -> list[Tensor]:
         hidden = ((image.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std
         if self.kind == "convnext":
@@ -83,6 +90,9 @@ class Perceptual(nn.Module):
         return [*features, hidden]
 
     def _distance(self, i: int, a: Tensor, b: Tensor) -> Tensor:
+        return self._map(i, a, b).mean()
+
+    def _map(self, i: int, a: Tensor, b: Tensor) -> Tensor:
         # torchmetrics and lpips put the small number here, inside the root, or the gradient of flat images is infinite.
         a, b = (x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt() for x in (a, b))
-        return ((a - b).square() * self.get_buffer(f"linear{i}")).sum(1).mean()
+        return ((a - b).square() * self.get_buffer(f"linear{i}")).sum(1)

@@ -1,0 +1,190 @@
+"""The command that scores a checkpoint or images: torch-fidelity's numbers, the run's own, refusals."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from test_evaluate import random_inception
+
+from data.loader import read
+from data.shards import Shards
+from trainer.score import main
+
+
+@pytest.fixture(scope="module")
+def folders(data, tmp_path_factory):
+    """240 training and 200 held-out digits as PNG."""
+    out = tmp_path_factory.mktemp("folders")
+    for name, source, count in (("fake", data.train, 240), ("real", data.test, 200)):
+        (out / name).mkdir()
+        images = read(Shards(source), np.arange(count), 32, 1).image
+        for i, image in enumerate(images):
+            Image.fromarray(image[0].numpy()).save(out / name / f"{i:04d}.png")
+    return out
+
+
+@pytest.fixture
+def score(capsys):
+    """Run the command; what it printed, and its JSON line."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        main([str(one) for one in arguments])
+        told = capsys.readouterr().out
+        (line,) = [json.loads(text) for text in told.splitlines() if text.startswith("{")]
+        return told, line
+
+    return run
+
+
+def audited(told) -> set[str]:
+    """The scores in which torch-fidelity was found to agree, to a hundred-thousandth."""
+    pairs = re.findall(r"audit: eval/(\w+)/\S+ (\S+), torch-fidelity (\S+): agrees", told)
+    for name, ours, theirs in pairs:
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-5), name
+    return {name for name, *_ in pairs}
+
+
+def test_images_are_scored_and_torch_fidelity_agrees(score, folders, demo_cnn):
+    arguments = (folders / "fake", "--against", folders / "real", "--extractor", "demo-cnn", "--weights", demo_cnn)
+    told, line = score(*arguments, "--audit")
+    assert "audit: torch-fidelity agrees in 7 scores" in told
+    assert audited(told) == {"fid240", "is240", "is_std240", "kid240", "kid_std240", "precision240", "recall240"}
+    assert "two halves of the real images, 100 each" in told
+    assert 0 < line["eval/fid240/demo-cnn-v1"] < 10
+    assert 5 < line["eval/is240/demo-cnn-v1"] < 10
+    assert (line["image_size"], line["channels"], line["world_size"]) == (32, 1, 1)
+    again, few = score(*arguments, "--num", "100", "--metrics", "fid,prdc")
+    assert few["eval/fid100/demo-cnn-v1"] != line["eval/fid240/demo-cnn-v1"]
+    assert "eval/recall100/demo-cnn-v1" in few
+    assert not any(name.startswith(("eval/kid", "eval/is")) for name in few)
+    assert "audit" not in again
+
+
+def test_an_audit_that_disagrees_fails_loudly(score, folders, demo_cnn, monkeypatch, capsys):
+    import trainer.audit
+
+    def meddled(**settings):
+        told = trainer_metrics(**settings)
+        return told | {"recall": told["recall"] * (1 + 2e-4)}
+
+    trainer_metrics = trainer.audit.calculate_metrics
+    monkeypatch.setattr(trainer.audit, "calculate_metrics", meddled)
+    with pytest.raises(SystemExit) as stopped:
+        score(
+            *(folders / "fake", "--against", folders / "real", "--extractor", "demo-cnn", "--weights", demo_cnn),
+            *("--metrics", "fid,prdc", "--audit"),
+        )
+    assert stopped.value.code == 1
+    told = capsys.readouterr()
+    assert "error: the audit disagrees: audit: eval/recall240/demo-cnn-v1" in told.err
+    assert "eval/precision240/demo-cnn-v1" not in told.err
+
+
+def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_path):
+    run = tmp_path / "run"
+    evaluate = ("--evaluate.every", "2", "--evaluate.num", "70", "--evaluate.extractor", "demo-cnn")
+    done = here(
+        *("--system", "VAE", "--trainer.steps", "2", "--trainer.run_dir", run, *evaluate),
+        *("--evaluate.weights", demo_cnn),
+    )
+    assert done.returncode == 0, done.stderr
+    kept = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    _, line = score(run, "--num", "70", "--out", tmp_path / "made")
+    scores = {name for name in kept if name.startswith("eval/") and "seconds" not in name}
+    assert {"eval/fid70/demo-cnn-v1", "eval/kid70/demo-cnn-v1", "eval/recall70/demo-cnn-v1"} < scores
+    assert {name: line[name] for name in scores} == {name: kept[name] for name in scores}
+    assert (line["step"], line["num"], line["extractor_sha256"]) == (2, 70, kept["extractor_sha256"])
+    assert len([*(tmp_path / "made").glob("*.png")]) == 70
+    _, again = score(
+        *(tmp_path / "made", "--against", data.test, "--extractor", "demo-cnn", "--weights", demo_cnn),
+        *("--size", "32", "--channels", "1"),
+    )
+    for name in ("fid70", "is70", "kid70", "recall70", "coverage70"):
+        assert again[f"eval/{name}/demo-cnn-v1"] == pytest.approx(kept[f"eval/{name}/demo-cnn-v1"], rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_inception_is_torch_fidelitys_on_folders(score, folders, tmp_path):
+    """Random weights through the path that real ones take; torch-fidelity reads the same PNGs by itself."""
+    from torch_fidelity import calculate_metrics
+
+    weights = tmp_path / "weights.pth"
+    random_inception(weights)
+    for name in ("fake", "real"):
+        (tmp_path / name).mkdir()
+        for i, path in enumerate(sorted((folders / name).iterdir())[:16]):
+            image = Image.open(path)  # half of the fake ones inverted
+            (ImageOps.invert(image) if name == "fake" and i % 2 else image).save(tmp_path / name / path.name)
+    told, line = score(tmp_path / "fake", "--against", tmp_path / "real", "--weights", weights, "--audit")
+    assert {"fid16", "is16", "kid16", "precision16", "recall16"} <= audited(told)
+    expected = calculate_metrics(
+        input1=str(tmp_path / "fake"),
+        input2=str(tmp_path / "real"),
+        cuda=False,
+        verbose=False,
+        cache=False,
+        isc=True,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=16,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(weights),
+        save_cpu_ram=True,
+    )
+    suffix = line["extractor"]
+    assert suffix.startswith("inception-v3-weights-")
+    names = {
+        "fid16": "frechet_inception_distance",
+        "is16": "inception_score_mean",
+        "kid16": "kernel_inception_distance_mean",
+        "precision16": "precision",
+        "recall16": "recall",
+    }
+    for ours, theirs in names.items():
+        # By itself torch-fidelity computes KID in float32, which errs by 2e-7 here; the audit had it in float64.
+        limit = {"abs": 1e-6} if ours == "kid16" else {"rel": 1e-5}
+        assert line[f"eval/{ours}/{suffix}"] == pytest.approx(expected[theirs], **limit), ours
+
+
+def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cnn, tmp_path, capsys):
+    from trainer.extractor import load_demo_cnn
+
+    images = torch.stack([torch.tensor(np.asarray(Image.open(p)))[None] for p in sorted((folders / "real").iterdir())])
+    features = load_demo_cnn(demo_cnn, 1).eval()(images)[0].detach().double().numpy()
+    np.savez(tmp_path / "other.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    arguments = (folders / "fake", "--extractor", "demo-cnn", "--weights", demo_cnn, "--metrics", "fid")
+    _, expected = score(*arguments, "--against", folders / "real")
+    _, found = score(*arguments, "--against", tmp_path / "other.npz", "--unverified")
+    assert found["eval/fid240/demo-cnn-v1"] == pytest.approx(expected["eval/fid240/demo-cnn-v1"], rel=1e-6)
+    with pytest.raises(SystemExit):
+        score(*arguments, "--against", tmp_path / "other.npz")
+    assert "does not say what it holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "to score images, name real ones with --against"),
+        (("--against", "nowhere"), "nowhere does not exist"),
+        (("--against", "REAL", "--metrics", "fid,lpips"), "lpips, expected some of"),
+        (("--against", "REAL", "--extractor", "demo-cnn"), "name its file with --weights"),
+        (("--against", "REAL", "--extractor", "resnet"), "expected inception, demo-cnn"),
+        (("--against", "REAL", "--weights", "WEIGHTS"), "does not hold the weights of the FID's InceptionV3"),
+        (("--against", "ODD", "--extractor", "demo-random"), "it has 16x16 pixels, and the first image 32"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_words(arguments, words, folders, demo_cnn, tmp_path, capsys):
+    (tmp_path / "odd").mkdir()
+    for i, size in enumerate((32, 16)):
+        Image.new("L", (size, size)).save(tmp_path / "odd" / f"{i}.png")
+    known = {"REAL": folders / "real", "WEIGHTS": demo_cnn, "ODD": tmp_path / "odd"}
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folders / "fake"), *(str(known.get(one, one)) for one in arguments)])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""Fetch extractors' weights on a machine with a network, for those without: `python -m trainer.prefetch NAME ...`.
+
+NAME is inception, lpips (torchvision's VGG16, for --evaluate.lpips), or an extractor of torch-fidelity, such as
+dinov2-vit-l-14. They go to TORCH_HOME (now %(home)s), where a run finds them: set it to a folder that
+compute nodes can read, here and there.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+
+from trainer.config import refusing
+from trainer.extractor import digest_of, inception, registered
+from trainer.generate import Parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    home = torch.hub.get_dir()
+    parser = Parser(
+        prog="python -m trainer.prefetch",
+        description=(__doc__ or "") % {"home": home},
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", metavar="NAME", nargs="+", help="of an extractor")
+    for name in parser.parse_args(arguments).names:
+        with refusing():
+            print(f"{name}: {fetch(name)}", flush=True)
+
+
+def fetch(name: str) -> str:
+    """Have an extractor's weights in TORCH_HOME; says where, and what they are.
+
+    Raises:
+        ValueError: there is none of that name, it cannot be downloaded, or what is there is damaged.
+    """
+    if name == "inception":
+        found = inception(None)
+        if found.name != "inception-v3":
+            raise ValueError(f"{found.path} is not InceptionV3 as published: its sha256 is {found.sha256}. Remove it")
+        return f"{found.path}, sha256 {found.sha256}"
+    if name == "lpips":
+        return _vgg16()
+    return f"in {torch.hub.get_dir()}, weights of sha256 {digest_of(registered(name).network)}"
+
+
+def _vgg16() -> str:
+    from torchvision.models import VGG16_Weights
+
+    weights = VGG16_Weights.IMAGENET1K_V1
+    try:
+        weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"torchvision's VGG16 could not be downloaded from {weights.url}: {error}") from error
+    path = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    return f"{path}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}: --evaluate.lpips {path}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,374 @@
+"""Score a checkpoint, or images, against real ones: `python -m trainer.evaluate WHAT`, on one process or many.
+
+WHAT is a checkpoint's folder, or a run's, whose newest one is taken: it is scored as evaluations in training are,
+against its held-out images, or --against others. Or it is images, scored --against others: a folder of them, an
+archive, WebDataset shards. Many processes: `accelerate launch -m trainer.evaluate WHAT`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from PIL import Image
+from torch import Tensor
+
+import models
+from data.errors import DataError
+from data.loader import Samples, read
+from data.order import permutation
+from data.shards import Shards
+from data.sources import Listed, open_source
+from models.load import checkpoint_of
+from trainer import metrics, statistics
+from trainer.audit import audit
+from trainer.config import METRICS, Data, Evaluate, Location, refuse, refusing
+from trainer.evaluate import KEPT, Evaluator
+from trainer.extractor import LPIPS, Extractor, build
+from trainer.generate import Parser
+from trainer.metrics import Gaussian, Moments
+from trainer.statistics import Statistics
+
+TIMEOUT = timedelta(hours=2)  # for the others, where one process trains a demo-cnn or waits for a download
+MOST_KEPT = 50_000  # real images whose features are compared one by one
+Pixels = Callable[[Tensor], Tensor]  # indices [n] to uint8 [n, c, h, w]
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="python -m trainer.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("what", metavar="WHAT", help="a checkpoint, a run, or images")
+    made.add_argument("--against", metavar="REAL", help="images, or an .npz of their statistics (mu and sigma)")
+    made.add_argument("--num", type=PositiveInt, help="samples of a checkpoint; unset: 10000. Of images; unset: all")
+    made.add_argument("--metrics", default=",".join(METRICS), help="of %(default)s; prdc: precision, recall, ...")
+    made.add_argument("--extractor", help="inception, demo-cnn, ...; unset: the run's, or for images inception")
+    made.add_argument("--weights", help="file of its weights")
+    made.add_argument("--lpips", help="file of torchvision's vgg16 weights, for LPIPS of reconstructions")
+    made.add_argument("--statistics", type=Path, help="folder that keeps real statistics; unset: the run's, or none")
+    made.add_argument("--unverified", action="store_true", help="take an .npz that does not say what it is of")
+    made.add_argument("--size", type=PositiveInt, help="pixels a side that images are brought to; unset: they have one")
+    made.add_argument("--channels", type=int, choices=[1, 3], help="of images; unset: the first one's")
+    made.add_argument("--seed", type=NonNegativeInt, help="of the samples; unset: the run's")
+    made.add_argument("--out", metavar="FOLDER", type=Path, help="write the scored samples there as PNG")
+    made.add_argument("--audit", action="store_true", help="recompute by torch-fidelity; fail where it disagrees")
+    return made
+
+
+class Job:
+    """What is scored, by what, against what.
+
+    Args:
+        evaluator: knows the real images
+        score: gives the scores
+        images: what they are scores of; None where a system draws no samples
+        num: of these
+        real: the real images; None where there are only statistics of them
+        facts: of WHAT, for the JSON line
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        score: Callable[[], dict[str, float]],
+        images: Pixels | None,
+        num: int,
+        real: Samples | Statistics,
+        facts: dict[str, Any],
+    ):
+        self.evaluator, self.score, self.images, self.num = evaluator, score, images, num
+        self.real, self.facts = real, facts
+
+
+def main(arguments: list[str] | None = None) -> None:
+    settings = parser().parse_args(arguments)
+    with refusing():
+        accelerator = _accelerator()
+        job = _job(settings, accelerator)
+        scores = _refusing_diverged(job.score)
+        if settings.out:
+            _write(job, settings.out)
+    main_process = accelerator.is_main_process
+    accelerator.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # an audit is one process's, and takes long
+    if main_process:
+        del scores["eval/seconds_share"]  # of a run's time
+        _tell(job, scores, accelerator.num_processes)
+        if settings.audit:
+            _audit(job, scores)
+
+
+def _accelerator() -> Accelerator:
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"the launcher started {launched} processes, but each would score alone: for CPU processes set "
+            "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
+        )
+    return accelerator
+
+
+def _refusing_diverged(score: Callable[[], dict[str, float]]) -> dict[str, float]:
+    try:
+        return score()
+    except FloatingPointError as error:
+        raise ValueError(f"{error}: these images cannot be scored") from error
+
+
+# ---- what is scored
+
+
+def _job(settings: argparse.Namespace, accelerator: Accelerator) -> Job:
+    wanted = [name for name in settings.metrics.split(",") if name]
+    if unknown := [name for name in wanted if name not in METRICS]:
+        raise ValueError(f"--metrics names {', '.join(unknown)}, expected some of {','.join(METRICS)}")
+    path = Path(settings.what)
+    if (path / "manifest.json").exists() or (path / "checkpoints").is_dir():
+        return _of_checkpoint(settings, accelerator, checkpoint_of(path), wanted)
+    return _of_images(settings, accelerator, wanted)
+
+
+def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Path, wanted: list[str]) -> Job:
+    saved = json.loads((path / "manifest.json").read_text())
+    configuration, step = saved["configuration"], saved["step"]
+    known, run = configuration["data"], path.resolve().parent.parent
+    if settings.size or settings.channels:
+        raise ValueError("--size and --channels are of images; a checkpoint's are its own")
+    data = Data(**{name: known[name] for name in ("train", "test", "size", "channels", "cache", "cache_gb")})
+    system = models.load(path).to(accelerator.device)
+    evaluate = _extractor_of(settings, configuration["evaluate"], run)
+    if settings.against:
+        tests = [_real(settings, None)]  # read as its own held-out images are
+        if system.can("translate"):
+            raise ValueError("--against names one set of images, and translations are scored against two: leave it")
+    elif data.tests:
+        tests = [*_opened("data.test", data, data.tests)]
+    else:
+        raise ValueError(f"{path} was trained without held-out images (data.test): name some with --against")
+    shards = [test for test in tests if not isinstance(test, Statistics)]
+    trains = _trains(evaluate, data)
+    extractor = build(evaluate, data, run, trains, shards, accelerator)
+    seed = configuration["trainer"]["seed"] if settings.seed is None else settings.seed
+    num = settings.num or 10_000
+    evaluator = Evaluator(
+        accelerator,
+        extractor,
+        [_verified(settings, test, extractor, data) for test in tests],
+        data,
+        num,
+        seed,
+        system,
+        wanted,
+        settings.statistics or run / "statistics",
+        LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
+        kept=max(num, KEPT),  # as in training, where there are no more
+    )
+    images: Pixels | None = None
+    if system.can("sample"):
+        images = lambda index: evaluator.samples(system, index)  # noqa: E731
+    elif settings.audit or settings.out:
+        raise ValueError(f"--audit and --out are of samples, and {type(system).__name__} draws none")
+    facts = {"checkpoint": str(path), "step": step, "weights": "ema", "seed": seed}
+    return Job(evaluator, lambda: evaluator(system), images, num, tests[0], facts)
+
+
+def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: list[str]) -> Job:
+    if not settings.against:
+        raise ValueError(f"{settings.what} is no checkpoint or run: to score images, name real ones with --against")
+    if settings.seed is not None or settings.lpips:
+        raise ValueError("--seed and --lpips have no effect on images: leave them unset")
+    fake = _listed(settings.what)
+    size, channels = _look(fake, settings)
+    data = Data(Location(""), None, size, channels)
+    real = _real(settings, size)
+    evaluate = _extractor_of(settings, {}, None)
+    against = [] if isinstance(real, Statistics) else [real]
+    with tempfile.TemporaryDirectory() as nowhere:
+        extractor = build(evaluate, data, Path(nowhere), against, against, accelerator)
+    num = min(settings.num or len(fake), len(fake))
+    positions = np.arange(len(fake)) if num == len(fake) else np.sort(permutation(len(fake), 0)[:num])
+    evaluator = Evaluator(
+        accelerator,
+        extractor,
+        [_verified(settings, real, extractor, data)],
+        data,
+        num,
+        0,
+        None,
+        wanted,
+        settings.statistics,
+        kept=num if isinstance(real, Statistics) else max(num, min(len(real), MOST_KEPT)),
+    )
+
+    def images(index: Tensor) -> Tensor:
+        return read(fake, positions[index.numpy()], size, channels).image.to(accelerator.device)
+
+    facts = {"images": settings.what, "fingerprint": fake.fingerprint()}
+    return Job(evaluator, lambda: evaluator.score(images), images, num, real, facts)
+
+
+def _extractor_of(settings: argparse.Namespace, known: dict[str, Any], run: Path | None) -> Evaluate:
+    """The extractor of the command line, or else the run's, whose demo-cnn is taken as it was trained."""
+    kind = settings.extractor or known.get("extractor", "inception")
+    weights = settings.weights or (known.get("weights") if kind == known.get("extractor") else None)
+    if kind == "demo-cnn" and not weights:
+        if run is None:
+            raise ValueError("--extractor demo-cnn is a run's own: name its file with --weights")
+        kept = run / "demo-cnn-v1.safetensors"
+        weights = str(kept) if kept.exists() else None
+    return Evaluate(extractor=kind, weights=Location(weights) if weights else None)
+
+
+def _trains(evaluate: Evaluate, data: Data) -> list[Shards]:
+    """Training shards, for an extractor that is made of them."""
+    made = evaluate.extractor == "demo-random" or (evaluate.extractor == "demo-cnn" and not evaluate.weights)
+    return _opened("data.train", data, data.trains) if made else []
+
+
+def _opened(setting: str, data: Data, sources: list[str]) -> list[Shards]:
+    try:
+        return data.open(sources)
+    except DataError as error:
+        raise DataError(f"the run's {setting}: {error}. Images elsewhere: --against") from error
+
+
+def _real(settings: argparse.Namespace, size: int | None) -> Samples | Statistics:
+    if settings.against.endswith(".npz"):
+        return statistics.load(Path(settings.against), None)
+    return _listed(settings.against, None if settings.size else size)
+
+
+def _listed(name: str, size: int | None = None) -> Shards | Listed:
+    """Images by position: shards as a run reads them, or others, which must all have the size that is given."""
+    path = Path(name)
+    if (path / "index.json").exists() or path.suffix == ".json" or (path.is_dir() and any(path.glob("*.tar"))):
+        return Shards(name)
+    if path.suffix == ".parquet":
+        raise DataError(f"{name} is Parquet: make shards of it first, by python -m data.prepare")
+    source = open_source(name, Path(tempfile.gettempdir(), "unused"), Path("datasets/torchvision"))
+    return Listed(source, name, size)
+
+
+def _look(images: Shards | Listed, settings: argparse.Namespace) -> tuple[int, Any]:
+    """Size and channels: those asked for, or the first image's, which then all must have."""
+    import io
+
+    (content,), _ = images.images(np.array([0]))
+    with Image.open(io.BytesIO(content)) as first:
+        size, channels = first.size, 1 if first.mode in ("1", "L", "I;16") else 3
+    if not settings.size and size[0] != size[1]:
+        raise ValueError(f"{images.name(0)} has {size[0]}x{size[1]} pixels: say with --size what to crop and resize to")
+    if isinstance(images, Listed) and not settings.size:
+        images.size = size[0]
+    return settings.size or size[0], settings.channels or channels
+
+
+def _verified(
+    settings: argparse.Namespace, real: Samples | Statistics, extractor: Extractor, data: Data
+) -> Samples | Statistics:
+    """Statistics must be of the same extractor, of images seen in the same way."""
+    if not isinstance(real, Statistics):
+        return real
+    path, dim = Path(settings.against), len(real.gaussian.mu)
+    if dim != extractor.dim:
+        raise ValueError(f"{path} holds statistics of {dim} features, and {extractor.name} gives {extractor.dim}")
+    if not real.meta and not settings.unverified:
+        raise ValueError(
+            f"{path} does not say what it holds statistics of (another tool's files do not): if it is of "
+            f"{extractor.name}'s features of images of {data.size} pixels, take it by --unverified"
+        )
+    if real.meta:
+        expected = {
+            "format": statistics.FORMAT,
+            "extractor": extractor.name,
+            "extractor_sha256": extractor.sha256,
+            "resize": extractor.resize,
+            "size": data.size,
+            "channels": data.channels,
+        }
+        statistics.check(path, {name: real.meta.get(name) for name in expected}, expected)
+    if real.features is None and {"kid", "prdc"} & {*settings.metrics.split(",")}:
+        raise ValueError(f"{path} holds mu and sigma alone, and KID and precision need features: take --metrics fid,is")
+    return real
+
+
+# ---- what is told
+
+
+def _tell(job: Job, scores: dict[str, float], processes: int) -> None:
+    """A table, the floor, and one JSON line."""
+    width = max(map(len, scores))
+    for name, value in scores.items():
+        print(f"{name:{width}}  {value:.6g}")
+    floor = floors(job.evaluator.references[0])
+    if floor:
+        n, fid = floor
+        print(
+            f"two halves of the real images, {n:,} each, have a FID of {fid:.4g}: a score near it cannot be told apart"
+        )
+    facts = {**job.facts, **job.evaluator.facts, **job.evaluator.recipe, "world_size": processes}
+    print(json.dumps({**scores, **({"eval/floor": floor[1]} if floor else {}), **facts}), flush=True)
+
+
+def floors(reference: Statistics) -> tuple[int, float] | None:
+    """FID between two halves of the real images whose features are kept, and how many each has."""
+    features = reference.features
+    if features is None or len(features) < 4:
+        return None
+    half = len(features) // 2
+    order = permutation(len(features), 0)
+
+    def gaussian(chosen: np.ndarray) -> Gaussian:
+        moments = Moments(features.shape[1], torch.device("cpu"))
+        for part in features[torch.from_numpy(chosen).to(features.device)].cpu().split(1024):
+            moments.update(part)
+        return Moments.gaussian(moments.parts)
+
+    return half, metrics.frechet(gaussian(order[:half]), gaussian(order[half : 2 * half]))
+
+
+def _write(job: Job, out: Path) -> None:
+    """The scored images as PNG, this process's blocks of them."""
+    assert job.images is not None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and job.evaluator.accelerator.is_main_process:
+        raise ValueError(f"--out {out} is there already, and not empty: name a new folder")
+    job.evaluator.accelerator.wait_for_everyone()
+    out.mkdir(parents=True, exist_ok=True)
+    for index in job.evaluator.blocks(job.num):
+        for i, pixels in zip(index.tolist(), job.images(index).cpu(), strict=True):
+            image = (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()
+            Image.fromarray(image).save(out / f"{i:06d}.png")
+
+
+def _audit(job: Job, scores: dict[str, float]) -> None:
+    if job.images is None or isinstance(job.real, Statistics):
+        refuse("--audit needs images on both sides: --against names statistics", code=1)
+    real, data = job.real, job.evaluator.data
+
+    def pixels(index: Tensor) -> Tensor:
+        return read(real, index.numpy(), data.size, data.channels).image
+
+    if len(real) > job.evaluator.kept:
+        print(f"audit: KID and precision are of {job.evaluator.kept:,} of the real images, and are not audited")
+        scores = {name: value for name, value in scores.items() if name.startswith(("eval/fid", "eval/is"))}
+    lines = audit(job.evaluator.extractor, job.images, job.num, pixels, len(real), scores)
+    for line in lines:
+        print(line, flush=True)
+    if wrong := [line for line in lines if not line.agrees]:
+        refuse(f"the audit disagrees: {'; '.join(map(str, wrong))}", code=1)
+    print(f"audit: torch-fidelity agrees in {len(lines)} scores", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
