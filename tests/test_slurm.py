@@ -34,7 +34,7 @@ class Cluster:
 
     def __init__(self, folder: Path, data: Path):
         self.folder = folder
-        # One thread a process, as the run that is compared with has; nothing of this session's own settings.
+        # One thread a process, as the run that is compared with has; no settings of the shell that started the test.
         self.environment = {"PATH": SEARCHED, "SLURM_CONF": str(folder / "slurm.conf"), "HOME": os.environ["HOME"]}
         self.environment |= {"REPO": str(ROOT), "PYTHON": sys.executable, "TMPDIR": str(folder)}
         self.data = ["--data.train", str(data / "train"), *SMALL, *NETWORKS]
