@@ -56,15 +56,14 @@ class Training:
         return time.perf_counter() - began
 
 
-def save_beside(training: Training, folder: Path) -> tuple[list[float], float, float]:
+def save_beside(training: Training, saver: checkpoint.Saver) -> tuple[list[float], float, float]:
     """Seconds of the steps that are whole while a checkpoint is written and the one before removed, of the wait for
     its copy, and of the writing."""
-    saver = checkpoint.Saver(folder, 1, None, print)
     began = time.perf_counter()
     saver.save(training.done, training.state.tensors(), training.state.manifest())
     waited = time.perf_counter() - began
     took, final = [], f"step_{training.done:08d}"
-    while [path.name for path in folder.glob("*")] != [final]:
+    while [path.name for path in saver.folder.glob("*")] != [final]:
         took.append(training())
     saver.finish()
     return took[:-1], waited, saver.seconds
@@ -82,12 +81,13 @@ def compare(training: Training, folder: Path, rounds: int, steps: int) -> dict[s
     """Medians over rounds."""
     for _ in range(3):
         training()
-    save_and_wait(training, folder)  # so that every later save removes one
+    saver = checkpoint.Saver(folder, 1, None, print)
+    save_beside(training, saver)  # so that every later save removes one, and has its memory
     found = []
     for _ in range(rounds):
         training()  # another step than the last save's
         before = statistics.mean(training() for _ in range(steps))
-        during, waited, beside = save_beside(training, folder)
+        during, waited, beside = save_beside(training, saver)
         after = statistics.mean(training() for _ in range(steps))
         if not during:
             raise SystemExit(

@@ -104,6 +104,11 @@ def in_parallel(
                 raise
 
 
+def heed_signals() -> None:
+    """In a worker of a pool, which could not end it otherwise; Ctrl-C stays the parent's to handle."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGINT})
+
+
 def _enter(work: Callable[..., Any], progress: Any) -> None:
     """Make a worker ready."""
     global _worker
@@ -112,7 +117,7 @@ def _enter(work: Callable[..., Any], progress: Any) -> None:
         with progress.get_lock():
             progress.value += more
 
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGINT})  # or the pool could not end it
+    heed_signals()
     end_with_parent()
     _worker = work, advance
 

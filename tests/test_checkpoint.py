@@ -107,7 +107,7 @@ def test_every_so_manieth_checkpoint_is_kept_for_good(tmp_path):
 
 def test_saving_takes_a_copy_and_returns_before_it_is_written(tmp_path, monkeypatch):
     free, write = threading.Event(), checkpoint._write
-    monkeypatch.setattr(checkpoint, "_write", lambda *all: (free.wait(), write(*all))[1])
+    monkeypatch.setattr(checkpoint, "_write", lambda *all, **how: (free.wait(), write(*all, **how))[1])
     saver = checkpoint.Saver(tmp_path, 1, None, print)
     content = tensors(1.0)
     saver.save(1, content, {})
@@ -124,11 +124,11 @@ def test_a_save_that_fails_for_a_while_is_tried_again_while_the_run_goes_on(tmp_
     monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
     told, left, write = [], [3], checkpoint._write
 
-    def failing(*all):
+    def failing(*all, **how):
         left[0] -= 1
         if left[0] >= 0:
             raise OSError(28, "No space left on device")
-        return write(*all)
+        return write(*all, **how)
 
     monkeypatch.setattr(checkpoint, "_write", failing)
     saver = checkpoint.Saver(tmp_path, 1, None, told.append)
@@ -220,7 +220,7 @@ def test_a_hostile_file_is_only_damaged(tmp_path):
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
-    def full(path, *content):
+    def full(path, *content, rest=None):
         path.write_bytes(content[0][:10])
         raise OSError(28, "No space left on device")
 

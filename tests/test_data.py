@@ -25,7 +25,7 @@ from data.errors import DataError
 from data.images import View, decode
 from data.loader import Augment, Batches, load, read
 from data.order import Order, tally
-from data.processes import PROCESSES, prepare_workers
+from data.processes import PROCESSES, heed_signals, prepare_workers
 from data.shards import Shards, write
 
 
@@ -199,7 +199,7 @@ def test_several_processes_index_one_folder(numbered):
     for path in files_of_index(numbered):
         path.unlink()
     prepare_workers()
-    with PROCESSES.Pool(3) as pool:
+    with PROCESSES.Pool(3, heed_signals) as pool:
         assert {shards.fingerprint() for shards in pool.map(Shards, [numbered.source] * 6)} == {numbered.fingerprint()}
 
 
@@ -539,9 +539,10 @@ def test_two_unpaired_sets_have_orders_of_their_own(numbered, digits):
 
 
 def test_a_dead_worker_is_an_error_in_seconds(numbered):
+    before = set(multiprocessing.active_children())  # another test's may take a moment to end
     arriving = load(batches(numbered), range(10**6), 1)
     next(arriving)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - before
     os.kill(worker.pid, signal.SIGKILL)
     began = time.monotonic()
     with pytest.raises(DataError, match="a process that reads data died"):

@@ -105,7 +105,7 @@ SLOW_WRITES = """
 import time
 from trainer import checkpoint
 write = checkpoint._write
-checkpoint._write = lambda path, *parts: (time.sleep(0.1), write(path, *parts))[1]
+checkpoint._write = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
 """
 SLOW_SCORES = """
 import time
@@ -388,9 +388,16 @@ def test_a_rank_dies_with_a_launcher_that_dies_as_it_starts(launched, tmp_path):
     wait_until(lambda: all(map(gone, ranks)), 10)
 
 
+def test_a_launcher_whose_restarts_would_not_meet_is_refused(launched, tmp_path):
+    launcher = launched(*TERNARY, "--trainer.run_dir", tmp_path / "run", launch=["--max_restarts", "1"])
+    assert launcher.wait(120) != 0
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before" in (tmp_path / "output").read_text()
+
+
 def test_a_killed_rank_is_restarted_by_the_launcher(launched, ranks, tmp_path):
     run = [*TERNARY, "--trainer.steps", "300", "--trainer.save_every", "30", "--trainer.run_dir"]
-    launcher = launched(*run, tmp_path / "hurt", launch=["--max_restarts", "2"])
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    launcher = launched(*run, tmp_path / "hurt", launch=["--max_restarts", "2"], env=env)
     wait_until(lambda: (tmp_path / "hurt" / "checkpoints").exists() and saved(tmp_path / "hurt"))
     os.kill(rank_of(tmp_path / "hurt", 1), signal.SIGKILL)
     assert launcher.wait(120) == 0

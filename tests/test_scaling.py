@@ -203,7 +203,7 @@ def test_a_save_beside_steps_holds_the_step_that_asked_for_it(tmp_path):
     saving.save_and_wait(training, tmp_path)
     training()
     weights = training.state.tensors()["decoder"]["stem.weight"].clone()
-    saving.save_beside(training, tmp_path)
+    saving.save_beside(training, checkpoint.Saver(tmp_path, 1, None, print))
     (path,) = checkpoint.newest(tmp_path)
     tensors, manifest = checkpoint.load(path)
     assert manifest["step"] == 2

@@ -29,6 +29,9 @@ from torch import Tensor
 Tensors = dict[str, dict[str, Tensor]]
 # A disk that cannot be read is not damage: it may be there again a minute later.
 DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
+PIECE = 4 << 20  # bytes that are written at once
+REST = 4.0  # times as long as it writes, a writer beside the run rests
+Rest = Callable[[float], None]
 TRIES = 5  # at a checkpoint that cannot be written, before the run gives up
 DTYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
@@ -62,6 +65,7 @@ class Saver:
         self._writer: threading.Thread | None = None
         self._awaited = threading.Event()
         self._error: BaseException | None = None
+        self._copies: Tensors = {}
         self.step, self.seconds = 0, 0.0  # of the last save, and of the longest
 
     def save(self, step: int, tensors: Tensors, manifest: dict[str, Any]) -> None:
@@ -71,13 +75,10 @@ class Saver:
             OSError: the one before could not be written.
         """
         self.finish()
-        copied = {
-            file: {name: value.detach().to("cpu", copy=True) for name, value in content.items()}
-            for file, content in tensors.items()
-        }
+        self._copy(tensors)
         self._awaited.clear()
         self.step = step
-        self._writer = threading.Thread(target=self._write, args=(step, copied, manifest), daemon=True)
+        self._writer = threading.Thread(target=self._write, args=(step, self._copies, manifest), daemon=True)
         self._writer.start()
 
     def score(self, step: int, scores: dict[str, float], evaluation: dict[str, Any]) -> None:
@@ -106,6 +107,19 @@ class Saver:
         if error is not None:
             raise error
 
+    def _copy(self, tensors: Tensors) -> None:
+        """Into memory that is kept: what is taken and given back each time was seen to slow later steps down."""
+        before, self._copies = self._copies, {}
+        for file, content in tensors.items():
+            self._copies[file] = {}
+            for name, value in content.items():
+                kept = before.get(file, {}).get(name)
+                if kept is None or (kept.shape, kept.dtype) != (value.shape, value.dtype):
+                    kept = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
+                self._copies[file][name] = kept.copy_(value.detach(), non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
     def _write(self, step: int, tensors: Tensors, manifest: dict[str, Any]) -> None:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread: the run goes first
@@ -114,7 +128,7 @@ class Saver:
             for tried in itertools.count(1):
                 try:
                     self.before()
-                    save(self.folder, step, tensors, manifest)
+                    save(self.folder, step, tensors, manifest, self._rest)
                     self._rotate()
                     self.seconds = max(self.seconds, time.monotonic() - began)
                     return
@@ -126,6 +140,10 @@ class Saver:
         except BaseException as error:
             self._error = error
 
+    def _rest(self, seconds: float) -> None:
+        """Leave the core and the memory to the run for most of the time, unless it waits."""
+        self._awaited.wait(REST * seconds)
+
     def _rotate(self) -> None:
         try:
             rotate(self.folder, self.keep, self.keep_every)
@@ -133,8 +151,16 @@ class Saver:
             self.say(f"an old checkpoint could not be removed yet: {error}")
 
 
-def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any]) -> Path:
+def at_once(seconds: float) -> None:
+    """The rest of a writer that nobody is slowed down by."""
+
+
+def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any], rest: Rest = at_once) -> Path:
     """Write `folder/step_<8 digits>` from files of tensors by name; a failure leaves nothing behind.
+
+    Args:
+        folder, step, tensors, manifest: what is written where
+        rest: is told how many seconds each piece took
 
     Raises:
         OSError: the disk is full, or not to be written.
@@ -147,7 +173,7 @@ def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any]) ->
         _check_room(unfinished, tensors)
         files = {}
         for name, content in tensors.items():
-            files[f"{name}.safetensors"] = _write(unfinished / f"{name}.safetensors", *_serialized(content))
+            files[f"{name}.safetensors"] = _write(unfinished / f"{name}.safetensors", *_serialized(content), rest=rest)
         _write(unfinished / "manifest.json", _sealed({"step": step, **manifest, "files": files}))
         _sync(unfinished)
         unfinished.rename(final)
@@ -354,13 +380,17 @@ def _header(content: dict[str, Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(path: Path, *parts: Any) -> str:
-    """Write bytes to the disk itself; returns their sha256."""
+def _write(path: Path, *parts: Any, rest: Rest = at_once) -> str:
+    """Write bytes to the disk itself, with a rest after each piece; returns their sha256."""
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         for part in parts:
-            file.write(part)
-            digest.update(part)
+            for start in range(0, len(part), PIECE):
+                began = time.monotonic()
+                piece = part[start : start + PIECE]
+                file.write(piece)
+                digest.update(piece)
+                rest(time.monotonic() - began)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
