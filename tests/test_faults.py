@@ -221,7 +221,7 @@ def test_interrupts_are_heard_while_a_rank_waits_for_another(ranks, tmp_path):
     running(signal.SIGINT, 0)
     wait_until(lambda: "saving, then leaving" in running.output.read_text())
     running(signal.SIGINT, 0)
-    wait_until(lambda: gone(running.pids[0]), 5)
+    wait_until(lambda: gone(running.pids[0]), 20)
     running(signal.SIGKILL, 1)
     assert running.wait().codes == [128 + signal.SIGINT, -signal.SIGKILL]
 
@@ -230,7 +230,7 @@ def test_a_time_limit_is_kept(ranks, tmp_path):
     began = time.monotonic()
     run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.time_limit", "0:10"]
     done = ranks(*run, processes=2).wait()
-    assert time.monotonic() - began < 12  # a second or two more than the processes', to start and to end them
+    assert time.monotonic() - began < 15  # the processes' age is kept; this adds what it takes to start and end them
     assert done.codes == [LEFT_EARLY, LEFT_EARLY], done.stderr
     assert "for trainer.time_limit: all is saved" in done.stderr
     assert word(tmp_path) == "preempted"
@@ -285,7 +285,7 @@ def test_a_dead_or_stalled_rank_is_named_and_ends_the_others(ranks, tmp_path, se
     running(sent, rank)
     other = running.pids[1 - rank]
     wait_until(lambda: gone(other))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     running(signal.SIGKILL)
     done = running.wait()
     assert done.codes[1 - rank] == 1, done.stderr
@@ -373,7 +373,7 @@ def test_ranks_die_with_their_launcher_and_have_saved(launched, tmp_path):
     family = [child.pid for rank in ranks for child in psutil.Process(rank).children(recursive=True)]
     assert family, "workers that read ahead"
     launcher.kill()
-    wait_until(lambda: all(map(gone, (*ranks, *family))), 30)
+    wait_until(lambda: all(map(gone, (*ranks, *family))), 60)
     assert word(run_dir) == "preempted"
     (step,) = saved(run_dir)
     assert step == lines(run_dir)[-1]["step"]
@@ -385,7 +385,7 @@ def test_a_rank_dies_with_a_launcher_that_dies_as_it_starts(launched, tmp_path):
     ranks = [child.pid for child in psutil.Process(launcher.pid).children(recursive=True)]
     time.sleep(0.3)
     launcher.kill()
-    wait_until(lambda: all(map(gone, ranks)), 10)
+    wait_until(lambda: all(map(gone, ranks)), 30)
 
 
 def test_a_launcher_whose_restarts_would_not_meet_is_refused(launched, tmp_path):
