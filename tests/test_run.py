@@ -152,7 +152,7 @@ def test_an_error_of_one_process_alone_is_told(ranks, digits, tmp_path, demo_cnn
         processes=2,
     ).wait()
     assert done.returncode != 0
-    assert done.stderr.count(f"error: cannot decode an image: {shards.paths[0]}, member") == 1
+    assert done.stderr.count(f"cannot decode an image: {shards.paths[0]}, member") == 1
 
 
 def test_another_configuration_is_refused_in_the_same_folder(here, tmp_path):
