@@ -47,14 +47,6 @@ def accelerator_of(settings: Trainer) -> Accelerator:
             f"the launcher started {launched} processes, but each would train alone: for CPU processes set "
             "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
         )
-    if (
-        int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
-        and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    ):
-        raise ValueError(
-            "the launcher may restart processes (--max_restarts), but would have them look for each other at the "
-            "addresses of those that are gone: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before `accelerate launch`"
-        )
     check_precision(accelerator.mixed_precision, accelerator.device.type, settings.precision)
     return accelerator
 
