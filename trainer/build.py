@@ -3,11 +3,15 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
+from urllib.parse import urlparse
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DynamoBackend, parse_flag_from_env
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from data.errors import DataError
 from data.order import Order
@@ -34,7 +38,7 @@ def accelerator_of(settings: Trainer) -> Accelerator:
     _settle_cuda(settings)
     # NCCL's watchdog aborts a process: have the one that names who is missing be the first, peers.py's on the host.
     patience = 2 if _has_gpu() else 1
-    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=patience * settings.timeout))
+    waiting = InitProcessGroupKwargs(init_method="attempt://", timeout=timedelta(seconds=patience * settings.timeout))
     accelerator = Accelerator(mixed_precision=precision_of(settings.precision), kwargs_handlers=[WRAPPING, waiting])
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ValueError(
@@ -49,6 +53,18 @@ def accelerator_of(settings: Trainer) -> Accelerator:
         )
     check_precision(accelerator.mixed_precision, accelerator.device.type, settings.precision)
     return accelerator
+
+
+def _meet(url: str, timeout: timedelta) -> Iterator[tuple[Store, int, int]]:
+    """torch's env://, but each start by a launcher that restarts has the launcher's store to itself.
+
+    Or gloo finds there where processes of the attempt before were, and looks for them.
+    """
+    for store, rank, world_size in rendezvous(urlparse(url)._replace(scheme="env").geturl(), timeout=timeout):
+        yield PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank, world_size
+
+
+register_rendezvous_handler("attempt", _meet)
 
 
 def check_precision(precision: str, device: str, asked: str | None) -> None:
