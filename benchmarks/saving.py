@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from benchmarks.scaling import random_batch, table
 from trainer import checkpoint
+from trainer.build import keep_memory
 from trainer.config import Config, configure
 from trainer.ema import EMA
 from trainer.state import State
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
     settings, others = parser.parse_known_args()
     torch.set_num_threads(1)
+    keep_memory()
     load = os.getloadavg()[0]
     training = Training(configure(others or MEDIUM))
     training()  # optimizers begin to hold moments

@@ -42,7 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.system import Terms
 from trainer.batch import Batch
-from trainer.build import WRAPPING
+from trainer.build import WRAPPING, keep_memory
 from trainer.config import Config, configure
 from trainer.ema import EMA
 from trainer.peers import Peers
@@ -284,6 +284,7 @@ class Worker:
     def __init__(self, rank: int, world: int, port: int, cores: set[int]):
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(1)
+        keep_memory()
         warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
         self.rank, self.world = rank, world
         os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -1,5 +1,6 @@
 """What a run is built from: processes and precision, image sets and their order, the shares of a batch."""
 
+import ctypes
 import logging
 import os
 import warnings
@@ -22,6 +23,7 @@ from trainer.config import Config, Data, Trainer
 
 # Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
 WRAPPING = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def accelerator_of(settings: Trainer) -> Accelerator:
@@ -36,6 +38,8 @@ def accelerator_of(settings: Trainer) -> Accelerator:
     # Of a dimension of size 1, whose stride means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     _settle_cuda(settings)
+    if not _has_gpu():
+        keep_memory()
     # NCCL's watchdog aborts a process: have the one that names who is missing be the first, peers.py's on the host.
     patience = 2 if _has_gpu() else 1
     waiting = InitProcessGroupKwargs(init_method="attempt://", timeout=timedelta(seconds=patience * settings.timeout))
@@ -102,6 +106,14 @@ def _settle_cuda(settings: Trainer) -> None:
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{settings.run_dir}/nccl_rank_",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what a step frees for the next: page by page from the kernel it takes up to a fifth of a step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # all that older ones take
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def shares(batch_size: int, micro_batch: int | None, world_size: int, group: int = 1) -> tuple[int, int]:
