@@ -34,6 +34,9 @@ class Measure(NamedTuple):
 MEASURES = [
     Measure("fid", "FID", "lower", 2),
     Measure("is", "IS", "higher", 2),
+    Measure("kid", "KID", "lower", 4),
+    Measure("precision", "precision", "higher", 2),
+    Measure("recall", "recall", "higher", 2),
     Measure("rfid", "rFID", "lower", 2),
     Measure("psnr", "PSNR", "higher", 1),
     Measure("ssim", "SSIM", "higher", 3),
@@ -47,6 +50,9 @@ MEASURES = [
 TEXTS = {
     "fid": "Fréchet distance of the features of samples from the prior and of held-out images: are they alike?",
     "is": "inception score of the samples, by the extractor's classes: is each clearly of one, and are all made?",
+    "kid": "the FID's question, by a kernel instead of a Gaussian, and without its bias for few images.",
+    "precision": "share of the samples that are near some held-out image: are they likely?",
+    "recall": "share of the held-out images that are near some sample: is nothing left out?",
     "rfid": "the FID of reconstructions of the held-out images.",
     "psnr": "of these reconstructions, in decibels: how near each pixel is.",
     "ssim": "of these reconstructions: how near their local structure is.",
