@@ -211,3 +211,16 @@ def test_time_limits_are_written_as_slurms(limit, seconds):
 def test_other_time_limits_are_refused(limit):
     with pytest.raises(ValueError, match=r"trainer\.time_limit is"):
         parse(limit)
+
+
+RECIPES = [path for path in sorted((ROOT / "launch" / "recipes").glob("*.yaml")) if "compare" not in path.stem]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_configuration_that_was_written_is_read_as_the_same(recipe, tmp_path):
+    config = configure(["--config", str(recipe)])
+    (tmp_path / "config.yaml").write_text(config.yaml())
+    again = configure(["--config", str(tmp_path / "config.yaml")])
+    assert again.resolved() == config.resolved()
+    kept = config.resolved()["data"]
+    assert (kept["train"] if isinstance(kept["train"], list) else [kept["train"]]) == config.data.trains

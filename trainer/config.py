@@ -92,8 +92,8 @@ class Data:
         cache_gb: gigabytes that it never passes
     """
 
-    train: Location | list[Location]
-    test: Location | list[Location] | None = None
+    train: list[Location] | Location
+    test: list[Location] | Location | None = None
     size: int = 32
     channels: Literal[1, 3] = 3
     workers: NonNegativeInt = 2
