@@ -99,6 +99,18 @@ def test_frechet_distance_is_torch_fidelitys(n):
     assert frechet(gaussian(fake), gaussian(real)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_frechet_distance_of_few_images_does_not_depend_on_threads_or_rounding():
+    """Of a covariance of low rank most eigenvalues are rounding, whose roots would be seven digits more."""
+    fake, real = features(100, 256, seed=1, shift=0.3), features(120, 256, seed=2)
+    found = []
+    for threads, order in ((1, slice(None)), (2, slice(None)), (1, torch.randperm(100))):
+        torch.set_num_threads(threads)
+        mean = fake[order].double().mean(0)
+        sigma = (fake[order].double() - mean).T @ (fake[order].double() - mean) / 99
+        found.append(frechet(Gaussian(mean, sigma, 100), gaussian(real)))
+    assert found == pytest.approx([found[0]] * 3, rel=1e-11)
+
+
 def test_inception_score_is_torch_fidelitys():
     logits = 3 * torch.randn(205, 7)
     metric = InceptionScore(205, 7)
@@ -117,6 +129,14 @@ def test_kernel_distance_is_torch_fidelitys(n):
     expected = kid_features_to_metric(fake.double(), real.double(), **options)
     assert np.mean(found) == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
     assert np.std(found) == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-6)
+
+
+def test_a_subset_of_all_images_is_drawn_once():
+    fake, real = features(70, seed=1, shift=0.1), features(70, seed=2)
+    ((a, b),) = subsets(70, 70)
+    expected = kid_features_to_metric(fake.double(), real.double(), kid_subset_size=70, verbose=False)
+    assert mmd(fake[a], real[b]) == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
+    assert expected["kernel_inception_distance_std"] == pytest.approx(0, abs=1e-12)
 
 
 def test_kernel_distance_of_halves_of_one_set_is_about_zero_and_may_be_below():

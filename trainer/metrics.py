@@ -81,7 +81,14 @@ class Moments(ExactSum):
 def root(sigma: Tensor) -> Tensor:
     """The symmetric square root of a covariance."""
     values, vectors = torch.linalg.eigh(sigma)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return (vectors * _roots(values)) @ vectors.T
+
+
+def _roots(values: Tensor) -> Tensor:
+    """Of eigenvalues, ascending. Those that are nothing but rounding count as 0: their roots would be a thousand times
+    as large, and another number of threads would give others."""
+    rounding = values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return values.where(values > rounding, 0).sqrt()
 
 
 def frechet(a: Gaussian, b: Gaussian, root_b: Tensor | None = None) -> float:
@@ -92,7 +99,7 @@ def frechet(a: Gaussian, b: Gaussian, root_b: Tensor | None = None) -> float:
     """
     half = root(b.sigma) if root_b is None else root_b
     product = half @ a.sigma @ half
-    trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    trace = _roots(torch.linalg.eigvalsh((product + product.T) / 2)).sum()
     difference = a.mu - b.mu
     return max(0.0, (difference @ difference + a.sigma.trace() + b.sigma.trace() - 2 * trace).item())
 
@@ -145,8 +152,9 @@ class InceptionScore:
 
 def subsets(num_fake: int, num_real: int, count: int = 100, most: int = 1000) -> list[tuple[np.ndarray, np.ndarray]]:
     """Which fake and real images each of KID's subsets has: the smaller of `most` and what there is, as torch-fidelity
-    draws them."""
+    draws them. There is one alone where it has all images."""
     random, size = np.random.RandomState(SEED), min(most, num_fake, num_real)
+    count = 1 if size == num_fake == num_real else count
     return [
         (random.choice(num_fake, size, replace=False), random.choice(num_real, size, replace=False))
         for _ in range(count)
@@ -302,10 +310,12 @@ class Codes:
 
 def laplacian_variance(image: Tensor) -> Tensor:
     """Sharpness [n] of uint8 images [n, c, h, w]: the variance of the Laplacian of their grey values."""
-    grey = image.double().mean(1)
+    grey = image.float().sum(1)  # whole numbers, as all are up to the sums below, which so are exact
     inner = grey[:, 1:-1, 1:-1]
     laplacian = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * inner
-    return laplacian.flatten(1).var(1)
+    values = laplacian.double().flatten(1)
+    n = values.shape[1]
+    return (values.square().sum(1) - values.sum(1).square() / n) / (n - 1) / image.shape[1] ** 2
 
 
 def psnr(image: Tensor, other: Tensor) -> Tensor:
