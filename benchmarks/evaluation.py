@@ -5,8 +5,8 @@ density and coverage. The bare sum is the time of the same generator and extract
 anything else; they take turns with the evaluations, and the share is a median over rounds. Then two processes of one
 thread each against one, in pairs. Memory is the peak of a process that evaluates, for several counts of samples.
 
-The generator is a DCGAN decoder of `--width` for 32x32 images of one channel, latent 16; the real images are
-scikit-learn's digits. Random weights cost what trained ones do.
+The generator is a DCGAN decoder of `--width` for 32x32 images of one channel, latent 16, and in the first table the
+default networks' residual one, too; real images are scikit-learn's digits. Random weights cost what trained ones do.
 """
 
 import argparse
@@ -27,12 +27,14 @@ from data.prepare import prepare
 from data.shards import Shards
 from models import VAE, Networks
 from trainer.batch import to_uint8
+from trainer.build import keep_memory
 from trainer.config import Data
 from trainer.evaluate import Evaluator
 from trainer.extractor import fit, load_demo_cnn
 
 SIZE, LATENT = 32, 16
 SHARE, FASTER = 1.1, 1.7
+ALL = ("fid", "is", "kid", "prdc")
 
 
 class Sampler(VAE):
@@ -42,10 +44,11 @@ class Sampler(VAE):
         return use == "sample"
 
 
-def evaluator_of(folder: Path, num: int, width: int, wanted: tuple[str, ...]) -> tuple[Evaluator, Sampler]:
+def evaluator_of(folder: Path, num: int, networks: Networks, wanted: tuple[str, ...]) -> tuple[Evaluator, Sampler]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    system = Sampler(SIZE, 1, LATENT, Networks("dcgan", width)).eval().requires_grad_(False)
+    keep_memory()
+    system = Sampler(SIZE, 1, LATENT, networks).eval().requires_grad_(False)
     extractor = load_demo_cnn(folder / "demo-cnn.safetensors", 1).eval().requires_grad_(False)
     data = Data(str(folder / "digits" / "train"), None, SIZE, 1)
     accelerator = Accelerator(cpu=True)
@@ -86,7 +89,7 @@ def child(folder: Path, num: int, width: int, processes: int) -> tuple[float, fl
 
 
 def report_child(folder: Path, num: int, width: int) -> None:
-    evaluator, system = evaluator_of(folder, num, width, ("fid", "is", "kid", "prdc"))
+    evaluator, system = evaluator_of(folder, num, Networks("dcgan", width), ALL)
     evaluator(system)  # once, to warm up
     scores = evaluator(system)
     # Not ru_maxrss, in which a process has that of its parent.
@@ -118,15 +121,17 @@ def main() -> None:
 
 def measure(folder: Path, num: int, width: int, rounds: int) -> None:
     print(f"{num:,} samples, width {width}, load {os.getloadavg()[0]:.1f}\n")
-    print("| scores | s | generator and extractor alone, s | share | required |\n|---|---|---|---|---|")
-    for wanted in (("fid", "is"), ("fid", "is", "kid", "prdc")):
-        evaluator, system = evaluator_of(folder, num, width, wanted)
+    print("| generator | scores | s | generator and extractor alone, s | share | required |\n|---|---|---|---|---|---|")
+    small = Networks("dcgan", width)
+    for networks, wanted in ((small, ("fid", "is")), (small, ALL), (Networks(), ALL)):
+        evaluator, system = evaluator_of(folder, num, networks, wanted)
         turns = [partial(evaluator, system), partial(bare, evaluator, system)]
         turns[0]()
         pairs = [[seconds(turn) for turn in turns] for _ in range(rounds)]
         whole, alone = (statistics.median(times) for times in zip(*pairs, strict=True))
         share = statistics.median(a / b for a, b in pairs)
-        print(f"| {', '.join(wanted)} | {whole:.2f} | {alone:.2f} | {share:.3f} | {SHARE} |", flush=True)
+        which = f"{networks.family}, {networks.width} | {', '.join(wanted)}"
+        print(f"| {which} | {whole:.2f} | {alone:.2f} | {share:.3f} | {SHARE} |", flush=True)
     pairs = [(child(folder, num, width, 1)[0], child(folder, num, width, 2)[0]) for _ in range(rounds)]
     faster = statistics.median(one / two for one, two in pairs)
     one, two = (statistics.median(times) for times in zip(*pairs, strict=True))

@@ -14,6 +14,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # how a file begins, and a segment of it
 SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # before the image's: APP0 to 15, COM
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS refuses what this would only tell
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes without colour
 UPRIGHT = 1  # Exif's orientation of an image that needs no turn
 ORIENTATION = 0x0112
 

@@ -17,6 +17,7 @@ import lzma
 import os
 import shutil
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -31,6 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from data.errors import DataError
+from data.images import GREY
 from data.index import IMAGE_EXTENSIONS, members, samples
 from data.shards import OnError
 
@@ -102,12 +104,14 @@ class Listed:
         source: the images
         name: of the source, for messages
         size: pixels a side that each must have; None takes any
+        channels: 1 refuses images in colour; None takes any
     """
 
     on_error: OnError = "stop"
+    unpacked: tempfile.TemporaryDirectory[str] | None = None  # where a compressed archive lies as long as it is read
 
-    def __init__(self, source: Source, name: str, size: int | None = None):
-        self.source, self.source_name, self.size = source, name, size
+    def __init__(self, source: Source, name: str, size: int | None = None, channels: int | None = None):
+        self.source, self.source_name, self.size, self.channels = source, name, size, channels
 
     def __len__(self) -> int:
         return len(self.source.items)
@@ -127,8 +131,7 @@ class Listed:
         for position in positions.tolist():
             try:
                 content, label = self.source.read(self.source.items[position])
-                if self.size:
-                    self._check(content)
+                self._check(content)
             except (ValueError, OSError) as error:
                 raise DataError(f"{self.name(position)}: {error}") from error
             contents.append(content)
@@ -137,13 +140,16 @@ class Listed:
 
     def _check(self, content: bytes) -> None:
         try:
-            size = Image.open(io.BytesIO(content)).size
+            with Image.open(io.BytesIO(content)) as image:
+                size, mode = image.size, image.mode
         except UnidentifiedImageError:
             raise ValueError("it is damaged, or no image") from None
-        if size != (self.size, self.size):
+        if self.size and size != (self.size, self.size):
             raise ValueError(
                 f"it has {size[0]}x{size[1]} pixels, and the first image {self.size} a side: --size brings all to one"
             )
+        if self.channels == 1 and mode not in GREY:
+            raise ValueError("it is in colour, and the first image grey: say how to see them all by --channels 3, or 1")
 
     def name(self, position: int) -> str:
         return f"{self.source_name}, {self.source.items[position].name}"
@@ -172,13 +178,14 @@ def find(folder: Path) -> list[Found]:
     return [Found(item.key, folder / item.where) for item in items]
 
 
-def open_source(name: str, spool: Path, root: Path, download: bool = False) -> Source:
+def open_source(name: str, spool: Path, root: Path, download: bool = False, splits: bool = True) -> Source:
     """The images that a name on the command line stands for.
 
     Args:
         name: one of FORMS
         spool: where a file may be laid out that allows no random access
         root, download: torchvision's folder, and whether it may fetch what is missing
+        splits: a folder's `train` and `test` sub-folders are splits, and not classes
 
     Raises:
         DataError: there is no such source, it is damaged, or it holds no images.
@@ -203,14 +210,14 @@ def open_source(name: str, spool: Path, root: Path, download: bool = False) -> S
             return open_parquet(found, path, spool)
         if found := [file for file in files if file.suffix == ".tar"]:
             return open_shards(found, path)
-        return open_folder(path)
+        return open_folder(path, splits)
     if path.suffix.lower() == ".parquet":
         return open_parquet([path], path.parent, spool)
     if path.suffix.lower() == ".zip":
-        return open_zip(path)
+        return open_zip(path, splits)
     for ending, opener in OPENERS.items():
         if path.name.lower().endswith(ending):
-            return open_tar(path if opener is open else _laid_out(path, opener, spool))
+            return open_tar(path if opener is open else _laid_out(path, opener, spool), splits)
     raise DataError(f"SOURCE {name} is a file of no known kind: expected {FORMS}")
 
 
@@ -224,15 +231,15 @@ def open_folder(folder: Path, splits: bool = True) -> Source:
     return _image_folder(entries, functools.partial(_read_file, folder), str(folder), splits)
 
 
-def open_zip(path: Path) -> Source:
+def open_zip(path: Path, splits: bool = True) -> Source:
     """A zip of an image folder."""
     reader = ZipReader(path)
     files = {one.filename: one for one in reader.open().infolist() if not one.is_dir()}
     entries = [_Entry(name, name, one.file_size, one.CRC) for name, one in files.items()]
-    return _image_folder(_below_common_folders(entries), reader, str(path))
+    return _image_folder(_below_common_folders(entries), reader, str(path), splits)
 
 
-def open_tar(path: Path) -> Source:
+def open_tar(path: Path, splits: bool = True) -> Source:
     """A tar of an image folder; one with class files is a shard."""
     files, stamp = (
         {name: place for name, *place in _told(path, members(path))},
@@ -241,7 +248,7 @@ def open_tar(path: Path) -> Source:
     if any(name.endswith(".cls") for name in files):
         return open_shards([path])
     entries = [_Entry(name, (0, offset, size), size, stamp) for name, (offset, size) in files.items()]
-    return _image_folder(_below_common_folders(entries), RangeReader([path]), str(path))
+    return _image_folder(_below_common_folders(entries), RangeReader([path]), str(path), splits)
 
 
 def open_shards(paths: list[Path], folder: Path | None = None) -> Source:

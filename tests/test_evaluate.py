@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, leave
@@ -139,7 +141,8 @@ def test_evaluating_leaves_the_training_randomness_and_repeats_itself(data, demo
 
 @pytest.mark.parametrize("world", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
 def test_scores_do_not_depend_on_the_number_of_processes(data, demo_cnn, tmp_path, world):
-    """Three ranks, the last of which gets no block of the samples; of eight, two get some. Then one of them fails."""
+    """Three ranks, the last of which gets no block of the samples; of eight, two get some. Then one of them fails, and
+    one has another extractor."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), __file__]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     arguments = [data.train, data.test, str(demo_cnn), str(tmp_path)]
@@ -148,9 +151,11 @@ def test_scores_do_not_depend_on_the_number_of_processes(data, demo_cnn, tmp_pat
     expected = scores_of_a_fresh_vae(data, demo_cnn)
     assert {"fid100", "is100", "kid100", "recall100"} <= {name.split("/")[1] for name in expected}
     for rank in range(world):
-        found, told = json.loads((tmp_path / f"{rank}.json").read_text())
+        found, told, refused = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found == pytest.approx(expected, rel=1e-12)
         assert told == ("1 of 1024" if rank == 1 else "process 1: 1 of 1024")
+        assert "networks differ between processes" in refused
+        assert "'other'} on process 1. Give" in refused
 
 
 def scores_of_a_fresh_vae(data, path) -> dict[str, float]:
@@ -247,12 +252,10 @@ def test_images_that_are_none_are_refused(data, demo_cnn):
 def test_statistics_are_kept_and_read_again(data, demo_cnn, tmp_path, monkeypatch):
     system = VAE(32, 1, 4, SMALL).eval()
 
-    def evaluator(cache, num=64, **settings):
-        extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
-        changed = Data(data.train, data.test, 32, 1, 0)
-        for name, value in settings.items():
-            setattr(changed, name, value)
-        return Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], changed, num, 0, system, cache=cache)
+    def evaluator(cache, weights=demo_cnn, **settings):
+        extractor = load_demo_cnn(weights, 1).eval().requires_grad_(False)
+        seen = replace(data, **settings)
+        return Evaluator(Accelerator(cpu=True), extractor, [Shards(seen.test)], seen, 64, 0, system, cache=cache)
 
     expected = timeless(evaluator(tmp_path / "kept")(system))
     (path,) = (tmp_path / "kept").iterdir()
@@ -272,9 +275,43 @@ def test_statistics_are_kept_and_read_again(data, demo_cnn, tmp_path, monkeypatc
         evaluator(path, size=48)
     assert "  size: 32 in the file, 48 here" in str(raised.value)
     assert "channels" not in str(raised.value)
+    with pytest.raises(ValueError, match=r"\n  count: 359 in the file, 1438 here\n  images: \w+ in the file"):
+        evaluator(path, test=data.train)
+    other = tmp_path / "other.safetensors"
+    tensors = safetensors.torch.load(demo_cnn.read_bytes())
+    safetensors.torch.save_file(tensors | {"scale": tensors["scale"] * 2}, other)
+    with pytest.raises(ValueError, match=r"\n  extractor_sha256: \w{64} in the file, \w{64} here"):
+        evaluator(path, weights=other)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="holds no statistics of images"):
         evaluator(path)
+
+
+def test_statistics_that_cannot_be_kept_are_told_and_scores_are_made(data, demo_cnn, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
+    system = VAE(32, 1, 4, SMALL).eval()
+    arguments = (Accelerator(cpu=True), extractor, [Shards(data.test)], data, 64, 0, system)
+    found = Evaluator(*arguments, cache=tmp_path / "file")(system)
+    assert "statistics of the real images are not kept: " in capsys.readouterr().err
+    assert timeless(found) == timeless(Evaluator(*arguments)(system))
+    with pytest.raises(ValueError, match=r"names one file, .* for two sets of images"):
+        Evaluator(*arguments[:2], [Shards(data.test)] * 2, *arguments[3:], cache=tmp_path / "one.npz")
+
+
+def test_lpips_of_reconstructions_is_a_mean_over_images(data, demo_cnn):
+    class Darkness:
+        name, sha256 = "lpips_vgg", "0"
+
+        def __call__(self, image, other):
+            return (image.float() - other.float()).flatten(1).mean(1)
+
+    extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
+    samples = read(Shards(data.train), np.arange(20), 32, 1).image
+    tests, system = [Shards(data.test)], Playback(samples, lambda image: torch.full_like(image, -1))
+    scores = Evaluator(Accelerator(cpu=True), extractor, tests, data, 20, 0, system, distance=Darkness())(system)
+    images = read(tests[0], np.arange(359), 32, 1).image
+    assert scores["eval/lpips_vgg359"] == pytest.approx(images.double().mean().item(), rel=1e-6)
 
 
 def test_hints_of_divergence_and_of_collapse():
@@ -303,6 +340,10 @@ def test_a_budget_counts_what_evaluations_took(data, demo_cnn):
     evaluator.began, evaluator.spent, evaluator.last = time.monotonic() - 100, 10.0, 10.0
     assert evaluator.affordable(0.2)
     assert not evaluator.affordable(0.15)
+    again = evaluator_of(data, demo_cnn, 20)  # of a run that goes on
+    again.go_on([{"step": 1, "eval/seconds": 4.0, "eval/seconds_share": 0.5}, {"step": 2}])
+    again.go_on([{"eval/seconds": 4.0, "eval/seconds_share": 0.5}, {"eval/seconds": 10.0, "eval/seconds_share": 0.14}])
+    assert (again.spent, again.last, time.monotonic() - again.began) == (14, 10, pytest.approx(100, abs=1))
 
 
 def test_one_held_out_image_is_refused(data, demo_cnn, tmp_path):
@@ -411,7 +452,7 @@ def random_inception(path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
-def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path):
+def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path, monkeypatch):
     """The path that real weights take."""
     path = tmp_path / "weights.pth"
     random_inception(path)
@@ -421,6 +462,8 @@ def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp
     assert features.shape == (2, extractor.dim)
     assert logits.shape == (2, extractor.classes)
     (tmp_path / "other.pth").write_bytes(b"nothing")
+    monkeypatch.setattr("trainer.extractor.INCEPTION_SHA256", extractor.sha256[:8])  # as the published file's would be
+    assert inception(str(path)).name == "inception-v3"
     with pytest.raises(ValueError, match="does not hold the weights"):
         inception(str(tmp_path / "other.pth"))
     with pytest.raises(ValueError, match="does not exist"):
@@ -456,10 +499,17 @@ if __name__ == "__main__":  # one rank of test_scores_do_not_depend_on_the_numbe
     rank = Accelerator(cpu=True).process_index
     settings = Data(train_folder, test_folder, 32, 1, 0)
     found = scores_of_a_fresh_vae(settings, Path(weights))
-    told = ""
+    told = refused = ""
+    evaluator = evaluator_of(settings, Path(weights), 100)
     try:
-        evaluator_of(settings, Path(weights), 100)(FailsOnOneRank(rank))
+        evaluator(FailsOnOneRank(rank))
     except FloatingPointError as error:
         told = str(error).partition(" pixels")[0]
-    Path(out, f"{rank}.json").write_text(json.dumps([found, told]))
+    if rank == 1:
+        evaluator.extractor.sha256 = "other"
+    try:
+        Evaluator(evaluator.accelerator, evaluator.extractor, evaluator.tests, settings, 100, 0)
+    except ValueError as error:
+        refused = str(error)
+    Path(out, f"{rank}.json").write_text(json.dumps([found, told, refused]))
     leave()

@@ -26,6 +26,14 @@ class Small(nn.Module):
         return (features, self.head(features)) if self.logits else features
 
 
+class Beside(nn.Module):
+    """As batch normalization is in training mode."""
+
+    def forward(self, image: torch.Tensor):
+        features = image.float().mean((2, 3))
+        return features - features.mean(0)
+
+
 def extractor(kind, weights=None):
     return build(Evaluate(extractor=kind, weights=weights), DATA, None, [], [], Accelerator(cpu=True))
 
@@ -53,11 +61,13 @@ def test_a_network_from_a_file(tmp_path, logits):
 def test_files_that_are_no_extractor_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("nothing")
     torch.jit.trace(nn.Flatten(0), torch.zeros(2, 3)).save(tmp_path / "flat.pt")
+    torch.jit.script(Beside()).save(tmp_path / "training.pt")
     for weights, words in (
         (None, "name a TorchScript file"),
         (str(tmp_path / "none.pt"), "cannot be read: No such file"),
         (str(tmp_path / "text.pt"), "neither a TorchScript file nor"),
         (str(tmp_path / "flat.pt"), "is not an extractor"),
+        (str(tmp_path / "training.pt"), "features depend on those beside it: export it in eval mode"),
     ):
         with pytest.raises(ValueError, match=words):
             extractor("file", weights)

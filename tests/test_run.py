@@ -408,3 +408,24 @@ def test_bf16_trains_and_says_so(here, tmp_path):
     assert other.returncode == 2
     assert "trainer.precision: bf16 in the checkpoint, no now" in other.stderr
     assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
+
+
+def test_a_budget_leaves_evaluations_out_and_changes_no_step(here, demo_cnn, tmp_path):
+    """The first one, which nobody knows the length of, and the last are made."""
+    scored = ["--evaluate.every", "2", "--evaluate.num", "64", "--evaluate.extractor", "demo-cnn"]
+    run = ["--system", "VAE", "--trainer.steps", "8", *scored, "--evaluate.weights", demo_cnn, "--trainer.run_dir"]
+    assert here(*run, tmp_path / "all").returncode == 0
+    done = here(*run, tmp_path / "few", "--evaluate.budget", "0.001")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("not scored, or it would take more than evaluate.budget 0.001") == 2
+
+    def scores(name):
+        return {line["step"]: line for line in lines(tmp_path / name) if "eval/fid64/demo-cnn-v1" in line}
+
+    whole, few = scores("all"), scores("few")
+    assert ([*whole], [*few]) == ([2, 4, 6, 8], [2, 8])
+    assert few[8]["eval/fid64/demo-cnn-v1"] == whole[8]["eval/fid64/demo-cnn-v1"]
+    a, b = weights(tmp_path / "all"), weights(tmp_path / "few")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    again = here(*run, tmp_path / "few", "--evaluate.budget", "0.001", "--trainer.steps", "10", "--evaluate.every", "3")
+    assert again.stderr.count("not scored") == 1, "what was spent before counts"

@@ -1,11 +1,16 @@
 """The command that scores a checkpoint or images: torch-fidelity's numbers, the run's own, refusals."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from conftest import LAUNCH, ROOT
 from PIL import Image, ImageOps
 from test_evaluate import random_inception
 
@@ -152,6 +157,70 @@ def test_inception_is_torch_fidelitys_on_folders(score, folders, tmp_path):
         assert line[f"eval/{ours}/{suffix}"] == pytest.approx(expected[theirs], **limit), ours
 
 
+def test_archives_shards_and_folders_of_the_same_images_score_alike(score, folders, data, demo_cnn, tmp_path):
+    """Compressed ones, which are unpacked, each for itself; and shards, of which the folders hold a part."""
+    for name in ("fake", "real"):
+        with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz") as archive:
+            for path in sorted((folders / name).iterdir()):
+                archive.add(path, f"images/{path.name}")
+    extractor = ("--extractor", "demo-cnn", "--weights", demo_cnn)
+    _, expected = score(folders / "fake", "--against", folders / "real", *extractor)
+    _, found = score(tmp_path / "fake.tar.gz", "--against", tmp_path / "real.tar.gz", *extractor)
+    scores = {name for name in expected if name.startswith("eval/") and "seconds" not in name}
+    assert {name: found[name] for name in scores} == {name: expected[name] for name in scores}
+    assert found["against"] == str(tmp_path / "real.tar.gz")
+    _, shards = score(data.test, "--against", data.train, *extractor)
+    assert 0.1 < shards["eval/fid359/demo-cnn-v1"] < expected["eval/fid240/demo-cnn-v1"] < 10
+
+
+def test_all_of_a_folder_counts_whatever_its_folders_are_called(score, folders, demo_cnn, tmp_path):
+    for i, path in enumerate(sorted((folders / "real").iterdir())):
+        part = tmp_path / ("train", "val", "extra")[i % 3]
+        part.mkdir(exist_ok=True)
+        shutil.copy(path, part)
+    extractor = ("--extractor", "demo-cnn", "--weights", demo_cnn)
+    _, line = score(tmp_path, "--against", folders / "real", *extractor)
+    assert (line["num"], line["eval/fid200/demo-cnn-v1"]) == (200, pytest.approx(0, abs=1e-6))
+
+
+def test_the_launchers_processes_score_as_one(score, folders, demo_cnn, tmp_path):
+    arguments = [folders / "fake", "--against", folders / "real", "--extractor", "demo-cnn", "--weights", demo_cnn]
+    _, expected = score(*arguments)
+    launch = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "trainer.evaluate"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*map(str, [*launch, *arguments, "--audit", "--out", tmp_path / "out"])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (line,) = [json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")]
+    scores = [name for name in expected if name.startswith("eval/") and "seconds" not in name]
+    assert {name: line[name] for name in scores} == pytest.approx({name: expected[name] for name in scores}, rel=1e-12)
+    assert line["world_size"] == 2
+    assert "audit: torch-fidelity agrees in 7 scores" in done.stdout
+    assert len([*(tmp_path / "out").glob("*.png")]) == 240
+
+
+def test_a_cyclegan_is_scored_in_both_directions_and_a_copied_checkpoint_leaves_its_neighbours_alone(
+    score, here, digits, demo_cnn, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    both = [
+        f"--data.{kind}=[{digits / kind},{digits / other}]" for kind, other in (("train", "test"), ("test", "train"))
+    ]
+    system = ("--system", "CycleGAN", "--system.blocks", "1", "--system.width", "8")
+    done = here(*system, *both, "--trainer.steps", "1", "--trainer.run_dir", run, small=[])
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    copied = shutil.copytree(run / "checkpoints" / "step_00000001", tmp_path / "a" / "b" / "best")
+    extractor = ("--extractor", "demo-cnn", "--weights", demo_cnn)
+    _, line = score(copied, *extractor)
+    assert {"eval/fid359/a2b/demo-cnn-v1", "eval/fid1438/b2a/demo-cnn-v1", "eval/cycle_psnr359/a2b"} <= line.keys()
+    assert [path.name for path in (tmp_path / "a").rglob("*") if path.is_dir()] == ["b", "best"]
+    for arguments, words in ((("--metrics", "kid"), "draws none"), (("--lpips", demo_cnn), "makes none")):
+        with pytest.raises(SystemExit):
+            score(copied, *extractor, *arguments)
+        assert words in capsys.readouterr().err
+
+
 def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cnn, tmp_path, capsys):
     from trainer.extractor import load_demo_cnn
 
@@ -170,7 +239,14 @@ def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cn
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "to score images, name real ones with --against"),
+        ((), "is no checkpoint or run: to score images, name real ones with --against"),
+        (("--against", "REAL", "--num", "5000"), "--num is 5,000, and"),
+        (("--against", "REAL", "--out", "REAL"), "is there already, and not empty"),
+        (("--against", "NUMBERS", "--extractor", "demo-random", "--metrics", "fid"), "and --against names statistics"),
+        (("--against", "NUMBERS", "--audit"), "--audit needs images on both sides"),
+        (("--against", "LIST", "--metrics", "fid"), "holds no statistics of images"),
+        (("--against", "REAL", "--extractor", "demo-random", "--metrics", "is"), "knows no classes"),
+        (("--against", "COLOUR", "--extractor", "demo-random"), "it is in colour, and the first image grey"),
         (("--against", "nowhere"), "nowhere does not exist"),
         (("--against", "REAL", "--metrics", "fid,lpips"), "lpips, expected some of"),
         (("--against", "REAL", "--extractor", "demo-cnn"), "name its file with --weights"),
@@ -183,7 +259,14 @@ def test_what_cannot_be_scored_is_refused_in_words(arguments, words, folders, de
     (tmp_path / "odd").mkdir()
     for i, size in enumerate((32, 16)):
         Image.new("L", (size, size)).save(tmp_path / "odd" / f"{i}.png")
-    known = {"REAL": folders / "real", "WEIGHTS": demo_cnn, "ODD": tmp_path / "odd"}
+    (tmp_path / "colour").mkdir()
+    for i, mode in enumerate(("L", "RGB")):
+        Image.new(mode, (32, 32)).save(tmp_path / "colour" / f"{i}.png")
+    np.savez(tmp_path / "numbers.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with open(tmp_path / "list.npz", "wb") as file:
+        np.save(file, np.zeros(64))
+    known = {"REAL": folders / "real", "WEIGHTS": demo_cnn, "ODD": tmp_path / "odd", "COLOUR": tmp_path / "colour"}
+    known |= {"NUMBERS": tmp_path / "numbers.npz", "LIST": tmp_path / "list.npz"}
     with pytest.raises(SystemExit) as stopped:
         main([str(folders / "fake"), *(str(known.get(one, one)) for one in arguments)])
     assert stopped.value.code == 2

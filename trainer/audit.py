@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from trainer.evaluate import exactly
 from trainer.extractor import BATCH, Extractor, Inception, coloured
 
 RELATIVE = 1e-4
@@ -65,6 +66,7 @@ def audit(
     real: Callable[[Tensor], Tensor],
     num_real: int,
     scores: dict[str, float],
+    device: torch.device,
 ) -> list[Line]:
     """What torch-fidelity has for each of our scores that it knows, too.
 
@@ -76,6 +78,7 @@ def audit(
         fake, real: images by their indices [n], uint8 [n, c, h, w]
         num_fake, num_real: how many
         scores: ours, by name
+        device: of the extractor
     """
     found = {}
     for name, value in scores.items():
@@ -86,20 +89,20 @@ def audit(
     if not asked:
         return []
     colour = isinstance(extractor, Inception)
-    cuda = isinstance(extractor, nn.Module) and any(p.is_cuda for p in extractor.parameters())
-    told = calculate_metrics(
-        input1=Pixels(fake, num_fake, colour),
-        input2=Pixels(real, num_real, colour),
-        feature_extractor=_registered(extractor),
-        feature_extractor_weights_path=str(extractor.path) if isinstance(extractor, Inception) else None,
-        kid_subset_size=min(1000, num_fake, num_real),
-        batch_size=BATCH,
-        cuda=cuda,
-        cache=False,
-        save_cpu_ram=True,
-        verbose=False,
-        **asked,
-    )
+    with exactly(device):
+        told = calculate_metrics(
+            input1=Pixels(fake, num_fake, colour),
+            input2=Pixels(real, num_real, colour),
+            feature_extractor=_registered(extractor),
+            feature_extractor_weights_path=str(extractor.path) if isinstance(extractor, Inception) else None,
+            kid_subset_size=min(1000, num_fake, num_real),
+            batch_size=BATCH,
+            cuda=device.type == "cuda",
+            cache=False,
+            save_cpu_ram=True,
+            verbose=False,
+            **asked,
+        )
     lines = []
     for measure, (name, value) in found.items():
         expected = float(told[NAMES[measure][0]])

@@ -3,7 +3,7 @@
 `python -m trainer.evaluate --help` scores a checkpoint, or images, by the same means: trainer/score.py.
 """
 
-import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,6 +45,7 @@ class Distance(Protocol):
     """LPIPS, or the like: uint8 images [n, c, h, w], twice, to [n]."""
 
     name: str
+    sha256: str  # of its weights
 
     def __call__(self, image: Tensor, other: Tensor) -> Tensor: ...
 
@@ -128,7 +129,8 @@ class Evaluator:
         kept: at most so many images' features are compared one by one, for KID and precision
 
     Raises:
-        ValueError: there are too few samples or held-out images to compare, or kept statistics are of others.
+        ValueError: there are too few samples or held-out images to compare, kept statistics are of others, or processes
+            have other extractors.
         DataError: a held-out image is damaged.
     """
 
@@ -150,6 +152,10 @@ class Evaluator:
         self.num, self.seed, self.wanted, self.distance, self.kept = num, seed, wanted, distance, kept
         # Sums are float64, which Apple's GPUs lack.
         self.device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
+        self._check_eval(None)
+        self._check_alike()
+        if cache and cache.suffix == ".npz" and len(tests) > 1:
+            raise ValueError(f"evaluate.statistics names one file, {cache}, for two sets of images: name a folder")
         for test in tests:
             if not isinstance(test, Statistics) and len(test) < 2:
                 raise ValueError(
@@ -182,11 +188,13 @@ class Evaluator:
     @property
     def recipe(self) -> dict[str, Any]:
         """What else it takes to measure the same again."""
-        libraries = ("torch", "torchmetrics", "numpy")
+        libraries = ("torch", "torch-fidelity", "torchmetrics", "numpy", "pillow", "simplejpeg")
         return {
             "num": self.num,
             "metrics": [*self.wanted],
             "kept": self.kept,
+            "resize": self.extractor.resize,
+            **({"lpips_sha256": self.distance.sha256} if self.distance else {}),
             "image_size": self.data.size,
             "channels": self.data.channels,
             "block": BLOCK,
@@ -221,6 +229,14 @@ class Evaluator:
             scores |= self._against(self._judge(self.num, images), self.references[0], self.num)
             scores |= self._distances()
         return scores
+
+    def go_on(self, past: Sequence[dict[str, Any]]) -> None:
+        """Count what a run's earlier processes spent, by the lines of their evaluations."""
+        scored = [line for line in past if "eval/seconds" in line]
+        if scored:
+            self.last = scored[-1]["eval/seconds"]
+            self.spent = sum(line["eval/seconds"] for line in scored)
+            self.began = time.monotonic() - self.spent / scored[-1]["eval/seconds_share"]
 
     def affordable(self, share: float) -> bool:
         """Whether another evaluation as long as the last one leaves at most this share of the time to evaluations.
@@ -292,14 +308,14 @@ class Evaluator:
         def images(index: Tensor) -> Tensor:
             image = self._read(test, index)
             reconstructed = to_uint8(system.reconstruct(normalize(image)))
+            # Its variances are squares less squared means: float32 has too few digits for that.
             similarity = structural_similarity_index_measure(
-                reconstructed.float(), image.float(), data_range=255.0, reduction="none"
+                reconstructed.double(), image.double(), data_range=255.0, reduction="none"
             )
             assert isinstance(similarity, Tensor)
             values = {"psnr": psnr(image, reconstructed), "ssim": similarity}
             if self.distance:
-                with exactly(image.device):
-                    values[self.distance.name] = self.distance(image, reconstructed)
+                values[self.distance.name] = self.distance(image, reconstructed)
             for name, value in values.items():
                 sums[name].add_(value.to(self.device).double().sum())
             codes.update(*(part.to(self.device) for part in system.posterior(normalize(image))))
@@ -369,7 +385,7 @@ class Evaluator:
 
     def _distances(self) -> dict[str, float]:
         """The Frechet distances that were begun."""
-        found = self._together(lambda: [future.result() if future else 0.0 for _, future in self.pending])
+        found = self.together(lambda: [future.result() if future else 0.0 for _, future in self.pending])
         values = torch.tensor(found, dtype=torch.float64, device=self.device)
         names = [name for name, _ in self.pending]
         return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
@@ -386,45 +402,39 @@ class Evaluator:
                     self.kernel_sums[i] = metrics.kernel_sum(real[of_real])
                 values[i] = metrics.mmd(fake[of_fake], real[of_real], self.kernel_sums[i])
 
-        self._together(work)
+        self.together(work)
         return self.accelerator.reduce(values, "sum")
 
     def _neighbours(self, fake: Tensor, reference: Statistics) -> dict[str, float]:
         """Precision, recall, density and coverage; rows of the distances are dealt to processes."""
         assert reference.features is not None
-        assert reference.radii is not None
-        real, real_radii, parts = reference.features, reference.radii, self._rows(len(fake))
-        own = self._together(lambda: metrics.radii(fake, parts))
-        fake_radii = self.accelerator.reduce(own, "sum")
-        counts = self._together(lambda: metrics.neighbours(fake, real, fake_radii, real_radii, parts))
+        real, parts = reference.features, self._rows(len(fake))
+        if reference.radii is None:
+            reference.radii = self._radii(real)
+        real_radii, fake_radii = reference.radii, self._radii(fake)
+        counts = self.together(lambda: metrics.neighbours(fake, real, fake_radii, real_radii, parts))
         added = metrics.Neighbours(*(self.accelerator.reduce(count.double(), "sum") for count in counts))
         return metrics.manifold_scores(added, len(fake))
+
+    def _radii(self, features: Tensor) -> Tensor:
+        own = self.together(lambda: metrics.radii(features, self._rows(len(features))))
+        return self.accelerator.reduce(own, "sum")
 
     # ---- the real images
 
     def _reference(self, test: Samples | Statistics, cache: Path | None) -> Statistics:
         """Statistics of held-out images: kept ones, or made by all processes, then kept."""
         if isinstance(test, Statistics):
-            features, radii = (part if part is None else part.to(self.device) for part in (test.features, test.radii))
-            return dataclasses.replace(test, features=features, radii=radii)
+            return test.to(self.device)
         meta = self.meta(test)
         path = cache if cache is None or cache.suffix == ".npz" else self._kept_at(cache, meta)
-        main = self.accelerator.is_main_process
-
-        def look() -> Statistics | None:
-            return statistics.load(path, meta) if main and path and path.exists() else None
-
-        found = self._together(look)
-        (hit,) = broadcast_object_list([found is not None])
-        if hit:
-            return self._shared(found, meta)
+        (kept,) = broadcast_object_list([path is not None and path.exists()])
+        if path and kept:
+            return self.together(lambda: statistics.load(path, meta)).to(self.device)
         judged = self._judge(len(test), lambda index: self._read(test, index), scored=False, places=self._places(test))
-        assert judged.features is not None
-        features = judged.features
-        own = self._together(lambda: metrics.radii(features, self._rows(len(features))))
-        radii = self.accelerator.reduce(own, "sum")
-        made = Statistics(judged.gaussian, meta, judged.sharpness, features, radii)
-        self._together(lambda: made.save(path) if main and path else None)
+        made = Statistics(judged.gaussian, meta, judged.sharpness, judged.features)
+        if path and self.accelerator.is_main_process:
+            _keep(made, path)
         return made
 
     def _kept_at(self, folder: Path, meta: dict[str, Any]) -> Path:
@@ -443,29 +453,6 @@ class Evaluator:
             "count": len(test),
             "kept": min(self.kept, len(test)),
         }
-
-    def _shared(self, found: Statistics | None, meta: dict[str, Any]) -> Statistics:
-        """The main process's, on all: it alone has read the file."""
-        dim, kept = self.extractor.dim, meta["kept"]
-        shapes = {"mu": (dim,), "sigma": (dim, dim), "features": (kept, dim), "radii": (kept, 2), "sharpness": ()}
-        values = {}
-        if found is not None:
-            assert found.features is not None
-            assert found.radii is not None
-            given = (
-                *found.gaussian[:2],
-                found.features,
-                found.radii,
-                torch.tensor(found.sharpness, dtype=torch.float64),
-            )
-            values = dict(zip(shapes, given, strict=True))
-        kinds = {name: torch.float32 if name == "features" else torch.float64 for name in shapes}
-        mu, sigma, features, radii, sharpness = (
-            self.accelerator.reduce(values.get(name, torch.zeros(shape)).to(self.device, kinds[name]), "sum")
-            for name, shape in shapes.items()
-        )
-        gaussian = Gaussian(mu.cpu(), sigma.cpu(), meta["count"])
-        return Statistics(gaussian, meta, sharpness.item(), features, radii)
 
     def _images_of(self, which: int) -> Samples:
         test = self.tests[which]
@@ -491,10 +478,11 @@ class Evaluator:
         tally = Tally(self.extractor, num, places, self.scored if scored is None else scored, self.device)
 
         def work() -> None:
-            for index in self.blocks(num):
-                tally.update(index, images(index))
+            with exactly(self.accelerator.device):
+                for index in self.blocks(num):
+                    tally.update(index, images(index))
 
-        self._together(work)
+        self.together(work)
         return tally.close(lambda value: self.accelerator.reduce(value, "sum"))
 
     def _places(self, test: Samples) -> Tensor:
@@ -504,21 +492,35 @@ class Evaluator:
         places[chosen] = np.arange(len(chosen))
         return torch.from_numpy(places)
 
-    def _together(self, work: Callable[[], T]) -> T:
+    def together(self, work: Callable[[], T]) -> T:
         """Do this process's part of something; where it fails on one process, it fails on all, with that error."""
         trouble: Exception | None = None
         try:
             done = work()
         except Exception as error:
             trouble = error
-        told = gather_object([None if trouble is None else (type(trouble).__name__, str(trouble))])
+        kinds = [name for name, kind in ERRORS.items() if isinstance(trouble, kind)]
+        told = gather_object([None if trouble is None else ((*kinds, "")[0], str(trouble) or type(trouble).__name__)])
         if trouble is not None:
             raise trouble
         for rank, failed in enumerate(told):
             if failed:
                 kind, text = failed
-                raise ERRORS.get(kind, RuntimeError)(f"process {rank}: {text or kind}")
+                raise ERRORS.get(kind, RuntimeError)(f"process {rank}: {text}")
         return done
+
+    def _check_alike(self) -> None:
+        """Processes whose extractors differ would add up features that have nothing to do with each other."""
+        own = {self.extractor.name: self.extractor.sha256}
+        if self.distance:
+            own[self.distance.name] = self.distance.sha256
+        found = gather_object([own])
+        for rank, theirs in enumerate(found):
+            if theirs != found[0]:
+                raise ValueError(
+                    f"the scores' networks differ between processes: {found[0]} on process 0, {theirs} on process "
+                    f"{rank}. Give all of them the same files (evaluate.weights, evaluate.lpips, TORCH_HOME)"
+                )
 
     def _check_eval(self, system: System | None) -> None:
         for what, network in (("the averaged system", system), ("the extractor", self.extractor)):
@@ -581,6 +583,14 @@ def features_of(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         bad = int((~features.isfinite().all(1)).sum())
         raise FloatingPointError(f"{extractor.name}'s features of {bad} of {len(pixels)} images are not finite")
     return features.float(), logits
+
+
+def _keep(made: Statistics, path: Path) -> None:
+    """Keep statistics; where that cannot be, say so: they are made anew each time."""
+    try:
+        made.save(path)
+    except OSError as error:
+        print(f"statistics of the real images are not kept: {error}", file=sys.stderr, flush=True)
 
 
 def hints(past: Sequence[dict[str, Any]], scores: dict[str, float], facts: dict[str, Any]) -> list[str]:

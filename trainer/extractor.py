@@ -28,6 +28,7 @@ from data.order import Order, permutation
 from models.networks.perceptual import Perceptual
 from trainer.batch import normalize
 from trainer.config import Data, Evaluate, is_first_on_machine
+from trainer.peers import on_main
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"
@@ -125,14 +126,15 @@ def build(
         extractor = FileExtractor(weights, data.size, device)
     elif kind == "demo-cnn":
         kept = Path(weights or run_dir / "demo-cnn-v1.safetensors")
-        if weights is None and accelerator.is_main_process and not _is_fit(kept, train, test, data):
-            fit(train, test, data, kept)
-        accelerator.wait_for_everyone()
+        if weights is None:
+            on_main(accelerator, lambda: None if _is_fit(kept, train, test, data) else fit(train, test, data, kept))
         extractor = load_demo_cnn(kept, data.channels)
     elif weights:
         raise ValueError(f"evaluate.weights has no effect while evaluate.extractor is {kind}: leave it unset")
+    elif kind == "demo-random":
+        extractor = on_main(accelerator, lambda: demo_random(train, data))  # processors differ in their last digits
     else:
-        extractor = demo_random(train, data) if kind == "demo-random" else registered(kind)
+        extractor = registered(kind)
     return extractor.to(device).eval().requires_grad_(False)
 
 
@@ -199,7 +201,8 @@ class FileExtractor(nn.Module):
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.name = f"{Path(weights).stem}-{self.sha256[:8]}"
         self._calls = [_network_of(weights, device)]  # no child: an exported program has no eval mode
-        images = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8, device=device)
+        shape, generator = (BATCH, 3, size, size), torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
         try:
             found = [self(images[:n]) for n in (BATCH, 2)]
             dims = {(features.shape[1], logits.shape[1]) for features, logits in found}
@@ -209,6 +212,11 @@ class FileExtractor(nn.Module):
             raise ValueError(self._expected(weights, size, str(error).strip().splitlines()[-1])) from error
         if not fits:
             raise ValueError(self._expected(weights, size, f"it gives {[list(f.shape) for f, _ in found]}"))
+        many, few = found[0][0][:2], found[1][0]
+        if not torch.allclose(many, few, rtol=1e-2, atol=1e-2 * many.abs().max().item()):
+            raise ValueError(
+                self._expected(weights, size, "an image's features depend on those beside it: export it in eval mode")
+            )
         self.classes = classes if found[0][1] is not found[0][0] else 0
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,8 +243,11 @@ def _network_of(path: str, device: torch.device) -> Callable[[Tensor], Any]:
             return torch.jit.load(path, map_location=device).eval()
     except RuntimeError:
         pass  # it may be an exported program
+    from torch.export.passes import move_to_device_pass
+
     try:
-        return torch.export.load(path).module().to(device)
+        # Where it was exported is written all over a program: a module's own `to` would not do.
+        return move_to_device_pass(torch.export.load(path), device).module()
     except Exception as error:  # zip's, pickle's and the loader's ways to say that a file is another one
         raise ValueError(
             f"evaluate.weights: {path} is neither a TorchScript file nor one of torch.export.save "
@@ -320,6 +331,7 @@ class LPIPS:
 
     def __init__(self, weights: str, device: torch.device):
         self.network = Perceptual("lpips", weights, "evaluate.lpips").to(device)
+        self.sha256 = self.network.sha256
 
     def __call__(self, image: Tensor, other: Tensor) -> Tensor:
         """[n] of images [n, 1 or 3, h, w], of 16 pixels a side or more."""
@@ -498,8 +510,10 @@ def _some(sets: Sets, count: int, data: Data) -> tuple[Tensor, Tensor]:
     images, labels = [], []
     for shards, known in zip(sets, _labels(sets), strict=True):
         positions = permutation(len(shards), 0)[: min(count // len(sets), *(len(shards) for shards in sets))]
-        for part in np.array_split(positions, max(1, len(positions) // 256)):
-            images.append(shrink(read(shards, part, data.size, data.channels).image))
+        inward = np.sort(positions)  # in another order remote shards would be fetched again and again
+        parts = np.array_split(inward, max(1, len(inward) // 256))
+        pixels = torch.cat([shrink(read(shards, part, data.size, data.channels).image) for part in parts])
+        images.append(pixels[np.searchsorted(inward, positions)])
         labels.append(torch.from_numpy(known[positions]))
     return torch.cat(images), torch.cat(labels)
 

@@ -4,21 +4,23 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from data.errors import DataError
 from trainer.config import ANSWER, RunError, ask_store
 
 ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
 
 
 class Peers:
@@ -129,6 +131,24 @@ class Peers:
                 "out, or take --trainer.grad_sync flat, and give the same command again, which goes on from the newest "
                 "checkpoint"
             )
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """What the main process makes, on all; what goes wrong there goes wrong on all.
+
+    Raises:
+        ValueError: it was raised there, or a DataError or OSError was.
+    """
+    made, trouble = None, None
+    if accelerator.is_main_process:
+        try:
+            made = work()
+        except (ValueError, DataError, OSError) as error:
+            trouble = str(error)
+    made, trouble = broadcast_object_list([made, trouble])
+    if trouble:
+        raise ValueError(trouble)
+    return made
 
 
 @contextmanager

@@ -6,11 +6,13 @@ archive, WebDataset shards. Many processes: `accelerate launch -m trainer.evalua
 """
 
 import argparse
+import io
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import models
 from data.errors import DataError
+from data.images import GREY
 from data.loader import Samples, read
 from data.order import permutation
 from data.shards import Shards
@@ -31,6 +34,7 @@ from data.sources import Listed, open_source
 from models.load import checkpoint_of
 from trainer import metrics, statistics
 from trainer.audit import audit
+from trainer.build import keep_memory
 from trainer.config import METRICS, Data, Evaluate, Location, refuse, refusing
 from trainer.evaluate import KEPT, Evaluator
 from trainer.extractor import LPIPS, Extractor, build
@@ -50,7 +54,7 @@ def parser() -> Parser:
     made.add_argument("what", metavar="WHAT", help="a checkpoint, a run, or images")
     made.add_argument("--against", metavar="REAL", help="images, or an .npz of their statistics (mu and sigma)")
     made.add_argument("--num", type=PositiveInt, help="samples of a checkpoint; unset: 10000. Of images; unset: all")
-    made.add_argument("--metrics", default=",".join(METRICS), help="of %(default)s; prdc: precision, recall, ...")
+    made.add_argument("--metrics", help=f"some of {','.join(METRICS)}, unset: all; prdc: precision, recall, ...")
     made.add_argument("--extractor", help="inception, demo-cnn, ...; unset: the run's, or for images inception")
     made.add_argument("--weights", help="file of its weights")
     made.add_argument("--lpips", help="file of torchvision's vgg16 weights, for LPIPS of reconstructions")
@@ -64,6 +68,7 @@ def parser() -> Parser:
     return made
 
 
+@dataclass
 class Job:
     """What is scored, by what, against what.
 
@@ -76,17 +81,12 @@ class Job:
         facts: of WHAT, for the JSON line
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        score: Callable[[], dict[str, float]],
-        images: Pixels | None,
-        num: int,
-        real: Samples | Statistics,
-        facts: dict[str, Any],
-    ):
-        self.evaluator, self.score, self.images, self.num = evaluator, score, images, num
-        self.real, self.facts = real, facts
+    evaluator: Evaluator
+    score: Callable[[], dict[str, float]]
+    images: Pixels | None
+    num: int
+    real: Samples | Statistics
+    facts: dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -95,21 +95,23 @@ def main(arguments: list[str] | None = None) -> None:
         accelerator = _accelerator()
         job = _job(settings, accelerator)
         scores = _refusing_diverged(job.score)
+        del scores["eval/seconds_share"]  # of a run's time
+        main_process = accelerator.is_main_process
+        if main_process:
+            _tell(job, scores, accelerator.num_processes)
         if settings.out:
-            _write(job, settings.out)
-    main_process = accelerator.is_main_process
+            job.evaluator.together(lambda: _write(job, settings.out))
     accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # an audit is one process's, and takes long
-    if main_process:
-        del scores["eval/seconds_share"]  # of a run's time
-        _tell(job, scores, accelerator.num_processes)
-        if settings.audit:
-            _audit(job, scores)
+    if main_process and settings.audit:
+        _audit(job, scores)
 
 
 def _accelerator() -> Accelerator:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    if accelerator.device.type == "cpu":
+        keep_memory()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
@@ -130,10 +132,14 @@ def _refusing_diverged(score: Callable[[], dict[str, float]]) -> dict[str, float
 
 
 def _job(settings: argparse.Namespace, accelerator: Accelerator) -> Job:
-    wanted = [name for name in settings.metrics.split(",") if name]
+    wanted = [name for name in (settings.metrics or ",".join(METRICS)).split(",") if name]
     if unknown := [name for name in wanted if name not in METRICS]:
         raise ValueError(f"--metrics names {', '.join(unknown)}, expected some of {','.join(METRICS)}")
-    path = Path(settings.what)
+    out, path = settings.out, Path(settings.what)
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} is there already, and not empty: name a new folder")
+    if settings.audit and settings.against and settings.against.endswith(".npz"):
+        raise ValueError("--audit needs images on both sides, and --against names statistics")
     if (path / "manifest.json").exists() or (path / "checkpoints").is_dir():
         return _of_checkpoint(settings, accelerator, checkpoint_of(path), wanted)
     return _of_images(settings, accelerator, wanted)
@@ -142,7 +148,8 @@ def _job(settings: argparse.Namespace, accelerator: Accelerator) -> Job:
 def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Path, wanted: list[str]) -> Job:
     saved = json.loads((path / "manifest.json").read_text())
     configuration, step = saved["configuration"], saved["step"]
-    known, run = configuration["data"], path.resolve().parent.parent
+    known, home = configuration["data"], path.resolve().parent
+    run = home.parent if home.name == "checkpoints" else None  # a copy elsewhere has none
     if settings.size or settings.channels:
         raise ValueError("--size and --channels are of images; a checkpoint's are its own")
     data = Data(**{name: known[name] for name in ("train", "test", "size", "channels", "cache", "cache_gb")})
@@ -158,7 +165,8 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
         raise ValueError(f"{path} was trained without held-out images (data.test): name some with --against")
     shards = [test for test in tests if not isinstance(test, Statistics)]
     trains = _trains(evaluate, data)
-    extractor = build(evaluate, data, run, trains, shards, accelerator)
+    extractor = build(evaluate, data, run or Path(), trains, shards, accelerator)
+    _check_asked(settings, system, extractor)
     seed = configuration["trainer"]["seed"] if settings.seed is None else settings.seed
     num = settings.num or 10_000
     evaluator = Evaluator(
@@ -170,7 +178,7 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
         seed,
         system,
         wanted,
-        settings.statistics or run / "statistics",
+        settings.statistics or (run and run / "statistics"),
         LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         kept=max(num, KEPT),  # as in training, where there are no more
     )
@@ -179,24 +187,30 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
         images = lambda index: evaluator.samples(system, index)  # noqa: E731
     elif settings.audit or settings.out:
         raise ValueError(f"--audit and --out are of samples, and {type(system).__name__} draws none")
-    facts = {"checkpoint": str(path), "step": step, "weights": "ema", "seed": seed}
+    facts = {"checkpoint": str(path), "step": step, "weights": "ema", "seed": seed, **_asked(settings)}
     return Job(evaluator, lambda: evaluator(system), images, num, tests[0], facts)
 
 
 def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: list[str]) -> Job:
     if not settings.against:
-        raise ValueError(f"{settings.what} is no checkpoint or run: to score images, name real ones with --against")
+        is_what = "is no checkpoint or run" if Path(settings.what).exists() else "does not exist"
+        raise ValueError(f"{settings.what} {is_what}: to score images, name real ones with --against")
     if settings.seed is not None or settings.lpips:
         raise ValueError("--seed and --lpips have no effect on images: leave them unset")
     fake = _listed(settings.what)
+    num = settings.num or len(fake)
+    if num > len(fake):
+        raise ValueError(f"--num is {num:,}, and {settings.what} holds {len(fake):,} images")
     size, channels = _look(fake, settings)
     data = Data(Location(""), None, size, channels)
-    real = _real(settings, size)
+    real = _real(settings, size, channels)
     evaluate = _extractor_of(settings, {}, None)
+    if evaluate.extractor == "demo-random" and isinstance(real, Statistics):
+        raise ValueError("--extractor demo-random is made of the real images, and --against names statistics")
     against = [] if isinstance(real, Statistics) else [real]
     with tempfile.TemporaryDirectory() as nowhere:
         extractor = build(evaluate, data, Path(nowhere), against, against, accelerator)
-    num = min(settings.num or len(fake), len(fake))
+    _check_asked(settings, None, extractor)
     positions = np.arange(len(fake)) if num == len(fake) else np.sort(permutation(len(fake), 0)[:num])
     evaluator = Evaluator(
         accelerator,
@@ -214,8 +228,24 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
     def images(index: Tensor) -> Tensor:
         return read(fake, positions[index.numpy()], size, channels).image.to(accelerator.device)
 
-    facts = {"images": settings.what, "fingerprint": fake.fingerprint()}
+    facts = {"images": settings.what, "fingerprint": fake.fingerprint(), **_asked(settings)}
     return Job(evaluator, lambda: evaluator.score(images), images, num, real, facts)
+
+
+def _check_asked(settings: argparse.Namespace, system: models.System | None, extractor: Extractor) -> None:
+    """Refuse what would have no effect."""
+    asked, kind = settings.metrics or "", type(system).__name__
+    if system and asked and not system.can("sample"):
+        raise ValueError(f"--metrics are of samples, and {kind} draws none: leave it unset")
+    if system and settings.lpips and not system.can("reconstruct"):
+        raise ValueError(f"--lpips is of reconstructions, and {kind} makes none: leave it unset")
+    if "is" in asked.split(",") and not extractor.classes:
+        raise ValueError(f"--metrics names is, and {extractor.name} knows no classes, which an inception score needs")
+
+
+def _asked(settings: argparse.Namespace) -> dict[str, Any]:
+    """For the JSON line: what was asked for that nothing else there tells."""
+    return {name: value for name in ("against", "unverified") if (value := getattr(settings, name))}
 
 
 def _extractor_of(settings: argparse.Namespace, known: dict[str, Any], run: Path | None) -> Evaluate:
@@ -243,34 +273,36 @@ def _opened(setting: str, data: Data, sources: list[str]) -> list[Shards]:
         raise DataError(f"the run's {setting}: {error}. Images elsewhere: --against") from error
 
 
-def _real(settings: argparse.Namespace, size: int | None) -> Samples | Statistics:
+def _real(settings: argparse.Namespace, size: int | None, channels: int | None = None) -> Samples | Statistics:
     if settings.against.endswith(".npz"):
         return statistics.load(Path(settings.against), None)
-    return _listed(settings.against, None if settings.size else size)
+    return _listed(settings.against, None if settings.size else size, None if settings.channels else channels)
 
 
-def _listed(name: str, size: int | None = None) -> Shards | Listed:
-    """Images by position: shards as a run reads them, or others, which must all have the size that is given."""
+def _listed(name: str, size: int | None = None, channels: int | None = None) -> Shards | Listed:
+    """Images by position: shards as a run reads them, or others, which must all have the size and channels given."""
     path = Path(name)
     if (path / "index.json").exists() or path.suffix == ".json" or (path.is_dir() and any(path.glob("*.tar"))):
         return Shards(name)
-    if path.suffix == ".parquet":
-        raise DataError(f"{name} is Parquet: make shards of it first, by python -m data.prepare")
-    source = open_source(name, Path(tempfile.gettempdir(), "unused"), Path("datasets/torchvision"))
-    return Listed(source, name, size)
+    unpacked = tempfile.TemporaryDirectory()  # of a compressed archive: this process's own, removed with it
+    source = open_source(name, Path(unpacked.name, "images"), Path("datasets/torchvision"), splits=False)
+    listed = Listed(source, name, size, channels)
+    listed.unpacked = unpacked
+    return listed
 
 
 def _look(images: Shards | Listed, settings: argparse.Namespace) -> tuple[int, Any]:
     """Size and channels: those asked for, or the first image's, which then all must have."""
-    import io
-
     (content,), _ = images.images(np.array([0]))
-    with Image.open(io.BytesIO(content)) as first:
-        size, channels = first.size, 1 if first.mode in ("1", "L", "I;16") else 3
+    try:
+        with Image.open(io.BytesIO(content)) as first:
+            size, channels = first.size, 1 if first.mode in GREY else 3
+    except UnidentifiedImageError:
+        raise DataError(f"{images.name(0)}: it is damaged, or no image") from None
     if not settings.size and size[0] != size[1]:
         raise ValueError(f"{images.name(0)} has {size[0]}x{size[1]} pixels: say with --size what to crop and resize to")
-    if isinstance(images, Listed) and not settings.size:
-        images.size = size[0]
+    if isinstance(images, Listed):
+        images.size, images.channels = None if settings.size else size[0], None if settings.channels else channels
     return settings.size or size[0], settings.channels or channels
 
 
@@ -298,7 +330,7 @@ def _verified(
             "channels": data.channels,
         }
         statistics.check(path, {name: real.meta.get(name) for name in expected}, expected)
-    if real.features is None and {"kid", "prdc"} & {*settings.metrics.split(",")}:
+    if real.features is None and {"kid", "prdc"} & {*(settings.metrics or "kid").split(",")}:
         raise ValueError(f"{path} holds mu and sigma alone, and KID and precision need features: take --metrics fid,is")
     return real
 
@@ -341,9 +373,6 @@ def floors(reference: Statistics) -> tuple[int, float] | None:
 def _write(job: Job, out: Path) -> None:
     """The scored images as PNG, this process's blocks of them."""
     assert job.images is not None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and job.evaluator.accelerator.is_main_process:
-        raise ValueError(f"--out {out} is there already, and not empty: name a new folder")
-    job.evaluator.accelerator.wait_for_everyone()
     out.mkdir(parents=True, exist_ok=True)
     for index in job.evaluator.blocks(job.num):
         for i, pixels in zip(index.tolist(), job.images(index).cpu(), strict=True):
@@ -352,8 +381,8 @@ def _write(job: Job, out: Path) -> None:
 
 
 def _audit(job: Job, scores: dict[str, float]) -> None:
-    if job.images is None or isinstance(job.real, Statistics):
-        refuse("--audit needs images on both sides: --against names statistics", code=1)
+    assert job.images is not None
+    assert not isinstance(job.real, Statistics)
     real, data = job.real, job.evaluator.data
 
     def pixels(index: Tensor) -> Tensor:
@@ -362,7 +391,8 @@ def _audit(job: Job, scores: dict[str, float]) -> None:
     if len(real) > job.evaluator.kept:
         print(f"audit: KID and precision are of {job.evaluator.kept:,} of the real images, and are not audited")
         scores = {name: value for name, value in scores.items() if name.startswith(("eval/fid", "eval/is"))}
-    lines = audit(job.evaluator.extractor, job.images, job.num, pixels, len(real), scores)
+    device = job.evaluator.accelerator.device
+    lines = audit(job.evaluator.extractor, job.images, job.num, pixels, len(real), scores, device)
     for line in lines:
         print(line, flush=True)
     if wrong := [line for line in lines if not line.agrees]:

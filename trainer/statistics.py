@@ -1,15 +1,14 @@
 """Statistics of real images' features in one .npz, computed once; pytorch-fid and clean-fid can read it, too.
 
 `mu` [D] and `sigma` [D, D], float64, are what other tools read, and `n` is the number of images. `meta`, JSON, says of
-what images, seen how, by which extractor; KID and precision compare with `features` and `radii`; `sharpness` is the
-images' own.
+what images, seen how, by which extractor; KID and precision compare with `features`; `sharpness` is the images' own.
 """
 
 import hashlib
 import json
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from trainer.metrics import Gaussian, root
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Statistics:
         meta: what they are features of; plain data
         sharpness: mean variance of the images' Laplacian, None where it is not known
         features: float32 [kept, D], None where none were kept
-        radii: float64 [kept, 2], as `metrics.radii` gives them for these
+        radii: float64 [kept, 2], as `metrics.radii` gives them for these; None until they are needed
     """
 
     gaussian: Gaussian
@@ -48,6 +47,10 @@ class Statistics:
             self._root = root(self.gaussian.sigma)
         return self._root
 
+    def to(self, device: torch.device) -> "Statistics":
+        """These, with features on a device; the Gaussian's arithmetic is the host's."""
+        return replace(self, features=None if self.features is None else self.features.to(device))
+
     def save(self, path: Path) -> None:
         """Write the file, there as a whole or not at all.
 
@@ -62,8 +65,8 @@ class Statistics:
         }
         if self.sharpness is not None:
             content["sharpness"] = np.float64(self.sharpness)
-        if self.features is not None and self.radii is not None:
-            content |= {"features": self.features.cpu().numpy(), "radii": self.radii.cpu().numpy()}
+        if self.features is not None:
+            content["features"] = self.features.cpu().numpy()
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
@@ -97,7 +100,7 @@ def load(path: Path, expected: dict[str, Any] | None) -> Statistics:
         mu, sigma = (torch.from_numpy(found[name].astype(np.float64)) for name in ("mu", "sigma"))
         gaussian = Gaussian(mu, sigma, int(found.get("n", 0)))
         meta = json.loads(str(found["meta"])) if "meta" in found else {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no statistics of images (an .npz of mu and sigma): {error}") from error
     dim = len(gaussian.mu)
     if gaussian.mu.shape != (dim,) or gaussian.sigma.shape != (dim, dim):
@@ -105,8 +108,8 @@ def load(path: Path, expected: dict[str, Any] | None) -> Statistics:
         raise ValueError(f"{path} holds no statistics: its mu and sigma are {shapes}, expected [D] and [D, D]")
     if expected is not None:
         check(path, meta, expected)
-    features, radii = (torch.from_numpy(found[name]) if name in found else None for name in ("features", "radii"))
-    return Statistics(gaussian, meta, float(found["sharpness"]) if "sharpness" in found else None, features, radii)
+    features = torch.from_numpy(found["features"]) if "features" in found else None
+    return Statistics(gaussian, meta, float(found["sharpness"]) if "sharpness" in found else None, features)
 
 
 def check(path: Path, meta: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -124,5 +127,5 @@ def check(path: Path, meta: dict[str, Any], expected: dict[str, Any]) -> None:
         raise ValueError(
             f"{path} holds statistics of other images, or of images seen in another way:\n  "
             + "\n  ".join(differing)
-            + "\nRemove the file to have it made anew, or name another one"
+            + "\nName another file; one that a run made may be removed, and is made anew"
         )

@@ -116,6 +116,9 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder.path / "checkpoints"
 
+    def _checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:08d}"
+
     # ---- the run
 
     def go(self) -> bool:
@@ -303,8 +306,10 @@ class Run:
         try:
             scores = self.evaluator(self.ema.system)
         except FloatingPointError as error:
-            raise RunError(f"step {self.step}: the averaged networks' images cannot be scored: {error}") from error
-        told = hints(lines_of(self.folder.path), scores, self.evaluator.facts)
+            self._say("diverged")
+            raise DivergedError(f"step {self.step}: the averaged networks' images cannot be scored: {error}") from error
+        past = lines_of(self.folder.path) if self.accelerator.is_main_process else []
+        told = hints(past, scores, self.evaluator.facts)
         facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
         facts |= {**self.evaluator.recipe, **({"hints": told} if told else {})}
         self.record.scalars(self.step, scores, **self.evaluator.facts, **facts)
@@ -357,18 +362,18 @@ class Run:
                 found = checkpoint.load_newest(self.checkpoints)
             except (ValueError, OSError) as error:
                 trouble = str(error)
-        step, trouble = broadcast_object_list([found and found[1]["step"], trouble])
+        step = found and found[1]["step"]
+        scored = step is not None and checkpoint.scores_of(self._checkpoint(step)) is not None
+        step, scored, trouble = broadcast_object_list([step, scored, trouble])
         if trouble:
             raise ValueError(trouble)
         if step is None:
             return
-        path = self.checkpoints / f"step_{step:08d}"
-        tensors, manifest = found or checkpoint.load(path)
+        tensors, manifest = found or checkpoint.load(self._checkpoint(step))
         self.state.check(manifest, speaks=self.accelerator.is_main_process)
         self.state.load(tensors, manifest)
         self.step, self.stood_in = step, manifest["skipped"]
         self._resume_windows(manifest["windows"])
-        scored = checkpoint.scores_of(path) is not None
         self.owes = manifest["owes"] and not scored and self.config.evaluate.every > 0
 
     def _resume_windows(self, windows: list[dict[str, Any]]) -> None:
@@ -424,7 +429,7 @@ class Run:
         from trainer.extractor import LPIPS, build
 
         extractor = build(settings, self.config.data, self.folder.path, self.trains, self.tests, self.accelerator)
-        return Evaluator(
+        evaluator = Evaluator(
             self.accelerator,
             extractor,
             self.tests,
@@ -436,6 +441,8 @@ class Run:
             Path(settings.statistics or self.folder.path / "statistics"),
             LPIPS(settings.lpips, self.accelerator.device) if settings.lpips else None,
         )
+        evaluator.go_on(lines_of(self.folder.path) if self.accelerator.is_main_process else [])
+        return evaluator
 
     def _grid_source(self) -> tuple[list[Tensor], Tensor]:
         """The same images of each data set and prior draws at every step of the run."""
