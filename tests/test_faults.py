@@ -86,7 +86,7 @@ def survive(ranks, run, tmp_path, processes: int, kills: int) -> None:
 
 
 def test_a_run_killed_at_random_moments_comes_to_the_same(ranks, scored, tmp_path):
-    survive(ranks, [*scored, "--data.workers", "1"], tmp_path, processes=1, kills=3)
+    survive(ranks, [*scored, "--data.workers", "1"], tmp_path, processes=1, kills=2)
 
 
 def test_ranks_killed_at_random_moments_come_to_the_same(ranks, scored, tmp_path):

@@ -156,8 +156,8 @@ def test_two_ranks_equal_one(tmp_path):
             ranks = [torch.load(tmp_path / f"{name}.{parts}.{rank}.pt", weights_only=True) for rank in (0, 1)]
             assert distance(*ranks) == 0, f"{name}: the ranks drifted apart"
             assert distance(ranks[0], one) < 1e-10, f"{name} in {parts} parts"
-            flat = torch.load(tmp_path / f"{name}.{parts}.flat.1.pt", weights_only=True)
-            assert distance(flat, ranks[1]) < 1e-10, f"{name} in {parts} parts: DDP missed a gradient"
+        flat = torch.load(tmp_path / f"{name}.2.flat.1.pt", weights_only=True)
+        assert distance(flat, ranks[1]) < 1e-10, f"{name}: DDP missed a gradient"
     first, second = (torch.load(tmp_path / f"broken.{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["failed"] == second["failed"] == [1, "binary"], "a loss that is broken on rank 1 blocks both"
     assert all(torch.equal(first["weights"][key], first["before"][key]) for key in first["before"])
@@ -277,8 +277,7 @@ if __name__ == "__main__":  # one rank of test_two_ranks_equal_one
     rank = Accelerator(cpu=True).process_index
     torch.save(break_rank_one(rank), f"{sys.argv[1]}/broken.{rank}.pt")
     for system_name in SYSTEMS:
-        for in_parts in (1, 2):
-            for way in ("", ".flat"):
-                trained = train(system_name, in_parts, rank=rank, world=2, flat=bool(way))
-                torch.save(trained, f"{sys.argv[1]}/{system_name}.{in_parts}{way}.{rank}.pt")
+        for in_parts, way in ((1, ""), (2, ""), (2, ".flat")):
+            trained = train(system_name, in_parts, rank=rank, world=2, flat=bool(way))
+            torch.save(trained, f"{sys.argv[1]}/{system_name}.{in_parts}{way}.{rank}.pt")
     leave()
