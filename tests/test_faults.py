@@ -28,6 +28,12 @@ def wait_until(condition, seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
+def begun(run_dir: Path) -> bool:
+    """Whether a whole line is logged."""
+    path = run_dir / "metrics.jsonl"
+    return path.exists() and path.read_bytes().endswith(b"\n")
+
+
 def word(run_dir: Path) -> str:
     return (run_dir / "state").read_text().strip()
 
@@ -149,7 +155,7 @@ def test_a_kill_while_saving_or_evaluating_costs_nothing(ranks, scored, tmp_path
 def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(ranks, tmp_path, sent, to, kill, workers, log_every):
     run = [*TERNARY, "--trainer.steps", "60", "--trainer.log_every", log_every, "--data.workers", workers]
     running = ranks(*run, "--trainer.run_dir", tmp_path / "left", processes=2)
-    wait_until((tmp_path / "left" / "metrics.jsonl").exists)
+    wait_until(lambda: begun(tmp_path / "left"))
     running(sent, *to, kill=kill)
     at = lines(tmp_path / "left")[-1]["step"]
     done = running.wait()
