@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import time
@@ -12,6 +13,7 @@ import torch
 import yaml
 from conftest import NETWORKS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from test_data import corrupt
 
 from trainer import checkpoint
@@ -213,6 +215,12 @@ def test_the_run_folder(main, tmp_path, demo_cnn, monkeypatch):
         *("eval/ssim359", "eval/prior_gap359", "eval/active_units359", "eval/z_recovered64", "eval/sharpness64"),
     } <= tags
     assert [event.step for event in board.Scalars("eval/fid64/demo-cnn-v1")] == [2, 4]
+    layout = layout_pb2.Layout.FromString(board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: chart.multiline.tag for category in layout.category for chart in category.chart}
+    assert {"FID and rFID", "KID", "precision and recall", "PSNR", "accuracy"} <= charts.keys()
+    for title, patterns in charts.items():
+        assert all(any(re.fullmatch(pattern, tag) for tag in tags) for pattern in patterns), f"nothing is in {title}"
+    assert "eval/" not in done.stderr, "its scores are shown by short names"
     assert board.Tags()["images"] == ["real | reconstructed | generated"]
     assert len(list((run_dir / "samples").glob("step_*.png"))) == 2
     evaluations = [line for line in lines(run_dir) if "eval/fid64/demo-cnn-v1" in line]

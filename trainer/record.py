@@ -7,6 +7,7 @@ made from them again; pictures are left out.
 import json
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,17 @@ from tqdm import tqdm
 from trainer.checkpoint import replace
 from trainer.pictures import Panels, grid
 
+SCORES = {  # charts: of what, and the tags of
+    "FID and rFID": ("sample", "eval/fid.*", "eval/rfid.*"),
+    "KID": ("sample", r"eval/kid\d.*"),
+    "inception score": ("sample", r"eval/is\d.*"),
+    "precision and recall": ("sample", "eval/precision.*", "eval/recall.*"),
+    "density and coverage": ("sample", "eval/density.*", "eval/coverage.*"),
+    "PSNR": ("reconstruct", "eval/psnr.*"),
+    "prior gap": ("reconstruct", "eval/prior_gap.*"),
+    "FID of translations": ("translate", "eval/fid.*"),
+    "PSNR of cycles": ("translate", "eval/cycle_psnr.*"),
+}
 PLAIN_TERMS = ("judge", "fool", "reconstruction", "kl")
 
 
@@ -51,11 +63,17 @@ class Record:
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self.began, self.first = time.monotonic(), step
 
-    def layout(self, modes: list[str]) -> None:
-        """Charts that put FID beside rFID, each discriminator's loss beside chance, its accuracies together, and the
-        rows of a ternary one's confusion matrix."""
+    def layout(self, modes: list[str], scored: set[str]) -> None:
+        """Charts that put FID beside rFID and recall beside precision, each discriminator's loss beside chance, its
+        accuracies together, and the rows of a ternary one's confusion matrix.
+
+        Args:
+            modes: of the discriminators
+            scored: what evaluations score: sample, reconstruct, translate
+        """
         if self.is_main:
-            layout = {"scores": {"FID and rFID": ["Multiline", ["eval/fid.*", "eval/rfid.*"]]}}
+            charts = {chart: ["Multiline", tags] for chart, (use, *tags) in SCORES.items() if use in scored}
+            layout = {"scores": charts} if charts else {}
             for mode in modes:
                 layout[mode] = {
                     "loss and chance": ["Multiline", [f"{mode}/(./)?judge", f"{mode}/(./)?chance"]],
@@ -88,6 +106,17 @@ class Record:
             self._plot(step, values)
         with self._trying("metrics.jsonl"):
             self._append(json.dumps({"step": step, **values, **facts}) + "\n")
+
+    def scores(self, step: int, values: dict[str, float], **facts: Any) -> None:
+        """An evaluation's scores: recorded, and shown by short names."""
+        self.scalars(step, values, **facts)
+        extractor = facts["extractor"]
+        shown = {name.removeprefix("eval/").removesuffix(f"/{extractor}"): value for name, value in values.items()}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items() if "_std" not in name)
+        lines = textwrap.wrap(
+            f"step {step}  by {extractor}:  {text}", 120, subsequent_indent="    ", break_on_hyphens=False
+        )
+        self.say("\n".join(lines))
 
     def terms(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """A log line's terms: recorded, and the main ones shown."""

@@ -312,8 +312,7 @@ class Run:
         told = hints(past, scores, self.evaluator.facts)
         facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
         facts |= {**self.evaluator.recipe, **({"hints": told} if told else {})}
-        self.record.scalars(self.step, scores, **self.evaluator.facts, **facts)
-        self.record.say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        self.record.scores(self.step, scores, **self.evaluator.facts, **facts)
         for hint in told:
             self.record.say(f"step {self.step}: {hint}")
         evaluation = self.evaluator.facts
@@ -458,9 +457,9 @@ class Run:
         world, settings = self.accelerator.num_processes, self.config.trainer
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
         self.record.configuration(self.config.yaml())
-        self.record.layout(
-            [mover.player.name for mover in self.mover.movers if mover.player.name in ("binary", "ternary")]
-        )
+        modes = [mover.player.name for mover in self.mover.movers if mover.player.name in ("binary", "ternary")]
+        uses = {use for use in ("sample", "reconstruct", "translate") if self.evaluator and self.system.can(use)}
+        self.record.layout(modes, uses)
         self.record.say(
             f"{self.config.yaml()}\n"
             f"{type(self.system).__name__}: {', '.join(f'{name} {size:,} weights' for name, size in sizes.items())}\n"
