@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from trainer.config import Data, Evaluate
-from trainer.extractor import LPIPS, build
+from trainer.extractor import LPIPS, build, inception
 
 DATA = Data("", None, 32, 3, 0)
 
@@ -148,6 +148,13 @@ def test_prefetch_fills_the_cache_with_what_is_the_published_file_only(tmp_path,
     assert "does not hold the weights" in capsys.readouterr().err
     (kept,) = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert kept.name == "weights-inception-2015-12-05-6726825d.pth"
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "other"))
+    monkeypatch.setenv("LOCAL_RANK", "1")  # one process a machine fetches; this one is another
+    with pytest.raises(ValueError, match="another process of this machine could not download them"):
+        inception(None)
+    assert not (tmp_path / "other").exists()
+    monkeypatch.delenv("LOCAL_RANK")
 
     class Vision(nn.Module):
         def __init__(self):
