@@ -2,16 +2,19 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import NETWORKS
+from conftest import NETWORKS, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from test_data import corrupt
@@ -437,3 +440,23 @@ def test_a_budget_leaves_evaluations_out_and_changes_no_step(here, demo_cnn, tmp
     assert all(torch.equal(a[key], b[key]) for key in a)
     again = here(*run, tmp_path / "few", "--evaluate.budget", "0.001", "--trainer.steps", "10", "--evaluate.every", "3")
     assert again.stderr.count("not scored") == 1, "what was spent before counts"
+
+
+FAULTS = """
+import resource, torch
+from trainer.build import keep_memory
+keep_memory()
+torch.set_num_threads(1)
+for i in range(21):
+    if i == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**21).add_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "65536"}, False)])
+def test_memory_that_a_step_frees_is_kept_for_the_next(environment, kept):
+    """20 times 8 MiB are 40,960 pages."""
+    faults = subprocess.check_output([sys.executable, "-c", FAULTS], env={**os.environ, **environment}, cwd=ROOT)
+    assert (int(faults) < 10_000) == kept

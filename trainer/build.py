@@ -109,9 +109,12 @@ def _settle_cuda(settings: Trainer) -> None:
 
 
 def keep_memory() -> None:
-    """Have glibc keep what a step frees for the next: page by page from the kernel it takes up to a fifth of a step."""
+    """Have glibc keep what a step frees for the next: page by page from the kernel it takes up to a fifth of a step.
+
+    Where the environment sets malloc's thresholds (MALLOC_MMAP_THRESHOLD_=65536 saves memory), they stay.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt:
+    if mallopt and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # all that older ones take
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
