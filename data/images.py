@@ -86,6 +86,20 @@ def upright(content: bytes) -> Image.Image:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def header(content: bytes) -> tuple[tuple[int, int], int]:
+    """Width and height of an encoded image, and its channels: 1 is grey, 3 colour; the pixels are not read.
+
+    Raises:
+        ValueError: the bytes are no image, or hold more than MAX_PIXELS.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_pixels(*image.size)
+            return image.size, 1 if image.mode in GREY else 3
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"it is damaged, or no image of a known kind ({', '.join(FORMATS)})") from error
+
+
 def _jpeg(content: bytes, channels: int, size: int, view: View) -> np.ndarray:
     """uint8 [height, width, channels] of a JPEG, scaled down as far as leaves a view twice as many pixels a side."""
     height, width, *_ = simplejpeg.decode_jpeg_header(content)

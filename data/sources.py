@@ -32,7 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.images import GREY
+from data.images import header
 from data.index import IMAGE_EXTENSIONS, members, samples
 from data.shards import OnError
 
@@ -139,16 +139,12 @@ class Listed:
         return contents, np.array(labels, dtype=np.int64)
 
     def _check(self, content: bytes) -> None:
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                size, mode = image.size, image.mode
-        except UnidentifiedImageError:
-            raise ValueError("it is damaged, or no image") from None
+        size, channels = header(content)
         if self.size and size != (self.size, self.size):
             raise ValueError(
                 f"it has {size[0]}x{size[1]} pixels, and the first image {self.size} a side: --size brings all to one"
             )
-        if self.channels == 1 and mode not in GREY:
+        if self.channels and channels > self.channels:
             raise ValueError("it is in colour, and the first image grey: say how to see them all by --channels 3, or 1")
 
     def name(self, position: int) -> str:

@@ -111,6 +111,18 @@ def test_frechet_distance_of_few_images_does_not_depend_on_threads_or_rounding()
     assert found == pytest.approx([found[0]] * 3, rel=1e-11)
 
 
+@pytest.mark.parametrize("power", [-1.0, -2.5])
+def test_frechet_distance_of_spectra_that_fall_off(power):
+    """tr (A B)^(1/2) is the sum of singular values of the centred features' product, whose small ones count."""
+    scales = torch.arange(1, 129).double() ** power
+    fake, real = (torch.randn(n, 128, dtype=torch.float64) * scales + shift for n, shift in ((400, 0.1), (300, 0.0)))
+    a, b = ((part - part.mean(0)) / (len(part) - 1) ** 0.5 for part in (fake, real))
+    overlap = torch.linalg.svdvals(a @ b.T).sum()
+    expected = (fake.mean(0) - real.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * overlap
+    gaussians = (Gaussian(part.mean(0), part.T.cov(), len(part)) for part in (fake, real))
+    assert frechet(*gaussians) == pytest.approx(expected.item(), rel=1e-9)
+
+
 def test_inception_score_is_torch_fidelitys():
     logits = 3 * torch.randn(205, 7)
     metric = InceptionScore(205, 7)

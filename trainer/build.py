@@ -4,15 +4,11 @@ import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from datetime import timedelta
-from urllib.parse import urlparse
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DynamoBackend, parse_flag_from_env
-from torch.distributed import PrefixStore, Store
-from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from data.errors import DataError
 from data.order import Order
@@ -20,6 +16,7 @@ from data.shards import OnError, Shards
 from models import System
 from trainer.batch import key
 from trainer.config import Config, Data, Trainer
+from trainer.peers import MEETING
 
 # Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
 WRAPPING = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
@@ -42,7 +39,7 @@ def accelerator_of(settings: Trainer) -> Accelerator:
         keep_memory()
     # NCCL's watchdog aborts a process: have the one that names who is missing be the first, peers.py's on the host.
     patience = 2 if _has_gpu() else 1
-    waiting = InitProcessGroupKwargs(init_method="attempt://", timeout=timedelta(seconds=patience * settings.timeout))
+    waiting = InitProcessGroupKwargs(init_method=MEETING, timeout=timedelta(seconds=patience * settings.timeout))
     accelerator = Accelerator(mixed_precision=precision_of(settings.precision), kwargs_handlers=[WRAPPING, waiting])
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ValueError(
@@ -57,18 +54,6 @@ def accelerator_of(settings: Trainer) -> Accelerator:
         )
     check_precision(accelerator.mixed_precision, accelerator.device.type, settings.precision)
     return accelerator
-
-
-def _meet(url: str, timeout: timedelta) -> Iterator[tuple[Store, int, int]]:
-    """torch's env://, but each start by a launcher that restarts has the launcher's store to itself.
-
-    Or gloo finds there where processes of the attempt before were, and looks for them.
-    """
-    for store, rank, world_size in rendezvous(urlparse(url)._replace(scheme="env").geturl(), timeout=timeout):
-        yield PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank, world_size
-
-
-register_rendezvous_handler("attempt", _meet)
 
 
 def check_precision(precision: str, device: str, asked: str | None) -> None:
@@ -114,7 +99,8 @@ def keep_memory() -> None:
     Where the environment sets malloc's thresholds (MALLOC_MMAP_THRESHOLD_=65536 saves memory), they stay.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    set_before = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
+    if mallopt and not set_before and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
         mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # all that older ones take
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 

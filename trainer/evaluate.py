@@ -98,7 +98,7 @@ class Tally:
         self.kept[places[places >= 0].to(self.device)] = features[(places >= 0).to(self.device)]
         if self.score:
             self.score.update(logits.to(self.device), index)
-        self.sharpness += laplacian_variance(pixels).sum().to(self.device)
+        self.sharpness += laplacian_variance(pixels.to(self.device)).sum()
 
     def close(self, add_up: Callable[[Tensor], Tensor]) -> Judged:
         """Add up all processes' sums."""
@@ -264,7 +264,8 @@ class Evaluator:
     @torch.no_grad()
     def samples(self, system: System, index: Tensor) -> Tensor:
         """The images that are scored, uint8 [n, c, h, w], of a block of indices [n]."""
-        return to_uint8(system.sample(self._draw(system, index)))
+        with exactly(self.accelerator.device):
+            return to_uint8(system.sample(self._draw(system, index)))
 
     def blocks(self, count: int) -> Iterator[Tensor]:
         """Indices of this process's images of `count`, in blocks of BLOCK, of which the last may be smaller."""
@@ -308,12 +309,13 @@ class Evaluator:
         def images(index: Tensor) -> Tensor:
             image = self._read(test, index)
             reconstructed = to_uint8(system.reconstruct(normalize(image)))
+            seen, made = image.to(self.device), reconstructed.to(self.device)
             # Its variances are squares less squared means: float32 has too few digits for that.
             similarity = structural_similarity_index_measure(
-                reconstructed.double(), image.double(), data_range=255.0, reduction="none"
+                made.double(), seen.double(), data_range=255.0, reduction="none"
             )
             assert isinstance(similarity, Tensor)
-            values = {"psnr": psnr(image, reconstructed), "ssim": similarity}
+            values = {"psnr": psnr(seen, made), "ssim": similarity}
             if self.distance:
                 values[self.distance.name] = self.distance(image, reconstructed)
             for name, value in values.items():
@@ -342,7 +344,7 @@ class Evaluator:
             image = self._read(source, index)
             translated = system.translate(normalize(image), direction)
             back = system.translate(translated, "b2a" if direction == "a2b" else "a2b")
-            cycle.add_(psnr(image, to_uint8(back)).to(self.device).sum())
+            cycle.add_(psnr(image.to(self.device), to_uint8(back).to(self.device)).sum())
             return to_uint8(translated)
 
         judged = self._judge(len(source), images, scored=False, kept=0)
@@ -368,7 +370,8 @@ class Evaluator:
         if "kid" in self.wanted:
             values = self._kernel_distances(judged.features, reference.features)
             scores[f"eval/kid{count}/{name}"] = values.mean().item()
-            scores[f"eval/kid_std{count}/{name}"] = values.std(correction=0).item()
+            if len(values) > 1:
+                scores[f"eval/kid_std{count}/{name}"] = values.std(correction=0).item()
         if "prdc" in self.wanted:
             found = self._neighbours(judged.features, reference)
             scores |= {f"eval/{measure}{count}/{name}": value for measure, value in found.items()}

@@ -204,7 +204,8 @@ class FileExtractor(nn.Module):
         shape, generator = (BATCH, 3, size, size), torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
         try:
-            found = [self(images[:n]) for n in (BATCH, 2)]
+            with torch.no_grad():
+                found = [self(images[:n]) for n in (BATCH, 2)]
             dims = {(features.shape[1], logits.shape[1]) for features, logits in found}
             (self.dim, classes), lengths = dims.pop(), [len(features) for features, _ in found]
             fits = not dims and lengths == [BATCH, 2] and all(f.is_floating_point() for f, _ in found)
@@ -213,6 +214,8 @@ class FileExtractor(nn.Module):
         if not fits:
             raise ValueError(self._expected(weights, size, f"it gives {[list(f.shape) for f, _ in found]}"))
         many, few = found[0][0][:2], found[1][0]
+        if not many.isfinite().all():
+            raise ValueError(self._expected(weights, size, "its features are not finite"))
         if not torch.allclose(many, few, rtol=1e-2, atol=1e-2 * many.abs().max().item()):
             raise ValueError(
                 self._expected(weights, size, "an image's features depend on those beside it: export it in eval mode")
@@ -243,9 +246,9 @@ def _network_of(path: str, device: torch.device) -> Callable[[Tensor], Any]:
             return torch.jit.load(path, map_location=device).eval()
     except RuntimeError:
         pass  # it may be an exported program
-    from torch.export.passes import move_to_device_pass
-
     try:
+        from torch.export.passes import move_to_device_pass
+
         # Where it was exported is written all over a program: a module's own `to` would not do.
         return move_to_device_pass(torch.export.load(path), device).module()
     except Exception as error:  # zip's, pickle's and the loader's ways to say that a file is another one

@@ -79,27 +79,24 @@ class Moments(ExactSum):
 
 
 def root(sigma: Tensor) -> Tensor:
-    """The symmetric square root of a covariance."""
+    """The symmetric square root of a covariance.
+
+    Eigenvalues that are nothing but rounding count as 0: their roots would be a thousand times as large, and another
+    number of threads would give others.
+    """
     values, vectors = torch.linalg.eigh(sigma)
-    return (vectors * _roots(values)) @ vectors.T
-
-
-def _roots(values: Tensor) -> Tensor:
-    """Of eigenvalues, ascending. Those that are nothing but rounding count as 0: their roots would be a thousand times
-    as large, and another number of threads would give others."""
     rounding = values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return values.where(values > rounding, 0).sqrt()
+    return (vectors * values.where(values > rounding, 0).sqrt()) @ vectors.T
 
 
 def frechet(a: Gaussian, b: Gaussian, root_b: Tensor | None = None) -> float:
     """The Frechet distance between two Gaussians, squared as FID is (Heusel et al. 2017, eq. 6), never below 0.
 
-    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); the last trace is that of (B^(1/2) A B^(1/2))^(1/2), a symmetric
-    matrix's, which costs a third of an unsymmetric one's where `root_b`, the root of B, is known.
+    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)); the last trace is the sum of singular values of B^(1/2) A^(1/2). Those
+    of B^(1/2) A B^(1/2) are their squares, and of the small ones rounding would leave nothing. `root_b` is the root of
+    B, where it is known.
     """
-    half = root(b.sigma) if root_b is None else root_b
-    product = half @ a.sigma @ half
-    trace = _roots(torch.linalg.eigvalsh((product + product.T) / 2)).sum()
+    trace = torch.linalg.svdvals((root(b.sigma) if root_b is None else root_b) @ root(a.sigma)).sum()
     difference = a.mu - b.mu
     return max(0.0, (difference @ difference + a.sigma.trace() + b.sigma.trace() - 2 * trace).item())
 

@@ -9,17 +9,21 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlparse
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from data.errors import DataError
 from trainer.config import ANSWER, RunError, ask_store
 
 ROOT = Path(__file__).resolve().parents[1]
+MEETING = "anew://"  # how processes find each other: see `_meet`
+PAUSE = 0.05  # seconds between looks into the store
 T = TypeVar("T")
 
 
@@ -137,18 +141,48 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """What the main process makes, on all; what goes wrong there goes wrong on all.
 
     Raises:
-        ValueError: it was raised there, or a DataError or OSError was.
+        ValueError: with what was raised there; there itself, the very error.
     """
     made, trouble = None, None
     if accelerator.is_main_process:
         try:
             made = work()
-        except (ValueError, DataError, OSError) as error:
-            trouble = str(error)
-    made, trouble = broadcast_object_list([made, trouble])
-    if trouble:
-        raise ValueError(trouble)
+        except Exception as error:
+            trouble = error
+    made, told = broadcast_object_list([made, None if trouble is None else str(trouble) or type(trouble).__name__])
+    if trouble is not None:
+        raise trouble
+    if told is not None:
+        raise ValueError(told)
     return made
+
+
+def _meet(url: str, timeout: timedelta) -> Iterator[tuple[dist.Store, int, int]]:
+    """torch's env://, but each start of the processes has a part of the launcher's store to itself.
+
+    A launcher that starts them again keeps its store, where gloo would find the places of the processes before. What
+    the launchers know of restarts may differ, so process 0 names the start, and answers whoever asks for the name.
+    """
+    for store, rank, world_size in rendezvous(urlparse(url)._replace(scheme="env").geturl(), timeout=timeout):
+        own = uuid4().hex
+        if rank:
+            store.set(f"asks {rank}", own)
+            name = store.get(f"answer to {own}").decode()
+            store.add(name, 1)
+        else:
+            store.delete_key("exception_dump")  # by which NCCL tells all that one of its processes failed
+            name, end = own, time.monotonic() + timeout.total_seconds()
+            while store.add(name, 0) < world_size - 1:
+                if time.monotonic() > end:
+                    raise dist.DistStoreError(f"{store.add(name, 0)} of {world_size - 1} others asked")
+                for other in range(1, world_size):
+                    if store.check([f"asks {other}"]):
+                        store.set(f"answer to {store.get(f'asks {other}').decode()}", name)
+                time.sleep(PAUSE)
+        yield dist.PrefixStore(name, store), rank, world_size
+
+
+register_rendezvous_handler(urlparse(MEETING).scheme, _meet)
 
 
 @contextmanager

@@ -24,11 +24,11 @@ from trainer.checkpoint import replace
 from trainer.pictures import Panels, grid
 
 SCORES = {  # charts: of what, and the tags of
-    "FID and rFID": ("sample", "eval/fid.*", "eval/rfid.*"),
-    "KID": ("sample", r"eval/kid\d.*"),
-    "inception score": ("sample", r"eval/is\d.*"),
-    "precision and recall": ("sample", "eval/precision.*", "eval/recall.*"),
-    "density and coverage": ("sample", "eval/density.*", "eval/coverage.*"),
+    "FID and rFID": ("fid", "eval/fid.*", "eval/rfid.*"),
+    "KID": ("kid", r"eval/kid\d.*"),
+    "inception score": ("is", r"eval/is\d.*"),
+    "precision and recall": ("prdc", "eval/precision.*", "eval/recall.*"),
+    "density and coverage": ("prdc", "eval/density.*", "eval/coverage.*"),
     "PSNR": ("reconstruct", "eval/psnr.*"),
     "prior gap": ("reconstruct", "eval/prior_gap.*"),
     "FID of translations": ("translate", "eval/fid.*"),
@@ -69,7 +69,7 @@ class Record:
 
         Args:
             modes: of the discriminators
-            scored: what evaluations score: sample, reconstruct, translate
+            scored: what evaluations score: reconstruct, translate, and of samples fid, is, kid, prdc
         """
         if self.is_main:
             charts = {chart: ["Multiline", tags] for chart, (use, *tags) in SCORES.items() if use in scored}

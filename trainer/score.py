@@ -6,7 +6,6 @@ archive, WebDataset shards. Many processes: `accelerate launch -m trainer.evalua
 """
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -21,12 +20,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 import models
 from data.errors import DataError
-from data.images import GREY
+from data.images import header
 from data.loader import Samples, read
 from data.order import permutation
 from data.shards import Shards
@@ -40,6 +39,7 @@ from trainer.evaluate import KEPT, Evaluator
 from trainer.extractor import LPIPS, Extractor, build
 from trainer.generate import Parser
 from trainer.metrics import Gaussian, Moments
+from trainer.peers import MEETING
 from trainer.statistics import Statistics
 
 TIMEOUT = timedelta(hours=2)  # for the others, where one process trains a demo-cnn or waits for a download
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _accelerator() -> Accelerator:
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(init_method=MEETING, timeout=TIMEOUT)])
     if accelerator.device.type == "cpu":
         keep_memory()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -235,10 +235,18 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
 def _check_asked(settings: argparse.Namespace, system: models.System | None, extractor: Extractor) -> None:
     """Refuse what would have no effect."""
     asked, kind = settings.metrics or "", type(system).__name__
-    if system and asked and not system.can("sample"):
-        raise ValueError(f"--metrics are of samples, and {kind} draws none: leave it unset")
-    if system and settings.lpips and not system.can("reconstruct"):
-        raise ValueError(f"--lpips is of reconstructions, and {kind} makes none: leave it unset")
+    kept = bool(settings.against) and settings.against.endswith(".npz")
+    samples, reconstructions = (system is None or system.can(use) for use in ("sample", "reconstruct"))
+    for option, given, needs, has in (
+        ("--metrics", settings.metrics, f"is of samples, and {kind} draws none", samples),
+        ("--num", settings.num, f"is of samples, and {kind} draws none", samples),
+        ("--lpips", settings.lpips, f"is of reconstructions, and {kind} makes none", reconstructions),
+        ("--lpips", settings.lpips, "is of reconstructions, and --against names statistics of images", not kept),
+        ("--statistics", settings.statistics, "keeps statistics, and --against names some", not kept),
+        ("--unverified", settings.unverified, "is of an .npz of statistics, and --against names none", kept),
+    ):
+        if given and not has:
+            raise ValueError(f"{option} {needs}: leave it unset")
     if "is" in asked.split(",") and not extractor.classes:
         raise ValueError(f"--metrics names is, and {extractor.name} knows no classes, which an inception score needs")
 
@@ -295,10 +303,9 @@ def _look(images: Shards | Listed, settings: argparse.Namespace) -> tuple[int, A
     """Size and channels: those asked for, or the first image's, which then all must have."""
     (content,), _ = images.images(np.array([0]))
     try:
-        with Image.open(io.BytesIO(content)) as first:
-            size, channels = first.size, 1 if first.mode in GREY else 3
-    except UnidentifiedImageError:
-        raise DataError(f"{images.name(0)}: it is damaged, or no image") from None
+        size, channels = header(content)
+    except ValueError as error:
+        raise DataError(f"{images.name(0)}: {error}") from error
     if not settings.size and size[0] != size[1]:
         raise ValueError(f"{images.name(0)} has {size[0]}x{size[1]} pixels: say with --size what to crop and resize to")
     if isinstance(images, Listed):

@@ -99,7 +99,7 @@ def load(path: Path, expected: dict[str, Any] | None) -> Statistics:
             found = {name: file[name] for name in file.files}
         mu, sigma = (torch.from_numpy(found[name].astype(np.float64)) for name in ("mu", "sigma"))
         gaussian = Gaussian(mu, sigma, int(found.get("n", 0)))
-        meta = json.loads(str(found["meta"])) if "meta" in found else {}
+        meta = dict(json.loads(str(found["meta"]))) if "meta" in found else {}
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no statistics of images (an .npz of mu and sigma): {error}") from error
     dim = len(gaussian.mu)
@@ -109,6 +109,8 @@ def load(path: Path, expected: dict[str, Any] | None) -> Statistics:
     if expected is not None:
         check(path, meta, expected)
     features = torch.from_numpy(found["features"]) if "features" in found else None
+    if features is not None and (features.dim(), features.shape[-1]) != (2, dim):
+        raise ValueError(f"{path} is damaged: its features are {tuple(features.shape)}, expected [images, {dim}]")
     return Statistics(gaussian, meta, float(found["sharpness"]) if "sharpness" in found else None, features)
 
 

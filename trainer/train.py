@@ -458,8 +458,10 @@ class Run:
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
         self.record.configuration(self.config.yaml())
         modes = [mover.player.name for mover in self.mover.movers if mover.player.name in ("binary", "ternary")]
-        uses = {use for use in ("sample", "reconstruct", "translate") if self.evaluator and self.system.can(use)}
-        self.record.layout(modes, uses)
+        scored = {use for use in ("sample", "reconstruct", "translate") if self.evaluator and self.system.can(use)}
+        if self.evaluator and "sample" in scored:
+            scored |= {*self.evaluator.wanted} - ({"is"} if not self.evaluator.scored else set())
+        self.record.layout(modes, scored)
         self.record.say(
             f"{self.config.yaml()}\n"
             f"{type(self.system).__name__}: {', '.join(f'{name} {size:,} weights' for name, size in sizes.items())}\n"
