@@ -58,7 +58,7 @@ def test_images_are_scored_and_torch_fidelity_agrees(score, folders, demo_cnn):
     told, line = score(*arguments, "--audit")
     assert "audit: torch-fidelity agrees in 7 scores" in told
     assert audited(told) == {"fid240", "is240", "is_std240", "kid240", "kid_std240", "precision240", "recall240"}
-    assert "two halves of the real images, 100 each" in told
+    assert "floor: two halves of the real images, 100 against 100" in told
     assert 0 < line["eval/fid240/demo-cnn-v1"] < 10
     assert 5 < line["eval/is240/demo-cnn-v1"] < 10
     assert (line["image_size"], line["channels"], line["world_size"]) == (32, 1, 1)
@@ -239,7 +239,7 @@ def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cn
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "is no checkpoint or run: to score images, name real ones with --against"),
+        ((), "is no run or checkpoint: name one, or for images also real ones with --against"),
         (("--against", "REAL", "--num", "5000"), "--num is 5,000, and"),
         (("--against", "REAL", "--out", "REAL"), "is there already, and not empty"),
         (("--against", "NUMBERS", "--extractor", "demo-random", "--metrics", "fid"), "and --against names statistics"),
@@ -247,7 +247,9 @@ def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cn
         (("--against", "LIST", "--metrics", "fid"), "holds no statistics of images"),
         (("--against", "REAL", "--extractor", "demo-random", "--metrics", "is"), "knows no classes"),
         (("--against", "COLOUR", "--extractor", "demo-random"), "it is in colour, and the first image grey"),
-        (("--against", "nowhere"), "nowhere does not exist"),
+        (("--against", "nowhere"), "error: nowhere does not exist"),
+        (("--against", "REAL", "--extractor", "file"), "or one of torch.export, with --weights"),
+        (("--against", "REAL", "--weights", "none.pth"), "--weights: none.pth does not exist"),
         (("--against", "REAL", "--metrics", "fid,lpips"), "lpips, expected some of"),
         (("--against", "REAL", "--extractor", "demo-cnn"), "name its file with --weights"),
         (("--against", "REAL", "--extractor", "resnet"), "expected inception, demo-cnn"),

@@ -101,7 +101,7 @@ def frechet(a: Gaussian, b: Gaussian, root_b: Tensor | None = None) -> float:
     return max(0.0, (difference @ difference + a.sigma.trace() + b.sigma.trace() - 2 * trace).item())
 
 
-class InceptionScore:
+class InceptionScore(ExactSum):
     """exp E KL(p(y|x) || p(y)), over ten splits (Salimans et al. 2016), shuffled as torch-fidelity does.
 
     Args:
@@ -126,19 +126,20 @@ class InceptionScore:
         for i in range(splits):
             self.split[order[edges[i] : edges[i + 1]]] = i
         # Of each split: the number of images, the sum of their negative entropies, the sums of their probabilities.
-        self.parts = torch.zeros(splits, classes + 2, dtype=torch.float64, device=device)
+        super().__init__((splits, classes + 2), torch.device(device))
 
     def update(self, logits: Tensor, index: Tensor) -> None:
         """Logits [n, classes] of the images with some indices [n]."""
         logits = logits.double()
         p = logits.softmax(1)
         terms = torch.cat([torch.ones_like(p[:, :1]), (p * logits.log_softmax(1)).sum(1, keepdim=True), p], 1)
-        self.parts.index_add_(0, self.split[index].to(logits.device), terms)
+        self.add(torch.zeros_like(self.parts[0]).index_add_(0, self.split[index].to(logits.device), terms))
 
     @staticmethod
     def compute(parts: Tensor) -> tuple[float, float]:
         """Mean and standard deviation over the splits, from all `parts`, added up."""
-        count, entropy, marginal = parts[:, 0], parts[:, 1] / parts[:, 0], parts[:, 2:] / parts[:, :1]
+        total = parts.sum(0)
+        count, entropy, marginal = total[:, 0], total[:, 1] / total[:, 0], total[:, 2:] / total[:, :1]
         scores = (entropy - torch.xlogy(marginal, marginal).sum(1)).exp()
         assert count.min() > 0
         return scores.mean().item(), scores.std(correction=0).item()

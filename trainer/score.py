@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +45,14 @@ from trainer.statistics import Statistics
 
 TIMEOUT = timedelta(hours=2)  # for the others, where one process trains a demo-cnn or waits for a download
 MOST_KEPT = 50_000  # real images whose features are compared one by one
+WORDS = {  # of the trainer's settings, by the names that they have here
+    ", or train without scores: --evaluate.every 0": "",
+    "--evaluate.": "--",
+    "evaluate.": "--",
+    "data.channels is": "the images' channels (--channels) are",
+    "data.test holds": "--against holds",
+    "SOURCE ": "",
+}
 Pixels = Callable[[Tensor], Tensor]  # indices [n] to uint8 [n, c, h, w]
 
 
@@ -53,7 +62,9 @@ def parser() -> Parser:
     )
     made.add_argument("what", metavar="WHAT", help="a checkpoint, a run, or images")
     made.add_argument("--against", metavar="REAL", help="images, or an .npz of their statistics (mu and sigma)")
-    made.add_argument("--num", type=PositiveInt, help="samples of a checkpoint; unset: 10000. Of images; unset: all")
+    made.add_argument(
+        "--num", type=PositiveInt, help="samples of a checkpoint; unset: 10000. Of images: a fixed choice; unset: all"
+    )
     made.add_argument("--metrics", help=f"some of {','.join(METRICS)}, unset: all; prdc: precision, recall, ...")
     made.add_argument("--extractor", help="inception, demo-cnn, ...; unset: the run's, or for images inception")
     made.add_argument("--weights", help="file of its weights")
@@ -91,7 +102,7 @@ class Job:
 
 def main(arguments: list[str] | None = None) -> None:
     settings = parser().parse_args(arguments)
-    with refusing():
+    with refusing(), _in_its_words():
         accelerator = _accelerator()
         job = _job(settings, accelerator)
         scores = _refusing_diverged(job.score)
@@ -119,6 +130,18 @@ def _accelerator() -> Accelerator:
             "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
         )
     return accelerator
+
+
+@contextmanager
+def _in_its_words() -> Iterator[None]:
+    """What parts of the trainer refuse, by the names that the settings have here."""
+    try:
+        yield
+    except (ValueError, DataError) as error:
+        text = str(error)
+        for theirs, ours in WORDS.items():
+            text = text.replace(theirs, ours)
+        raise ValueError(text) from error
 
 
 def _refusing_diverged(score: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -193,8 +216,10 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
 
 def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: list[str]) -> Job:
     if not settings.against:
-        is_what = "is no checkpoint or run" if Path(settings.what).exists() else "does not exist"
-        raise ValueError(f"{settings.what} {is_what}: to score images, name real ones with --against")
+        missing = "" if Path(settings.what).exists() else ", for it does not exist"
+        raise ValueError(
+            f"{settings.what} is no run or checkpoint{missing}: name one, or for images also real ones with --against"
+        )
     if settings.seed is not None or settings.lpips:
         raise ValueError("--seed and --lpips have no effect on images: leave them unset")
     fake = _listed(settings.what)
@@ -353,9 +378,7 @@ def _tell(job: Job, scores: dict[str, float], processes: int) -> None:
     floor = floors(job.evaluator.references[0])
     if floor:
         n, fid = floor
-        print(
-            f"two halves of the real images, {n:,} each, have a FID of {fid:.4g}: a score near it cannot be told apart"
-        )
+        print(f"floor: two halves of the real images, {n:,} against {n:,}, have FID {fid:.4g}; of more it is lower")
     facts = {**job.facts, **job.evaluator.facts, **job.evaluator.recipe, "world_size": processes}
     print(json.dumps({**scores, **({"eval/floor": floor[1]} if floor else {}), **facts}), flush=True)
 

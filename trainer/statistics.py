@@ -97,6 +97,8 @@ def load(path: Path, expected: dict[str, Any] | None) -> Statistics:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
+        if missing := [name for name in ("mu", "sigma") if name not in found]:
+            raise ValueError(f"it lacks {' and '.join(missing)}, and holds {', '.join(found)}")
         mu, sigma = (torch.from_numpy(found[name].astype(np.float64)) for name in ("mu", "sigma"))
         gaussian = Gaussian(mu, sigma, int(found.get("n", 0)))
         meta = dict(json.loads(str(found["meta"]))) if "meta" in found else {}

@@ -28,7 +28,7 @@ from trainer.config import Config, DivergedError, RunError, flat, refusing, stop
 from trainer.ema import EMA
 from trainer.folder import RunFolder, Word
 from trainer.leave import Leaving, exit_code
-from trainer.peers import Peers, code, meeting
+from trainer.peers import ROOT, Peers, code, meeting
 from trainer.pictures import panels
 from trainer.record import Record
 from trainer.results import lines_of
@@ -116,6 +116,10 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder.path / "checkpoints"
 
+    def _board(self) -> str:
+        path = self.folder.path
+        return "make board" if path.parent == ROOT / "runs" else f"tensorboard --logdir {path}"
+
     def _checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:08d}"
 
@@ -181,7 +185,7 @@ class Run:
         self._saving(self.saver.finish)
         done = self.step == settings.steps and not (leave and self.evaluator)
         self.record.say(
-            f"finished at step {self.step}: pictures in {self.folder.path / 'samples'}, curves by make board"
+            f"finished at step {self.step}: pictures in {self.folder.path / 'samples'}, curves by {self._board()}"
             if done
             else f"left at step {self.step} of {settings.steps} for {self.leaving.reason or 'another process'}: all is "
             "saved, and the same command goes on"
