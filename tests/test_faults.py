@@ -92,7 +92,7 @@ def survive(ranks, run, tmp_path, processes: int, kills: int) -> None:
 
 
 def test_a_run_killed_at_random_moments_comes_to_the_same(ranks, scored, tmp_path):
-    survive(ranks, [*scored, "--data.workers", "1"], tmp_path, processes=1, kills=2)
+    survive(ranks, scored, tmp_path, processes=1, kills=2)
 
 
 def test_ranks_killed_at_random_moments_come_to_the_same(ranks, scored, tmp_path):
@@ -153,8 +153,8 @@ def test_a_kill_while_saving_or_evaluating_costs_nothing(ranks, scored, tmp_path
     ],
 )
 def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(ranks, tmp_path, sent, to, kill, workers, log_every):
-    run = [*TERNARY, "--trainer.steps", "60", "--trainer.log_every", log_every, "--data.workers", workers]
-    running = ranks(*run, "--trainer.run_dir", tmp_path / "left", processes=2)
+    run = [*TERNARY, "--trainer.steps", "60", "--trainer.log_every", log_every]
+    running = ranks(*run, "--trainer.run_dir", tmp_path / "left", "--data.workers", workers, processes=2)
     wait_until(lambda: begun(tmp_path / "left"))
     running(sent, *to, kill=kill)
     at = lines(tmp_path / "left")[-1]["step"]
