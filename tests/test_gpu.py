@@ -197,7 +197,7 @@ def test_inception_on_the_device_agrees_with_a_cpu_and_scores_a_run(launched, ac
         found.append(features_of(build(settings, data, tmp_path, [], [], made), image.to(made.device)))
     for one, other in zip(*found, strict=True):
         distance = (one.cpu().double() - other.double()).norm() / other.double().norm()
-        assert distance < 1e-4, distance  # that of TF32 is ten times as much
+        assert distance < 1e-4, distance  # TF32 keeps ten bits
     few = tmp_path / "few"
     contents, _ = Shards(digits / "test").images(np.arange(16))
     write(few, ({"__key__": f"{i:02}", "png": bytes(content)} for i, content in enumerate(contents)))

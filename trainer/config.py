@@ -92,6 +92,7 @@ class Data:
         cache_gb: gigabytes that it never passes
     """
 
+    # The list first: as a Location, one would be written as a single text.
     train: list[Location] | Location
     test: list[Location] | Location | None = None
     size: int = 32
