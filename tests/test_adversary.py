@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_systems import SMALL, SYSTEMS, batch_of, cyclegan, vaegan
 
-from models import GAN, Judge
+from models import GAN, Judge, losses
 from models.augment import DRAWS, augment
 from models.system import freeze_all_but
 
@@ -140,3 +140,12 @@ def test_spectral_norm_and_lecam_alone_need_work_after_a_move():
         (replace(plain, spectral_norm=True), True),
     ):
         assert (vaegan(judge=judge).players()[0].after is not None) == there
+
+
+def test_verdicts_at_the_boundary_are_fake():
+    """A logit of 0, and a fake that has as much realness as the real image beside it, are no success of the judge."""
+    edge, fakes = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [-1.0]])
+    shares = losses.confusion({"real": edge, "reconstructed": fakes, "generated": fakes})
+    assert shares == {"accuracy/real": 0.5, "accuracy/reconstructed": 1, "accuracy/generated": 1}
+    beside = losses.confusion({"real": edge, "reconstructed": fakes, "generated": edge}, relativistic=True)
+    assert beside == {"accuracy/reconstructed": 0.5, "accuracy/generated": 0}
