@@ -418,6 +418,10 @@ def test_updates_by_hand(algorithm, weight_decay, clip, parts):
         # torch adds 1e-6 to the norm that it divides the clip by: 1e-6 / 26 of the gradient, of which an update is a
         # ratio of sums.
         assert system.weights() == pytest.approx(w.tolist(), rel=1e-6 if clip else 1e-10)
+        assert {name: count for name, (_, count) in mover.meter.state().items()} == {
+            "player/height": 1.0,
+            "player/grad_norm": 1.0,
+        }
         means = {"player/height": (k + 1) * STEEPNESS @ before, "player/grad_norm": 13 * (k + 1)}
         assert mover.meter.read(accelerator) == pytest.approx(means, rel=1e-6 if clip else 1e-10)
     assert mover.failed() is None
