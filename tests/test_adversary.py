@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_systems import SMALL, SYSTEMS, batch_of, cyclegan, vaegan
 
-from models import GAN, Judge, losses
+from models import GAN, GANVAE, Judge, losses
 from models.augment import DRAWS, augment
 from models.system import freeze_all_but
+from trainer.batch import Batch
 
 F64 = torch.float64
 ALL = ("color", "translation", "cutout")
@@ -149,3 +150,36 @@ def test_verdicts_at_the_boundary_are_fake():
     assert shares == {"accuracy/real": 0.5, "accuracy/reconstructed": 1, "accuracy/generated": 1}
     beside = losses.confusion({"real": edge, "reconstructed": fakes, "generated": edge}, relativistic=True)
     assert beside == {"accuracy/reconstructed": 0.5, "accuracy/generated": 0}
+
+
+OF_EVERY_SYSTEM = {
+    "gan": (lambda judge: GAN(32, 1, 4, SMALL, binary=judge), ("generated",)),
+    "ganvae": (lambda judge: GANVAE(32, 1, 4, SMALL, binary=judge), ("generated",)),
+    "binary": (lambda judge: vaegan(judge=judge), ("reconstructed", "generated")),
+    "ternary": (lambda judge: vaegan("ternary", judge=judge), ("reconstructed", "generated")),
+    "cyclegan": (lambda judge: cyclegan(judge, pool=0), ("generated",)),
+}
+
+
+@pytest.mark.parametrize("name", OF_EVERY_SYSTEM)
+def test_every_systems_discriminators_are_made_and_shown_images_as_set(name, monkeypatch):
+    build, fakes = OF_EVERY_SYSTEM[name]
+    drawn = []
+    uniform = Batch.uniform
+    monkeypatch.setattr(Batch, "uniform", lambda self, *what: drawn.append(what) or uniform(self, *what))
+    judge = Judge(augment=("color",), spectral_norm=True, minibatch_stddev=2, r1_weight=0.0)
+    system, plain = build(judge), build(replace(judge, spectral_norm=False, minibatch_stddev=0))
+    assert (system.group, plain.group) == (2, 1)
+    passes = system.passes(batch_of())
+    for player in system.players():
+        player.loss(batch_of(), passes)
+    expected = set()
+    for network, module in system.named_children():
+        if network.startswith("discriminator"):
+            own = plain.get_submodule(network)
+            assert (module.group, own.group) == (2, 0)
+            assert isinstance(module.head.weight, torch.Tensor)
+            assert (hasattr(module.head, "parametrizations"), hasattr(own.head, "parametrizations")) == (True, False)
+            assert module(batch_of().image).shape[:2] == (4, 3 if name == "ternary" else 1)
+            expected |= {(f"augment {network} {kind}", (DRAWS,)) for kind in ("real", *fakes)}
+    assert set(drawn) == expected

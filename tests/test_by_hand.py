@@ -146,6 +146,33 @@ def test_a_vae_lowers_the_bound(likelihood, free_bits):
     assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
 
 
+def test_unset_a_vae_lowers_the_evidence_lower_bound_from_the_first_step_on():
+    """Of pixels with a unit variance; the code has 32 numbers."""
+    system, batch = VAE(32, 1, networks=SMALL).double(), batch_of(dtype=F64, step=0)
+    assert system.latent_shape == AE(32, 1, networks=SMALL).latent_shape == GAN(32, 1, networks=SMALL).latent_shape
+    assert system.latent_shape == (32,)
+    mean, log_variance, reconstructed = encode_and_decode(system, batch)
+    expected = total(0.5 * (numbers(batch.image) - numbers(reconstructed)) ** 2) + kl_of(mean, log_variance)
+    assert system.loss(batch, system.passes(batch)).value.item() == pytest.approx(expected, rel=CLOSE)
+
+
+def test_unset_a_vaegan_has_one_binary_logistic_discriminator_that_counts_ten_times():
+    system, batch = VAEGAN(32, 1, networks=SMALL).double(), batch_of(dtype=F64, step=0)
+    assert system.latent_shape == (32,)
+    mean, log_variance, reconstructed = encode_and_decode(system, batch)
+    generated = system.decoder(batch.normal("prior", (32,)))
+    images = [batch.image, reconstructed, generated]
+    logits = [numbers(system.discriminator_binary(image)) for image in images]
+    fool = (on_real("logistic", logits[1]) + on_real("logistic", logits[2])) / 2
+    expected = total(0.5 * (numbers(batch.image) - numbers(reconstructed)) ** 2) + kl_of(mean, log_variance)
+    loss, terms, _ = system.loss(batch, system.passes(batch))
+    assert loss.item() == pytest.approx(expected + 10 * fool, rel=CLOSE)
+    assert set(terms) == {"reconstruction", "kl", "fool/binary"}
+    loss, terms, _ = system.judge("binary", batch, system.passes(batch))
+    r1 = slope(system.discriminator_binary, batch.image) / 2
+    assert loss.item() == pytest.approx(judged("logistic", logits, [0.5, 0.25, 0.25]) + 0.1 * r1, rel=CLOSE)
+
+
 class Distance(nn.Module):
     """In the place of a trained network's features, whose file takes a second to read."""
 

@@ -126,6 +126,21 @@ def test_a_processs_failure_is_that_of_all():
     assert step.failed() == (1, step.movers[0].player)
 
 
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_the_first_players_failure_at_the_first_step_blocks_all_that_follows(precision):
+    """A later failure does not take its place."""
+    system = Line(Optimizer(0.1)).double()
+    step = Step(accelerator_of(precision), system, 9)
+    before = system.weights()
+    for k in range(3):
+        batch = line_batch(k)
+        if k != 1:
+            batch.images[0].fill_(torch.nan)
+        step([batch], k)
+        assert system.weights() == before
+        assert step.failed() == (0, step.movers[0].player)
+
+
 def test_gradients_of_unwrapped_networks_are_averaged_over_processes():
     """Here the mean over processes is a quarter of this one's; weights without a gradient count as 0."""
     moved = []
