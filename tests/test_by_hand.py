@@ -287,9 +287,12 @@ def test_a_gans_players_lower_each_others_game(kind):
     assert torch.equal(system.sample(batch.normal("prior", (4,))), generated)
 
 
-def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood():
-    judge = Judge(adversarial="least_squares", r1_weight=0.0, start=5, ramp=8)
-    system = GANVAE(32, 1, 4, SMALL, latent_weight=3.0, binary=judge).double()
+@pytest.mark.parametrize(("kind", "latent_weight"), [("least_squares", 3.0), ("relativistic", None)])
+def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood(kind, latent_weight):
+    """Which counts once where its weight is unset."""
+    judge = Judge(adversarial=kind, r1_weight=0.0, start=5, ramp=8)
+    given = {"latent_weight": latent_weight} if latent_weight else {}
+    system = GANVAE(32, 1, 4, SMALL, **given, binary=judge).double()
     batch = batch_of(dtype=F64, step=STEP)
     passes = system.passes(batch)
     z = batch.normal("prior", (4,))
@@ -297,13 +300,13 @@ def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood():
     real, fake = (numbers(system.discriminator_binary(image)) for image in (batch.image, generated))
     mean, log_variance = posterior(system, generated)
     loss, _, _ = system.judge(batch, passes)
-    assert loss.item() == pytest.approx(judged("least_squares", [real, fake], [0.5, 0.5]), rel=CLOSE)
+    assert loss.item() == pytest.approx(judged(kind, [real, fake], [0.5, 0.5]), rel=CLOSE)
     variance = np.exp(log_variance)
     density = np.exp(-((numbers(z) - mean) ** 2) / (2 * variance)) / np.sqrt(2 * math.pi * variance)
-    expected = {"fool/binary": fooled("least_squares", realness(fake), real), "latent": -np.log(density).mean()}
+    expected = {"fool/binary": fooled(kind, realness(fake), realness(real)), "latent": -np.log(density).mean()}
     loss, terms, _ = system.loss(batch, passes)
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
-    whole = (STEP - 5) / 8 * expected["fool/binary"] + 3.0 * expected["latent"]
+    whole = (STEP - 5) / 8 * expected["fool/binary"] + (latent_weight or 1.0) * expected["latent"]
     assert loss.item() == pytest.approx(whole, rel=CLOSE)
     mean, _ = posterior(system, batch.image)
     assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
@@ -340,6 +343,13 @@ def test_a_cyclegans_players_lower_their_games_the_cycles_and_the_identity(ident
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
     whole = (STEP - 5) / 8 * (expected["fool/a"] + expected["fool/b"]) + 3.0 * expected["cycle"]
     assert loss.item() == pytest.approx(whole + identity_weight * expected.get("identity", 0.0), rel=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["vae", "gan", "ganvae", "vaegan", "cyclegan"])
+def test_a_micro_batch_may_be_one_image(name):
+    system = SCHEDULED[name]()
+    batch = batch_of(1)
+    assert all(player.loss(batch, system.passes(batch)).value.isfinite() for player in system.players())
 
 
 # ---- the step
@@ -380,6 +390,12 @@ def test_every_players_optimizer_has_its_settings_and_follows_its_schedule(name)
             assert (group["betas"], group["weight_decay"]) == (settings["betas"], settings["weight_decay"])
             adam = one.player.name != "binary"
             assert isinstance(one.optimizer, torch.optim.AdamW) != adam
+
+
+def test_a_rate_stays_at_what_is_left_after_the_runs_end():
+    assert Optimizer(2.0, schedule="linear", final=0.1).rate(150, 100) == pytest.approx(0.2, rel=1e-12)
+    assert Optimizer(2.0, schedule="cosine").rate(150, 100) == pytest.approx(0.0, abs=1e-12)
+    assert Optimizer(2.0).rate(150, 100) == 2.0
 
 
 class Line(System):

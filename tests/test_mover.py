@@ -9,7 +9,7 @@ import torch
 from test_by_hand import Line, line_batch
 from torch import nn
 
-from models import Optimizer
+from models import Loss, Optimizer, Player
 from trainer.step import Meter, Step
 
 CPU = torch.device("cpu")
@@ -54,6 +54,12 @@ def test_a_wrapped_networks_weights_keep_their_names():
     assert list(mover.parameters) == ["first.weight", "second.weight"]
     assert mover.networks == [system.first, system.second]
     assert mover.parameters["first.weight"] is system.first.module.weight
+
+
+def test_a_player_moves_at_its_first_step_and_every_so_many_after_it():
+    player = Player("player", (), lambda batch, passes: Loss(passes, {}), Optimizer(), every=3, start=1)
+    assert [step for step in range(9) if player.moves(step)] == [1, 4, 7]
+    assert [step for step in range(9) if replace(player, start=5).moves(step)] == [5, 8]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

@@ -54,6 +54,10 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
     ("words", "build"),
     [
         ("lecam_decay is -0.1", lambda: GAN(32, 1, binary=Judge(lecam_weight=1.0, lecam_decay=-0.1))),
+        (
+            r"^system\.binary\.lecam_decay has no effect while system\.binary\.lecam_weight is 0: leave it unset$",
+            lambda: GAN(32, 1, binary=Judge(lecam_decay=0.5)),
+        ),
         ("betas is", lambda: GAN(32, 1, 4, SMALL, Optimizer(betas=(0.5, 1.0))).players()),
         ("betas is", lambda: GAN(32, 1, 4, SMALL, Optimizer(betas=(-0.1, 0.5))).players()),
         ("hold and .final are -0.1", lambda: GAN(32, 1, 4, SMALL, Optimizer(schedule="linear", hold=-0.1)).players()),
