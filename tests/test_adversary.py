@@ -133,6 +133,13 @@ def test_verdicts_are_logged_with_the_chance_level(mode):
         assert len(named) == (9 if mode == "ternary" else 0)
 
 
+def test_the_chance_level_is_that_of_the_class_weights():
+    """The entropy of shares of a half and twice a quarter."""
+    system = vaegan("ternary", class_weights=(2.0, 1.0, 1.0))
+    _, terms, _ = system.players()[0].loss(batch_of(), system.passes(batch_of()))
+    assert terms["chance"].item() == pytest.approx(1.5 * np.log(2))
+
+
 def test_spectral_norm_and_lecam_alone_need_work_after_a_move():
     plain = Judge()
     for judge, there in (

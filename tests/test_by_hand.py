@@ -352,6 +352,49 @@ def test_a_micro_batch_may_be_one_image(name):
     assert all(player.loss(batch, system.passes(batch)).value.isfinite() for player in system.players())
 
 
+def test_a_cyclegans_discriminators_see_the_pools_fakes_and_keep_their_own_means():
+    """Of a full pool of two: an image whose first draw is below a half is swapped for the one its second draw names."""
+    judge = Judge(adversarial="least_squares", r1_weight=0.0, lecam_weight=0.4)
+    system = cyclegan(judge, pool=2).double()
+    generator = torch.Generator().manual_seed(2)
+    kept, means = {}, {"a": (0.3, -0.2), "b": (-0.1, 0.2)}
+    for domain in "ab":
+        system.get_buffer(f"lecam_discriminator_{domain}").copy_(torch.tensor(means[domain], dtype=F64))
+        kept[domain] = torch.rand(2, 1, 32, 32, generator=generator, dtype=F64)
+        system.get_buffer(f"pool_{domain}").copy_(kept[domain])
+    system.pooled.fill_(2)
+    batch = batch_of(8, dtype=F64, step=STEP)
+    draws = numbers(batch.uniform("pool", (2,)))
+    swapped, slots = draws[:, 0] < 0.5, (2 * draws[:, 1]).astype(int)
+    assert 0 < swapped.sum() < 8
+    a, b = batch.images
+    expected, after = {}, {}
+    for domain, own, made in (("a", a, system.translator_ba(b)), ("b", b, system.translator_ab(a))):
+        shown = torch.where(torch.from_numpy(swapped)[:, None, None, None], kept[domain][slots], made.detach())
+        network = system.get_submodule(f"discriminator_{domain}")
+        real, fake = numbers(network(own)), numbers(network(shown))
+        expected[f"{domain}/judge"] = judged("least_squares", [real, fake], [0.5, 0.5])
+        mean_real, mean_fake = means[domain]
+        lecam = np.maximum(real - mean_fake, 0) ** 2, np.maximum(mean_real - fake, 0) ** 2
+        expected[f"{domain}/lecam"] = lecam[0].mean() + lecam[1].mean()
+        after[domain] = [0.99 * mean_real + 0.01 * real.mean(), 0.99 * mean_fake + 0.01 * fake.mean()]
+        for row in range(8):
+            if swapped[row]:
+                kept[domain][slots[row]] = made[row].detach()
+    player = system.players()[0]
+    loss, terms, statistics = player.loss(batch, system.passes(batch))
+    assert {name: terms[name].item() for name in expected} == pytest.approx(expected, rel=CLOSE)
+    whole = sum(value * (0.4 if name.endswith("lecam") else 1) for name, value in expected.items())
+    assert loss.item() == pytest.approx(whole, rel=CLOSE)
+    player.after(statistics)
+    for domain in "ab":
+        means = system.get_buffer(f"lecam_discriminator_{domain}").tolist()
+        assert means == pytest.approx(after[domain], rel=CLOSE)
+        # The swap of a fake through the statistics is rounded once.
+        torch.testing.assert_close(system.get_buffer(f"pool_{domain}"), kept[domain], rtol=1e-15, atol=0)
+    assert system.pooled.item() == 2
+
+
 # ---- the step
 
 FIRST = {"lr": 3e-4, "schedule": "linear", "hold": 0.25, "final": 0.1, "betas": (0.3, 0.8), "weight_decay": 0.1}
