@@ -173,6 +173,17 @@ def test_unset_a_vaegan_has_one_binary_logistic_discriminator_that_counts_ten_ti
     assert loss.item() == pytest.approx(judged("logistic", logits, [0.5, 0.25, 0.25]) + 0.1 * r1, rel=CLOSE)
 
 
+def test_before_its_discriminators_start_a_vaegan_is_a_vae():
+    system, batch = VAEGAN(32, 1, 4, SMALL, binary=Judge(start=STEP + 1)).double(), batch_of(dtype=F64, step=STEP)
+    mean, log_variance, reconstructed = encode_and_decode(system, batch)
+    x, y = numbers(batch.image), numbers(reconstructed)
+    expected = {"reconstruction": total(0.5 * (x - y) ** 2), "kl": kl_of(mean, log_variance)}
+    loss, terms, statistics = system.loss(batch, system.passes(batch))
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
+    assert loss.item() == pytest.approx(sum(expected.values()), rel=CLOSE)
+    assert statistics == {}
+
+
 class Distance(nn.Module):
     """In the place of a trained network's features, whose file takes a second to read."""
 

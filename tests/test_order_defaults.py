@@ -50,3 +50,9 @@ def test_the_blocks_of_all_lanes_hold_about_a_window(window, blocks):
     for step in range(6):
         places = [set(order.rows(step, slice(2 * lane, 2 * lane + 2)).tolist()) for lane in range(4)]
         assert len(set().union(*places)) == 8
+
+
+def test_fingerprints_are_pinned():
+    """A change would refuse every run that is resumed."""
+    assert Order([20, 30], 8, 1).fingerprint() == "bc0de66cbbc88dd1"
+    assert Order([20, 30], 8, 1, 4, 25).fingerprint() == "3ee8a57ec6658299"
