@@ -241,6 +241,22 @@ def test_a_vaegans_autoencoder_lowers_the_weighted_sum_of_all_its_terms(opponent
         + 50.0 * (expected["fool/binary"] + (STEP - 5) / 8 * expected["fool/ternary"]) / 2
     )
     assert loss.item() == pytest.approx(whole, rel=CLOSE)
+    assert torch.equal(system.sample(batch.normal("prior", (4,))), generated)
+    assert torch.equal(system.posterior(batch.image)[1], system.encoder(batch.image)[:, 4:])
+    assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
+
+
+def test_an_adaptive_weight_multiplies_the_adversarial_term():
+    judge = Judge(start=5, ramp=8)
+    system, batch = (
+        VAEGAN(32, 1, 4, SMALL, adversarial_weight=50.0, adaptive=True, binary=judge).double(),
+        batch_of(dtype=F64, step=STEP),
+    )
+    system.adaptive_weight.fill_(0.25)
+    loss, terms, _ = system.loss(batch, system.passes(batch))
+    fool = 0.25 * 50.0 * (STEP - 5) / 8 * terms["fool/binary"].item()
+    assert loss.item() == pytest.approx((terms["reconstruction"] + terms["kl"]).item() + fool, rel=CLOSE)
+    assert terms["adaptive_weight"].item() == 0.25
 
 
 KINDS = ["logistic", "hinge", "least_squares", "relativistic"]
