@@ -25,6 +25,11 @@ LAUNCH = [
     *("--num_cpu_threads_per_process", "1"),
 ]
 NETWORKS = ["--system.networks.family", "dcgan", "--system.networks.width", "8", "--system.latent_dim", "4"]
+TRAIN = """
+from trainer.config import configure
+from trainer.train import train
+raise SystemExit(train(configure(arguments)))
+"""
 SMALL = [
     *("--data.channels", "1", "--data.workers", "0"),
     *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0"),
@@ -126,7 +131,8 @@ def ask(warm: subprocess.Popen, question: str):
 
 @pytest.fixture(scope="session")
 def warm():
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, str(ROOT / "tests" / "warm.py")]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=ROOT) as process:
         process.stdout.readline()  # it has imported all
@@ -135,25 +141,40 @@ def warm():
 
 
 @pytest.fixture
-def ranks(warm, digits, tmp_path):
-    """Start trainer/main.py's work as a launcher's ranks, which have imported everything already: seconds less than
-    `main`, each a process of its own, but without a launcher; returns `Ranks`. `faults`: code that ranks run first."""
+def forked(warm, tmp_path):
+    """Run Python code as the ranks of one world, each a process of its own that has imported the trainer already, so
+    that it starts seconds earlier than a launcher's; returns `Ranks`. `code` is one text, or a list with one a rank."""
     outputs = (tmp_path / f"output.{i}" for i in itertools.count())
 
-    def start(*arguments, processes: int = 1, small=NETWORKS, faults=None) -> Ranks:
+    def start(code: str | list[str], processes: int = 1, env=None) -> Ranks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL, *small]
         output, pids = next(outputs), []
         for rank in range(processes):
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             environment = {key: str(value) for key, value in world.items()} if processes > 1 else {}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            question = {"arguments": [*data, *map(str, arguments)], "environment": environment, "output": str(output)}
-            question |= {"fault": (faults or {}).get(rank, "")}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(env or {})}
+            own = code if isinstance(code, str) else code[rank]
+            question = {"code": own, "environment": environment, "output": str(output)}
             pids.append(ask(warm, json.dumps(question)))
         return Ranks(warm, pids, output)
+
+    return start
+
+
+@pytest.fixture
+def ranks(forked, digits):
+    """Start trainer/main.py's work as a launcher's ranks, without a launcher; returns `Ranks`. `faults`: code that
+    ranks run first."""
+
+    def start(*arguments, processes: int = 1, small=NETWORKS, faults=None, env=None) -> Ranks:
+        data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL, *small]
+        codes = [
+            f"arguments = {[*data, *map(str, arguments)]!r}\n{(faults or {}).get(rank, '')}\n{TRAIN}"
+            for rank in range(processes)
+        ]
+        return forked(codes, processes, env)
 
     return start
 
