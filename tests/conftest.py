@@ -42,13 +42,6 @@ def pytest_configure(config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def leave() -> None:
-    """End a rank of a test as trainer/main.py ends a run's."""
-    torch.distributed.barrier()
-    sys.stdout.flush()
-    os._exit(0)
-
-
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """scikit-learn's digits: a folder with `train` and `test` shards."""

@@ -1,9 +1,6 @@
 """Scores: closed forms, agreement with torch-fidelity, the extractor's gate, refusals."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +10,6 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, leave
 from test_systems import SMALL
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -140,13 +136,11 @@ def test_evaluating_leaves_the_training_randomness_and_repeats_itself(data, demo
 
 
 @pytest.mark.parametrize("world", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
-def test_scores_do_not_depend_on_the_number_of_processes(data, demo_cnn, tmp_path, world):
+def test_scores_do_not_depend_on_the_number_of_processes(forked, data, demo_cnn, tmp_path, world):
     """Three ranks, the last of which gets no block of the samples; of eight, two get some. Then one of them fails, and
     one has another extractor."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), __file__]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     arguments = [data.train, data.test, str(demo_cnn), str(tmp_path)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=280, env=environment)
+    done = forked(f"import test_evaluate\ntest_evaluate.score_as_a_rank(*{arguments!r})", processes=world).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     expected = scores_of_a_fresh_vae(data, demo_cnn)
     assert {"fid100", "is100", "kid100", "recall100"} <= {name.split("/")[1] for name in expected}
@@ -494,8 +488,8 @@ def test_keys_are_pinned_and_distinct():
     assert 0 <= key(123) < 2**63
 
 
-if __name__ == "__main__":  # one rank of test_scores_do_not_depend_on_the_number_of_processes
-    train_folder, test_folder, weights, out = sys.argv[1:]
+def score_as_a_rank(train_folder: str, test_folder: str, weights: str, out: str) -> None:
+    """One rank of test_scores_do_not_depend_on_the_number_of_processes."""
     rank = Accelerator(cpu=True).process_index
     settings = Data(train_folder, test_folder, 32, 1, 0)
     found = scores_of_a_fresh_vae(settings, Path(weights))
@@ -512,4 +506,4 @@ if __name__ == "__main__":  # one rank of test_scores_do_not_depend_on_the_numbe
     except ValueError as error:
         refused = str(error)
     Path(out, f"{rank}.json").write_text(json.dumps([found, told, refused]))
-    leave()
+    torch.distributed.barrier()

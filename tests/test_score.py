@@ -1,16 +1,13 @@
 """The command that scores a checkpoint or images: torch-fidelity's numbers, the run's own, refusals."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import tarfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import LAUNCH, ROOT
 from PIL import Image, ImageOps
 from test_evaluate import random_inception
 
@@ -183,19 +180,17 @@ def test_all_of_a_folder_counts_whatever_its_folders_are_called(score, folders, 
     assert (line["num"], line["eval/fid200/demo-cnn-v1"]) == (200, pytest.approx(0, abs=1e-6))
 
 
-def test_the_launchers_processes_score_as_one(score, folders, demo_cnn, tmp_path):
+def test_two_processes_score_as_one(score, forked, folders, demo_cnn, tmp_path):
     arguments = [folders / "fake", "--against", folders / "real", "--extractor", "demo-cnn", "--weights", demo_cnn]
     _, expected = score(*arguments)
-    launch = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "trainer.evaluate"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*map(str, [*launch, *arguments, "--audit", "--out", tmp_path / "out"])]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=240)
+    command = [*map(str, [*arguments, "--audit", "--out", tmp_path / "out"])]
+    done = forked(f"from trainer.score import main\nmain({command!r})", processes=2).wait()
     assert done.returncode == 0, done.stderr
-    (line,) = [json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")]
+    (line,) = [json.loads(text) for text in done.stderr.splitlines() if text.startswith("{")]
     scores = [name for name in expected if name.startswith("eval/") and "seconds" not in name]
     assert {name: line[name] for name in scores} == pytest.approx({name: expected[name] for name in scores}, rel=1e-12)
     assert line["world_size"] == 2
-    assert "audit: torch-fidelity agrees in 7 scores" in done.stdout
+    assert "audit: torch-fidelity agrees in 7 scores" in done.stderr
     assert len([*(tmp_path / "out").glob("*.png")]) == 240
 
 

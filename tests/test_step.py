@@ -1,8 +1,6 @@
 """The step: sharing, accumulating and distributing change nothing; a non-finite loss blocks every update."""
 
 import functools
-import os
-import subprocess
 import sys
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
@@ -11,7 +9,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import ROOT, leave
 from test_systems import SYSTEMS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -139,16 +136,9 @@ def test_every_system_moves_under_bf16(name):
         assert not torch.equal(value, before[key]), f"{key} did not move"
 
 
-def test_two_ranks_equal_one(tmp_path):
+def test_two_ranks_equal_one(forked, tmp_path):
     """Every system, shared and accumulated, under the real process group."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    done = subprocess.run(
-        [*command, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-    )
+    done = forked(f"import test_step\ntest_step.train_as_a_rank({str(tmp_path)!r})", processes=2).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     for name in SYSTEMS:
         one = train(name)
@@ -273,11 +263,12 @@ def break_rank_one(rank: int) -> dict:
     return {"failed": [failed[0], failed[1].name], "before": before, "weights": system.state_dict()}
 
 
-if __name__ == "__main__":  # one rank of test_two_ranks_equal_one
+def train_as_a_rank(out: str) -> None:
+    """One rank of test_two_ranks_equal_one."""
     rank = Accelerator(cpu=True).process_index
-    torch.save(break_rank_one(rank), f"{sys.argv[1]}/broken.{rank}.pt")
-    for system_name in SYSTEMS:
-        for in_parts, way in ((1, ""), (2, ""), (2, ".flat")):
-            trained = train(system_name, in_parts, rank=rank, world=2, flat=bool(way))
-            torch.save(trained, f"{sys.argv[1]}/{system_name}.{in_parts}{way}.{rank}.pt")
-    leave()
+    torch.save(break_rank_one(rank), f"{out}/broken.{rank}.pt")
+    for name in SYSTEMS:
+        for parts, way in ((1, ""), (2, ""), (2, ".flat")):
+            trained = train(name, parts, rank=rank, world=2, flat=bool(way))
+            torch.save(trained, f"{out}/{name}.{parts}{way}.{rank}.pt")
+    torch.distributed.barrier()
