@@ -303,22 +303,12 @@ def test_ramps_at_their_ends():
     assert [step for step in range(9) if at(step).due(3, 1)] == [1, 4, 7]
 
 
-def test_lpips_is_that_of_torchmetrics(tmp_path):
-    """With the same random VGG16, and torchmetrics' own linear layers."""
-    from torchmetrics.functional.image.lpips import _LPIPS
-    from torchvision.models import vgg16
-
+def test_lpips_is_that_of_torchmetrics(vgg16, torchmetrics_lpips):
     from models.networks.perceptual import Perceptual
 
-    backbone = vgg16(weights=None)
-    torch.save(backbone.state_dict(), tmp_path / "vgg16.pth")
-    ours = Perceptual("lpips", str(tmp_path / "vgg16.pth"))
-    theirs = _LPIPS(net="vgg", pnet_rand=True)
-    for part in ("slice1", "slice2", "slice3", "slice4", "slice5"):
-        for name, module in theirs.net.get_submodule(part).named_children():
-            module.load_state_dict(backbone.features[int(name)].state_dict())
+    ours = Perceptual("lpips", str(vgg16))
     a, b = torch.rand(2, 3, 64, 64) * 2 - 1, (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
     distance = ours(a, b)
-    assert distance.item() == pytest.approx(theirs(a, b).mean().item(), rel=1e-4)
+    assert distance.item() == pytest.approx(torchmetrics_lpips(a, b).mean().item(), rel=1e-4)
     distance.backward()
     assert b.grad.abs().sum() > 0, "it is never under no_grad"
