@@ -1,0 +1,151 @@
+"""What a discriminator is shown, and in which precision it is judged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_systems import SMALL, SYSTEMS, batch_of, cyclegan, vaegan
+
+from models import GAN, Judge, losses
+from models.augment import DRAWS, augment
+from models.system import freeze_all_but
+
+F64 = torch.float64
+ALL = ("color", "translation", "cutout")
+
+
+def coloured(x: np.ndarray, brightness: float, saturation: float, contrast: float) -> np.ndarray:
+    x = x + brightness - 0.5
+    grey = x.mean(0)
+    x = grey + (x - grey) * 2 * saturation
+    return x.mean() + (x - x.mean()) * (0.5 + contrast)
+
+
+def translated(x: np.ndarray, down: float, right: float) -> np.ndarray:
+    """By -m to m pixels, m an eighth of the size, rounded half up."""
+    size, made = x.shape[-1], np.zeros_like(x)
+    most = int(size / 8 + 0.5)
+    rows, columns = (int(u * (2 * most + 1)) - most for u in (down, right))
+    for i in range(size):
+        for j in range(size):
+            if 0 <= i + rows < size and 0 <= j + columns < size:
+                made[:, i, j] = x[:, i + rows, j + columns]
+    return made
+
+
+def cut(x: np.ndarray, down: float, right: float) -> np.ndarray:
+    """A square of half the size, whose middle is anywhere in the image: of an odd side a pixel, of an even one a corner
+    of pixels."""
+    size, made = x.shape[-1], x.copy()
+    side = size // 2
+    top, left = (int(u * (size if side % 2 else size + 1)) - side // 2 for u in (down, right))
+    made[:, max(0, top) : top + side, max(0, left) : left + side] = 0
+    return made
+
+
+@pytest.mark.parametrize("size", [32, 40, 6])
+def test_augmentations_by_hand_of_any_draw(size):
+    """In every pixel, at random draws and at both ends of their range."""
+    n = 12
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(n, 3, size, size, generator=generator, dtype=F64) * 2 - 1
+    u = torch.rand(n, DRAWS, generator=generator, dtype=F64)
+    u[0], u[1] = 0.0, 1 - 2**-53
+    for i, (x, one) in enumerate(zip(image.numpy(), u.tolist(), strict=True)):
+        for kinds, expected in {
+            ("color",): coloured(x, *one[:3]),
+            ("translation",): translated(x, *one[3:5]),
+            ("cutout",): cut(x, *one[5:]),
+            ALL: cut(translated(coloured(x, *one[:3]), *one[3:5]), *one[5:]),
+        }.items():
+            # A few sums of at most 3 * 40^2 numbers of about 1.
+            np.testing.assert_allclose(augment(image, kinds, u)[i].numpy(), expected, rtol=0, atol=1e-11)
+
+
+def test_every_kind_of_image_is_changed_by_draws_of_its_own_name():
+    """The judge's real images, a feature's and a relativistic opponent's alike; a fake's as the judge sees them."""
+    judge = Judge(augment=ALL, adversarial="relativistic", r1_weight=0.0)
+    system = vaegan(judge=judge, reconstruction="features", kl_weight=0.0, adversarial_weight=0.0).double()
+    batch, network = batch_of(dtype=F64), system.discriminator_binary
+    game = system.adversaries["binary"]
+    fakes = {"generated": torch.rand(4, 1, 32, 32, dtype=F64), "reconstructed": torch.rand(4, 1, 32, 32, dtype=F64)}
+
+    def seen(kind: str, image: torch.Tensor) -> torch.Tensor:
+        return augment(image, ALL, batch.uniform(f"augment discriminator_binary {kind}", (DRAWS,)))
+
+    logits = {kind: network(seen(kind, image)) for kind, image in ({"real": batch.image} | fakes).items()}
+    softplus = torch.nn.functional.softplus
+    expected = sum(softplus(logits[kind] - logits["real"]).mean() / 2 for kind in fakes)
+    torch.testing.assert_close(game.judge(batch, batch.image, fakes).value, expected)
+    expected = sum(softplus(logits["real"] - logits[kind]).mean() / 2 for kind in fakes)
+    torch.testing.assert_close(game.fool(batch, batch.image, fakes), expected)
+    real, fake = (network(seen("real", image), 2) for image in (batch.image, fakes["generated"]))
+    passes = system.passes(batch)._replace(reconstructed=fakes["generated"])
+    torch.testing.assert_close(system.loss(batch, passes).value, 0.5 * (real - fake).square().flatten(1).sum(1).mean())
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "ganvae", "both, both", "hinge, lecam, spectral", "cyclegan"])
+def test_no_loss_is_computed_in_half_precision(name):
+    system = SYSTEMS[name]()
+    for player in system.players():
+        freeze_all_but(system, player.networks)
+        with torch.autocast("cpu", torch.bfloat16):
+            passes = system.passes(batch_of())
+            loss, terms, statistics = player.loss(batch_of(), passes)
+        assert loss.dtype == torch.float32
+        assert {term.dtype for term in terms.values()} == {torch.float32}
+        assert all(value.dtype != torch.bfloat16 for value in statistics.values())
+
+
+def test_a_judges_loss_reaches_no_generator():
+    """Its images are cut off from what made them, also where a penalty needs their gradients."""
+    for system in (GAN(32, 1, 4, SMALL, binary=Judge(r2_weight=0.1)), cyclegan(Judge(r1_weight=0.0), pool=3)):
+        system.players()[0].loss(batch_of(), system.passes(batch_of())).value.backward()
+        moved = {name.partition(".")[0] for name, value in system.named_parameters() if value.grad is not None}
+        assert moved == set(system.players()[0].networks)
+        assert all(not image.requires_grad for image in batch_of().images)
+
+
+def test_no_penalty_is_computed_while_its_weight_is_zero():
+    batch = batch_of()
+    for first, second in ((0.0, 0.5), (0.5, 0.0), (0.0, 0.0)):
+        system = GAN(32, 1, 4, SMALL, binary=Judge(r1_weight=first, r2_weight=second))
+        _, terms, statistics = system.judge(batch, system.passes(batch))
+        assert {"r1", "r2"} & set(terms) == {name for name, weight in (("r1", first), ("r2", second)) if weight}
+        assert statistics == {}
+
+
+@pytest.mark.parametrize("mode", ["binary", "ternary"])
+def test_verdicts_are_logged_with_the_chance_level(mode):
+    """A relativistic binary judge's are beside the real image; a ternary one names three classes all the same."""
+    for kind in ("logistic", "relativistic"):
+        system = vaegan(mode, judge=Judge(adversarial=kind, r1_weight=0.0))
+        _, terms, _ = system.players()[0].loss(batch_of(), system.passes(batch_of()))
+        game = system.adversaries[mode]
+        assert terms["chance"].item() == pytest.approx(game.chance)
+        accuracies = {"accuracy/real", "accuracy/reconstructed", "accuracy/generated"}
+        if mode == "binary" and kind == "relativistic":
+            accuracies.remove("accuracy/real")
+        named = {name for name in terms if name.startswith("named/")}
+        assert set(terms) - named == {"judge", "chance"} | accuracies
+        assert len(named) == (9 if mode == "ternary" else 0)
+
+
+def test_spectral_norm_and_lecam_alone_need_work_after_a_move():
+    plain = Judge()
+    for judge, there in (
+        (plain, False),
+        (replace(plain, lecam_weight=0.1), True),
+        (replace(plain, spectral_norm=True), True),
+    ):
+        assert (vaegan(judge=judge).players()[0].after is not None) == there
+
+
+def test_verdicts_at_the_boundary_are_fake():
+    """A logit of 0, and a fake that has as much realness as the real image beside it, are no success of the judge."""
+    edge, fakes = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [-1.0]])
+    shares = losses.confusion({"real": edge, "reconstructed": fakes, "generated": fakes})
+    assert shares == {"accuracy/real": 0.5, "accuracy/reconstructed": 1, "accuracy/generated": 1}
+    beside = losses.confusion({"real": edge, "reconstructed": fakes, "generated": edge}, relativistic=True)
+    assert beside == {"accuracy/reconstructed": 0.5, "accuracy/generated": 0}

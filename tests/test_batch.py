@@ -1,0 +1,93 @@
+"""A batch: pixels to [-1, 1] and back, draws by their name and place alone, and what is put together from parts."""
+
+import pytest
+import torch
+
+from trainer.batch import Batch, key, normalize, prior, to_uint8
+
+
+def batch_of(n=6, rows=slice(2, 8), size=8, seed=3, step=5, dtype=torch.float32) -> Batch:
+    images = torch.arange(n * 4, dtype=dtype).view(n, 1, 2, 2)
+    return Batch((images, -images), rows, size, seed, step)
+
+
+def test_keys_are_pinned():
+    """A change would silently change every draw of a run that is resumed."""
+    assert key(1, 2, "prior") == 2_089_414_483_394_411_854
+    keys = {key(*parts) for parts in [(1, 2), (2, 1), (12,), (1, "2"), ("1", 2), (1, 2, 0)]}
+    assert len(keys) == 6
+    most = max(key(i) for i in range(1000))
+    assert 2**62 < most < 2**63
+
+
+def test_every_pixel_comes_back():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    image = normalize(pixels)
+    assert (image.min(), image.max()) == (-1, 1)
+    assert image.dtype == torch.float32
+    assert torch.equal(to_uint8(image), pixels)
+    step = 1 / 127.5
+    assert torch.equal(to_uint8(image + 0.4 * step), pixels)
+    assert torch.equal(to_uint8(image - 0.4 * step), pixels)
+    assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+    assert normalize(pixels.permute(0, 2, 3, 1)).is_contiguous()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_pixels_that_are_not_finite_are_counted(bad):
+    with pytest.raises(FloatingPointError, match=r"^2 of 3 pixels are not finite$"):
+        to_uint8(torch.tensor([bad, 0.0, bad]))
+
+
+def test_prior_draws_are_their_indices_own():
+    index = torch.tensor([4, 0, 4])
+    z = prior(1, index, (2, 3))
+    by_hand = torch.randn((2, 3), generator=torch.Generator().manual_seed(key(1, "evaluate", 0)))
+    assert torch.equal(z[1], by_hand)
+    assert torch.equal(z[0], z[2])
+    assert not torch.equal(z[0], z[1])
+    assert not torch.equal(prior(2, index, (2, 3))[1], z[1])
+
+
+@pytest.mark.parametrize(("name", "of"), [("normal", torch.randn), ("uniform", torch.rand)])
+def test_draws_are_rows_of_the_global_batchs(name, of):
+    part = getattr(batch_of(), name)("prior", (3,))
+    whole = of((8, 3), generator=torch.Generator().manual_seed(key(3, 5, "prior")))
+    assert torch.equal(part, whole[2:8])
+    others = [batch_of(seed=4), batch_of(step=6)]
+    assert all(not torch.equal(getattr(other, name)("prior", (3,)), part) for other in others)
+    assert not torch.equal(getattr(batch_of(), name)("posterior", (3,)), part)
+    assert torch.equal(getattr(batch_of(dtype=torch.float64), name)("prior", (3,)), part.double())
+
+
+def test_parts_are_rows_of_every_set_in_order():
+    batch = batch_of()
+    parts = batch.split(2)
+    assert [part.rows for part in parts] == [slice(2, 4), slice(4, 6), slice(6, 8)]
+    assert {(part.batch_size, part.seed, part.step) for part in parts} == {(8, 3, 5)}
+    for i, images in enumerate(batch.images):
+        assert torch.equal(torch.cat([part.images[i] for part in parts]), images)
+    assert torch.equal(batch.image, batch.images[0])
+    assert [part.positions().tolist() for part in parts] == [[2, 3], [4, 5], [6, 7]]
+
+
+def test_the_mean_of_what_parts_placed_holds_every_row():
+    """To the bit: in float32 a third of three times a number may be another."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(9, 4, generator=generator)
+    parts = [Batch((values[i : i + 3],), slice(i, i + 3), 9, 0, 0) for i in (0, 3, 6)]
+    placed = [part.placed(part.image) for part in parts]
+    assert placed[1].shape == (9, 4)
+    assert (placed[1][:3] == 0).all()
+    mean = sum(one / 3 for one in placed)
+    assert torch.equal(mean.float(), values)
+
+
+def test_turns_and_ramps_begin_at_their_first_step():
+    def at(step: int) -> Batch:
+        return batch_of(step=step)
+
+    assert [step for step in range(8) if at(step).due(3)] == [0, 3, 6]
+    assert [step for step in range(8) if at(step).due(3, 2)] == [2, 5]
+    assert [at(step).ramp(3, 0) for step in (2, 3, 4)] == [0, 1, 1]
+    assert [at(step).ramp(3, 2) for step in (0, 3, 4, 5, 7)] == [0, 0, 0.5, 1, 1]

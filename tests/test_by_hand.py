@@ -1,0 +1,495 @@
+"""What every system lowers, and how a step moves weights, by hand: numpy in float64, from the papers' formulas.
+
+The networks' outputs and their gradients with respect to images are torch's; all that follows is written out here.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from test_systems import SMALL, batch_of, cyclegan
+from torch import nn
+
+from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, Judge, Loss, Optimizer, Player, System
+from trainer.batch import Batch
+from trainer.ema import EMA
+from trainer.evaluate import exactly, features_of
+from trainer.step import Step
+
+F64 = torch.float64
+STEP = 9
+# Sums of at most 10^4 terms err by at most 10^4 * 2^-53 of the sum of their sizes, about 1e-12; the terms here cancel
+# by less than a factor of 1,000.
+CLOSE = 1e-9
+
+
+def numbers(x: torch.Tensor) -> np.ndarray:
+    return x.detach().numpy()
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+def total(x: np.ndarray) -> float:
+    """The sum over all axes but the first, whose mean is taken."""
+    return x.reshape(len(x), -1).sum(1).mean()
+
+
+def posterior(system, image: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    mean, log_variance = np.split(numbers(system.encoder(image)), 2, axis=1)
+    return mean, log_variance
+
+
+def decoded(system, z: np.ndarray) -> torch.Tensor:
+    return system.decoder(torch.from_numpy(z)).detach()
+
+
+def encode_and_decode(system, batch: Batch) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    mean, log_variance = posterior(system, batch.image)
+    noise = numbers(batch.normal("posterior", system.latent_shape))
+    return mean, log_variance, decoded(system, mean + np.exp(log_variance / 2) * noise)
+
+
+def kl_of(mean: np.ndarray, log_variance: np.ndarray, free_bits: float = 0.0) -> float:
+    """Kingma & Welling 2014, appendix B: -1/2 sum(1 + log s^2 - m^2 - s^2); at least its free bits each."""
+    return np.maximum(-0.5 * (1 + log_variance - mean**2 - np.exp(log_variance)), free_bits).sum(1).mean()
+
+
+def realness(logits: np.ndarray) -> np.ndarray:
+    """The logit of p(real): log(p / (1 - p))."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return np.log(p[:, 0]) - np.log(p[:, 1:].sum(1))
+
+
+def on_real(kind: str, s: np.ndarray) -> float:
+    return {
+        "logistic": softplus(-s),  # -log sigmoid(s)
+        "hinge": np.maximum(0, 1 - s),
+        "least_squares": ((s + 1) / 2 - 1) ** 2,
+    }[kind].mean()
+
+
+def fooled(kind: str, fake: np.ndarray, real: np.ndarray) -> float:
+    """What a generator lowers, of the realness of its images and of the real ones beside them."""
+    if kind == "relativistic":
+        return softplus(real - fake).mean()
+    return -fake.mean() if kind == "hinge" else on_real(kind, fake)
+
+
+def judged(kind: str, logits: list[np.ndarray], shares: list[float]) -> float:
+    """What a discriminator lowers, of its logits on real images and on each kind of fake, which have these shares."""
+    s = [realness(of) for of in logits]
+    if kind == "relativistic":
+        weights = np.array(shares[1:]) / sum(shares[1:])
+        loss = sum(weight * softplus(fake - s[0]).mean() for weight, fake in zip(weights, s[1:], strict=True))
+    else:
+        loss = shares[0] * on_real(kind, s[0])
+        loss += sum(share * on_real(kind, -fake) for share, fake in zip(shares[1:], s[1:], strict=True))
+    if logits[0].shape[1] == 3:  # -log p(own | not real)
+        for own, other in ((1, 2), (2, 1)):
+            loss += shares[own] * softplus(logits[own][:, other] - logits[own][:, own]).mean()
+    return loss
+
+
+def slope(network: nn.Module, image: torch.Tensor) -> float:
+    """E ||d s / d x||^2 of the realness s (of its mean over patches)."""
+    image = image.detach().clone().requires_grad_()
+    logits = network(image)
+    s = logits[:, 0] if logits.shape[1] == 1 else logits[:, 0] - logits[:, 1:].exp().sum(1).log()
+    (gradient,) = torch.autograd.grad(s.reshape(len(s), -1).mean(1).sum(), image)
+    return total(numbers(gradient) ** 2)
+
+
+def test_an_autoencoder_lowers_half_the_squared_error():
+    system, batch = AE(32, 1, 4, SMALL).double(), batch_of(dtype=F64)
+    loss, terms, _ = system.loss(batch, system.passes(batch))
+    x, y = numbers(batch.image), numbers(system.decoder(system.encoder(batch.image)))
+    assert loss.item() == pytest.approx(total(0.5 * (x - y) ** 2), rel=CLOSE)
+    assert {name: term.item() for name, term in terms.items()} == {"reconstruction": loss.item()}
+    code, log_variance = system.posterior(batch.image)
+    assert torch.equal(code, system.encoder(batch.image))
+    assert (log_variance.exp() == 0).all()
+    assert torch.equal(system.reconstruct(batch.image), system.sample(code))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace", "bernoulli"])
+@pytest.mark.parametrize("free_bits", [0.0, 0.3])
+def test_a_vae_lowers_the_bound(likelihood, free_bits):
+    scaled = likelihood != "bernoulli"
+    system = VAE(32, 1, 4, SMALL, likelihood, scaled, kl_weight=2.0, kl_warmup=20, free_bits=free_bits).double()
+    if scaled:
+        torch.nn.init.constant_(system.scale.log_scale, -0.4)
+    batch = batch_of(dtype=F64, step=STEP)
+    loss, terms, _ = system.loss(batch, system.passes(batch))
+    mean, log_variance, reconstructed = encode_and_decode(system, batch)
+    x, y, s = numbers(batch.image), numbers(reconstructed), math.exp(-0.4)
+    p, t = (y + 1) / 2, (x + 1) / 2
+    reconstruction = {
+        "gaussian": lambda: (x - y) ** 2 / (2 * s**2) + math.log(s),
+        "laplace": lambda: np.abs(x - y) / s + math.log(s),
+        "bernoulli": lambda: -(t * np.log(p) + (1 - t) * np.log(1 - p)),
+    }[likelihood]()
+    kl = kl_of(mean, log_variance, free_bits)
+    assert (kl > kl_of(mean, log_variance)) == (free_bits > 0)
+    # The cross-entropy may be taken in float32: of p between 0.01 and 0.99 a logarithm errs by 100 * 2^-24 at most,
+    # and the sum of 1,024 of them by 1,024 * 2^-24 of itself.
+    assert 0.01 < p.min() < p.max() < 0.99
+    close = CLOSE if scaled else 1e-4
+    assert loss.item() == pytest.approx(total(reconstruction) + 2.0 * (STEP / 20) * kl, rel=close)
+    expected = {"reconstruction": total(reconstruction), "kl": kl} | ({"scale": s} if scaled else {})
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=close)
+    assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
+
+
+class Distance(nn.Module):
+    """In the place of a trained network's features, whose file takes a second to read."""
+
+    def __init__(self, kind, weights):
+        super().__init__()
+        self.given = kind, weights
+
+    def forward(self, target, prediction):
+        return (target - prediction).abs().mean()
+
+
+@pytest.mark.parametrize("opponent", ["real", "not_own"])
+@pytest.mark.parametrize("encoder_adversarial", [True, False])
+def test_a_vaegans_autoencoder_lowers_the_weighted_sum_of_all_its_terms(opponent, encoder_adversarial, monkeypatch):
+    monkeypatch.setattr("models.vaegan.Perceptual", Distance)
+    judges = {"binary": Judge(adversarial="hinge"), "ternary": Judge(start=5, ramp=8)}
+    system = VAEGAN(
+        *(32, 1, 4, SMALL, "both", "both", "laplace", "ternary", 1),
+        reconstruction_weight=0.7,
+        perceptual_weight=300.0,
+        perceptual="convnext",
+        perceptual_weights="file",
+        kl_weight=2.5,
+        kl_warmup=20,
+        free_bits=0.2,
+        adversarial_weight=50.0,
+        encoder_adversarial=encoder_adversarial,
+        opponent=opponent,
+        **judges,
+    ).double()
+    assert system.perceptual.given == ("convnext", "file")
+    batch = batch_of(dtype=F64, step=STEP)
+    loss, terms, _ = system.loss(batch, system.passes(batch))
+    mean, log_variance, reconstructed = encode_and_decode(system, batch)
+    generated = system.decoder(batch.normal("prior", (4,)))
+    x, y = numbers(batch.image), numbers(reconstructed)
+    features = [numbers(system.discriminator_ternary(image, 1)) for image in (batch.image, reconstructed)]
+    binary = [numbers(system.discriminator_binary(fake)) for fake in (reconstructed, generated)]
+    ternary = [numbers(system.discriminator_ternary(fake)) for fake in (reconstructed, generated)]
+    p = [np.exp(of) / np.exp(of).sum(1, keepdims=True) for of in ternary]
+    wanted = [p[0][:, 0], p[1][:, 0]] if opponent == "real" else [1 - p[0][:, 1], 1 - p[1][:, 2]]
+    expected = {
+        "reconstruction": total(np.abs(x - y)),
+        "reconstruction/features": total(0.5 * (features[0] - features[1]) ** 2),
+        "perceptual": np.abs(x - y).mean(),
+        "kl": kl_of(mean, log_variance, 0.2),
+        "fool/binary": np.mean([-of.mean() for of in binary]),
+        "fool/ternary": np.mean([-np.log(of).mean() for of in wanted]),
+    }
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
+    whole = (
+        0.7 * (expected["reconstruction"] + expected["reconstruction/features"])
+        + 300.0 * expected["perceptual"]
+        + 2.5 * (STEP / 20) * expected["kl"]
+        + 50.0 * (expected["fool/binary"] + (STEP - 5) / 8 * expected["fool/ternary"]) / 2
+    )
+    assert loss.item() == pytest.approx(whole, rel=CLOSE)
+
+
+KINDS = ["logistic", "hinge", "least_squares", "relativistic"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["binary", "ternary"])
+def test_a_vaegans_discriminator_lowers_its_game_its_penalties_and_lecam(mode, kind):
+    judge = Judge(adversarial=kind, r1_weight=0.6, r2_weight=0.25, penalty_every=3, lecam_weight=0.4, start=3, every=2)
+    weights = {"class_weights": (2.0, 1.0, 0.5)} if mode == "ternary" else {}
+    system = VAEGAN(32, 1, 4, SMALL, mode, **weights, **{mode: judge}).double()
+    network = system.get_submodule(f"discriminator_{mode}")
+    system.get_buffer(f"lecam_discriminator_{mode}").copy_(torch.tensor([0.3, -0.2], dtype=F64))
+    batch = batch_of(dtype=F64, step=STEP)
+    _, _, reconstructed = encode_and_decode(system, batch)
+    images = [batch.image, reconstructed, system.decoder(batch.normal("prior", (4,))).detach()]
+    logits = [numbers(network(image)) for image in images]
+    shares = [2 / 3.5, 1 / 3.5, 0.5 / 3.5] if mode == "ternary" else [0.5, 0.25, 0.25]
+    s_real, s_fake = realness(logits[0]), np.concatenate([realness(logits[1]), realness(logits[2])])
+    expected = {
+        "judge": judged(kind, logits, shares),
+        "lecam": (np.maximum(s_real + 0.2, 0) ** 2).mean() + (np.maximum(0.3 - s_fake, 0) ** 2).mean(),
+        "r1": slope(network, images[0]) / 2,
+        "r2": (slope(network, images[1]) + slope(network, images[2])) / 4,
+    }
+    for step, due in ((STEP, 3), (STEP + 2, 0)):  # penalties at steps 3, 9, 15 ..., each in the place of three
+        batch = batch_of(dtype=F64, step=step)
+        passes = system.passes(batch)._replace(reconstructed=images[1], generated=images[2])
+        loss, terms, statistics = system.players()[0].loss(batch, passes)
+        there = {name: value for name, value in expected.items() if due or name not in ("r1", "r2")}
+        assert {name: terms[name].item() for name in there} == pytest.approx(there, rel=CLOSE)
+        assert ("r1" in terms) == ("r2" in terms) == (due > 0)
+        whole = expected["judge"] + 0.4 * expected["lecam"] + due * (0.6 * expected["r1"] + 0.25 * expected["r2"])
+        assert loss.item() == pytest.approx(whole, rel=CLOSE)
+        assert statistics["realness"].tolist() == pytest.approx([s_real.mean(), s_fake.mean()], rel=CLOSE)
+    system.players()[0].after(statistics)
+    means = [0.99 * 0.3 + 0.01 * s_real.mean(), -0.99 * 0.2 + 0.01 * s_fake.mean()]
+    assert system.get_buffer(f"lecam_discriminator_{mode}").tolist() == pytest.approx(means, rel=CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gans_players_lower_each_others_game(kind):
+    system = GAN(32, 1, 4, SMALL, binary=Judge(adversarial=kind, r1_weight=0.6)).double()
+    batch = batch_of(dtype=F64, step=STEP)
+    passes = system.passes(batch)
+    generated = system.decoder(batch.normal("prior", (4,)))
+    real, fake = (numbers(system.discriminator_binary(image)) for image in (batch.image, generated))
+    loss, terms, _ = system.judge(batch, passes)
+    assert terms["judge"].item() == pytest.approx(judged(kind, [real, fake], [0.5, 0.5]), rel=CLOSE)
+    r1 = slope(system.discriminator_binary, batch.image) / 2
+    assert loss.item() == pytest.approx(terms["judge"].item() + 0.6 * r1, rel=CLOSE)
+    loss, terms, _ = system.loss(batch, passes)
+    assert loss.item() == pytest.approx(fooled(kind, realness(fake), realness(real)), rel=CLOSE)
+    assert terms == {"fool/binary": loss}
+    assert torch.equal(system.sample(batch.normal("prior", (4,))), generated)
+
+
+def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood():
+    judge = Judge(adversarial="least_squares", r1_weight=0.0, start=5, ramp=8)
+    system = GANVAE(32, 1, 4, SMALL, latent_weight=3.0, binary=judge).double()
+    batch = batch_of(dtype=F64, step=STEP)
+    passes = system.passes(batch)
+    z = batch.normal("prior", (4,))
+    generated = system.decoder(z)
+    real, fake = (numbers(system.discriminator_binary(image)) for image in (batch.image, generated))
+    mean, log_variance = posterior(system, generated)
+    loss, _, _ = system.judge(batch, passes)
+    assert loss.item() == pytest.approx(judged("least_squares", [real, fake], [0.5, 0.5]), rel=CLOSE)
+    variance = np.exp(log_variance)
+    density = np.exp(-((numbers(z) - mean) ** 2) / (2 * variance)) / np.sqrt(2 * math.pi * variance)
+    expected = {"fool/binary": fooled("least_squares", realness(fake), real), "latent": -np.log(density).mean()}
+    loss, terms, _ = system.loss(batch, passes)
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
+    whole = (STEP - 5) / 8 * expected["fool/binary"] + 3.0 * expected["latent"]
+    assert loss.item() == pytest.approx(whole, rel=CLOSE)
+    mean, _ = posterior(system, batch.image)
+    assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
+
+
+@pytest.mark.parametrize("identity_weight", [2.0, 0.0])
+def test_a_cyclegans_players_lower_their_games_the_cycles_and_the_identity(identity_weight):
+    judge = Judge(adversarial="least_squares", r1_weight=0.0, start=5, ramp=8)
+    system = cyclegan(judge, pool=0, cycle_weight=3.0, identity_weight=identity_weight).double()
+    batch = batch_of(dtype=F64, step=STEP)
+    (a, b), (ab, ba) = batch.images, (system.translator_ab, system.translator_ba)
+    assert torch.equal(system.translate(a, "a2b"), ab(a))
+    assert torch.equal(system.translate(a, "b2a"), ba(a))
+    real, fake = {}, {}
+    for domain, own, made in (("a", a, ba(b)), ("b", b, ab(a))):
+        network = system.get_submodule(f"discriminator_{domain}")
+        real[domain], fake[domain] = numbers(network(own)), numbers(network(made))
+    passes = system.passes(batch)
+    loss, terms, _ = system.judge(batch, passes)
+    games = {f"{domain}/judge": judged("least_squares", [real[domain], fake[domain]], [0.5, 0.5]) for domain in "ab"}
+    assert {name: terms[name].item() for name in games} == pytest.approx(games, rel=CLOSE)
+    assert loss.item() == pytest.approx(sum(games.values()), rel=CLOSE)
+
+    def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+        return np.abs(numbers(one) - numbers(other)).mean()
+
+    expected = {
+        **{f"fool/{domain}": fooled("least_squares", realness(fake[domain]), real[domain]) for domain in "ab"},
+        "cycle": apart(ba(ab(a)), a) + apart(ab(ba(b)), b),
+    }
+    if identity_weight:
+        expected["identity"] = apart(ba(a), a) + apart(ab(b), b)
+    loss, terms, _ = system.loss(batch, passes)
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
+    whole = (STEP - 5) / 8 * (expected["fool/a"] + expected["fool/b"]) + 3.0 * expected["cycle"]
+    assert loss.item() == pytest.approx(whole + identity_weight * expected.get("identity", 0.0), rel=CLOSE)
+
+
+# ---- the step
+
+FIRST = {"lr": 3e-4, "schedule": "linear", "hold": 0.25, "final": 0.1, "betas": (0.3, 0.8), "weight_decay": 0.1}
+LAST = {"lr": 2e-3, "schedule": "cosine", "warmup": 3, "betas": (0.4, 0.9), "weight_decay": 0.2, "algorithm": "adam"}
+# What the rates above are at steps 0 to 4 of 8: the first falls from step 2 on to a tenth at step 8, the last rises
+# within 3 steps while it falls to 0 along half a cosine.
+FIRST_RATES = [3e-4, 3e-4, 3e-4, 3e-4 * (1 - 0.9 / 6), 3e-4 * (1 - 0.9 * 2 / 6)]
+LAST_RATES = [2e-3 * min(1, (k + 1) / 3) * math.cos(math.pi * k / 16) ** 2 for k in range(5)]
+SCHEDULED = {
+    "ae": lambda: AE(32, 1, 4, SMALL, Optimizer(**LAST)),
+    "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=Optimizer(**LAST)),
+    "gan": lambda: GAN(32, 1, 4, SMALL, Optimizer(**LAST), Judge(**FIRST)),
+    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, Optimizer(**LAST), Judge(**FIRST)),
+    "vaegan": lambda: VAEGAN(
+        *(32, 1, 4, SMALL, "both"),
+        autoencoder=Optimizer(**LAST),
+        binary=Judge(**FIRST),
+        ternary=Judge(**{**FIRST, "lr": 6e-4, "algorithm": "adam"}),
+    ),
+    "cyclegan": lambda: CycleGAN(32, 1, 4, blocks=1, pool=0, translators=Optimizer(**LAST), binary=Judge(**FIRST)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_every_players_optimizer_has_its_settings_and_follows_its_schedule(name):
+    system = SCHEDULED[name]()
+    mover = Step(Accelerator(cpu=True), system, 8)
+    for step in range(5):
+        mover([batch_of(2, step=step)], step)
+        for one in mover.movers:
+            (group,) = one.optimizer.param_groups
+            rates = {"autoencoder": LAST_RATES, "generator": LAST_RATES, "translators": LAST_RATES}
+            rates |= {"binary": FIRST_RATES, "ternary": [2 * rate for rate in FIRST_RATES]}
+            assert group["lr"] == pytest.approx(rates[one.player.name][step], rel=1e-12)
+            settings = FIRST if one.player.name in ("binary", "ternary") else LAST
+            assert (group["betas"], group["weight_decay"]) == (settings["betas"], settings["weight_decay"])
+            adam = one.player.name != "binary"
+            assert isinstance(one.optimizer, torch.optim.AdamW) != adam
+
+
+class Line(System):
+    """Two networks of one player, whose gradients at step k are (k + 1) times the weights' `steepness`."""
+
+    averaged = ("first", "second")
+
+    def __init__(self, optimizer: Optimizer):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.optimizer = optimizer
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[0.5, -2.0]]))
+            self.second.weight.copy_(torch.tensor([[1.5]]))
+
+    def passes(self, batch: Batch) -> torch.Tensor:
+        return self.first(batch.image[:, :2]) + self.second(batch.image[:, 2:])
+
+    def loss(self, batch: Batch, passes: torch.Tensor) -> Loss:
+        return Loss(passes.mean(), {"height": passes.mean()})
+
+    def players(self) -> list[Player]:
+        return [Player("player", ("first", "second"), self.loss, self.optimizer)]
+
+    def weights(self) -> list[float]:
+        return [*self.first.weight[0].tolist(), *self.second.weight[0].tolist()]
+
+
+STEEPNESS = np.array([3.0, -4.0, 12.0])  # of norm 13
+
+
+def line_batch(step: int) -> Batch:
+    """Four rows whose mean is (step + 1) times the steepness."""
+    rows = (step + 1) * torch.from_numpy(STEEPNESS) * torch.tensor([0.5, 1.5, 3.0, -1.0], dtype=F64)[:, None]
+    return Batch((rows,), slice(0, 4), 4, seed=0, step=step)
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "adamw"])
+@pytest.mark.parametrize(("weight_decay", "clip"), [(0.0, None), (0.0, 15.0), (0.25, None), (0.25, 15.0)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_updates_by_hand(algorithm, weight_decay, clip, parts):
+    """Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2: adamw's decay is apart from the gradient.
+
+    The first gradient's norm is 13, within the clip of 15; the others' are 26 and 39.
+    """
+    settings = Optimizer(0.1, (0.6, 0.9), weight_decay, clip, algorithm, warmup=2)
+    system = Line(settings).double()
+    accelerator = Accelerator(cpu=True)
+    mover = Step(accelerator, system, 3)
+    w, m, v = np.array([0.5, -2.0, 1.5]), np.zeros(3), np.zeros(3)
+    for k in range(3):
+        gradient, before = (k + 1) * STEEPNESS, w.copy()
+        if clip:
+            gradient = gradient * min(1, clip / (13 * (k + 1)))
+        if algorithm == "adam":
+            gradient = gradient + weight_decay * w
+        m, v = 0.6 * m + 0.4 * gradient, 0.9 * v + 0.1 * gradient**2
+        rate = 0.1 * (1 if k else 0.5)
+        if algorithm == "adamw":
+            w = w - rate * weight_decay * w
+        w = w - rate * (m / (1 - 0.6 ** (k + 1))) / (np.sqrt(v / (1 - 0.9 ** (k + 1))) + 1e-8)
+        mover(line_batch(k).split(4 // parts), k)
+        # torch adds 1e-6 to the norm that it divides the clip by: 1e-6 / 26 of the gradient, of which an update is a
+        # ratio of sums.
+        assert system.weights() == pytest.approx(w.tolist(), rel=1e-6 if clip else 1e-10)
+        means = {"player/height": (k + 1) * STEEPNESS @ before, "player/grad_norm": 13 * (k + 1)}
+        assert mover.meter.read(accelerator) == pytest.approx(means, rel=1e-6 if clip else 1e-10)
+    assert mover.failed() is None
+
+
+def test_the_averages_half_life_is_at_most_a_share_of_the_images_seen():
+    """After k steps of 10 images min(100, 10 k * 2); half of an old weight is left after as many images."""
+    system = Line(Optimizer()).double()
+    ema, expected = EMA(system, half_life=100, batch_size=10, ramp=2.0), 1.0
+    torch.nn.init.constant_(ema.system.first.weight, 1.0)
+    torch.nn.init.constant_(system.first.weight, 5.0)
+    for k in range(1, 9):
+        ema.update(k)
+        kept = 0.5 ** (10 / min(100, 20 * k))
+        expected = kept * expected + (1 - kept) * 5.0
+        assert ema.system.first.weight.tolist() == [pytest.approx([expected, expected], rel=1e-12)]
+
+
+def test_the_averages_ramp_is_a_twentieth_unless_set():
+    system = Line(Optimizer()).double()
+    ema = EMA(system, half_life=10**6, batch_size=10)
+    torch.nn.init.zeros_(ema.system.second.weight)
+    torch.nn.init.ones_(system.second.weight)
+    ema.update(50)
+    assert ema.system.second.weight.item() == pytest.approx(1 - 0.5 ** (10 / 25), rel=1e-12)
+
+
+# ---- the evaluation's settings
+
+
+def cuda_settings() -> dict[str, object]:
+    cudnn = torch.backends.cudnn
+    return {
+        **{name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")},
+        "matmul": torch.get_float32_matmul_precision(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }
+
+
+EXACT = {
+    **{"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False},
+    **{"matmul": "highest", "autocast": False},
+}
+FAST = {
+    **{"enabled": True, "benchmark": True, "deterministic": False, "allow_tf32": True},
+    **{"matmul": "medium", "autocast": True},
+}
+
+
+def test_scores_are_computed_without_tf32_autocast_or_choice_by_speed():
+    """Seen by the extractor itself; afterwards the settings are what they were."""
+    seen = []
+
+    class Watching:
+        name, dim, classes = "watching", 2, 0
+
+        def __call__(self, image):
+            seen.append(cuda_settings())
+            return torch.zeros(len(image), 2), torch.zeros(len(image), 0)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            assert cuda_settings() == FAST
+            features_of(Watching(), torch.zeros(3, 1, 32, 32, dtype=torch.uint8))
+            assert cuda_settings() == FAST
+            with exactly(torch.device("cpu")):
+                seen.append(cuda_settings())
+            assert cuda_settings() == FAST
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [EXACT, EXACT]

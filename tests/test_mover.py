@@ -1,0 +1,168 @@
+"""What moves a player: its weights' names, its loss scaler, its meter, and how a failure is told."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_by_hand import Line, line_batch
+from torch import nn
+
+from models import Optimizer
+from trainer.step import Meter, Step
+
+CPU = torch.device("cpu")
+
+
+def accelerator_of(precision: str = "no", processes: int = 1, codes=(), factor: float = 1.0) -> SimpleNamespace:
+    """Of one process, or of several of which the others' values make means `factor` times this one's."""
+    return SimpleNamespace(
+        device=CPU,
+        mixed_precision=precision,
+        num_processes=processes,
+        autocast=nullcontext,
+        reduce=lambda value, how: value * {"mean": factor}[how],
+        gather=lambda value: torch.cat([value, torch.tensor(codes, dtype=value.dtype)]),
+    )
+
+
+class Wrapped(nn.Module):
+    """As DDP wraps a network."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def test_a_wrapped_networks_weights_keep_their_names():
+    """By which a checkpoint saves an optimizer's state."""
+    system = Line(Optimizer())
+    system.first = Wrapped(system.first)
+    (mover,) = Step(accelerator_of(), system, 9).movers
+    assert list(mover.parameters) == ["first.weight", "second.weight"]
+    assert mover.networks == [system.first, system.second]
+    assert mover.parameters["first.weight"] is system.first.module.weight
+
+
+@pytest.mark.parametrize("clip", [None, 15.0])
+def test_fp16s_scaler_changes_no_update(clip):
+    """Its scale is a power of two, so that scaled gradients have the same digits; and they are clipped unscaled."""
+    found = []
+    for precision in ("no", "fp16"):
+        system = Line(Optimizer(0.1, clip=clip, weight_decay=0.1)).double()
+        accelerator = accelerator_of(precision)
+        step = Step(accelerator, system, 9)
+        (mover,) = step.movers
+        assert (mover.scaler is not None) == (precision == "fp16")
+        for k in range(3):
+            step(line_batch(k).split(2), k)
+        found.append((system.weights(), step.meter.read(accelerator)))
+        assert step.failed() is None
+    assert found[0] == found[1]
+
+
+def test_overflows_in_a_row_are_counted_by_player_and_forgotten_after_a_good_update():
+    system = Line(Optimizer(0.1)).double()
+    step = Step(accelerator_of("fp16"), system, 99, overflows=3)
+    (mover,) = step.movers
+    broken, counts = {1, 2, 4, 5, 6, 7}, []
+    hook = None
+    for k in range(9):
+        if hook is not None:
+            hook.remove()
+        factor = torch.inf if k in broken else 1.0
+        hook = system.first.weight.register_hook(lambda gradient, factor=factor: gradient * factor)
+        before = system.weights()
+        step([line_batch(k)], k)
+        counts.append(int(mover.overflows))
+        failed = step.failed()
+        assert (failed is not None) == (k >= 6)
+        assert (system.weights() == before) == (k in broken or k > 6)
+    assert counts == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+    assert failed == (6, mover.player)
+
+
+def test_a_processs_failure_is_that_of_all():
+    """The first step, and of one step the first player, over all processes."""
+    system = Line(Optimizer())
+    system.players = lambda: [one for name in "abc" for one in Line.players(system)]
+    for codes, expected in (((), None), ((-1, -1), None), ((-1, 7), (2, 1)), ((9, 8), (2, 2))):
+        step = Step(accelerator_of(processes=3, codes=codes), system, 9)
+        failed = step.failed()
+        assert (failed is None) == (expected is None)
+        if expected:
+            assert failed == (expected[0], step.movers[expected[1]].player)
+    step.failure.fill_(3)
+    assert step.failed() == (1, step.movers[0].player)
+
+
+def test_gradients_of_unwrapped_networks_are_averaged_over_processes():
+    """Here the mean over processes is a quarter of this one's; weights without a gradient count as 0."""
+    moved = []
+    for processes, factor in ((2, 0.25), (1, 4.0)):
+        system = Line(Optimizer(0.1, clip=15.0)).double()
+        system.first.bias = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        system.passes = lambda batch, system=system: batch.image[:, :2] @ system.first.weight.T
+        accelerator = accelerator_of(processes=processes, factor=factor)
+        step = Step(accelerator, system, 9)
+        step([line_batch(4)], 4)
+        moved.append(system)
+        norm = step.meter.read(accelerator_of())["player/grad_norm"]
+        assert norm == pytest.approx(5 * 5 * (0.25 if processes == 2 else 1))
+        assert system.first.bias.item() == 0
+    assert moved[0].second.weight.item() == 1.5
+
+
+def test_statistics_are_means_over_parts_and_processes():
+    seen = []
+    system = Line(Optimizer())
+    (player,) = system.players()
+
+    def loss(batch, passes):
+        statistic = {"first": batch.image[:, :1].mean(0), "rows": torch.tensor(float(batch.rows.start))}
+        return player.loss(batch, passes)._replace(statistics=statistic)
+
+    system.players = lambda: [replace(player, loss=loss, after=seen.append)]
+    system.double()
+    Step(accelerator_of(processes=2, factor=0.5), system, 9)(line_batch(0).split(1), 0)
+    (statistics,) = seen
+    assert statistics["first"].tolist() == [3.0 / 2]
+    assert statistics["rows"].item() == (0 + 1 + 2 + 3) / 4 / 2
+
+
+def test_passes_are_made_once_a_step_only_where_they_may_be_shared():
+    for share, parts, expected in ((True, 1, 1), (False, 1, 2), (True, 2, 4), (False, 2, 4)):
+        made = []
+        system = Line(Optimizer())
+        (player,) = system.players()
+        system.players = lambda player=player: [replace(player, networks=(one,)) for one in player.networks]
+        system.passes = lambda batch, made=made, system=system: made.append(batch) or Line.passes(system, batch)
+        Step(accelerator_of(), system.double(), 9, share)(line_batch(0).split(4 // parts), 0)
+        assert len(made) == expected, (share, parts)
+
+
+def test_a_meter_sums_in_double_precision():
+    meter = Meter()
+    meter.add("a", torch.tensor(2.0**24, requires_grad=True))
+    meter.add("a", torch.tensor(1.0))
+    assert meter.state() == {"a": (2.0**24 + 1, 2.0)}
+    assert not meter.sums["a"].requires_grad
+    assert meter.read(accelerator_of()) == {"a": (2.0**24 + 1) / 2}
+    assert meter.state() == {}
+
+
+def test_a_meter_goes_on_from_the_mean_of_all_processes_sums():
+    meters = [Meter(), Meter()]
+    for i, meter in enumerate(meters):
+        for value in (1.0, 2.0, 4.0):
+            meter.add("a", torch.tensor(value + i))
+        meter.add("b", torch.tensor(5.0), 0.5)
+    restored = Meter()
+    restored.load([meter.state() for meter in meters], CPU)
+    assert restored.state() == {"a": ((7.0 + 10.0) / 2, 3.0), "b": (2.5, 0.5)}
+    restored.add("a", torch.tensor(11.5))
+    assert restored.read(accelerator_of(factor=3.0)) == {"a": 3 * 20.0 / 4, "b": 3 * 5.0}

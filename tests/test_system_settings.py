@@ -1,0 +1,123 @@
+"""Settings of systems and optimizers: each is refused out of its range, by its name, and accepted at its bounds."""
+
+import pytest
+from test_systems import SMALL, cyclegan, vaegan
+
+from models import AE, GAN, GANVAE, VAE, CycleGAN, Judge, Networks, Optimizer
+
+NOT_NEGATIVE = {
+    "vae": (lambda **one: VAE(32, 1, 4, SMALL, **one), ("kl_weight", "kl_warmup", "free_bits")),
+    "ganvae": (lambda **one: GANVAE(32, 1, 4, SMALL, **one), ("latent_weight",)),
+    "vaegan": (
+        lambda **one: vaegan(**one),
+        *[("reconstruction_weight", "perceptual_weight", "kl_weight", "kl_warmup", "free_bits", "adversarial_weight")],
+    ),
+    "cyclegan": (lambda **one: cyclegan(**one), ("cycle_weight", "identity_weight", "pool")),
+}
+JUDGES = ("start", "ramp", "r1_weight", "r2_weight", "lecam_weight", "minibatch_stddev", "weight_decay", "warmup")
+
+
+@pytest.mark.parametrize(
+    ("system", "name"), [(key, name) for key, (_, names) in NOT_NEGATIVE.items() for name in names]
+)
+def test_weights_below_zero_are_refused(system, name):
+    with pytest.raises(ValueError, match=rf"^system\.{name} is -0\.5, expected 0 or more$"):
+        NOT_NEGATIVE[system][0](**{name: -0.5})
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_weights_of_a_discriminator_below_zero_are_refused(name):
+    with pytest.raises(ValueError, match=rf"^system\.binary\.{name} is -0\.5, expected 0 or more$"):
+        GANVAE(32, 1, 4, SMALL, binary=Judge(**{name: -0.5}))
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        *[("latent_dim", lambda kind=kind: kind(32, 1, 0, SMALL)) for kind in (AE, VAE, GAN, GANVAE)],
+        ("latent_dim", lambda: vaegan().__class__(32, 1, 0, SMALL)),
+        ("adaptive_limit", lambda: vaegan(adaptive=True, adaptive_limit=0)),
+        ("width", lambda: CycleGAN(32, 1, 0, 4)),
+        ("discriminator_width", lambda: CycleGAN(32, 1, 4, 0)),
+        ("blocks", lambda: CycleGAN(32, 1, 4, blocks=0)),
+        *[(f"binary.{name}", lambda name=name: GAN(32, 1, binary=Judge(**{name: 0}))) for name in ("every", "lr")],
+        ("binary.penalty_every", lambda: GAN(32, 1, binary=Judge(penalty_every=0))),
+        ("generator.lr", lambda: GAN(32, 1, 4, SMALL, Optimizer(0)).players()),
+    ],
+)
+def test_what_must_be_above_zero_is_refused_at_zero(name, build):
+    with pytest.raises(ValueError, match=rf"^system\.{name} is 0, expected more than 0$"):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("words", "build"),
+    [
+        ("lecam_decay is -0.1", lambda: GAN(32, 1, binary=Judge(lecam_weight=1.0, lecam_decay=-0.1))),
+        ("betas is", lambda: GAN(32, 1, 4, SMALL, Optimizer(betas=(0.5, 1.0))).players()),
+        ("betas is", lambda: GAN(32, 1, 4, SMALL, Optimizer(betas=(-0.1, 0.5))).players()),
+        ("hold and .final are -0.1", lambda: GAN(32, 1, 4, SMALL, Optimizer(schedule="linear", hold=-0.1)).players()),
+        ("final are 0.0 and -0.1", lambda: GAN(32, 1, 4, SMALL, Optimizer(schedule="linear", final=-0.1)).players()),
+        ("final are 0.0 and 1.1", lambda: GAN(32, 1, 4, SMALL, Optimizer(schedule="linear", final=1.1)).players()),
+        ("final have no effect", lambda: GAN(32, 1, 4, SMALL, Optimizer(final=0.1)).players()),
+        ("ramp have no effect in a GAN", lambda: GAN(32, 1, binary=Judge(ramp=1))),
+        ("expected 0 to 2", lambda: vaegan(reconstruction="features", feature_layer=-1)),
+        ("feature_layer have no effect", lambda: vaegan(feature_discriminator="binary")),
+        ("opponent is not_own", lambda: vaegan("both", opponent="not_own", judge=Judge(adversarial="least_squares"))),
+        ("class_weights is", lambda: vaegan("ternary", class_weights=(-1.0, 1.0, 1.0))),
+        ("binary has no effect while system.discriminator is ternary", lambda: vaegan("ternary", binary=Judge())),
+        ("perceptual_weight is 0.0", lambda: vaegan(perceptual_weights="vgg16.pth")),
+    ],
+)
+def test_what_is_out_of_its_range_is_refused(words, build):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Optimizer(1e-9, (0.0, 0.0), 0.0, 1e-9, "adam", "linear", 0, 0.0, 1.0).check("player"),
+        lambda: Optimizer(schedule="cosine", hold=0.999).check("player"),
+        lambda: Judge(lecam_weight=0.1, lecam_decay=0.0).check("binary"),
+        lambda: Judge(r1_weight=0.0, r2_weight=0.1, penalty_every=2).check("binary"),
+        lambda: Judge(r1_weight=0.0, lecam_weight=0.1, lecam_decay=0.5).check("binary"),
+        lambda: Judge(start=1, ramp=1, minibatch_stddev=2).check("binary"),
+        lambda: GAN(32, 1, 1, SMALL, binary=Judge(every=2)),
+        lambda: GANVAE(32, 1, 1, SMALL, latent_weight=0.0),
+        lambda: VAE(32, 1, 1, SMALL, kl_weight=0.0),
+        lambda: VAE(32, 1, 1, SMALL, kl_warmup=1, free_bits=0.1),
+        lambda: VAE(32, 1, 1, SMALL, "laplace", learned_scale=True),
+        lambda: vaegan(reconstruction_weight=0.0, kl_weight=0.0, adversarial_weight=0.0),
+        lambda: vaegan(adaptive=True, adaptive_limit=1e-9),
+        lambda: vaegan(reconstruction="features", feature_layer=0),
+        lambda: vaegan(reconstruction="features", feature_layer=2),
+        lambda: vaegan(reconstruction="both", likelihood="laplace", feature_discriminator="binary"),
+        lambda: vaegan("ternary", class_weights=(1e-9, 1.0, 1.0)),
+        lambda: vaegan("ternary", judge=Judge(adversarial="hinge")),
+        lambda: CycleGAN(32, 1, 1, 1, 1, 1, 0.0, 0.0, 0),
+    ],
+)
+def test_settings_at_their_bounds_are_accepted(build):
+    build()
+
+
+def test_micro_batches_hold_whole_groups_of_every_discriminator():
+    judges = {"binary": Judge(minibatch_stddev=4), "ternary": Judge(minibatch_stddev=6)}
+    assert vaegan("both", **judges).group == 12
+    assert vaegan("both").group == 1
+
+
+def test_a_cyclegans_size_decides_what_is_unset():
+    small, large = CycleGAN(64, 1, 4), CycleGAN(256, 1, 4, 2)
+    assert [len(list(system.translator_ab.named_modules())) for system in (small, large)] == [
+        len(list(CycleGAN(64, 1, 4, blocks=blocks).translator_ab.named_modules())) for blocks in (6, 9)
+    ]
+    assert small.discriminator_a.levels[0][0].out_channels == 4, "the translators' width"
+    assert large.discriminator_a.levels[0][0].out_channels == 2
+
+
+def test_a_code_may_be_a_map():
+    settings = Networks("dcgan", 8, latent_stride=8)
+    for system in (AE(32, 1, 3, settings), VAE(32, 1, 3, settings), GANVAE(32, 1, 3, settings)):
+        assert system.latent_shape == (3, 4, 4)
