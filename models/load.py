@@ -90,7 +90,8 @@ def load(path: str | Path) -> System:
                 for key, value in own.items():
                     value.copy_(found[name][key])
     except (OSError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"checkpoint {path} cannot be loaded: {error}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]  # torch adds its own stack
+        raise ValueError(f"checkpoint {path} cannot be loaded: {reason}") from error
     return system.eval().requires_grad_(False)
 
 

@@ -19,7 +19,7 @@ FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safet
 class Manifest(msgspec.Struct):
     """What every manifest has; the trainer's own fields are described in trainer/schemas.py."""
 
-    step: Annotated[int, Meta(ge=0)]
+    step: Annotated[int, Meta(ge=0, le=10**18)]
     files: dict[FileName, Digest]
     sha256: Digest  # of the rest
 

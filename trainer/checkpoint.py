@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from models import manifest as manifests
+from trainer import schemas
 
 Tensors = dict[str, dict[str, Tensor]]
 # A disk that cannot be read is not damage: it may be there again a minute later.
@@ -202,11 +203,12 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def scores_of(path: Path) -> tuple[dict[str, float], dict[str, Any]] | None:
-    """A checkpoint's scores and how they were measured; None: it has not been evaluated."""
+    """A checkpoint's scores and how they were measured; None: it has not been evaluated, or the file is no such one."""
     try:
-        found = json.loads((path / "scores.json").read_text())
-        return found["scores"], found["evaluation"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifests.check_regular(path / "scores.json")
+        found = schemas.checked(json.loads((path / "scores.json").read_text()), schemas.Scores, "scores.json")
+        return found.scores, found.evaluation
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -311,6 +313,16 @@ def optimizer_tensors(parameters: dict[str, torch.nn.Parameter], optimizer: torc
         f"{name}.{key}": value
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
+    }
+
+
+def optimizer_shapes(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """Tensors of the names and shapes that `optimizer_tensors` gives once Adam has made a step."""
+    step = torch.empty((), dtype=torch.float32)
+    return {
+        f"{name}.{key}": step if key == "step" else parameter
+        for name, parameter in parameters.items()
+        for key in ("step", "exp_avg", "exp_avg_sq")
     }
 
 
