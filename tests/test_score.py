@@ -95,7 +95,7 @@ def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     kept = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()][-1]
-    _, line = score(run, "--num", "70", "--out", tmp_path / "made")
+    _, line = score(run, "--num", "70", "--out", tmp_path / "made", "--extractor", "demo-cnn", "--weights", demo_cnn)
     scores = {name for name in kept if name.startswith("eval/") and "seconds" not in name}
     assert {"eval/fid70/demo-cnn-v1", "eval/kid70/demo-cnn-v1", "eval/recall70/demo-cnn-v1"} < scores
     assert {name: line[name] for name in scores} == {name: kept[name] for name in scores}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import threading
 import time
@@ -9,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import torch.distributed
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 import models
@@ -22,6 +24,7 @@ from data.cache import Cache
 from data.errors import DataError
 from data.remote import is_remote
 from data.shards import OnError, Shards
+from models.load import import_paths, names, settings_types
 from models.networks.perceptual import WeightsFile
 
 ANSWER = 5  # seconds in which a process that is there answers
@@ -45,6 +48,9 @@ FREE = frozenset(
         *(f"evaluate.{name}" for name in ("statistics", "lpips", "budget")),
     ]
 )
+
+
+DENIED = re.compile(r"Importing '(.*?)' is not allowed, denied by .*? to allow it\.")  # jsonargparse's words
 
 
 class RunError(RuntimeError):
@@ -288,10 +294,18 @@ def _processes(word: object) -> int:
     return int(number)
 
 
+def bound_imports() -> None:
+    """Have jsonargparse import nothing that a command line or a file names but the known systems and their settings."""
+    kinds = {part for kind in models.SYSTEMS for part in (kind, *settings_types(kind))}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*chain(*map(import_paths, kinds))])
+
+
 def parser() -> Parser:
+    bound_imports()
     made = Parser(prog="main.py", description="Train a system of the VAE/GAN family on WebDataset shards.")
     made.add_argument("--config", action="config", help="a recipe: a YAML file of these settings")
-    made.add_argument("--system", type=models.System, required=True, help=f"one of {_systems()}, and its settings")
+    known = ", ".join(names())
+    made.add_argument("--system", type=models.System, required=True, help=f"one of {known}, and its settings")
     made.add_argument(
         "--dry_run",
         action=DryRun,
@@ -431,14 +445,12 @@ def stopping() -> Iterator[None]:
         refuse(str(error), code=1)
 
 
-def _systems() -> str:
-    return ", ".join(kind.__name__ for kind in sorted(models.System.__subclasses__(), key=lambda kind: kind.__name__))
-
-
 def plain(message: str) -> str:
     """jsonargparse's message on one line, without Python's class paths, naming settings and choices in full."""
+    known = f"system is one of {', '.join(names())}"
     if "Expected a dot import path string" in message:
-        message += f" (expected one of {_systems()})"
+        message += f" ({known.replace('system is', 'expected')})"
+    message = DENIED.sub(rf"class_path \1 is not imported: {known}, and no other setting names a class", message)
     if message.startswith('Parser key "system":'):
         for nested in ('Parser key "', "Option '", "arguments: --"):
             head, found, tail = message.rpartition(nested)

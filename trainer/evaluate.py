@@ -24,7 +24,7 @@ from data.loader import Samples, read
 from data.order import permutation
 from models import System
 from trainer import metrics, statistics
-from trainer.batch import normalize, prior, to_uint8
+from trainer.batch import exactly, normalize, prior, to_uint8
 from trainer.config import METRICS, Data
 from trainer.extractor import BATCH, Extractor
 from trainer.metrics import Codes, Gaussian, InceptionScore, Moments, laplacian_variance, psnr
@@ -232,7 +232,7 @@ class Evaluator:
 
     def go_on(self, past: Sequence[dict[str, Any]]) -> None:
         """Count what a run's earlier processes spent, by the lines of their evaluations."""
-        scored = [line for line in past if "eval/seconds" in line]
+        scored = [line for line in past if "eval/seconds" in line and line.get("eval/seconds_share", 0) > 0]
         if scored:
             self.last = scored[-1]["eval/seconds"]
             self.spent = sum(line["eval/seconds"] for line in scored)
@@ -546,21 +546,6 @@ class Evaluator:
 
     def _read(self, test: Samples, index: Tensor) -> Tensor:
         return read(test, index.numpy(), self.data.size, self.data.channels).image.to(self.accelerator.device)
-
-
-@contextmanager
-def exactly(device: torch.device) -> Iterator[None]:
-    """In float32 as it is written: no autocast, no TF32, no choice of algorithms by speed."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 @torch.no_grad()

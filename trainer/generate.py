@@ -4,7 +4,6 @@ CHECKPOINT is a checkpoint's folder, or a run's, whose newest one is taken. Imag
 """
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +24,8 @@ from data.loader import read
 from data.shards import Shards
 from data.sources import find
 from models.load import checkpoint_of
-from trainer.batch import normalize, prior, to_uint8
+from trainer import schemas
+from trainer.batch import exactly, normalize, prior, to_uint8
 from trainer.config import refuse, refusing
 from trainer.pictures import Panels, grid, way
 
@@ -106,8 +106,8 @@ class Maker:
         able = [name for name, use in NEEDS.items() if self.system.can(use)]
         if command not in able:
             raise ValueError(f"{type(self.system).__name__} does not {command}: take {' or '.join(able)}")
-        data = json.loads((checkpoint / "manifest.json").read_text())["configuration"]["data"]
-        self.size, self.channels = data["size"], data["channels"]
+        saved = schemas.checkpoint(checkpoint)
+        self.size, self.channels = saved.configuration.data.size, saved.configuration.data.channels
         self.block = min(64, max(1, 64**3 // self.size**2))  # as evaluations, and less where padding would cost minutes
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -154,7 +154,7 @@ class Maker:
 
     def _whole(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         padding = given.new_zeros(self.block - len(given), *given.shape[1:])
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        with exactly(torch.device(self.device)):
             return use(torch.cat([given, padding]).to(self.device))[: len(given)].cpu()
 
     def _images(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
