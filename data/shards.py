@@ -14,8 +14,9 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import webdataset
+from msgspec.structs import replace
 
-from data import index
+from data import files, index
 from data.cache import Cache
 from data.index import IMAGE_EXTENSIONS, DataError, Shard
 from data.remote import is_remote, read
@@ -102,7 +103,7 @@ class Shards:
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
-        """Changes with the shards' names, sizes, sample places or labels; not with where they are."""
+        """Changes with the shards' names, sizes, sample places, labels or images; not with where they are."""
         return index.fingerprint(self.shards)
 
     def images(self, positions: np.ndarray) -> tuple[list[bytes], np.ndarray]:
@@ -185,10 +186,10 @@ class Shards:
             )
         if is_remote(source):
             path = source if source.endswith(".json") else f"{source.rstrip('/')}/index.json"
-            return path.rpartition("/")[0], index.of_file(read(path).decode(), path), {}
+            return path.rpartition("/")[0], index.of_file(read(path), path), {}
         if source.endswith(".json") and not os.path.isdir(source):
             try:
-                shards = index.of_file(Path(source).read_text(), source)
+                shards = index.of_file(files.read(source), source)
             except OSError as error:
                 raise DataError(f"the index of shards {source} cannot be read: {error.strerror}") from error
             base = os.path.dirname(source)
@@ -251,14 +252,15 @@ class Shards:
 def _local_table(path: Path, entry: Shard) -> np.ndarray:
     table = index.load_table(path, entry)
     if table is None:
-        found, table = index.scan(path)
+        found, table = index.scan(path, checksums=False)
         if len(table) != entry.nsamples or entry.table not in ("", found.table):
             told = "".join(f", {problem}" for problem in found.problems[:1])
             raise DataError(
                 f"shard {path} has {len(table):,} images, and its index says {entry.nsamples:,} samples{told}: index "
                 "it anew (python -m data.index), or name its folder"
             )
-        index.save_table(path, table)
+        if not entry.checksum:  # of another program's index; else the kept table would not be the whole one
+            index.save_table(path, table)
     return table
 
 
@@ -269,10 +271,10 @@ def _checked(shard: Shard, path: str) -> Shard:
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        return shard._replace(nsamples=0, problems=(f"it cannot be found: {error.strerror}",))
+        return replace(shard, nsamples=0, problems=(f"it cannot be found: {error.strerror}",))
     if size != shard.filesize:
         told = f"it has {size:,} bytes, {shard.filesize:,} in its index: index it anew"
-        return shard._replace(nsamples=0, problems=(told,))
+        return replace(shard, nsamples=0, problems=(told,))
     return shard
 
 

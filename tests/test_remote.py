@@ -42,7 +42,7 @@ def expected(folder) -> list[bytes]:
 
 def room_for(shards: Shards, n: int) -> int:
     """Bytes of a cache for so many shards and their tables."""
-    return n * (max(shard.filesize for shard in shards.shards) + 24 * SAMPLES + 256)
+    return n * (max(shard.filesize for shard in shards.shards) + 32 * SAMPLES + 256)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -225,6 +225,14 @@ def test_remote_mistakes_are_told(server, folder, tmp_path, monkeypatch):
     server.folder = tmp_path
     with pytest.raises(DataError, match=r"is another one than its index says.*index it anew"):
         shards.image(0)
+    content = bytearray((folder / "00000.tar").read_bytes())
+    content[int(np.load(folder / "00000.tar.npy")[3, 0]) + 50] ^= 1
+    (tmp_path / "00000.tar").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"images of the shard http.*00000\.tar have other checksums than its index says"
+    ):
+        shards.image(0)
+    assert not list((tmp_path / "changed").glob("*.tar"))
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"data\.cache .*file: .*name another folder"):
         Shards(f"file://{folder}", cache=Cache(tmp_path / "file", 10**9)).image(0)
