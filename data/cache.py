@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from data.remote import download
 
 WAIT = 0.05  # seconds between looks for room
 TABLES = 256  # kept in memory
+OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.[0-9a-f]+\.tar\.npy\.\d+")  # no other file is touched
 
 
 class Cache:
@@ -163,12 +165,14 @@ class Cache:
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Last use, bytes and path of each shard; tables that a kill left alone go."""
-        for table in (*self.folder.glob("*.npy"), *self.folder.glob(".*.npy.*")):
-            if table.suffix != ".npy" or not table.with_suffix("").exists():
-                table.unlink(missing_ok=True)
-        for path in (*self.folder.glob("*.part"), *self.folder.glob("*.tar")):
-            size = int(path.suffixes[-2][1:]) if path.suffix == ".part" else _size(path) + _size(table_path(path))
-            yield path.stat().st_mtime, size, path
+        ours = [path for path in sorted(self.folder.iterdir()) if OURS.fullmatch(path.name)]
+        for path in ours:
+            if path.suffix == ".part":
+                yield path.stat().st_mtime, int(path.suffixes[-2][1:]), path
+            elif path.suffix == ".tar":
+                yield path.stat().st_mtime, _size(path) + _size(table_path(path)), path
+            elif path.suffix != ".npy" or not path.with_suffix("").exists():
+                path.unlink(missing_ok=True)
 
     def _path(self, url: str, shard: Shard) -> Path:
         what = f"{url}\n{shard.filesize}\n{shard.mtime_ns}\n{shard.nsamples}\n{shard.table}{shard.checksum}"
