@@ -1,12 +1,11 @@
 """Look into a data set: `python -m data.inspect FOLDER [--verify]`.
 
 FOLDER is what `python -m data.prepare` made, or any folder of WebDataset shards. Prints what it holds, and writes a
-contact sheet. With `--verify`, or where there is no `dataset.json`, every sample is decoded. Exit code 1: something is
-wrong with the data, and listed.
+contact sheet. With `--verify`, or where there is no `dataset.json`, every sample is decoded, and compared with its
+checksum in the index where there is one. Exit code 1: something is wrong with the data, and listed.
 """
 
 import argparse
-import contextlib
 import hashlib
 import io
 import json
@@ -23,9 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from data import index
 from data.errors import DataError
 from data.images import FORMATS, decode, upright
-from data.index import samples
+from data.index import checksum_of, digest, known, load_table, samples
 from data.processes import in_parallel
 from data.shards import Shards
 
@@ -133,6 +133,7 @@ def _spread(counts: Counter[str]) -> dict[str, int]:
 class Shard(NamedTuple):
     split: str
     path: Path
+    entry: index.Shard | None = None  # as it was last indexed
 
 
 class Measured(NamedTuple):
@@ -143,7 +144,9 @@ class Measured(NamedTuple):
 
 def measure(shard: Shard, advance: Callable[[int], Any]) -> Measured:
     """Decode every sample of a shard; what is wrong with it becomes a problem, with shard, member and reason."""
-    tally, problems, keys = Tally(), [], set()
+    tally, problems, keys, found = Tally(), list[str](), set(), list[int]()
+    entry = shard.entry
+    table = None if entry is None else load_table(shard.path, entry)
     try:
         with open(shard.path, "rb") as file:
             for sample in samples(shard.path):
@@ -155,11 +158,16 @@ def measure(shard: Shard, advance: Callable[[int], Any]) -> Measured:
                     if not content:
                         raise ValueError("it has no image")
                     keys.add(sample.key)
+                    found.append(checksum_of(content))
                     tally.add(sample.key, content, sample.label)
+                    if table is not None and (len(found) > len(table) or found[-1] != table[len(found) - 1, 3]):
+                        raise ValueError("its bytes are not those that were indexed")
                 except ValueError as error:
                     problems.append(f"{shard.path}, member {sample.name or sample.key}: {error}")
     except (tarfile.TarError, OSError, ValueError) as error:
         problems.append(f"{shard.path}: it is damaged, cut short or no tar: {error}")
+    if entry is not None and entry.checksum and not problems and entry.checksum != digest(np.array(found, np.int64)):
+        problems.append(f"{shard.path}: its images are not those that were indexed")
     return Measured(shard, tally, problems)
 
 
@@ -234,7 +242,10 @@ def _described(folder: Path) -> dict[str, Any]:
 
 def _shards(folder: Path, described: dict[str, Any]) -> list[Shard]:
     folders = [folder / split for split in described["splits"]] if described else [folder, *sorted(folder.glob("*/"))]
-    shards = [Shard(one.name, path) for one in folders for path in sorted(one.glob("*.tar"))]
+    entries = {one: known(one) for one in folders}
+    shards = [
+        Shard(one.name, path, entries[one].get(path.name)) for one in folders for path in sorted(one.glob("*.tar"))
+    ]
     if not shards and not described:
         raise DataError(f"{folder} holds no shards (*.tar), nor do its sub-folders: name a folder that does")
     return shards
@@ -359,7 +370,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         described, problems = inspect(settings.folder, settings.workers, settings.verify)
         print(table(settings.folder, described))
-        with contextlib.nullcontext() if not problems else contextlib.suppress(DataError):  # listed below
+        if not problems:  # to open the shards would index anew those that have changed, and hide it from the next look
             sheet(settings.folder, described).save(path, "PNG")
             print(f"contact sheet: {path}")
     except (DataError, OSError) as error:
@@ -367,7 +378,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         parser.exit(130, "stopped\n")
     if problems:
-        parser.exit(1, f"{len(problems):,} wrong:\n" + "".join(f"  {problem}\n" for problem in problems))
+        told = "".join(f"  {problem}\n" for problem in problems)
+        changed = "If shards were made anew, remove their index.json.\n" * any(
+            "were indexed" in one for one in problems
+        )
+        parser.exit(1, f"{len(problems):,} wrong:\n{told}{changed}")
     if settings.verify:
         print("every sample is as it should be")
 

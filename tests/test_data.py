@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+import xxhash
 from conftest import ROOT
 from PIL import Image
 
@@ -219,6 +220,44 @@ def test_a_replaced_shard_is_indexed_anew(numbered, tmp_path):
     assert again.counts[0] == 3
     assert again.labels[0] == -1
     assert again.fingerprint() != before
+
+
+def same_size(i: int) -> bytes:
+    """A flat PGM: as many bytes as any other, whatever its grey."""
+    return encoded(np.full((8, 8), i, np.uint8), "PPM")
+
+
+def test_images_remade_under_the_same_names_are_another_set(tmp_path):
+    prints = set()
+    for shift in (0, 100):
+        write(tmp_path / "set", ({"__key__": f"{i}", "pgm": same_size(i + shift)} for i in range(9)), per_shard=4)
+        prints.add(Shards(tmp_path / "set").fingerprint())
+    assert len(prints) == 2
+    assert Shards(f"{tmp_path}/set/index.json").fingerprint() in prints, "the index has it, too"
+
+
+def test_an_index_has_a_checksum_of_every_image(numbered):
+    for number, entry in enumerate(numbered.shards):
+        table = np.load(f"{numbered.paths[number]}.npy")
+        first = int(numbered.ends[number] - numbered.counts[number])
+        sums = [xxhash.xxh3_64_intdigest(numbered.image(first + row)) for row in range(len(table))]
+        assert table[:, 3].astype(np.uint64).tolist() == sums
+        assert entry.checksum == index.digest(table[:, 3])
+    with open(numbered.paths[0], "rb") as file:
+        content = file.read()
+        for piece in (100, 10**6):  # what is read in pieces has the same checksum
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(index, "PIECE", piece)
+                assert index.checksum(file.fileno(), 7, 5000) % 2**64 == xxhash.xxh3_64_intdigest(content[7:5007])
+
+
+def test_images_are_not_read_where_there_is_an_index(numbered, monkeypatch):
+    """Neither at a start, nor where a table is lost that the index has digests of."""
+    before = numbered.fingerprint(), [numbered.image(i) for i in range(50)]
+    os.unlink(f"{numbered.paths[2]}.npy")
+    monkeypatch.setattr(index, "checksum", lambda *_: pytest.fail("an image was read"))
+    again = Shards(f"{numbered.source}/index.json")
+    assert (again.fingerprint(), [again.image(i) for i in range(50)]) == before
 
 
 # ---- what may be wrong with data

@@ -551,6 +551,22 @@ def test_inspect_finds_every_fault(tmp_path, capsys):
     assert "images is 9, dataset.json says 8" in text
 
 
+def test_verify_sees_a_changed_image_that_still_decodes(tmp_path, capsys):
+    """In shards of any origin, once they were indexed, and whenever one looks."""
+    write(tmp_path / "in", ({"__key__": f"{i}", "pgm": encoded(np.full((8, 8), i, np.uint8), "PPM")} for i in range(5)))
+    content = bytearray((tmp_path / "in" / "00000.tar").read_bytes())
+    *_, sample = sources.samples(tmp_path / "in" / "00000.tar")
+    content[sample.offset + sample.size - 1] ^= 1
+    (tmp_path / "in" / "00000.tar").write_bytes(content)
+    for table in (True, True, False):
+        if not table:
+            (tmp_path / "in" / "00000.tar.npy").unlink()
+        code, text = run(inspect.main, tmp_path / "in", "--verify", "--workers", 1, capsys=capsys)
+        assert code == 1
+        told = r"member 4.pgm: its bytes are not" if table else r"00000\.tar: its images are not"
+        assert re.search(f"1 wrong:\n.*{told} those that were indexed\n.*remove their index.json", text), text
+
+
 def double(path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         for name in ("a.png", "b.png", "a.png", "c.txt"):

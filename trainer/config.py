@@ -119,14 +119,14 @@ class Data:
         if not 0 <= self.max_skipped <= 1:
             raise ValueError(f"data.max_skipped is {self.max_skipped}, expected a share between 0 and 1")
 
-    def open(self, sources: list[str], on_error: OnError = "stop") -> list[Shards]:
-        """Shards of training or of held-out images.
+    def open(self, sources: list[str], on_error: OnError = "stop", by_user: bool = True) -> list[Shards]:
+        """Shards of training or of held-out images; `by_user`: as `Shards` has it.
 
         Raises:
             DataError: they are missing or damaged.
         """
         cache = Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
-        return [Shards(source, on_error, cache) for source in sources]
+        return [Shards(source, on_error, cache, by_user) for source in sources]
 
     @property
     def trains(self) -> list[str]:

@@ -355,7 +355,7 @@ def _trains(evaluate: Evaluate, data: Data) -> list[Shards]:
 
 def _opened(setting: str, data: Data, sources: list[str]) -> list[Shards]:
     try:
-        return data.open(sources)
+        return data.open(sources, by_user=False)  # the checkpoint's manifest names them
     except DataError as error:
         raise DataError(f"the run's {setting}: {error}. Images elsewhere: --against") from error
 
