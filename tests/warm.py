@@ -12,6 +12,7 @@ import torch
 
 import trainer.evaluate
 import trainer.extractor  # noqa: F401
+from data.processes import run
 from trainer.config import configure
 from trainer.train import train
 
@@ -25,16 +26,7 @@ def rank(arguments: list[str], environment: dict[str, str], output: str, fault: 
         os.dup2(file, stream)
     torch.set_num_threads(1)
     exec(fault, {"arguments": arguments})
-    try:
-        code = train(configure(arguments))
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run(lambda: train(configure(arguments)))
 
 
 os.write(1, b"\n")
