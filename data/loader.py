@@ -136,10 +136,20 @@ def _stand_in(
 
 
 def _empty(*shape: int) -> Tensor:
-    """uint8; in a worker it is memory that the trainer shares, or every batch would be copied into such once more."""
+    """uint8; in a worker it is memory that the trainer shares, or every batch would be copied into such once more.
+
+    Raises:
+        DataError: there is no memory left that can be shared.
+    """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    try:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    except RuntimeError as error:
+        raise DataError(
+            f"/dev/shm, by which workers hand images over, is too small or full ({error}): give it more (docker run "
+            "--shm-size 8g), or lower data.workers; with 0 none is needed"
+        ) from error
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 

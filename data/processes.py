@@ -1,15 +1,20 @@
 """Processes beside this one: they start fast and clean, and end with it."""
 
+import atexit
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver, resource_tracker
-from typing import Any, TypeVar
+from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker, util
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -28,12 +33,54 @@ def prepare_workers() -> None:
 
     It, and they, are born with SIGNALS blocked.
     """
+    atexit.unregister(end_workers)
+    atexit.register(end_workers)
     PROCESSES.set_forkserver_preload(["data.loader"])
+    # It removes what a process leaves behind that ends at once, which is meant here and not to be warned of.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     resource_tracker.ensure_running()  # it would be started by the other, but unblocks two of them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_workers() -> None:
+    """End the workers of this process, and remove multiprocessing's temporary folder.
+
+    At an exit, multiprocessing itself would send them SIGTERM, which they block, and then wait for them without end.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(5)
+    with suppress(OSError):
+        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
+
+
+def run(work: Callable[[], int | None]) -> NoReturn:
+    """Do a program's work, then end this process and its workers at once, whatever came of the work.
+
+    The exit code is what `work` returns or exits with, 130 after Ctrl-C, and 1 after any other error, whose traceback
+    is printed. Nothing that could wait for another thread or process is done on the way out: a process group's threads
+    would now and then abort the process, or wait for a process that is gone.
+    """
+    try:
+        code = work() or 0
+    except SystemExit as stopped:  # what went wrong has been told
+        code = int(stopped.code or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    with suppress(OSError):  # a pipe that nobody reads any more, a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
+    end_workers()
+    os._exit(code)
 
 
 def allow_open_files() -> None:

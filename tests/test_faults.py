@@ -341,6 +341,84 @@ def test_ranks_with_other_code_or_settings_are_named(ranks, tmp_path, fault, nam
     assert not (tmp_path / "state").exists()
 
 
+def own_folder_for_temporary(path: Path) -> str:
+    """A fault that has a rank keep its temporary files there."""
+    path.mkdir(exist_ok=True)
+    return f"import tempfile\ntempfile.tempdir = '{path}'\n"
+
+
+def left_behind(session: int) -> list[int]:
+    """Processes that a rank, or a process of its, has started and that are still there."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == session and not gone(process.pid):
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_unexpected_error_ends_all_processes_and_their_workers(ranks, tmp_path, processes):
+    boom = """
+from trainer.step import Step
+def boom(self, batches, number):
+    raise KeyError("boom")
+Step.__call__ = boom
+"""
+    boom = own_folder_for_temporary(tmp_path / "temporary") + boom
+    run = [*TERNARY, "--trainer.grad_sync", "flat", "--trainer.run_dir", tmp_path / "run", "--data.workers", "1"]
+    running = ranks(*run, processes=processes, faults={0: boom, 1: "arguments += ['--data.workers', '0']"})
+    done = running.wait()
+    assert done.codes == [1] * processes, done.stderr
+    assert done.stderr.count("KeyError: 'boom'") == done.stderr.count("Traceback") == 1
+    assert processes == 1 or "error: step 1: " in done.stderr
+    assert word(tmp_path / "run") == "failed"
+    wait_until(lambda: not any(map(left_behind, running.pids)))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_process_that_ends_in_pythons_own_way_does_not_wait_for_its_workers(ranks, tmp_path):
+    """They block the signal by which multiprocessing asks them to end."""
+    leaving = """
+import atexit, os, time
+from data.processes import PROCESSES, prepare_workers
+prepare_workers()
+PROCESSES.Process(target=time.sleep, args=(999,), daemon=True).start()
+atexit._run_exitfuncs()
+os._exit(7)
+"""
+    leaving = own_folder_for_temporary(tmp_path / "temporary") + leaving
+    running = ranks(faults={0: leaving})
+    wait_until(lambda: gone(running.pids[0]), 60)
+    assert running.wait().codes == [7]
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_small_shared_memory_is_named(ranks, tmp_path):
+    """Of 64 kB, in which no batch of 64 images fits."""
+    small = """
+import ctypes, os
+libc, NEW_MOUNTS, PRIVATE = ctypes.CDLL(None), 0x20000, 0x44000
+private = not libc.unshare(NEW_MOUNTS) and not libc.mount(b"", b"/", b"", PRIVATE, b"")
+if not private or libc.mount(b"", b"/dev/shm", b"tmpfs", 0, b"size=64k"):
+    os._exit(99)
+"""
+    run = [*TERNARY, "--trainer.run_dir", tmp_path, "--data.workers", "1", "--trainer.batch_size", "64"]
+    done = ranks(*run, faults={0: small}).wait()
+    if done.returncode == 99:
+        pytest.skip("mounting a small /dev/shm needs root")
+    assert (done.returncode, word(tmp_path)) == (1, "failed")
+    assert "error: step 1: /dev/shm, by which workers hand images over, is too small or full" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_signals_that_come_before_the_run_has_begun_are_noted(ranks, tmp_path):
+    early = "import os, signal\nfrom trainer.launcher import listen\nlisten()\nos.kill(os.getpid(), signal.SIGTERM)"
+    done = ranks(*TERNARY, "--trainer.run_dir", tmp_path, faults={0: early}).wait()
+    assert (done.returncode, word(tmp_path), saved(tmp_path)) == (LEFT_EARLY, "preempted", [1]), done.stderr
+    assert "left at step 1 of 10000 for SIGTERM" in done.stderr
+
+
 @pytest.fixture
 def launched(command, tmp_path):
     """Start the real launcher with two ranks; it writes to tmp_path/output."""

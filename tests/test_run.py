@@ -261,12 +261,23 @@ def test_what_cannot_be_is_refused_before_training(here, tmp_path, arguments, wo
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_mistake_ends_the_program_with_code_2_and_no_traceback(main, tmp_path):
-    done = main("--system", "AE", "--data.train", "nowhere", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: data.train: the data folder")
-    assert "nowhere does not exist" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_ends_the_program_with_code_2_and_no_traceback(command, tmp_path):
+    """And it is told although a signal comes before torch is imported, which takes seconds: it is only noted."""
+    process = subprocess.Popen(
+        **command("--system", "AE", "--data.train", "nowhere"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    noting = importing = False
+    while process.poll() is None and not noting:
+        importing = "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+        caught = int(Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:")[1].split()[0], 16)
+        noting = bool(caught >> signal.SIGUSR1 - 1 & 1)
+        assert noting or not importing
+    process.send_signal(signal.SIGUSR1)
+    said = process.communicate()[1]
+    assert process.returncode == 2
+    assert said.startswith("error: data.train: the data folder")
+    assert "nowhere does not exist" in said
+    assert "Traceback" not in said
 
 
 def test_a_world_size_that_does_not_divide_the_batch_is_told_once(ranks, tmp_path):

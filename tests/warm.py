@@ -14,6 +14,7 @@ import trainer.evaluate
 import trainer.extractor
 import trainer.score
 import trainer.train  # noqa: F401
+from data import processes
 
 
 def run(code: str, environment: dict[str, str], output: str) -> None:
@@ -24,17 +25,7 @@ def run(code: str, environment: dict[str, str], output: str) -> None:
     for stream in (1, 2):
         os.dup2(file, stream)
     torch.set_num_threads(1)
-    status = 0
-    try:
-        exec(code, {})
-    except SystemExit as stopped:
-        status = int(stopped.code or 0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    processes.run(lambda: exec(code, {}))
 
 
 os.write(1, b"\n")

@@ -26,6 +26,7 @@ from data.remote import is_remote
 from data.shards import OnError, Shards
 from models.load import import_paths, names, settings_types
 from models.networks.perceptual import WeightsFile
+from trainer.launcher import is_first_on_machine
 
 ANSWER = 5  # seconds in which a process that is there answers
 Answer = TypeVar("Answer")
@@ -382,11 +383,6 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         named |= flat(value, f"{name}.") if isinstance(value, dict) else {name.replace("init_args.", ""): value}
     return named
-
-
-def is_first_on_machine() -> bool:
-    """Whether this process is the launcher's local rank 0, or the only one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _is_first_to_tell() -> bool:

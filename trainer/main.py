@@ -6,11 +6,13 @@ import sys
 if not __package__:  # run as a file: put the repository, not trainer/, on the path, so that this very clone is imported
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from trainer.launcher import follow_launcher
+from trainer.launcher import follow_launcher, listen
 
 if __name__ == "__main__":
     follow_launcher()
+    signals = listen()
 
+from data.processes import run
 from trainer.config import configure
 
 if __name__ == "__main__":
@@ -19,13 +21,6 @@ if __name__ == "__main__":
     if config.dry_run is None:
         from trainer.train import train as work
     else:
+        signals.close()  # it has nothing to save
         from trainer.plan import dry_run as work
-    try:
-        code = work(config)
-    except SystemExit as stopped:  # what went wrong has been told
-        code = int(stopped.code or 0)
-    # Leave without taking the process group's threads down, which now and then aborts a loaded machine's rank, or waits
-    # for one that is gone.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run(lambda: work(config))

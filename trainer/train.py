@@ -1,7 +1,6 @@
 """A run, top to bottom."""
 
 import copy
-import gc
 import math
 import os
 import sys
@@ -144,7 +143,6 @@ class Run:
             raise
         finally:
             self.record.close()
-        gc.collect()  # or what the workers shared would be told as leaked when the process leaves at once
         return left
 
     def _train(self) -> bool:
