@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
