@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,14 @@ SMALL = [
     *("--data.channels", "1", "--data.workers", "0"),
     *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0"),
 ]
+
+
+def wait_until(condition, seconds: float = 120) -> None:
+    """Wait for what must come; the limit, far above what a busy machine takes, ends a test that waits in vain."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
 
 
 def pytest_configure(config) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_until
 from test_data import flat
 
 from data import index, remote
-from data.cache import Cache
+from data.cache import Cache, _size
 from data.errors import DataError
 from data.loader import Batches, load
 from data.order import Order
@@ -441,18 +441,18 @@ def test_a_killed_fetch_is_taken_over(server, expected, tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from test_remote import read_all; "
         f"from data import remote; remote.CHUNK = 3000; read_all({server.url!r}, {str(tmp_path)!r}, 10**9, 5)"
     )
-    for seconds in (0.1, 0.4):
-        server.asked.clear()
+    for size in (3000, 6000):
         process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-        while not any(path.endswith(".tar") for path, _, _ in server.asked):
-            time.sleep(0.01)
-            assert process.poll() is None
-        time.sleep(seconds)
+        wait_until(lambda size=size: any(_size(path) >= size for path in tmp_path.glob("*.part")))
         process.kill()
         process.wait()
     assert list(tmp_path.glob("*.part")), "something was on its way"
     server.trouble = lambda path, first: ""
     assert read_all(server.url, str(tmp_path), 10**9, 0) == expected
+
+
+def tars_asked(server) -> set[str]:
+    return {path for path, _, _ in [*server.asked] if path.endswith(".tar")}
 
 
 def test_shards_are_fetched_before_they_are_needed(server, expected, tmp_path):
@@ -461,10 +461,7 @@ def test_shards_are_fetched_before_they_are_needed(server, expected, tmp_path):
     order = Order(shards.counts, 4, 0, lanes=2, window=20)
     arriving = load(Batches([shards], [order], 32, 1, slice(0, 4)), range(25), 0, ahead=slice(0, 4))
     next(arriving)
-    deadline = time.monotonic() + 20
-    while tars(shards, tmp_path) < SHARDS and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert tars(shards, tmp_path) == SHARDS, "there is room for all"
+    wait_until(lambda: tars(shards, tmp_path) == SHARDS)  # there is room for all
     assert sum(len(images.position) for (images,) in arriving) == 24 * 4
     assert not set(multiprocessing.active_children()) - before
 
@@ -474,9 +471,9 @@ def test_no_more_is_fetched_ahead_than_the_cache_has_room_for(server, folder, tm
     order = Order(shards.counts, 4, 0, lanes=1, window=10)  # one shard after another
     arriving = load(Batches([shards], [order], 32, 1, slice(0, 4)), range(30), 0, ahead=slice(0, 4))
     next(arriving)
-    time.sleep(2 if tars(shards, tmp_path) < 4 else 0.5)
-    ahead = {path for path, _, _ in server.asked if path.endswith(".tar")}
-    assert 2 <= len(ahead) <= 5
+    wait_until(lambda: len(tars_asked(server)) > 1)
+    time.sleep(0.5)  # in which it would ask for more
+    assert len(tars_asked(server)) <= 5
     for (images,) in arriving:
         assert images.image[:, 0, 0, 0].tolist() == images.position.tolist()
     fetched = [path for path, _, _ in server.asked if path.endswith(".tar")]

@@ -398,7 +398,7 @@ def test_a_run_that_waits_for_its_data_says_so(here, tmp_path, monkeypatch):
     from data import loader
 
     read = loader.decode
-    monkeypatch.setattr(loader, "decode", lambda *args: (time.sleep(0.003), read(*args))[1])
+    monkeypatch.setattr(loader, "decode", lambda *args: (time.sleep(0.02), read(*args))[1])
     done = here("--system", "AE", "--trainer.steps", "8", "--trainer.run_dir", tmp_path)
     assert done.stderr.count("of the time: raise --data.workers (now 0)") == 1
 
