@@ -12,7 +12,7 @@ import torch
 
 import trainer.evaluate
 import trainer.extractor  # noqa: F401
-from data.processes import run
+from data.processes import run_program
 from trainer.config import configure
 from trainer.train import train
 
@@ -26,7 +26,7 @@ def rank(arguments: list[str], environment: dict[str, str], output: str, fault: 
         os.dup2(file, stream)
     torch.set_num_threads(1)
     exec(fault, {"arguments": arguments})
-    run(lambda: train(configure(arguments)))
+    run_program(lambda: train(configure(arguments)))
 
 
 os.write(1, b"\n")

@@ -3,6 +3,11 @@
 python -m trainer.compare --config launch/recipes/compare-digits.yaml [--section.key value ...]
 """
 
+from data.processes import end_when_interrupted, run_command
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
 import os
 import signal
 import subprocess
@@ -318,4 +323,4 @@ def _shown(run: Run, compare: Compare) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
