@@ -1,5 +1,6 @@
 """A run's folder: one writer at a time, and a word of how the run is."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -12,6 +13,7 @@ from typing import IO, Literal, Self
 
 from trainer.checkpoint import replace
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 WAIT = 30  # seconds for a run that is about to leave
 
 Word = Literal["running", "finished", "preempted", "diverged", "failed"]
@@ -86,9 +88,20 @@ class RunFolder:
         )
 
     def say(self, state: Word) -> None:
-        """Write how the run is into the file `state`, for job scripts."""
-        self.word = state
-        replace(self.path / "state", f"{state}\n")
+        """Write how the run is into the file `state`, for job scripts.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.word, path = state, self.path / "state"
+        try:
+            replace(path, f"{state}\n")
+        except OSError as error:
+            if error.errno not in FULL or not path.exists():
+                raise
+            with open(path, "r+b") as file:  # a full disk still has the block that the word before is in
+                file.write(f"{state}\n".encode())
+                file.truncate()
 
 
 def _holder(lock: IO[str]) -> str:
