@@ -38,6 +38,7 @@ from trainer.config import (
     refuse,
     refusing,
 )
+from trainer.folder import refuse_links
 from trainer.results import Entry, Scored, check_alike, lines_of
 
 MAIN = Path(__file__).resolve().with_name("main.py")
@@ -106,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = configure(arguments)
     with refusing():
         runs = plan(settings)
+        refuse_links(settings.out)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `train` stops its runs on the way out
     try:
         failed = train_all(runs, settings)

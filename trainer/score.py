@@ -38,6 +38,7 @@ from trainer.build import keep_memory
 from trainer.config import METRICS, Data, Evaluate, Location, refuse, refusing
 from trainer.evaluate import KEPT, Evaluator
 from trainer.extractor import LPIPS, Extractor, build
+from trainer.folder import refuse_links
 from trainer.generate import Parser
 from trainer.metrics import Gaussian, Moments
 from trainer.peers import MEETING
@@ -180,6 +181,8 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
     configuration, step = saved["configuration"], saved["step"]
     known, home = configuration["data"], path.resolve().parent
     run = home.parent if home.name == "checkpoints" else None  # a copy elsewhere has none
+    if run:
+        refuse_links(run)  # statistics are kept there
     if settings.size or settings.channels:
         raise ValueError("--size and --channels are of images; a checkpoint's are its own")
     data = Data(**{name: known[name] for name in ("train", "test", "size", "channels", "cache", "cache_gb")})
