@@ -46,7 +46,7 @@ def prepare_workers() -> None:
 
 
 def end_workers() -> None:
-    """End the workers of this process, and remove multiprocessing's temporary folder.
+    """End the workers of this process.
 
     At an exit, multiprocessing itself would send them SIGTERM, which they block, and then wait for them without end.
     """
@@ -55,31 +55,49 @@ def end_workers() -> None:
         worker.kill()
     for worker in workers:
         worker.join(5)
-    with suppress(OSError):
-        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
 
 
-def run(work: Callable[[], int | None]) -> NoReturn:
-    """Do a program's work, then end this process and its workers at once, whatever came of the work.
+def end_when_interrupted() -> None:
+    """Until `run_command`, while imports take seconds and nothing is done yet, have Ctrl-C end this process at once."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
+        signal.signal(signal.SIGINT, _interrupted)
 
-    The exit code is what `work` returns or exits with, 130 after Ctrl-C, and 1 after any other error, whose traceback
-    is printed. Nothing that could wait for another thread or process is done on the way out: a process group's threads
-    would now and then abort the process, or wait for a process that is gone.
-    """
+
+def _interrupted(*_: object) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signal.SIGINT)
+
+
+def run_command(work: Callable[[], int | None]) -> NoReturn:
+    """Do a command's work and exit with the code that it returns; Ctrl-C ends it with one line and code 130."""
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        code = work() or 0
-    except SystemExit as stopped:  # what went wrong has been told
-        code = int(stopped.code or 0)
+        sys.exit(work())
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 128 + signal.SIGINT
+        sys.exit(128 + signal.SIGINT)
+
+
+def run_program(work: Callable[[], int | None]) -> NoReturn:
+    """Like `run_command`, but this process and its workers end at once, whatever came of the work.
+
+    Nothing that could wait for another thread or process is done on the way out: a process group's threads would now
+    and then abort the process, or wait for a process that is gone.
+    """
+    code = 1
+    try:
+        run_command(work)
+    except SystemExit as stopped:  # what went wrong has been told
+        code = int(stopped.code or 0)
     except BaseException:
         traceback.print_exc()
-        code = 1
     with suppress(OSError):  # a pipe that nobody reads any more, a full disk
         sys.stdout.flush()
         sys.stderr.flush()
     end_workers()
+    with suppress(OSError):
+        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
     os._exit(code)
 
 

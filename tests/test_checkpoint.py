@@ -258,6 +258,36 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+def test_a_disk_that_fills_up_takes_nobodys_word(ranks, small_disk):
+    """What TensorBoard's thread cannot write, each point at once here, is told without a traceback of its own."""
+    filling = f"""
+import os
+from trainer import checkpoint, record
+from trainer.step import Step
+checkpoint.TRIES = 2
+writer, step, disk = record.SummaryWriter, Step.__call__, "{small_disk}"
+record.SummaryWriter = lambda *all, **named: writer(*all, **named, flush_secs=0)
+def filling(self, batches, number):
+    step(self, batches, number)
+    if number == 3:
+        with open(disk + "/filler", "wb") as file:
+            file.write(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+Step.__call__ = filling
+"""
+    run = ["--system", "AE", "--trainer.run_dir", small_disk / "run", "--trainer.save_every", "20"]
+    done = ranks(*run, "--trainer.log_every", "1", faults={0: filling}).wait()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for told in ("error: step 20: the checkpoint could not be saved: No space", "TensorBoard's curves cannot be"):
+        assert done.stderr.count(told) == 1, done.stderr
+    assert (small_disk / "run" / "state").read_text() == "failed\n"
+
+
+def fill(disk, but=0):
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(b"\0" * (free - but))
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_intact(small_disk):
     save(small_disk, 1)
     (small_disk / "filler").write_bytes(b"\0" * 2_900_000)
@@ -273,8 +303,7 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     arguments = ["--system", "AE", "--trainer.run_dir", small_disk / "run", "--trainer.save_every", "2"]
     probe = here(*arguments, "--trainer.steps", "2")
     assert probe.returncode == 0, probe.stderr
-    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    (small_disk / "filler").write_bytes(b"\0" * (free - 40_000))
+    fill(small_disk, but=40_000)
     monkeypatch.setattr(checkpoint, "TRIES", 2)
     full = here(*arguments, "--trainer.steps", "6")
     assert full.returncode == 1
@@ -286,18 +315,15 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     assert "going on at step 2" in again.stderr
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread's
 def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(small_disk, capsys):
     record = Record(small_disk, 0, 9, is_main=True)
-    filler = small_disk / "filler"
     for step in range(1, 9):
         if step == 3:
-            free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-            filler.write_bytes(b"\0" * free)
+            fill(small_disk)
         if step == 6:
             with pytest.raises(OSError, match="No space left"):
                 record.flush()
-            filler.unlink()
+            (small_disk / "filler").unlink()
             record.flush()
         record.scalars(step, {"a/b": step / 2}, facts="x" * 5000)
         time.sleep(0.05)  # TensorBoard's thread

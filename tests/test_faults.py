@@ -274,6 +274,38 @@ def test_one_run_at_a_time_writes_a_folder(ranks, here, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "name", [".lock", "config.yaml", "samples", "checkpoints/step_00000001", "events.out.tfevents"]
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_nothing_is_written_through_a_link_in_a_strangers_run_folder(here, tmp_path, name, dry):
+    mine, run_dir = tmp_path / "mine", tmp_path / "run"
+    (run_dir / name).parent.mkdir(parents=True)
+    if name in (".lock", "config.yaml", "events.out.tfevents"):
+        mine.write_text("precious")
+    else:
+        mine.mkdir()
+    (run_dir / name).symlink_to(mine)
+    if dry:
+        with pytest.raises(ValueError, match=f"{name} is a link, or another special file"):
+            folder.RunFolder(run_dir).check_free()
+    else:
+        done = here("--system", "AE", "--trainer.run_dir", run_dir, "--trainer.steps", "1")
+        assert done.returncode == 2
+        assert f"error: {run_dir / name} is a link, or another special file" in done.stderr
+    assert mine.read_text() == "precious" if mine.is_file() else not list(mine.iterdir())
+
+
+def test_special_files_in_a_run_folder_are_refused_and_the_folder_may_be_a_link(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "run")
+    with folder.RunFolder(tmp_path / "linked") as held:
+        held.lock()
+    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
+    with pytest.raises(ValueError, match=r"metrics.jsonl is a link, or another special file"):
+        folder.RunFolder(tmp_path / "linked").lock()
+
+
+@pytest.mark.parametrize(
     ("sent", "rank", "named"),
     [
         pytest.param(signal.SIGKILL, 1, "process 1 on", marks=pytest.mark.slow),

@@ -236,6 +236,7 @@ def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cn
     [
         ((), "is no run or checkpoint: name one, or for images also real ones with --against"),
         (("--against", "REAL", "--num", "5000"), "--num is 5,000, and"),
+        (("--against", "REAL", "--size", "1000000"), "argument --size: '1000000' pixels: expected 8 to 4096"),
         (("--against", "REAL", "--out", "REAL"), "is there already, and not empty"),
         (("--against", "NUMBERS", "--extractor", "demo-random", "--metrics", "fid"), "and --against names statistics"),
         (("--against", "NUMBERS", "--audit"), "--audit needs images on both sides"),

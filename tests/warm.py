@@ -14,7 +14,7 @@ import trainer.evaluate
 import trainer.extractor
 import trainer.score
 import trainer.train  # noqa: F401
-from data import processes
+from data.processes import run_program
 
 
 def run(code: str, environment: dict[str, str], output: str) -> None:
@@ -25,7 +25,7 @@ def run(code: str, environment: dict[str, str], output: str) -> None:
     for stream in (1, 2):
         os.dup2(file, stream)
     torch.set_num_threads(1)
-    processes.run(lambda: exec(code, {}))
+    run_program(lambda: exec(code, {}))
 
 
 os.write(1, b"\n")

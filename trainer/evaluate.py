@@ -3,6 +3,11 @@
 `python -m trainer.evaluate --help` scores a checkpoint, or images, by the same means: trainer/score.py.
 """
 
+from data.processes import end_when_interrupted, run_command
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -624,4 +629,4 @@ def _count(n: int) -> str:
 if __name__ == "__main__":
     from trainer.score import main
 
-    main()
+    run_command(main)

@@ -3,6 +3,11 @@
 CHECKPOINT is a checkpoint's folder, or a run's, whose newest one is taken. Image i is the same whatever --num is.
 """
 
+from data.processes import end_when_interrupted, run_command
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
 import argparse
 import math
 from collections import Counter
@@ -210,4 +215,4 @@ def write_grid(blocks: Blocks, path: Path) -> set[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -10,9 +10,14 @@ from trainer.launcher import follow_launcher, listen
 
 if __name__ == "__main__":
     follow_launcher()
-    signals = listen()
+    if not (dry := any(word.startswith("--dry_run") for word in sys.argv)):
+        listen()
 
-from data.processes import run
+from data.processes import end_when_interrupted, run_program
+
+if __name__ == "__main__" and dry:
+    end_when_interrupted()
+
 from trainer.config import configure
 
 if __name__ == "__main__":
@@ -21,6 +26,5 @@ if __name__ == "__main__":
     if config.dry_run is None:
         from trainer.train import train as work
     else:
-        signals.close()  # it has nothing to save
         from trainer.plan import dry_run as work
-    run(lambda: work(config))
+    run_program(lambda: work(config))

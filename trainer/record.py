@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,15 @@ class Record:
             if what not in self._failed:
                 self._failed.add(what)
                 self.say(f"{what} cannot be written in {self.folder}: {error}. The run goes on")
+
+
+def _told_here(thrown: threading.ExceptHookArgs, others: Callable[..., Any] = threading.excepthook) -> None:
+    """Print no traceback of what TensorBoard's thread cannot write: its next caller is raised that, and tells it."""
+    if not (isinstance(thrown.exc_value, OSError) and type(thrown.thread).__module__.startswith("tensorboard.")):
+        others(thrown)
+
+
+threading.excepthook = _told_here
 
 
 def _is_kept(line: Line, step: int, owes: bool) -> bool:

@@ -39,6 +39,7 @@ from trainer.build import keep_memory
 from trainer.config import METRICS, Data, Evaluate, Location, refuse, refusing
 from trainer.evaluate import KEPT, Evaluator
 from trainer.extractor import LPIPS, Extractor, build
+from trainer.folder import refuse_links
 from trainer.generate import Parser
 from trainer.metrics import Gaussian, Moments
 from trainer.peers import MEETING, Peers, code, on_main
@@ -56,6 +57,7 @@ WORDS = {  # of the trainer's settings, by the names that they have here
     "data.test holds": "--against holds",
     "SOURCE ": "",
 }
+SIDES = range(8, 4097)  # pixels to which images are brought
 Pixels = Callable[[Tensor], Tensor]  # indices [n] to uint8 [n, c, h, w]
 
 
@@ -76,12 +78,18 @@ def parser() -> Parser:
     made.add_argument("--cache_gb", type=PositiveFloat, help="gigabytes that it never passes; unset: the run's")
     made.add_argument("--statistics", type=Path, help="folder that keeps real statistics; unset: the run's, or none")
     made.add_argument("--unverified", action="store_true", help="take an .npz that does not say what it is of")
-    made.add_argument("--size", type=PositiveInt, help="pixels a side that images are brought to; unset: they have one")
+    made.add_argument("--size", type=_side, help="pixels a side that images are brought to; unset: they have one")
     made.add_argument("--channels", type=int, choices=[1, 3], help="of images; unset: the first one's")
     made.add_argument("--seed", type=NonNegativeInt, help="of the samples; unset: the run's")
     made.add_argument("--out", metavar="FOLDER", type=Path, help="write the scored samples there as PNG")
     made.add_argument("--audit", action="store_true", help="recompute by torch-fidelity; fail where it disagrees")
     return made
+
+
+def _side(word: str) -> int:
+    if not word.isdecimal() or int(word) not in SIDES:
+        raise argparse.ArgumentTypeError(f"'{word}' pixels: expected {SIDES[0]} to {SIDES[-1]}")
+    return int(word)
 
 
 @dataclass
@@ -195,6 +203,8 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
     saved = schemas.checkpoint(path)
     known, home = saved.configuration.data, path.resolve().parent
     run = home.parent if home.name == "checkpoints" else None  # a copy elsewhere has none
+    if run:
+        refuse_links(run)  # statistics are kept there
     if settings.size or settings.channels:
         raise ValueError("--size and --channels are of images; a checkpoint's are its own")
     data = _data(settings, known)
