@@ -297,7 +297,7 @@ def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ran
     done = here("--system", "VAE", "--trainer.steps", "2", "--trainer.save_every", "1", "--trainer.run_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     first = tmp_path / "checkpoints" / "step_00000001"
-    arguments = [str(tmp_path), "--extractor", "demo-random", "--num", "4"]
+    arguments = [str(tmp_path), "--extractor", "demo-random", "--num", "130"]  # three blocks, of two processes
     _, expected = score(first, *arguments[1:])
     looks = {0: f"trainer.score.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}
     faults = {rank: SCORE.format(patch=patch, arguments=arguments) for rank, patch in looks.items()}
@@ -305,7 +305,7 @@ def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ran
     assert both.codes == [0, 0], both.stderr
     (line,) = [json.loads(text) for text in both.stderr.splitlines() if text.startswith("{")]
     assert (line["step"], line["world_size"]) == (1, 2)
-    fid = "eval/fid4/demo-random-v1"
+    fid = "eval/fid130/demo-random-v1"
     assert line[fid] == pytest.approx(expected[fid], rel=1e-9)
 
 
