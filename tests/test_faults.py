@@ -353,6 +353,87 @@ Step.__call__ = flipping
     assert not saved(tmp_path)
 
 
+ELSEWHERE = """
+import torch
+from trainer.config import Config
+system = Config.system
+def elsewhere(self):
+    made = system(self)
+    for name, value in made.state_dict().items():
+        value.add_(torch.ones_like(value))
+    return made
+Config.system = elsewhere
+"""
+
+
+@pytest.mark.parametrize("way", ["ddp", "flat"])
+def test_ranks_begin_with_the_weights_of_the_first(ranks, tmp_path, way):
+    """Unlike processors draw weights that differ in their last digits; here one rank's are other altogether."""
+    run = [*TERNARY, "--system.ternary.lecam_weight", "0.1", "--system.ternary.spectral_norm", "true"]
+    run += ["--trainer.steps", "2", "--trainer.check_every", "1", "--trainer.grad_sync", way, "--trainer.run_dir"]
+    for name, faults in (("whole", {}), ("hurt", {1: ELSEWHERE})):
+        done = ranks(*run, tmp_path / name, processes=2, faults=faults).wait()
+        assert done.codes == [0, 0], done.stderr
+    same(tmp_path / "whole", tmp_path / "hurt")
+
+
+def test_a_statistic_that_went_astray_is_named(ranks, tmp_path):
+    change = """
+from trainer.step import Step
+step = Step.__call__
+def changing(self, batches, number):
+    step(self, batches, number)
+    self.system.lecam_discriminator_ternary.add_(1)
+Step.__call__ = changing
+"""
+    run = [*TERNARY, "--system.ternary.lecam_weight", "1e-30", "--trainer.steps", "2", "--trainer.check_every", "1"]
+    done = ranks(*run, "--trainer.run_dir", tmp_path, processes=2, faults={1: change}).wait()
+    assert done.codes == [1, 1]
+    assert re.search(r"step 1: process \d on \S+ has other weights in the statistic lecam_\w+ than", done.stderr)
+
+
+def test_unlike_processors_are_told_where_weights_drift_apart(ranks, tmp_path):
+    flip = """
+from trainer.step import Step
+from trainer import peers
+peers._processor = lambda device: "AVX1024"
+step = Step.__call__
+def flipping(self, batches, number):
+    step(self, batches, number)
+    self.system.get_submodule("decoder.module").stem.bias.data.view(-1)[:1].add_(1)
+Step.__call__ = flipping
+"""
+    run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.steps", "1"]
+    done = ranks(*run, processes=2, faults={1: flip}).wait()
+    assert done.codes == [1, 1]
+    assert re.search(
+        r"Unlike processors round otherwise \(.* on process 0 on \S+, AVX1024 on process 1 on", done.stderr
+    )
+    assert "ATEN_CPU_CAPABILITY=default on all" in done.stderr
+    assert "Memory" not in done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_averages_whose_images_are_not_finite_have_diverged(ranks, tmp_path, processes):
+    """Every loss and gradient is finite, and the averaged decoder's weights are, but not what they make."""
+    far = """
+from trainer.ema import EMA
+update = EMA.update
+def far(self, steps):
+    update(self, steps)
+    if steps == 2:
+        self.system.decoder.stem.weight.data.fill_(3e38)
+EMA.update = far
+"""
+    run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.save_every", "1", "--trainer.steps", "3"]
+    done = ranks(*run, processes=processes, faults=dict.fromkeys(range(processes), far)).wait()
+    assert done.codes == [1] * processes
+    assert done.stderr.count("error: step 2: the averaged networks' images cannot be used: ") == 1
+    assert "pixels are not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (word(tmp_path), saved(tmp_path)) == ("diverged", [1])
+
+
 @pytest.mark.parametrize(
     ("fault", "named"),
     [

@@ -246,6 +246,26 @@ def test_images_that_are_not_finite_are_refused(run, capsys, tmp_path):
     assert "not finite: the run has diverged" in done.err
 
 
+def test_pictures_are_made_in_float32_as_it_is_written(run, capsys, tmp_path, monkeypatch):
+    """No TF32 and no algorithms chosen by speed, as in evaluations, whatever was set before."""
+    found, sample, folder = [], models.GAN.sample, run("GAN")
+
+    def noting(self, z):
+        cudnn = torch.backends.cudnn
+        found.append((torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic))
+        return sample(self, z)
+
+    monkeypatch.setattr(models.GAN, "sample", noting)
+    torch.set_float32_matmul_precision("high")
+    try:
+        done = generate(capsys, "sample", folder, "--out", tmp_path, "--num", "1")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert done.returncode == 0, done.err
+    assert found == [("highest", False, False, True)]
+
+
 def test_two_lines_give_the_system(run):
     system = models.load(run("VAEGAN"))
     assert isinstance(system, models.VAEGAN)

@@ -269,3 +269,54 @@ def test_what_cannot_be_scored_is_refused_in_words(arguments, words, folders, de
         main([str(folders / "fake"), *(str(known.get(one, one)) for one in arguments)])
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+SCORE = """
+import os, sys, traceback
+from pathlib import Path
+import trainer.score
+{patch}
+try:
+    trainer.score.main({arguments!r})
+except SystemExit as stopped:
+    os._exit(stopped.code)
+except BaseException:
+    traceback.print_exc()
+    os._exit(3)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ranks, tmp_path):
+    """Between the looks of two processes a run saves another one."""
+    done = here("--system", "VAE", "--trainer.steps", "2", "--trainer.save_every", "1", "--trainer.run_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = tmp_path / "checkpoints" / "step_00000001"
+    arguments = [str(tmp_path), "--extractor", "demo-random", "--num", "130"]  # three blocks, of two processes
+    _, expected = score(first, *arguments[1:])
+    looks = {0: f"trainer.score.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}
+    faults = {rank: SCORE.format(patch=patch, arguments=arguments) for rank, patch in looks.items()}
+    both = ranks(processes=2, faults=faults).wait()
+    assert both.codes == [0, 0], both.stderr
+    (line,) = [json.loads(text) for text in both.stderr.splitlines() if text.startswith("{")]
+    assert (line["step"], line["world_size"]) == (1, 2)
+    fid = "eval/fid130/demo-random-v1"
+    assert line[fid] == pytest.approx(expected[fid], rel=1e-9)
+
+
+@pytest.mark.parametrize(("rank", "named"), [({0: "real", 1: "fake"}, "images"), ({0: "real", 1: "real"}, "code")])
+def test_processes_that_score_other_images_or_by_other_code_are_refused(ranks, folders, tmp_path, rank, named):
+    (tmp_path / "images").symlink_to(folders / "real")
+    faults = {}
+    for number, name in rank.items():
+        arguments = [str(folders / "fake"), "--against", str(tmp_path / "images"), "--extractor", "demo-random"]
+        there = "listed = trainer.score._listed\ntrainer.score._listed = lambda name, *other: listed("
+        there += f"{str(folders / name)!r} if name.endswith('images') else name, *other)"
+        if named == "code" and number:
+            there = "trainer.score.code = lambda: 'other'"
+        faults[number] = SCORE.format(patch=there, arguments=arguments)
+    done = ranks(processes=2, faults=faults).wait()
+    assert done.codes == [2, 2], done.stderr
+    assert f"differ in {named}: " in done.stderr
+    assert done.stderr.count("error: ") == 1

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 import yaml
 from conftest import reseal
+from jsonargparse._common import parsing_settings
 
 import models
 from models import manifest
@@ -122,6 +123,13 @@ def test_a_file_of_settings_imports_no_class(capsys, evil, tmp_path, system):
     }
     path.write_text(yaml.safe_dump(settings))
     assert KNOWN in told(capsys, lambda: compare.plan(compare.configure(["--config", str(path)])))
+
+
+def test_a_comparison_imports_no_class_either(capsys, evil, tmp_path, monkeypatch):
+    """In a process that has parsed no run's settings yet."""
+    monkeypatch.setitem(parsing_settings, "import_path_verdicts", {})
+    monkeypatch.setitem(parsing_settings, "import_paths_enforced", False)
+    assert evil in told(capsys, compare.configure, ["--data", "{class_path: evil.V}"])
 
 
 @pytest.mark.parametrize("name", ["evil.V", "models.load", "models.VAE.eval", "VAE2", "os.system", ""])

@@ -123,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def configure(arguments: Sequence[str] | None = None) -> Settings:
     """The settings of a command line, which override its file's; a mistake in them ends the process with code 2."""
+    config.bound_imports()
     made = ComparisonParser(prog="compare", description=__doc__)
     made.add_argument("--config", action="config", help="a YAML file of these settings")
     sections = {"data": Data, "trainer": Trainer, "evaluate": Evaluate, "compare": Compare}
