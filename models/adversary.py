@@ -123,8 +123,7 @@ class Adversary:
         else:
             logits = self._logits(batch, {"real": image} | shown)
         real, fake = logits["real"], {kind: logits[kind] for kind in fakes}
-        weights = {"class_weights": self.class_weights} if self.mode.logits == 3 else {}
-        loss = losses.judge(real, *fake.values(), kind=settings.adversarial, **weights)
+        loss = losses.judge(real, *fake.values(), kind=settings.adversarial, class_weights=self.class_weights)
         terms = {"judge": loss, "chance": loss.new_full((), self.chance)} | losses.confusion(
             logits, settings.adversarial == "relativistic" and self.mode.logits == 1
         )
@@ -168,7 +167,7 @@ class Adversary:
         """What the discriminator's move leaves for the next step."""
         if self.settings.lecam_weight:
             means = self.system.get_buffer(f"lecam_{self.network}")
-            means.lerp_(statistics["realness"].to(means.dtype), 1 - self.settings.lecam_decay)
+            means.lerp_(statistics["realness"], 1 - self.settings.lecam_decay)
         if self.settings.spectral_norm:
             iterate_spectra(self.discriminator)
 

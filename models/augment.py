@@ -13,7 +13,8 @@ DRAWS = 7  # uniform numbers an image needs
 
 
 def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor) -> Tensor:
-    """Images [n, channels, size, size] in [-1, 1] changed by draws u [n, DRAWS] from U[0, 1); differentiable.
+    """Images [n, channels, size, size] in [-1, 1] changed by draws u [n, DRAWS] from U[0, 1); differentiable. A size
+    is a multiple of 8, as all are that the networks take.
 
     Colour: brightness +-1/2, saturation x [0, 2], contrast x [1/2, 3/2]. Translation: by up to an eighth of the size,
     over zeros. Cutout: a square of half the size is zero.
@@ -40,7 +41,7 @@ def _color(image: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
 
 def _translate(image: Tensor, down: Tensor, right: Tensor) -> Tensor:
     n, _, height, width = image.shape
-    most = (height + 4) // 8
+    most = height // 8
     rows = torch.arange(height, device=image.device) + (down * (2 * most + 1)).long()[:, None]
     columns = torch.arange(width, device=image.device) + (right * (2 * most + 1)).long()[:, None]
     of = torch.arange(n, device=image.device)[:, None, None]
@@ -54,7 +55,7 @@ def _cut(image: Tensor, down: Tensor, right: Tensor) -> Tensor:
     at = torch.arange(size, device=image.device)
 
     def inside(start: Tensor) -> Tensor:  # the square may reach over the edge
-        corner = (start * (size + 1 - side % 2)).long()[:, None] - side // 2
+        corner = (start * (size + 1)).long()[:, None] - side // 2
         return (at >= corner) & (at < corner + side)
 
     hole = inside(down)[:, None, :, None] & inside(right)[:, None, None, :]

@@ -83,8 +83,7 @@ class Optimizer:
         risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         fallen = min(1.0, max(0.0, step / steps - self.hold) / (1 - self.hold))
         left = {"constant": 1.0, "linear": 1 - fallen, "cosine": (1 + math.cos(math.pi * fallen)) / 2}[self.schedule]
-        final = self.final if self.schedule != "constant" else 1.0
-        return self.lr * risen * (final + (1 - final) * left)
+        return self.lr * risen * (self.final + (1 - self.final) * left)
 
     def check(self, name: str) -> None:
         """Refuse what is out of range.

@@ -30,6 +30,7 @@ def test_every_pixel_comes_back():
     assert torch.equal(to_uint8(image + 0.4 * step), pixels)
     assert torch.equal(to_uint8(image - 0.4 * step), pixels)
     assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+    assert to_uint8(image).dtype == torch.uint8
     assert normalize(pixels.permute(0, 2, 3, 1)).is_contiguous()
 
 

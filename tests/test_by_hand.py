@@ -146,6 +146,33 @@ def test_a_vae_lowers_the_bound(likelihood, free_bits):
     assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
 
 
+def test_unset_a_vae_lowers_the_evidence_lower_bound_from_the_first_step_on():
+    """Of pixels with a unit variance; the code has 32 numbers."""
+    system, batch = VAE(32, 1, networks=SMALL).double(), batch_of(dtype=F64, step=0)
+    assert system.latent_shape == AE(32, 1, networks=SMALL).latent_shape == GAN(32, 1, networks=SMALL).latent_shape
+    assert system.latent_shape == (32,)
+    mean, log_variance, reconstructed = encode_and_decode(system, batch)
+    expected = total(0.5 * (numbers(batch.image) - numbers(reconstructed)) ** 2) + kl_of(mean, log_variance)
+    assert system.loss(batch, system.passes(batch)).value.item() == pytest.approx(expected, rel=CLOSE)
+
+
+def test_unset_a_vaegan_has_one_binary_logistic_discriminator_that_counts_ten_times():
+    system, batch = VAEGAN(32, 1, networks=SMALL).double(), batch_of(dtype=F64, step=0)
+    assert system.latent_shape == (32,)
+    mean, log_variance, reconstructed = encode_and_decode(system, batch)
+    generated = system.decoder(batch.normal("prior", (32,)))
+    images = [batch.image, reconstructed, generated]
+    logits = [numbers(system.discriminator_binary(image)) for image in images]
+    fool = (on_real("logistic", logits[1]) + on_real("logistic", logits[2])) / 2
+    expected = total(0.5 * (numbers(batch.image) - numbers(reconstructed)) ** 2) + kl_of(mean, log_variance)
+    loss, terms, _ = system.loss(batch, system.passes(batch))
+    assert loss.item() == pytest.approx(expected + 10 * fool, rel=CLOSE)
+    assert set(terms) == {"reconstruction", "kl", "fool/binary"}
+    loss, terms, _ = system.judge("binary", batch, system.passes(batch))
+    r1 = slope(system.discriminator_binary, batch.image) / 2
+    assert loss.item() == pytest.approx(judged("logistic", logits, [0.5, 0.25, 0.25]) + 0.1 * r1, rel=CLOSE)
+
+
 class Distance(nn.Module):
     """In the place of a trained network's features, whose file takes a second to read."""
 
@@ -260,9 +287,12 @@ def test_a_gans_players_lower_each_others_game(kind):
     assert torch.equal(system.sample(batch.normal("prior", (4,))), generated)
 
 
-def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood():
-    judge = Judge(adversarial="least_squares", r1_weight=0.0, start=5, ramp=8)
-    system = GANVAE(32, 1, 4, SMALL, latent_weight=3.0, binary=judge).double()
+@pytest.mark.parametrize(("kind", "latent_weight"), [("least_squares", 3.0), ("relativistic", None)])
+def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood(kind, latent_weight):
+    """Which counts once where its weight is unset."""
+    judge = Judge(adversarial=kind, r1_weight=0.0, start=5, ramp=8)
+    given = {"latent_weight": latent_weight} if latent_weight else {}
+    system = GANVAE(32, 1, 4, SMALL, **given, binary=judge).double()
     batch = batch_of(dtype=F64, step=STEP)
     passes = system.passes(batch)
     z = batch.normal("prior", (4,))
@@ -270,13 +300,13 @@ def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood():
     real, fake = (numbers(system.discriminator_binary(image)) for image in (batch.image, generated))
     mean, log_variance = posterior(system, generated)
     loss, _, _ = system.judge(batch, passes)
-    assert loss.item() == pytest.approx(judged("least_squares", [real, fake], [0.5, 0.5]), rel=CLOSE)
+    assert loss.item() == pytest.approx(judged(kind, [real, fake], [0.5, 0.5]), rel=CLOSE)
     variance = np.exp(log_variance)
     density = np.exp(-((numbers(z) - mean) ** 2) / (2 * variance)) / np.sqrt(2 * math.pi * variance)
-    expected = {"fool/binary": fooled("least_squares", realness(fake), real), "latent": -np.log(density).mean()}
+    expected = {"fool/binary": fooled(kind, realness(fake), realness(real)), "latent": -np.log(density).mean()}
     loss, terms, _ = system.loss(batch, passes)
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
-    whole = (STEP - 5) / 8 * expected["fool/binary"] + 3.0 * expected["latent"]
+    whole = (STEP - 5) / 8 * expected["fool/binary"] + (latent_weight or 1.0) * expected["latent"]
     assert loss.item() == pytest.approx(whole, rel=CLOSE)
     mean, _ = posterior(system, batch.image)
     assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
@@ -313,6 +343,56 @@ def test_a_cyclegans_players_lower_their_games_the_cycles_and_the_identity(ident
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
     whole = (STEP - 5) / 8 * (expected["fool/a"] + expected["fool/b"]) + 3.0 * expected["cycle"]
     assert loss.item() == pytest.approx(whole + identity_weight * expected.get("identity", 0.0), rel=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["vae", "gan", "ganvae", "vaegan", "cyclegan"])
+def test_a_micro_batch_may_be_one_image(name):
+    system = SCHEDULED[name]()
+    batch = batch_of(1)
+    assert all(player.loss(batch, system.passes(batch)).value.isfinite() for player in system.players())
+
+
+def test_a_cyclegans_discriminators_see_the_pools_fakes_and_keep_their_own_means():
+    """Of a full pool of two: an image whose first draw is below a half is swapped for the one its second draw names."""
+    judge = Judge(adversarial="least_squares", r1_weight=0.0, lecam_weight=0.4)
+    system = cyclegan(judge, pool=2).double()
+    generator = torch.Generator().manual_seed(2)
+    kept, means = {}, {"a": (0.3, -0.2), "b": (-0.1, 0.2)}
+    for domain in "ab":
+        system.get_buffer(f"lecam_discriminator_{domain}").copy_(torch.tensor(means[domain], dtype=F64))
+        kept[domain] = torch.rand(2, 1, 32, 32, generator=generator, dtype=F64)
+        system.get_buffer(f"pool_{domain}").copy_(kept[domain])
+    system.pooled.fill_(2)
+    batch = batch_of(8, dtype=F64, step=STEP)
+    draws = numbers(batch.uniform("pool", (2,)))
+    swapped, slots = draws[:, 0] < 0.5, (2 * draws[:, 1]).astype(int)
+    assert 0 < swapped.sum() < 8
+    a, b = batch.images
+    expected, after = {}, {}
+    for domain, own, made in (("a", a, system.translator_ba(b)), ("b", b, system.translator_ab(a))):
+        shown = torch.where(torch.from_numpy(swapped)[:, None, None, None], kept[domain][slots], made.detach())
+        network = system.get_submodule(f"discriminator_{domain}")
+        real, fake = numbers(network(own)), numbers(network(shown))
+        expected[f"{domain}/judge"] = judged("least_squares", [real, fake], [0.5, 0.5])
+        mean_real, mean_fake = means[domain]
+        lecam = np.maximum(real - mean_fake, 0) ** 2, np.maximum(mean_real - fake, 0) ** 2
+        expected[f"{domain}/lecam"] = lecam[0].mean() + lecam[1].mean()
+        after[domain] = [0.99 * mean_real + 0.01 * real.mean(), 0.99 * mean_fake + 0.01 * fake.mean()]
+        for row in range(8):
+            if swapped[row]:
+                kept[domain][slots[row]] = made[row].detach()
+    player = system.players()[0]
+    loss, terms, statistics = player.loss(batch, system.passes(batch))
+    assert {name: terms[name].item() for name in expected} == pytest.approx(expected, rel=CLOSE)
+    whole = sum(value * (0.4 if name.endswith("lecam") else 1) for name, value in expected.items())
+    assert loss.item() == pytest.approx(whole, rel=CLOSE)
+    player.after(statistics)
+    for domain in "ab":
+        means = system.get_buffer(f"lecam_discriminator_{domain}").tolist()
+        assert means == pytest.approx(after[domain], rel=CLOSE)
+        # The swap of a fake through the statistics is rounded once.
+        torch.testing.assert_close(system.get_buffer(f"pool_{domain}"), kept[domain], rtol=1e-15, atol=0)
+    assert system.pooled.item() == 2
 
 
 # ---- the step
@@ -353,6 +433,12 @@ def test_every_players_optimizer_has_its_settings_and_follows_its_schedule(name)
             assert (group["betas"], group["weight_decay"]) == (settings["betas"], settings["weight_decay"])
             adam = one.player.name != "binary"
             assert isinstance(one.optimizer, torch.optim.AdamW) != adam
+
+
+def test_a_rate_stays_at_what_is_left_after_the_runs_end():
+    assert Optimizer(2.0, schedule="linear", final=0.1).rate(150, 100) == pytest.approx(0.2, rel=1e-12)
+    assert Optimizer(2.0, schedule="cosine").rate(150, 100) == pytest.approx(0.0, abs=1e-12)
+    assert Optimizer(2.0).rate(150, 100) == 2.0
 
 
 class Line(System):
@@ -418,6 +504,10 @@ def test_updates_by_hand(algorithm, weight_decay, clip, parts):
         # torch adds 1e-6 to the norm that it divides the clip by: 1e-6 / 26 of the gradient, of which an update is a
         # ratio of sums.
         assert system.weights() == pytest.approx(w.tolist(), rel=1e-6 if clip else 1e-10)
+        assert {name: count for name, (_, count) in mover.meter.state().items()} == {
+            "player/height": 1.0,
+            "player/grad_norm": 1.0,
+        }
         means = {"player/height": (k + 1) * STEEPNESS @ before, "player/grad_norm": 13 * (k + 1)}
         assert mover.meter.read(accelerator) == pytest.approx(means, rel=1e-6 if clip else 1e-10)
     assert mover.failed() is None

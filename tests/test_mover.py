@@ -1,6 +1,6 @@
 """What moves a player: its weights' names, its loss scaler, its meter, and how a failure is told."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ import torch
 from test_by_hand import Line, line_batch
 from torch import nn
 
-from models import Optimizer
+from models import Loss, Optimizer, Player
 from trainer.step import Meter, Step
 
 CPU = torch.device("cpu")
@@ -28,14 +28,22 @@ def accelerator_of(precision: str = "no", processes: int = 1, codes=(), factor: 
 
 
 class Wrapped(nn.Module):
-    """As DDP wraps a network."""
+    """As DDP wraps a network; `synchronized` tells of each forward pass whether gradients would be sent."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
+        self.sends, self.synchronized = True, []
 
     def forward(self, x):
+        self.synchronized.append(self.sends)
         return self.module(x)
+
+    @contextmanager
+    def no_sync(self):
+        self.sends = False
+        yield
+        self.sends = True
 
 
 def test_a_wrapped_networks_weights_keep_their_names():
@@ -46,6 +54,30 @@ def test_a_wrapped_networks_weights_keep_their_names():
     assert list(mover.parameters) == ["first.weight", "second.weight"]
     assert mover.networks == [system.first, system.second]
     assert mover.parameters["first.weight"] is system.first.module.weight
+
+
+def test_a_player_moves_at_its_first_step_and_every_so_many_after_it():
+    player = Player("player", (), lambda batch, passes: Loss(passes, {}), Optimizer(), every=3, start=1)
+    assert [step for step in range(9) if player.moves(step)] == [1, 4, 7]
+    assert [step for step in range(9) if replace(player, start=5).moves(step)] == [5, 8]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_gradients_are_sent_with_the_last_micro_batch_alone(parts, monkeypatch):
+    monkeypatch.setattr("trainer.step.DistributedDataParallel", Wrapped)
+    system = Line(Optimizer()).double()
+    system.second = Wrapped(system.second)
+    step = Step(accelerator_of(processes=2, factor=0.5), system, 9)
+    kept = system.second.module.weight.register_post_accumulate_grad_hook(
+        lambda weight: sent.append(weight.grad.clone())
+    )
+    sent: list[torch.Tensor] = []
+    step(line_batch(0).split(4 // parts), 0)
+    kept.remove()
+    assert system.second.synchronized == [False] * (parts - 1) + [True]
+    assert sent[-1].item() == pytest.approx(12.0), "the sum of all parts, which DDP averages"
+    norm = step.meter.read(accelerator_of())["player/grad_norm"]
+    assert norm == pytest.approx((2.5**2 + 12**2) ** 0.5), "only the other network's is averaged flat"
 
 
 @pytest.mark.parametrize("clip", [None, 15.0])
@@ -100,6 +132,21 @@ def test_a_processs_failure_is_that_of_all():
     assert step.failed() == (1, step.movers[0].player)
 
 
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_the_first_players_failure_at_the_first_step_blocks_all_that_follows(precision):
+    """A later failure does not take its place."""
+    system = Line(Optimizer(0.1)).double()
+    step = Step(accelerator_of(precision), system, 9)
+    before = system.weights()
+    for k in range(3):
+        batch = line_batch(k)
+        if k != 1:
+            batch.images[0].fill_(torch.nan)
+        step([batch], k)
+        assert system.weights() == before
+        assert step.failed() == (0, step.movers[0].player)
+
+
 def test_gradients_of_unwrapped_networks_are_averaged_over_processes():
     """Here the mean over processes is a quarter of this one's; weights without a gradient count as 0."""
     moved = []
@@ -135,13 +182,13 @@ def test_statistics_are_means_over_parts_and_processes():
 
 
 def test_passes_are_made_once_a_step_only_where_they_may_be_shared():
-    for share, parts, expected in ((True, 1, 1), (False, 1, 2), (True, 2, 4), (False, 2, 4)):
+    for share, parts, expected in (((), 1, 1), ((True,), 1, 1), ((False,), 1, 2), ((True,), 2, 4), ((False,), 2, 4)):
         made = []
         system = Line(Optimizer())
         (player,) = system.players()
         system.players = lambda player=player: [replace(player, networks=(one,)) for one in player.networks]
         system.passes = lambda batch, made=made, system=system: made.append(batch) or Line.passes(system, batch)
-        Step(accelerator_of(), system.double(), 9, share)(line_batch(0).split(4 // parts), 0)
+        Step(accelerator_of(), system.double(), 9, *share)(line_batch(0).split(4 // parts), 0)
         assert len(made) == expected, (share, parts)
 
 
@@ -164,5 +211,8 @@ def test_a_meter_goes_on_from_the_mean_of_all_processes_sums():
     restored = Meter()
     restored.load([meter.state() for meter in meters], CPU)
     assert restored.state() == {"a": ((7.0 + 10.0) / 2, 3.0), "b": (2.5, 0.5)}
+    alone = Meter()
+    alone.load([{"a": (2.0**24 + 1, 3.0)}], CPU)
+    assert alone.state() == {"a": (2.0**24 + 1, 3.0)}, "in double precision, of one process"
     restored.add("a", torch.tensor(11.5))
     assert restored.read(accelerator_of(factor=3.0)) == {"a": 3 * 20.0 / 4, "b": 3 * 5.0}

@@ -54,6 +54,10 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
     ("words", "build"),
     [
         ("lecam_decay is -0.1", lambda: GAN(32, 1, binary=Judge(lecam_weight=1.0, lecam_decay=-0.1))),
+        (
+            r"^system\.binary\.lecam_decay has no effect while system\.binary\.lecam_weight is 0: leave it unset$",
+            lambda: GAN(32, 1, binary=Judge(lecam_decay=0.5)),
+        ),
         ("betas is", lambda: GAN(32, 1, 4, SMALL, Optimizer(betas=(0.5, 1.0))).players()),
         ("betas is", lambda: GAN(32, 1, 4, SMALL, Optimizer(betas=(-0.1, 0.5))).players()),
         ("hold and .final are -0.1", lambda: GAN(32, 1, 4, SMALL, Optimizer(schedule="linear", hold=-0.1)).players()),
@@ -121,3 +125,16 @@ def test_a_code_may_be_a_map():
     settings = Networks("dcgan", 8, latent_stride=8)
     for system in (AE(32, 1, 3, settings), VAE(32, 1, 3, settings), GANVAE(32, 1, 3, settings)):
         assert system.latent_shape == (3, 4, 4)
+
+
+def test_unset_a_cyclegan_is_the_papers():
+    """Zhu et al. 2017, sections 4 and 7.2: lambda is 10, identity half of it, and rates fall in the second half."""
+    system = CycleGAN(256, 3)
+    assert (system.cycle_weight, system.identity_weight, system.pool) == (10, 5, 50)
+    assert system.pool_a.shape == system.pool_b.shape == (50, 3, 256, 256)
+    judge, translators = (player.optimizer for player in system.players())
+    assert translators == Optimizer(2e-4, (0.5, 0.999), schedule="linear", hold=0.5)
+    assert judge == Judge(2e-4, (0.5, 0.999), schedule="linear", hold=0.5, adversarial="least_squares", r1_weight=0.0)
+    widths = {system.discriminator_a.levels[0][0].out_channels, system.discriminator_b.levels[0][0].out_channels}
+    assert widths == {64}
+    assert next(system.translator_ab.parameters()).shape[0] == 64

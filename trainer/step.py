@@ -61,9 +61,8 @@ class Meter:
     def load(self, states: list[dict[str, tuple[float, float]]], device: torch.device) -> None:
         """Go on from the mean of some processes' sums."""
         for name, (_, count) in states[0].items():
-            self.add(
-                name, torch.tensor([state[name][0] for state in states], dtype=torch.float64, device=device).mean(), 1
-            )
+            sums = torch.tensor([state[name][0] for state in states], dtype=torch.float64, device=device)
+            self.add(name, sums.mean())
             self.counts[name] = count
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
