@@ -139,6 +139,25 @@ def test_evaluating_leaves_the_training_randomness_and_repeats_itself(data, demo
     assert timeless(first) == timeless(second)
 
 
+def test_scores_are_the_same_to_the_bit_in_whatever_order_blocks_come(data, demo_cnn, monkeypatch):
+    class Brightness:
+        name, sha256 = "lpips_vgg", "0"
+
+        def __call__(self, image, other):
+            return (image.float() - other.float()).flatten(1).mean(1) / 3
+
+    def scores() -> dict[str, float]:
+        torch.manual_seed(0)
+        extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
+        arguments = (Accelerator(cpu=True), extractor, [Shards(data.test)], data, 200, 0)
+        evaluator = Evaluator(*arguments, distance=Brightness())
+        return timeless(evaluator(VAE(32, 1, 4, SMALL).eval())) | {"real": evaluator.references[0].sharpness}
+
+    expected, blocks = scores(), Evaluator.blocks
+    monkeypatch.setattr(Evaluator, "blocks", lambda self, count: reversed([*blocks(self, count)]))
+    assert scores() == expected
+
+
 @pytest.mark.parametrize("world", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
 def test_scores_do_not_depend_on_the_number_of_processes(data, demo_cnn, tmp_path, world):
     """Three ranks, the last of which gets no block of the samples; of eight, two get some. Then one of them fails, and

@@ -142,9 +142,16 @@ def test_lecam_by_hand():
 
 def test_adaptive_weight_is_the_ratio_of_norms_within_its_limit():
     a, b = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.5])
-    assert losses.adaptive_weight(a, b, 100).item() == pytest.approx(10, rel=1e-3)
+    assert losses.adaptive_weight(a, b, 100).item() == pytest.approx(5 / (0.5 + 1e-4))
     assert losses.adaptive_weight(a, b, 2) == 2
     assert losses.adaptive_weight(a, torch.zeros(2), 100) == 100
+
+
+@pytest.mark.parametrize("broken", [torch.inf, torch.nan])
+def test_adaptive_weight_of_a_gradient_that_is_not_finite_is_none(broken):
+    sound, unsound = torch.tensor([3.0, 4.0]), torch.tensor([3.0, broken])
+    assert losses.adaptive_weight(unsound, sound, 100).isnan(), "and not the limit"
+    assert losses.adaptive_weight(sound, unsound, 100).isnan(), "and not 0"
 
 
 def test_ternary_judge_is_the_mean_cross_entropy():

@@ -4,8 +4,6 @@ import functools
 import os
 import subprocess
 import sys
-from contextlib import nullcontext, suppress
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +11,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import ROOT, leave
 from test_systems import SYSTEMS
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from trainer.batch import Batch
 from trainer.build import WRAPPING
@@ -65,59 +61,6 @@ def test_accumulating_one_two_and_four_parts_is_the_same(name):
     whole = train(name)
     assert distance(whole, train(name, parts=2)) < 1e-10
     assert distance(whole, train(name, parts=4)) < 1e-10
-
-
-class Waits(TorchDispatchMode):
-    """Names what would make the host wait for a GPU, on the device that computes nothing: values that are read, sizes
-    that depend on them, copies from the host, and indices made of Python's numbers, which are such copies."""
-
-    def __init__(self):
-        super().__init__()
-        self.found: list[str] = []
-        self.made: list[torch.Tensor] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        self.made += [x for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
-        name = function.overloadpacket.__name__
-        given = [x for x in tree_leaves((args, kwargs, made)) if isinstance(x, torch.Tensor)]
-        copies = len({x.device.type for x in given}) > 1 and name in ("_to_copy", "copy_", "where", "index")
-        from_numbers = name == "index" and any(
-            index.dtype == torch.bool or all(index is not x for x in self.made)
-            for index in args[1]
-            if index is not None
-        )
-        if copies or from_numbers or name in ("_local_scalar_dense", "nonzero", "masked_select"):
-            self.found.append(name)
-        return made
-
-
-def test_waiting_is_found():
-    x = torch.empty(4, 3, device="meta")
-    for act in (lambda: x[:, [0, 2]], lambda: torch.ones(2).to("meta"), lambda: x.sum().item(), lambda: x[x > 0]):
-        with Waits() as waits, suppress(RuntimeError, NotImplementedError):
-            act()
-            assert waits.found
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_no_step_waits_for_a_gpu(name, monkeypatch):
-    """Without one: on tensors without values."""
-    optimizers = sys.modules["torch.optim.optimizer"]
-    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
-    monkeypatch.setattr("torch.autocast", lambda *args, **options: nullcontext())
-    monkeypatch.setattr(Batch, "_draw", lambda self, of, name, shape: of((4, *shape), device="meta"))
-    accelerator = SimpleNamespace(
-        device=torch.device("meta"), mixed_precision="no", num_processes=1, autocast=nullcontext, reduce=lambda x, _: x
-    )
-    system = SYSTEMS[name]().to("meta")
-    mover, ema = Step(accelerator, system, STEPS), EMA(system, 20, 4)
-    images = tuple(torch.empty(4, 1, 32, 32, device="meta") for _ in range(2))
-    with Waits() as waits:
-        for step in range(2):
-            mover([Batch(images, slice(0, 4), 4, 0, step)], step)
-            ema.update(step + 1)
-    assert waits.found == []
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -33,6 +33,7 @@ def cyclegan(judge=None, **settings) -> CycleGAN:
 SYSTEMS = {
     "ae": lambda: AE(32, 1, 4, SMALL, STEADY),
     "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=STEADY),
+    "vae, bernoulli": lambda: VAE(32, 1, 4, SMALL, "bernoulli", autoencoder=STEADY),
     "vae, all options": lambda: VAE(32, 1, 4, SMALL, "laplace", True, 2.0, 3, 0.1, STEADY),
     "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, JUDGE),
     "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, JUDGE),
@@ -314,6 +315,72 @@ def test_an_adaptive_weight_keeps_the_adversarial_weight_and_the_ramp():
 
     assert pull(2.0, 0).item() == pytest.approx(2 * pull(1.0, 0).item())
     assert pull(1.0, 10).item() == pytest.approx(0.5 * pull(1.0, 0).item())
+
+
+def adapted(system: VAEGAN, batch: Batch) -> torch.Tensor:
+    """The adaptive weight that a step leaves."""
+    player = system.players()[-1]
+    freeze_all_but(system, player.networks)
+    player.after(player.loss(batch, system.passes(batch)).statistics)
+    return system.adaptive_weight
+
+
+@pytest.mark.parametrize("encoder_adversarial", [True, False])
+def test_an_adaptive_weight_is_the_ratio_of_gradients_per_pixel(encoder_adversarial):
+    system = vaegan(
+        judge=SILENT, adaptive=True, reconstruction_weight=3.0, encoder_adversarial=encoder_adversarial
+    ).double()
+    batch = batch_of(dtype=torch.float64)
+    found = adapted(system, batch)
+    passes, last = system.passes(batch), system.decoder.last.weight
+    reconstruction = 3 * (passes.reconstructed - batch.image).square().mean() / 2
+    fools = [-nn.functional.logsigmoid(system.discriminator_binary(x)) for x in (passes.fooling, passes.generated)]
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (reconstruction, torch.cat(fools).mean())
+    ]
+    assert found.item() == pytest.approx((norms[0] / (norms[1] + 1e-4)).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"), [(32, {}), (128, {}), (32, {"reconstruction_weight": 1e4}), (32, {"reconstruction": "both"})]
+)
+def test_an_adaptive_weight_in_fp16_is_that_in_fp32(size, settings):
+    """At either end of its sums: of a few hundred pixels and of many, of a large loss and of a small one."""
+    found = []
+    for half in (False, True):
+        torch.manual_seed(0)
+        system = VAEGAN(size, 1, 4, SMALL, binary=SILENT, adaptive=True, **settings)
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            found.append(adapted(system, batch_of(8, size)).item())
+    # Either norm is of numbers that some twenty layers, forth and back, have each rounded to 2^-11 of its magnitude.
+    assert found[1] == pytest.approx(found[0], rel=2 * 20 * 2**-11)
+
+
+def test_an_adaptive_weight_says_when_it_is_at_its_limit_and_stays_where_a_gradient_overflows():
+    shares = []
+    for limit in (1e4, 1e-6):
+        system, batch = vaegan(judge=SILENT, adaptive=True, adaptive_limit=limit), batch_of()
+        before = adapted(system, batch).item()
+        shares.append(system.loss(batch, system.passes(batch)).terms["adaptive_saturated"].item())
+        finite = torch.ones(3)
+        system.players()[-1].after({"reconstruction": finite * torch.inf, "adversarial": finite})
+        system.players()[-1].after({"reconstruction": finite, "adversarial": finite * torch.inf})
+        assert system.adaptive_weight.item() == before
+    assert shares == [0, 1]
+
+
+def test_a_saturated_pixel_has_a_gradient_in_half_precision():
+    """A bernoulli's is p - x times 2 at the decoder's last layer, before tanh; 3.5 is 1 after a tanh in bf16."""
+    system = VAE(32, 1, 4, SMALL, "bernoulli", autoencoder=STEADY)
+    nn.init.zeros_(system.decoder.last.weight)
+    nn.init.constant_(system.decoder.last.bias, -5.0)
+    batch = batch_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        system.loss(batch, system.passes(batch)).terms["reconstruction"].backward()
+    p, x = torch.tensor(-10.0).sigmoid(), (batch.image + 1) / 2
+    expected = 2 * (p - x).sum() / len(x)
+    assert system.decoder.last.bias.grad.item() == pytest.approx(expected.item(), rel=2**-7)  # of numbers in bf16
 
 
 def test_systems_say_what_they_can():
