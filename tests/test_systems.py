@@ -1,6 +1,7 @@
 """Gradients land exactly where the table of players says, in the right direction; impossible options are refused."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, Judge, Networks, Opti
 from models.losses import realness
 from models.networks import Decoder, Discriminator, Encoder
 from models.networks.translator import Translator
-from models.system import freeze_all_but
+from models.system import System, freeze_all_but
 from trainer.batch import Batch
 
 SMALL = Networks("dcgan", 8, "group")
@@ -71,6 +72,20 @@ def batch_of(n=4, size=32, channels=1, dtype=torch.float32, step=9, domains=2) -
     return Batch(tuple(image.to(dtype) for image in images), slice(0, n), n, seed=0, step=step)
 
 
+def cancelled(system: System) -> set[str]:
+    """Names of weights whose gradient is 0 in mathematics, so that rounding alone decides whether they move: biases
+    before an instance norm, which subtracts them, and that of a judge who compares its words on two images only."""
+    found = set()
+    for name, module in system.named_modules():
+        if isinstance(module, nn.Sequential):
+            pairs = pairwise(module.named_children())
+            found |= {f"{name}.{one}.bias" for (one, _), (_, norm) in pairs if isinstance(norm, nn.InstanceNorm2d)}
+    for game in getattr(system, "adversaries", {}).values():
+        if game.settings.adversarial == "relativistic" and game.mode.name == "binary":
+            found.add(f"{game.network}.head.bias")
+    return found
+
+
 def awaken(system: nn.Module) -> None:
     """Move the weights a little, so that branches that begin at 0 pass gradients on."""
     with torch.no_grad():
@@ -82,6 +97,7 @@ def awaken(system: nn.Module) -> None:
 def test_gradients_land_on_each_players_networks_only(name):
     system = SYSTEMS[name]()
     awaken(system)
+    still = cancelled(system)
     if hasattr(system, "adaptive_weight"):
         system.adaptive_weight.fill_(0.5)
     moved = []
@@ -93,7 +109,8 @@ def test_gradients_land_on_each_players_networks_only(name):
             for parameter, value in module.named_parameters():
                 if network in player.networks:
                     assert value.grad is not None, f"{player.name}: {network}.{parameter}"
-                    assert value.grad.abs().sum() > 0, f"{player.name}: {network}.{parameter}"
+                    moves = f"{network}.{parameter}" not in still
+                    assert not moves or value.grad.abs().sum() > 0, f"{player.name}: {network}.{parameter}"
                 else:
                     assert value.grad is None, f"{player.name}: {network}.{parameter}"
         assert all(value.dim() == 0 and value.isfinite() for value in terms.values())
@@ -457,4 +474,5 @@ def test_a_translator_is_the_same_with_deterministic_algorithms():
         finally:
             torch.use_deterministic_algorithms(False)
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+        # Sums of some 10^4 float64 terms, of up to 10 each, in another order; a bias before a norm has nothing else.
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e4 * 10 * 2**-53 * 10)
