@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from test_metrics import fidelity
 from test_systems import SMALL
-from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from data.loader import read
@@ -19,7 +19,7 @@ from data.shards import Shards, write
 from models import VAE, CycleGAN
 from trainer.batch import key, to_uint8
 from trainer.config import Data, Evaluate
-from trainer.evaluate import Evaluator, hints
+from trainer.evaluate import BLOCK, Evaluator, features_of, hints
 from trainer.extractor import build, demo_random, fit, inception, load_demo_cnn
 
 
@@ -44,21 +44,23 @@ class Playback(VAE):
         return self.transform(image)
 
 
+def in_blocks(extractor, images):
+    """Features and logits as they are scored: a convolution of another number of images rounds otherwise."""
+    found = [features_of(extractor, block) for block in images.split(BLOCK)]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
 def test_fid_and_is_agree_with_torch_fidelity(data, demo_cnn):
     evaluator = evaluator_of(data, demo_cnn)
     train = Shards(data.train)
     samples = read(train, np.arange(200), 32, 1).image
     scores = evaluator(Playback(samples))
     test = read(Shards(data.test), np.arange(359), 32, 1).image
-    fake, logits = evaluator.extractor(samples)
-    real, _ = evaluator.extractor(test)
-    stats = [
-        {"mu": f.double().mean(0).numpy(), "sigma": np.cov(f.double().numpy(), rowvar=False)} for f in (fake, real)
-    ]
-    expected = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
-    assert scores["eval/fid200/demo-cnn-v1"] == pytest.approx(float(expected), rel=1e-5)
+    (fake, logits), (real, _) = (in_blocks(evaluator.extractor, images) for images in (samples, test))
+    assert scores["eval/fid200/demo-cnn-v1"] == fidelity(fake, real)
     expected = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)["inception_score_mean"]
-    assert scores["eval/is200/demo-cnn-v1"] == pytest.approx(float(expected), rel=1e-9)
+    # Both are float64, of the same logits: sums of 200 images' 10 probabilities, rounded to 2^-53 at every term.
+    assert scores["eval/is200/demo-cnn-v1"] == pytest.approx(float(expected), rel=200 * 10 * 2**-53 * 10)
 
 
 def test_perfect_reconstructions_score_perfectly_and_worse_ones_worse(data, demo_cnn):
@@ -133,6 +135,25 @@ def test_evaluating_leaves_the_training_randomness_and_repeats_itself(data, demo
     assert first["eval/fid70/demo-cnn-v1"] > 1
     second = evaluator(system)
     assert timeless(first) == timeless(second)
+
+
+def test_scores_are_the_same_to_the_bit_in_whatever_order_blocks_come(data, demo_cnn, monkeypatch):
+    class Brightness:
+        name, sha256 = "lpips_vgg", "0"
+
+        def __call__(self, image, other):
+            return (image.float() - other.float()).flatten(1).mean(1) / 3
+
+    def scores() -> dict[str, float]:
+        torch.manual_seed(0)
+        extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
+        arguments = (Accelerator(cpu=True), extractor, [Shards(data.test)], data, 200, 0)
+        evaluator = Evaluator(*arguments, distance=Brightness())
+        return timeless(evaluator(VAE(32, 1, 4, SMALL).eval())) | {"real": evaluator.references[0].sharpness}
+
+    expected, blocks = scores(), Evaluator.blocks
+    monkeypatch.setattr(Evaluator, "blocks", lambda self, count: reversed([*blocks(self, count)]))
+    assert scores() == expected
 
 
 @pytest.mark.parametrize("world", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
@@ -259,9 +280,11 @@ def test_statistics_are_kept_and_read_again(data, demo_cnn, tmp_path, monkeypatc
     assert timeless(again(system)) == expected
     with np.load(path) as kept:  # as pytorch-fid and clean-fid read it
         mu, sigma = kept["mu"][:], kept["sigma"][:]
-    features = again.extractor(read(Shards(data.test), np.arange(359), 32, 1).image)[0].double().numpy()
-    np.testing.assert_allclose(mu, features.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(sigma, np.cov(features, rowvar=False), atol=1e-6)
+    features = in_blocks(again.extractor, read(Shards(data.test), np.arange(359), 32, 1).image)[0].double().numpy()
+    # Sums of 359 float64 numbers below 100, and of their squares, whose means are then subtracted.
+    np.testing.assert_allclose(mu, features.mean(0), atol=359 * 2**-53 * 100)
+    np.testing.assert_allclose(sigma, np.cov(features, rowvar=False), atol=359 * 2**-53 * 100**2)
+    assert abs(features).max() < 100
 
     evaluator(tmp_path / "kept", size=48)
     assert len([*(tmp_path / "kept").iterdir()]) == 2  # of another size: another file

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from test_evaluate import random_inception
+from test_evaluate import in_blocks, random_inception
 
 from data.loader import read
 from data.shards import Shards
@@ -177,7 +177,9 @@ def test_all_of_a_folder_counts_whatever_its_folders_are_called(score, folders, 
         shutil.copy(path, part)
     extractor = ("--extractor", "demo-cnn", "--weights", demo_cnn)
     _, line = score(tmp_path, "--against", folders / "real", *extractor)
-    assert (line["num"], line["eval/fid200/demo-cnn-v1"]) == (200, pytest.approx(0, abs=1e-6))
+    # In other blocks features are off by 1e-7 of themselves; 64 eigenvalues of some units, by twice that, and so is the
+    # distance at most.
+    assert (line["num"], line["eval/fid200/demo-cnn-v1"]) == (200, pytest.approx(0, abs=64 * 2e-7 * 10))
 
 
 def test_two_processes_score_as_one(score, forked, folders, demo_cnn, tmp_path):
@@ -220,7 +222,7 @@ def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cn
     from trainer.extractor import load_demo_cnn
 
     images = torch.stack([torch.tensor(np.asarray(Image.open(p)))[None] for p in sorted((folders / "real").iterdir())])
-    features = load_demo_cnn(demo_cnn, 1).eval()(images)[0].detach().double().numpy()
+    features = in_blocks(load_demo_cnn(demo_cnn, 1).eval(), images)[0].detach().double().numpy()
     np.savez(tmp_path / "other.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     arguments = (folders / "fake", "--extractor", "demo-cnn", "--weights", demo_cnn, "--metrics", "fid")
     _, expected = score(*arguments, "--against", folders / "real")
