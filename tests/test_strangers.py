@@ -216,7 +216,7 @@ def test_commands_in_a_manifest_are_not_run(capsys, run, tmp_path, name):
 
 
 def test_nothing_is_cached_where_a_manifest_says(capsys, run, tmp_path):
-    shard = {"url": "memory://elsewhere/0.tar", "nsamples": 9, "filesize": 20480}
+    shard = {"url": "http://127.0.0.1:9/0.tar", "nsamples": 9, "filesize": 20480}
     (tmp_path / "index.json").write_text(json.dumps({"shardlist": [shard]}))
     said(run, "data", test=str(tmp_path / "index.json"), cache=str(tmp_path / "cache"))
     message = told(capsys, score.main, [str(run), "--extractor", "demo-random", *SAMPLES])
