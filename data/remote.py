@@ -41,8 +41,8 @@ def check_named_by_file(sources: Iterable[str], where: str) -> None:
     for source in sources:
         if is_remote(source) and ("::" in source or source.partition(":")[0] not in PLAIN):
             raise DataError(
-                f"{where} names {shown(source)}: a command, or a URL of another kind than {', '.join(sorted(PLAIN))}, is "
-                "taken from a command line, or from an index on this machine that it names, alone"
+                f"{where} names {shown(source)}: a command, or a URL of another kind than {', '.join(sorted(PLAIN))}, "
+                "is taken from a command line, or from an index on this machine that it names, alone"
             )
 
 

@@ -126,7 +126,7 @@ def test_out_appears_whole_or_not_at_all(tmp_path):
     source = folder_of_images(tmp_path / "source")
     (source / "b" / "3.png").unlink()
     (source / "b" / "3.png").symlink_to("nowhere")  # unreadable even by root
-    with pytest.raises(OSError, match=r"b/3\.png"):
+    with pytest.raises(DataError, match=r"b/3\.png: it cannot be read: No such file"):
         prepare.prepare(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert list(tmp_path.glob(".out.unfinished/out/*/*")) == []
