@@ -2,7 +2,6 @@
 
 import io
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ SCAN = b"\xff\xda"  # begins a JPEG's scan; within one, 0 follows every 255
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # how a file begins, and a segment of it
 SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # before the image's: APP0 to 15, COM
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Limits refuse what this would only tell
+Image.MAX_IMAGE_PIXELS = None  # Limits bound them
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes without colour
 UPRIGHT = 1  # Exif's orientation of an image that needs no turn
 ORIENTATION = 0x0112
@@ -124,7 +123,7 @@ def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], in
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_pixels(*image.size, limits)
             return image.size, 1 if image.mode in GREY else 3
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
         raise ValueError(f"it is damaged, or no image of a known kind ({', '.join(FORMATS)})") from error
 
 
