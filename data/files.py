@@ -1,4 +1,4 @@
-"""The door for files that others wrote: regular ones only, JSON of a known shape, names a terminal may be shown."""
+"""The door for files that others wrote: regular ones only, JSON of a known shape, YAML within bounds, names escaped."""
 
 import errno
 import json
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import yaml
 
 Content = TypeVar("Content")
 
 KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}  # all others are devices
 MAX_JSON = 2**28  # bytes: an index of a million shards has fewer
+MAX_YAML = 2**20  # characters
+DEPTH = 100  # lists and mappings in one another: libyaml's recursion ends the process far beyond that
+NODES = 100_000  # with every alias replaced by what it stands for
 
 
 def regular(path: str | os.PathLike[str]) -> Path:
@@ -50,6 +54,41 @@ def parse(content: bytes, kind: type[Content]) -> Content:
         return msgspec.convert(json.loads(content), kind)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def check_yaml(text: str) -> None:
+    """Refuse YAML that would take a reader's memory, time or stack; what is no YAML, its reader will tell.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, too long, nested too deeply, or its aliases stand for too much.
+    """
+    if len(text) > MAX_YAML:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, expected at most {MAX_YAML:,}")
+    if len(text) <= DEPTH and "&" not in text:  # most texts are a number or a word
+        return
+    sizes, open_nodes = dict[str, int](), [0]  # nodes of each anchor; of the lists and mappings that have begun
+    anchors = list[str | None]()
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise yaml.YAMLError(f"the alias *{shown(str(event.anchor))} stands for nothing, or for what it is in")
+            open_nodes[-1] += sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            open_nodes[-1] += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append(1)
+            anchors.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, anchor = open_nodes.pop(), anchors.pop()
+            open_nodes[-1] += size
+            if anchor:
+                sizes[anchor] = size
+        if len(open_nodes) > DEPTH:
+            raise yaml.YAMLError(f"it is nested deeper than {DEPTH}")
+        if open_nodes[-1] > NODES:
+            raise yaml.YAMLError(f"its aliases stand for more than {NODES:,} values")
 
 
 def shown(text: str, keep: str = "") -> str:

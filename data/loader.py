@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.errors import DataError
-from data.images import CENTRE, View, decode
+from data.images import CENTRE, Limits, View, decode
 from data.order import Order, raw
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards import OnError, Shards
@@ -31,6 +31,7 @@ class Samples(Protocol):
     """Encoded images by position: `Shards`, or what reads like them."""
 
     on_error: OnError
+    limits: Limits
 
     def __len__(self) -> int: ...
 
@@ -104,7 +105,7 @@ def _read(
     pixels = images.numpy()
     for row, (content, view) in enumerate(zip(contents, views, strict=True)):
         try:
-            decode(content, size, channels, view, pixels[row])
+            decode(content, size, channels, view, pixels[row], shards.limits)
         except ValueError as error:
             name = shards.name(int(positions[row]))
             if shards.on_error == "stop":
@@ -131,7 +132,7 @@ def _stand_in(
     for position in itertools.chain(neighbours.tolist(), np.roll(others(), -damaged).tolist()):
         (content,), (label,) = shards.images(np.array([position]))
         with suppress(ValueError):
-            return position, decode(content, size, channels, view), label
+            return position, decode(content, size, channels, view, limits=shards.limits), label
     raise DataError(f"{shards.name(damaged)} is damaged, and so is all that could stand in for it")
 
 

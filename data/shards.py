@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from data import files, index
 from data.cache import Cache
+from data.images import LIMITS, Limits
 from data.index import IMAGE_EXTENSIONS, DataError, Shard
 from data.remote import check_named_by_file, check_same_origin, is_remote, read
 
@@ -53,6 +54,7 @@ class Shards:
             left out and told in `problems`; whether images that cannot be decoded are, or others stand in for them
         cache: for remote shards
         by_user: whether the user has named the source; a file's word runs no commands, nor does an index that it names
+        limits: of an image, for whoever decodes it; of one that has more bytes, one more than the limit is read
 
     Raises:
         DataError: there are no samples, there is a problem that stops, or shards are named where they may not be.
@@ -64,8 +66,10 @@ class Shards:
         on_error: OnError = "stop",
         cache: Cache | None = None,
         by_user: bool = True,
+        limits: Limits = LIMITS,
     ):
-        self.source, self.on_error, self.cache, self.by_user = os.fspath(source), on_error, cache, by_user
+        self.source, self.on_error, self.cache = os.fspath(source), on_error, cache
+        self.by_user, self.limits = by_user, limits
         base, found, tables = self._find()
         self.problems = [f"shard {_join(base, shard.url)}: {told}" for shard in found for told in shard.problems]
         if self.problems and on_error == "stop":
@@ -130,7 +134,10 @@ class Shards:
                 rows = table[positions[places] - (self.ends[shard] - self.counts[shard])]
                 labels[places] = rows[:, 2]
                 try:
-                    for place, offset, length in zip(places.tolist(), *rows[:, :2].T.tolist(), strict=True):
+                    lengths = rows[:, 1].clip(max=self.limits.bytes + 1)
+                    for place, offset, length in zip(
+                        places.tolist(), rows[:, 0].tolist(), lengths.tolist(), strict=True
+                    ):
                         contents[place] = content = os.pread(file, length, offset)
                         if len(content) != length:
                             raise self._cut(shard, offset, length, len(content))
@@ -235,7 +242,7 @@ class Shards:
     def _open_local(self, shard: int) -> IO[bytes]:
         path, entry = self.paths[shard], self.shards[shard]
         try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed when others have been used since
+            file = open(files.regular(path), "rb", buffering=0)  # noqa: SIM115 - closed when others have been used since
         except OSError as error:
             raise DataError(f"cannot open shard {path}: {error.strerror}") from error
         stat = os.fstat(file.fileno())

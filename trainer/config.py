@@ -10,18 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import torch.distributed
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, _loaders_dumpers, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 import models
 from data.cache import Cache
 from data.errors import DataError
+from data.files import check_yaml, regular, shown
+from data.images import LIMITS, Limits
 from data.remote import is_remote
 from data.shards import OnError, Shards
 from models.load import import_paths, names, settings_types
@@ -44,6 +46,7 @@ FREE = frozenset(
         *("data.train", "data.test", "data.workers"),
         "system.init_args.perceptual_weights",
         *(f"data.{name}" for name in ("on_error", "max_skipped", "cache", "cache_gb")),
+        *(f"data.max_{name}" for name in Limits._fields),
         *("data.lanes", "data.window"),  # by the order's fingerprint, too
         *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights", "metrics")),
         *(f"evaluate.{name}" for name in ("statistics", "lpips", "budget")),
@@ -60,6 +63,17 @@ class RunError(RuntimeError):
 
 class DivergedError(RunError):
     """A loss or gradient is not finite: started again as it is, the run would come to the same step."""
+
+
+class BoundedLoader(_loaders_dumpers.get_yaml_default_loader()):  # type: ignore[misc]
+    """Reads the YAML of recipes and settings, within bounds."""
+
+    def __init__(self, text: str):
+        check_yaml(text)
+        super().__init__(text)
+
+
+_loaders_dumpers.yaml_default_loader = BoundedLoader  # type: ignore[assignment]  # what jsonargparse reads any text with
 
 
 class Location(str):
@@ -97,6 +111,9 @@ class Data:
             a quarter of trainer.batch_size, at least 64
         cache: folder for remote shards, on a disk of this machine
         cache_gb: gigabytes that it never passes
+        max_pixels: of an image; one that has more is taken as damaged, for the memory it would take
+        max_bytes: of an encoded image
+        max_scans: of a JPEG, each of which takes time for all of its pixels
     """
 
     # The list first: as a Location, one would be written as a single text.
@@ -113,6 +130,9 @@ class Data:
     lanes: PositiveInt | None = None
     cache: Location | None = None
     cache_gb: PositiveFloat = 50.0
+    max_pixels: PositiveInt = LIMITS.pixels
+    max_bytes: PositiveInt = LIMITS.bytes
+    max_scans: PositiveInt = LIMITS.scans
 
     def __post_init__(self) -> None:
         if self.crop and not 0 < self.crop[0] <= self.crop[1] <= 1:
@@ -127,7 +147,8 @@ class Data:
             DataError: they are missing or damaged.
         """
         cache = Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
-        return [Shards(source, on_error, cache, by_user) for source in sources]
+        limits = Limits(self.max_pixels, self.max_bytes, self.max_scans)
+        return [Shards(source, on_error, cache, by_user, limits) for source in sources]
 
     @property
     def trains(self) -> list[str]:
@@ -325,8 +346,15 @@ def parser() -> Parser:
 
 def configure(arguments: Sequence[str] | None = None) -> Config:
     """The configuration of a command line, which overrides its recipe; a mistake in it ends the process with code 2."""
-    made = parser()
-    namespace = made.parse_args(in_order(sys.argv[1:] if arguments is None else arguments))
+    made, words = parser(), in_order(sys.argv[1:] if arguments is None else arguments)
+    for recipe in _recipes(words):
+        try:
+            regular(recipe)
+        except FileNotFoundError:
+            continue  # the parser says so
+        except OSError as error:
+            made.error(f"--config {recipe} cannot be read: {error.strerror}")
+    namespace = made.parse_args(words)
     if "dry_run" in namespace:
         made.error("dry_run is no setting: give --dry_run on the command line, not in a file")
     recipes = namespace.pop("config") or []
@@ -352,6 +380,12 @@ def in_order(arguments: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     return [*first["--config"], *first["--system"], *rest]
+
+
+def _recipes(arguments: Sequence[str]) -> list[str]:
+    """The files that --config names."""
+    named = [after for word, after in pairwise(arguments) if word == "--config"]
+    return named + [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
 
 
 def _tell_dropped(recipe: Path, namespace: Namespace) -> None:
@@ -415,7 +449,7 @@ def ask_store(question: Callable[[torch.distributed.Store], Answer], seconds: fl
 def refuse(message: str, code: int = 2) -> NoReturn:
     """Say an error in one block, on one process alone, and exit."""
     if _is_first_to_tell():
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(shown(f"error: {message}", keep="\n"), file=sys.stderr, flush=True)
         if torch.distributed.is_initialized() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(1)  # this process may host the store in which others look whether it has been told
     raise SystemExit(code)

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 import models
 from data.errors import DataError
-from data.images import decode
+from data.files import read as read_file
+from data.images import LIMITS, decode
 from data.loader import read
 from data.shards import Shards
 from data.sources import find
@@ -187,7 +188,7 @@ class Maker:
 
 def _decode(path: Path, size: int, channels: int) -> Tensor:
     try:
-        return torch.tensor(decode(path.read_bytes(), size, channels)).permute(2, 0, 1)
+        return torch.tensor(decode(read_file(path, LIMITS.bytes), size, channels)).permute(2, 0, 1)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         reason = getattr(error, "strerror", None) or "it is damaged, or no image"
         raise DataError(f"cannot read the image {path}: {reason}") from error
