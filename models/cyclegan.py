@@ -74,7 +74,7 @@ class CycleGAN(System):
             raise ValueError(f"system.blocks is {blocks}, expected {MOST_BLOCKS} at most")
         check_weights(cycle_weight=cycle_weight, identity_weight=identity_weight, pool=pool)
         self.cycle_weight, self.identity_weight, self.optimizer = cycle_weight, identity_weight, translators
-        patches = Networks("dcgan", discriminator_width, patches=True)
+        patches = Networks(width=discriminator_width, patches=True)
         self.adversaries: dict[str, Adversary] = {}
         for domain in "ab":
             network = f"discriminator_{domain}"

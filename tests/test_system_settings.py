@@ -1,9 +1,11 @@
 """Settings of systems and optimizers: each is refused out of its range, by its name, and accepted at its bounds."""
 
 import pytest
+import torch
 from test_systems import SMALL, cyclegan, vaegan
+from torch import nn
 
-from models import AE, GAN, GANVAE, VAE, CycleGAN, Judge, Networks, Optimizer
+from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, Judge, Networks, Optimizer
 
 NOT_NEGATIVE = {
     "vae": (lambda **one: VAE(32, 1, 4, SMALL, **one), ("kl_weight", "kl_warmup", "free_bits")),
@@ -35,8 +37,18 @@ def test_weights_of_a_discriminator_below_zero_are_refused(name):
     ("name", "build"),
     [
         *[("latent_dim", lambda kind=kind: kind(32, 1, 0, SMALL)) for kind in (AE, VAE, GAN, GANVAE)],
-        ("latent_dim", lambda: vaegan().__class__(32, 1, 0, SMALL)),
+        ("latent_dim", lambda: VAEGAN(32, 1, 0, SMALL)),
         ("adaptive_limit", lambda: vaegan(adaptive=True, adaptive_limit=0)),
+        *[
+            (f"binary.{name}", lambda build=build, name=name: build(Judge(**{name: 0})))
+            for build in (
+                cyclegan,
+                lambda judge: GANVAE(32, 1, 4, SMALL, binary=judge),
+                lambda judge: vaegan(judge=judge),
+            )
+            for name in ("every", "penalty_every")
+        ],
+        ("ternary.every", lambda: vaegan("both", ternary=Judge(every=0))),
         ("width", lambda: CycleGAN(32, 1, 0, 4)),
         ("discriminator_width", lambda: CycleGAN(32, 1, 4, 0)),
         ("blocks", lambda: CycleGAN(32, 1, 4, blocks=0)),
@@ -121,9 +133,27 @@ def test_a_cyclegans_size_decides_what_is_unset():
     assert large.discriminator_a.levels[0][0].out_channels == 2
 
 
+@pytest.mark.parametrize(("levels", "pixels"), [(1, 16), (2, 34), (None, 34)])
+def test_a_cyclegans_discriminators_judge_patches_by_instance_normalized_features(levels, pixels):
+    """34 pixels where nothing is set, at 128."""
+    system = CycleGAN(128, 1, 2, 3, levels, 1)
+    for network in (system.discriminator_a, system.discriminator_b):
+        image = torch.rand(1, 1, 128, 128, requires_grad=True)
+        normalized = [module for module in network.modules() if isinstance(module, nn.InstanceNorm2d)]
+        assert len(normalized) == len(network.levels) - 1
+        assert network.levels[0][0].out_channels == 3
+        for module in normalized:  # whose statistics are the whole image's
+            module.forward = lambda features: features
+        logits = network(image)
+        assert logits.shape[:2] == (1, 1)
+        logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
+        assert (image.grad[0, 0].abs().sum(0) > 0).sum() == pixels
+
+
 def test_a_code_may_be_a_map():
     settings = Networks("dcgan", 8, latent_stride=8)
-    for system in (AE(32, 1, 3, settings), VAE(32, 1, 3, settings), GANVAE(32, 1, 3, settings)):
+    for kind in (AE, VAE, GAN, GANVAE, VAEGAN):
+        system = kind(32, 1, 3, settings)
         assert system.latent_shape == (3, 4, 4)
 
 
@@ -132,6 +162,8 @@ def test_unset_a_cyclegan_is_the_papers():
     system = CycleGAN(256, 3)
     assert (system.cycle_weight, system.identity_weight, system.pool) == (10, 5, 50)
     assert system.pool_a.shape == system.pool_b.shape == (50, 3, 256, 256)
+    assert [name for name, _ in system.named_buffers(recurse=False)] == ["pool_a", "pool_b", "pooled"]
+    assert list(system.networks()) == ["discriminator_a", "discriminator_b", "translator_ab", "translator_ba"]
     judge, translators = (player.optimizer for player in system.players())
     assert translators == Optimizer(2e-4, (0.5, 0.999), schedule="linear", hold=0.5)
     assert judge == Judge(2e-4, (0.5, 0.999), schedule="linear", hold=0.5, adversarial="least_squares", r1_weight=0.0)
