@@ -211,7 +211,7 @@ def test_weights_that_only_a_manifest_names_are_not_opened(capsys, run, demo_cnn
 def test_commands_in_a_manifest_are_not_run(capsys, run, tmp_path, name):
     said(run, "data", **{name: f"pipe:touch {tmp_path / 'ran'}"})
     message = told(capsys, score.main, [str(run), "--extractor", "demo-random", *SAMPLES])
-    assert f"the run's data.{name} is 'pipe:touch" in message
+    assert f"the run's data.{name}: the run's configuration names pipe:touch" in message
     assert not (tmp_path / "ran").exists()
 
 

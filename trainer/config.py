@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import torch.distributed
 import yaml
-from jsonargparse import ArgumentParser, Namespace, _loaders_dumpers, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 import models
@@ -65,15 +65,14 @@ class DivergedError(RunError):
     """A loss or gradient is not finite: started again as it is, the run would come to the same step."""
 
 
-class BoundedLoader(_loaders_dumpers.get_yaml_default_loader()):  # type: ignore[misc]
-    """Reads the YAML of recipes and settings, within bounds."""
-
-    def __init__(self, text: str):
-        check_yaml(text)
-        super().__init__(text)
+def _bounded(text: str) -> Any:
+    """YAML of a recipe or a setting, within bounds, as jsonargparse reads it."""
+    check_yaml(text)
+    return _yaml(text)
 
 
-_loaders_dumpers.yaml_default_loader = BoundedLoader  # type: ignore[assignment]  # what jsonargparse reads any text with
+_yaml = get_loader("yaml")
+set_loader("yaml", _bounded, (yaml.YAMLError,))
 
 
 class Location(str):

@@ -318,20 +318,11 @@ def _asked(settings: argparse.Namespace) -> dict[str, Any]:
 
 def _data(settings: argparse.Namespace, known: schemas.Images) -> Data:
     """A run's data settings, less those by which its folder would have something run or written on this machine."""
-    train, test = (_sources(f"data.{name}", getattr(known, name)) for name in ("train", "test"))
+    train, test = (
+        [*map(Location, [named] if isinstance(named, str) else named or [])] for named in (known.train, known.test)
+    )
     cache = Location(os.path.abspath(settings.cache)) if settings.cache else None
     return Data(train, test, known.size, known.channels, cache=cache, cache_gb=settings.cache_gb or known.cache_gb)
-
-
-def _sources(setting: str, named: str | list[str] | None) -> list[Location]:
-    sources = [named] if isinstance(named, str) else named or []
-    for source in sources:
-        if source.startswith("pipe:"):
-            raise ValueError(
-                f"the run's {setting} is {source!r}, and a command that a run's folder names is not run: name images "
-                "with --against"
-            )
-    return [*map(Location, sources)]
 
 
 def _extractor_of(settings: argparse.Namespace, known: schemas.Extractor | None, run: Path | None) -> Evaluate:
