@@ -1,5 +1,6 @@
 """Whatever befalls a run, the same command takes it to the same weights, losses and scores; what is amiss is named."""
 
+import itertools
 import os
 import random
 import re
@@ -309,7 +310,7 @@ def test_special_files_in_a_run_folder_are_refused_and_the_folder_may_be_a_link(
     ("sent", "rank", "named"),
     [
         pytest.param(signal.SIGKILL, 1, "process 1 on", marks=pytest.mark.slow),
-        (signal.SIGKILL, 0, "the machine of process 0 on"),
+        (signal.SIGKILL, 0, "process 0 on"),
         (signal.SIGSTOP, 1, "process 1 on"),
     ],
 )
@@ -324,10 +325,26 @@ def test_a_dead_or_stalled_rank_is_named_and_ends_the_others(ranks, tmp_path, se
     done = running.wait()
     assert done.codes[1 - rank] == 1, done.stderr
     (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: step ")]
-    assert f"{named} " in told
+    assert f"step {re.search('step ([0-9]+)', told)[1]}: {named} " in told
     assert "is gone or stands still (trainer.timeout 8 s)" in told
     assert "Traceback" not in done.stderr
     assert word(tmp_path) == ("failed" if rank == 1 else "running")
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses at which a process and its children wait for others."""
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    kinds = [process.net_connections("inet") for process in processes]
+    return {one.laddr.ip for one in itertools.chain(*kinds) if one.status == psutil.CONN_LISTEN}
+
+
+def test_processes_of_one_machine_listen_on_no_network(ranks, tmp_path):
+    running = ranks(*TERNARY, "--trainer.run_dir", tmp_path, processes=2)
+    wait_until(lambda: begun(tmp_path))
+    found = [listening(pid) for pid in running.pids]
+    running(signal.SIGKILL)
+    running.wait()
+    assert found == [{"127.0.0.1"}] * 2
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -564,6 +581,7 @@ def test_ranks_die_with_their_launcher_and_have_saved(launched, tmp_path):
     launcher = launched(*TERNARY, "--trainer.run_dir", run_dir, "--data.workers", "1", "--trainer.log_every", "1")
     wait_until((run_dir / "metrics.jsonl").exists)
     ranks = [rank_of(run_dir, 0), rank_of(run_dir, 1)]
+    assert [listening(pid) for pid in ranks] == [{"127.0.0.1"}] * 2
     family = [child.pid for rank in ranks for child in psutil.Process(rank).children(recursive=True)]
     assert family, "workers that read ahead"
     launcher.kill()

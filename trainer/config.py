@@ -449,7 +449,7 @@ def refuse(message: str, code: int = 2) -> NoReturn:
     """Say an error in one block, on one process alone, and exit."""
     if _is_first_to_tell():
         print(shown(f"error: {message}", keep="\n"), file=sys.stderr, flush=True)
-        if torch.distributed.is_initialized() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if torch.distributed.is_initialized():
             time.sleep(1)  # this process may host the store in which others look whether it has been told
     raise SystemExit(code)
 

@@ -28,6 +28,11 @@ def is_first_on_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def on_one_machine() -> bool:
+    """Whether all processes of this one's world are here."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE", "1")
+
+
 class Signals:
     """Notes signals from now on, in place of dying of them; the second Ctrl-C ends the process at once.
 

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from models import System
 from trainer.config import ANSWER, RunError, ask_store
+from trainer.launcher import on_one_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 MEETING = "anew://"  # how processes find each other: see `_meet`
@@ -93,6 +94,8 @@ class Peers:
             return [rank for rank in range(self.world) if not store.check([f"here/{rank}"])]
 
         missing = ask_store(absent, 2 * ANSWER)
+        if missing is None and on_one_machine():
+            return self.name(0)
         if missing is None:
             return f"the machine of {self.name(0)}, or the network to it,"
         return ", ".join(map(self.name, missing)) or "a process that has answered again"
@@ -183,12 +186,22 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
 
 def _meet(url: str, timeout: timedelta) -> Iterator[tuple[dist.Store, int, int]]:
-    """torch's env://, but each start of the processes has a part of the launcher's store to itself.
+    """torch's env://, but each start of the processes has a part of the launcher's store to itself, and where all are
+    on one machine, a store that no other machine reaches.
 
     A launcher that starts them again keeps its store, where gloo would find the places of the processes before. What
     the launchers know of restarts may differ, so process 0 names the start, and answers whoever asks for the name.
     """
-    for store, rank, world_size in rendezvous(urlparse(url)._replace(scheme="env").geturl(), timeout=timeout):
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if on_one_machine():
+        for library in ("GLOO", "NCCL"):  # they, too, would listen where other machines reach them
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            port = int(os.environ["MASTER_PORT"])
+            listening = _listen(port) if rank == 0 else None
+            yield _on_loopback(port, listening, world_size, timeout), rank, world_size
+            return
+    for store, _, _ in rendezvous(urlparse(url)._replace(scheme="env").geturl(), timeout=timeout):
         own = uuid4().hex
         if rank:
             store.set(f"asks {rank}", own)
@@ -204,7 +217,33 @@ def _meet(url: str, timeout: timedelta) -> Iterator[tuple[dist.Store, int, int]]
                     if store.check([f"asks {other}"]):
                         store.set(f"answer to {store.get(f'asks {other}').decode()}", name)
                 time.sleep(PAUSE)
-        yield dist.PrefixStore(name, store), rank, world_size
+        part: dist.Store = dist.PrefixStore(name, store)
+        if on_one_machine():
+            listening = None
+            if rank == 0:
+                listening = _listen()
+                part.set("port", str(listening.getsockname()[1]))
+            part = _on_loopback(int(part.get("port")), listening, world_size, timeout)
+        yield part, rank, world_size
+
+
+def _listen(port: int = 0) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
+
+
+def _on_loopback(port: int, listening: socket.socket | None, world_size: int, timeout: timedelta) -> dist.TCPStore:
+    """A store in process 0, the one with the listening socket: torch's own socket would be open to every network, and
+    whoever reaches the store can have the processes meet at another place, and send them pickles there."""
+    descriptor = None if listening is None else listening.detach()
+    return dist.TCPStore(
+        "127.0.0.1",
+        port,
+        world_size,
+        is_master=descriptor is not None,
+        timeout=timeout,
+        master_listen_fd=descriptor,
+        use_libuv=False,  # which takes no socket
+    )
 
 
 register_rendezvous_handler(urlparse(MEETING).scheme, _meet)
