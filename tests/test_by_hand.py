@@ -395,6 +395,26 @@ def test_a_cyclegans_discriminators_see_the_pools_fakes_and_keep_their_own_means
     assert system.pooled.item() == 2
 
 
+def test_a_fake_goes_into_the_slot_that_the_discriminator_was_told_of():
+    """Draws come back in float64, in which a product with the pool's size may lie in the slot before."""
+    pool, below = next(
+        (pool, u)
+        for pool in range(3, 99)
+        for slot in range(1, pool)
+        if np.float32(u := np.nextafter(np.float32(slot / pool), np.float32(0))) * np.float32(pool) == slot
+        and float(u) * pool < slot
+    )
+    system = cyclegan(pool=pool)
+    system.pooled.fill_(pool)
+    batch = batch_of(2)
+    draws = torch.tensor([[0.25, float(below)], [0.75, float(below)]])
+    fakes = torch.ones(2, 1, 32, 32)
+    told = system._slots(draws, batch.positions())[0][0].item()
+    system._after({"draws": batch.placed(draws), "fakes/a": batch.placed(fakes), "fakes/b": batch.placed(fakes)})
+    assert system.pool_a.amax((1, 2, 3)).nonzero().tolist() == [[told]]
+    assert system._from_pool(batch, "a", fakes.bfloat16()).dtype == torch.bfloat16
+
+
 # ---- the step
 
 FIRST = {"lr": 3e-4, "schedule": "linear", "hold": 0.25, "final": 0.1, "betas": (0.3, 0.8), "weight_decay": 0.1}
