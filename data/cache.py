@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from data.remote import download
 
 WAIT = 0.05  # seconds between looks for room
 TABLES = 256  # kept in memory
+OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.[0-9a-f]+\.tar\.npy\.\d+")  # no other file is touched
 
 
 class Cache:
@@ -62,7 +64,7 @@ class Cache:
         Raises:
             DataError: as `opened`.
         """
-        path, need = self._path(url, shard), shard.filesize + 24 * shard.nsamples + 256
+        path, need = self._path(url, shard), shard.filesize + 32 * shard.nsamples + 256
         if need > self.limit:
             raise DataError(
                 f"data.cache_gb is {self.limit / 1e9:g}, and the shard {url} alone has {need / 1e9:g} GB: raise it to "
@@ -90,12 +92,18 @@ class Cache:
                     self._finish(part, path, url, shard)
 
     def _finish(self, part: Path, path: Path, url: str, shard: Shard) -> None:
-        found, table = scan(part)
+        found, table = scan(part, bool(shard.checksum))
         if found.nsamples != shard.nsamples or (shard.table and found.table != shard.table):
             part.unlink()
             raise DataError(
                 f"the shard {url} is another one than its index says ({found.nsamples:,} samples, {shard.nsamples:,} "
                 f"in the index{', ' + found.problems[0] if found.problems else ''}): index it anew"
+            )
+        if found.checksum != shard.checksum:
+            part.unlink()
+            raise DataError(
+                f"images of the shard {url} have other checksums than its index says: it was damaged, or made anew. "
+                "Fetch it again, and index it anew if that does not help"
             )
         with self._alone():
             if not save_table(path, table):
@@ -130,7 +138,7 @@ class Cache:
             if len(self._tables) >= TABLES:
                 del self._tables[next(iter(self._tables))]
             table = load_table(path, shard)
-            self._tables[path] = scan(path)[1] if table is None else table
+            self._tables[path] = scan(path, checksums=False)[1] if table is None else table
         return self._tables[path]
 
     @contextmanager
@@ -157,15 +165,17 @@ class Cache:
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Last use, bytes and path of each shard; tables that a kill left alone go."""
-        for table in (*self.folder.glob("*.npy"), *self.folder.glob(".*.npy.*")):
-            if table.suffix != ".npy" or not table.with_suffix("").exists():
-                table.unlink(missing_ok=True)
-        for path in (*self.folder.glob("*.part"), *self.folder.glob("*.tar")):
-            size = int(path.suffixes[-2][1:]) if path.suffix == ".part" else _size(path) + _size(table_path(path))
-            yield path.stat().st_mtime, size, path
+        ours = [path for path in sorted(self.folder.iterdir()) if OURS.fullmatch(path.name)]
+        for path in ours:
+            if path.suffix == ".part":
+                yield path.stat().st_mtime, int(path.suffixes[-2][1:]), path
+            elif path.suffix == ".tar":
+                yield path.stat().st_mtime, _size(path) + _size(table_path(path)), path
+            elif path.suffix != ".npy" or not path.with_suffix("").exists():
+                path.unlink(missing_ok=True)
 
     def _path(self, url: str, shard: Shard) -> Path:
-        what = f"{url}\n{shard.filesize}\n{shard.mtime_ns}\n{shard.nsamples}\n{shard.table}"
+        what = f"{url}\n{shard.filesize}\n{shard.mtime_ns}\n{shard.nsamples}\n{shard.table}{shard.checksum}"
         return self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.tar"
 
 

@@ -1,5 +1,22 @@
 """What a user is told of data."""
 
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from data.files import shown
+
 
 class DataError(RuntimeError):
     """The data is missing or damaged; the message says where, what was found and what to do."""
+
+
+@contextmanager
+def telling(parser: argparse.ArgumentParser, stopped: str = "stopped") -> Iterator[None]:
+    """Within a command: a mistake or a fault of the data ends it with one block of text and code 2, Ctrl-C with 130."""
+    try:
+        yield
+    except (DataError, ValueError, OSError) as error:
+        parser.exit(2, shown(f"error: {error}\n", keep="\n"))
+    except KeyboardInterrupt:
+        parser.exit(130, f"{stopped}\n")

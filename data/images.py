@@ -2,21 +2,38 @@
 
 import io
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 89_478_485  # of a file, Pillow's own bound: a quarter of a gigabyte of colour
+STRIP = 256  # rows that go over white at once
+SCAN = b"\xff\xda"  # begins a JPEG's scan; within one, 0 follows every 255
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # how a file begins, and a segment of it
 SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # before the image's: APP0 to 15, COM
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS refuses what this would only tell
+Image.MAX_IMAGE_PIXELS = None  # Limits bound them
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes without colour
 UPRIGHT = 1  # Exif's orientation of an image that needs no turn
 ORIENTATION = 0x0112
+
+
+class Limits(NamedTuple):
+    """What an encoded image may hold at most: more is refused before it is decoded, and memory or hours are lost to it.
+
+    Args:
+        pixels: Pillow's own bound: a quarter of a gigabyte of colour
+        bytes: encoded
+        scans: of a JPEG, each of which goes over all pixels; encoders write a dozen
+    """
+
+    pixels: int = 89_478_485
+    bytes: int = 2**28
+    scans: int = 50
+
+
+LIMITS = Limits()
 
 
 class View(NamedTuple):
@@ -39,23 +56,32 @@ class View(NamedTuple):
 CENTRE = View()
 
 
-def decode(content: bytes, size: int, channels: int, view: View = CENTRE, out: np.ndarray | None = None) -> np.ndarray:
+def decode(
+    content: bytes,
+    size: int,
+    channels: int,
+    view: View = CENTRE,
+    out: np.ndarray | None = None,
+    limits: Limits = LIMITS,
+) -> np.ndarray:
     """An encoded image as uint8 [size, size, channels], in `out` where that is given.
 
     What `view` keeps is resized to `size` (bicubic, antialiased). A JPEG, of which that is at least four times as many
     pixels a side, is decoded at a half, a quarter or an eighth, which costs libjpeg less.
 
     Raises:
-        ValueError: the bytes are no image, are damaged, or hold more than MAX_PIXELS.
+        ValueError: the bytes are no image, are damaged, or hold more than the limits.
     """
     out = np.empty((size, size, channels), np.uint8) if out is None else out
+    _check(content, limits)
     if content.startswith(JPEG) and (not _has_exif(content) or _is_upright(content)):
         if view is CENTRE and _fits(content, out):
             return out
-        pixels = _jpeg(content, channels, size, view)
+        pixels = _jpeg(content, channels, size, view, limits)
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     else:
-        image = upright(content).convert("L" if channels == 1 else "RGB")
+        image, mode = upright(content, limits), "L" if channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
     if view.area:
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=_box(*image.size, view))
     elif image.size != (size, size):
@@ -66,16 +92,17 @@ def decode(content: bytes, size: int, channels: int, view: View = CENTRE, out: n
     return out
 
 
-def upright(content: bytes) -> Image.Image:
+def upright(content: bytes, limits: Limits = LIMITS) -> Image.Image:
     """An encoded image, whole, of mode L or RGB: the first frame, turned as its Exif says, transparency over white,
     sixteen bits to eight by their high byte.
 
     Raises:
-        ValueError: the bytes are no image, are damaged, or hold more than MAX_PIXELS.
+        ValueError: the bytes are no image, are damaged, or hold more than the limits.
     """
     try:
+        _check(content, limits)
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        _check_pixels(*image.size)
+        _check_pixels(*image.size, limits)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         image = _flatten(image)
@@ -86,24 +113,24 @@ def upright(content: bytes) -> Image.Image:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def header(content: bytes) -> tuple[tuple[int, int], int]:
+def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], int]:
     """Width and height of an encoded image, and its channels: 1 is grey, 3 colour; the pixels are not read.
 
     Raises:
-        ValueError: the bytes are no image, or hold more than MAX_PIXELS.
+        ValueError: the bytes are no image, or hold more than the limits.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_pixels(*image.size)
+            _check_pixels(*image.size, limits)
             return image.size, 1 if image.mode in GREY else 3
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
         raise ValueError(f"it is damaged, or no image of a known kind ({', '.join(FORMATS)})") from error
 
 
-def _jpeg(content: bytes, channels: int, size: int, view: View) -> np.ndarray:
+def _jpeg(content: bytes, channels: int, size: int, view: View, limits: Limits) -> np.ndarray:
     """uint8 [height, width, channels] of a JPEG, scaled down as far as leaves a view twice as many pixels a side."""
     height, width, *_ = simplejpeg.decode_jpeg_header(content)
-    _check_pixels(width, height)
+    _check_pixels(width, height, limits)
     least = 2 * size
     if view.area:
         least = math.ceil(least * math.exp(abs(view.log_ratio) / 2) / view.area**0.5)
@@ -138,20 +165,36 @@ def _is_upright(content: bytes) -> bool:
         return True
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down first")
+def _check(content: bytes, limits: Limits) -> None:
+    if len(content) > limits.bytes:
+        raise ValueError(f"it has more than {limits.bytes:,} bytes (max_bytes)")
+    if content.startswith(JPEG) and (scans := content.count(SCAN)) > limits.scans:
+        raise ValueError(f"it has {scans:,} scans, more than {limits.scans:,} (max_scans): encode it anew")
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.pixels:
+        raise ValueError(f"it has {width} x {height} pixels, more than {limits.pixels:,} (max_pixels): scale it down")
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # Pillow's conversion would clip to white
-        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I":  # Pillow's conversion would clip to white
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known: convert it first")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
+    return _over_white(image) if image.has_transparency_data else image
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """By strips: as a whole, it would take four times the memory."""
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return result
 
 
 def _box(width: int, height: int, view: View) -> tuple[float, float, float, float]:

@@ -1,12 +1,11 @@
 """Look into a data set: `python -m data.inspect FOLDER [--verify]`.
 
 FOLDER is what `python -m data.prepare` made, or any folder of WebDataset shards. Prints what it holds, and writes a
-contact sheet. With `--verify`, or where there is no `dataset.json`, every sample is decoded. Exit code 1: something is
-wrong with the data, and listed.
+contact sheet. With `--verify`, or where there is no `dataset.json`, every sample is decoded, and compared with its
+checksum in the index where there is one. Exit code 1: something is wrong with the data, and listed.
 """
 
 import argparse
-import contextlib
 import hashlib
 import io
 import json
@@ -17,15 +16,19 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from data.errors import DataError
-from data.images import FORMATS, decode, upright
-from data.index import samples
+from data import index
+from data.errors import DataError, telling
+from data.files import parse, read, regular, shown
+from data.images import FORMATS, LIMITS, Limits, decode, upright
+from data.index import checksum, digest, known, load_table, samples
 from data.processes import in_parallel
 from data.shards import Shards
 
@@ -50,17 +53,17 @@ class Tally:
     counts: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in COUNTED})
     pixels: np.ndarray = field(default_factory=lambda: np.zeros((4, 256), np.int64))
 
-    def add(self, key: str, content: bytes, label: int) -> None:
+    def add(self, key: str, content: bytes, label: int, limits: Limits = LIMITS) -> None:
         """Decode a sample and count it.
 
         Raises:
             ValueError: a run could not read the image; nothing has been counted.
         """
-        image = upright(content)
+        image = upright(content, limits)
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             mode, form = header.mode, str(header.format)
         if form in ("JPEG", "MPO"):
-            decode(content, 32, 3)  # runs read it by another decoder, which takes offence at more
+            decode(content, 32, 3, limits=limits)  # runs read it by another decoder, which takes offence at more
         self.images += 1
         self.encoded += len(content)
         head = f"{key}\n{label}\n".encode("utf-8", "surrogateescape")
@@ -133,6 +136,7 @@ def _spread(counts: Counter[str]) -> dict[str, int]:
 class Shard(NamedTuple):
     split: str
     path: Path
+    entry: index.Shard | None = None  # as it was last indexed
 
 
 class Measured(NamedTuple):
@@ -141,25 +145,32 @@ class Measured(NamedTuple):
     problems: list[str]
 
 
-def measure(shard: Shard, advance: Callable[[int], Any]) -> Measured:
+def measure(shard: Shard, advance: Callable[[int], Any], limits: Limits = LIMITS) -> Measured:
     """Decode every sample of a shard; what is wrong with it becomes a problem, with shard, member and reason."""
-    tally, problems, keys = Tally(), [], set()
+    tally, problems, keys, found = Tally(), list[str](), set(), list[int]()
+    entry = shard.entry
+    table = None if entry is None else load_table(shard.path, entry)
     try:
-        with open(shard.path, "rb") as file:
+        with open(regular(shard.path), "rb") as file:
             for sample in samples(shard.path):
                 advance(1)
-                content = os.pread(file.fileno(), sample.size, sample.offset)
+                content = os.pread(file.fileno(), min(sample.size, limits.bytes + 1), sample.offset)
                 try:
                     if sample.key in keys:
                         raise ValueError("another sample of this shard has the same key")
                     if not content:
                         raise ValueError("it has no image")
                     keys.add(sample.key)
-                    tally.add(sample.key, content, sample.label)
+                    found.append(checksum(file.fileno(), sample.offset, sample.size))
+                    tally.add(sample.key, content, sample.label, limits)
+                    if table is not None and (len(found) > len(table) or found[-1] != table[len(found) - 1, 3]):
+                        raise ValueError("its bytes are not those that were indexed")
                 except ValueError as error:
-                    problems.append(f"{shard.path}, member {sample.name or sample.key}: {error}")
+                    problems.append(f"{shard.path}, member {shown(sample.name or sample.key)}: {error}")
     except (tarfile.TarError, OSError, ValueError) as error:
         problems.append(f"{shard.path}: it is damaged, cut short or no tar: {error}")
+    if entry is not None and entry.checksum and not problems and entry.checksum != digest(np.array(found, np.int64)):
+        problems.append(f"{shard.path}: its images are not those that were indexed")
     return Measured(shard, tally, problems)
 
 
@@ -179,12 +190,15 @@ def fingerprint(classes: list[str], splits: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def inspect(folder: Path, workers: int = 1, verify: bool = False) -> tuple[dict[str, Any], list[str]]:
+def inspect(
+    folder: Path, workers: int = 1, verify: bool = False, limits: Limits = LIMITS
+) -> tuple[dict[str, Any], list[str]]:
     """What a folder holds, as in dataset.json, and what is wrong with it.
 
     Args:
         folder: of shards, or of such folders
         verify: decode every sample, even where a dataset.json says what there should be
+        limits: of an image
 
     Raises:
         DataError: there are no shards, or dataset.json cannot be read.
@@ -199,7 +213,7 @@ def inspect(folder: Path, workers: int = 1, verify: bool = False) -> tuple[dict[
         return described, []
     measured: list[Measured] = []
     total = sum(split["images"] for split in described["splits"].values()) if described else None
-    in_parallel(measure, shards, workers, measured.append, "verifying", total)
+    in_parallel(partial(measure, limits=limits), shards, workers, measured.append, "verifying", total)
     measured.sort(key=lambda one: one.shard)
     problems = [problem for one in measured for problem in one.problems]
     splits: dict[str, dict[str, Any]] = {}
@@ -218,15 +232,59 @@ def inspect(folder: Path, workers: int = 1, verify: bool = False) -> tuple[dict[
     return described, problems
 
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Spread(msgspec.Struct):
+    """Of no images, it is empty."""
+
+    min: Count = 0
+    median: Count = 0
+    max: Count = 0
+
+
+class _Row(msgspec.Struct):
+    name: str
+    bytes: Count
+
+
+class _Split(msgspec.Struct):
+    images: Count
+    unlabelled: Count
+    labels: dict[Annotated[str, msgspec.Meta(pattern=r"^\d{1,7}$")], Count]
+    shards: list[_Row]
+    width: _Spread
+    height: _Spread
+    modes: dict[str, Count]
+    formats: dict[str, Count]
+    mean: list[float]
+    std: list[float]
+    fingerprint: str
+
+
+class _Rejected(msgspec.Struct):
+    file: str
+    reason: str
+
+
+class _Described(msgspec.Struct):
+    """dataset.json: what of it is read. A split is a folder beside it, and nowhere else."""
+
+    splits: dict[Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*$")], _Split]
+    classes: list[str]
+    fingerprint: str
+    rejected: list[_Rejected]
+
+
 def _described(folder: Path) -> dict[str, Any]:
     """The content of dataset.json; empty if there is none."""
     path = folder / "dataset.json"
     try:
-        content = json.loads(path.read_text())
-        return content if content["splits"] and "classes" in content else {}
+        parse(content := read(path), _Described)
+        return json.loads(content)
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path} is damaged ({error}): prepare the data anew, or remove it to inspect without"
         ) from error
@@ -234,7 +292,10 @@ def _described(folder: Path) -> dict[str, Any]:
 
 def _shards(folder: Path, described: dict[str, Any]) -> list[Shard]:
     folders = [folder / split for split in described["splits"]] if described else [folder, *sorted(folder.glob("*/"))]
-    shards = [Shard(one.name, path) for one in folders for path in sorted(one.glob("*.tar"))]
+    entries = {one: known(one) for one in folders}
+    shards = [
+        Shard(one.name, path, entries[one].get(path.name)) for one in folders for path in sorted(one.glob("*.tar"))
+    ]
     if not shards and not described:
         raise DataError(f"{folder} holds no shards (*.tar), nor do its sub-folders: name a folder that does")
     return shards
@@ -289,11 +350,11 @@ def table(folder: Path, described: dict[str, Any]) -> str:
     if rejected := described["rejected"]:
         text += [f"rejected: {len(rejected):,}", *(f"  {one['file']}: {one['reason']}" for one in rejected[:20])]
         text += ["  ... all are in dataset.json"] if len(rejected) > 20 else []
-    return "\n".join(text).encode("utf-8", "backslashreplace").decode()
+    return "\n".join(shown(line) for line in text)
 
 
 def _class(label: int, classes: list[str]) -> str:
-    return classes[label] if label < len(classes) else str(label)
+    return shown(classes[label]) if label < len(classes) else str(label)
 
 
 def sheet(folder: Path, described: dict[str, Any]) -> Image.Image:
@@ -301,20 +362,20 @@ def sheet(folder: Path, described: dict[str, Any]) -> Image.Image:
     split = next(iter(described["splits"]))
     shards = Shards(folder / split if (folder / split).is_dir() else folder)
     labels = np.unique(shards.labels)
-    shown = _spaced(labels, MOST_CLASSES)
-    names = [_class(label, described["classes"])[:40] if label >= 0 else "no class" for label in shown]
+    chosen = _spaced(labels, MOST_CLASSES)
+    names = [_class(label, described["classes"])[:40] if label >= 0 else "no class" for label in chosen]
     title, small = (ImageFont.load_default(size) for size in (20, 14))
-    columns = 2 if len(shown) > MOST_CLASSES // 3 else 1
+    columns = 2 if len(chosen) > MOST_CLASSES // 3 else 1
     across, each = EACH // columns, EACH // columns if len(labels) > 1 else 4 * EACH
     step, top, left = TILE + MARGIN, 64, 4 * MARGIN + max(60, *(int(small.getlength(name)) for name in names))
-    width, height, down = left + across * step, each // across * step, math.ceil(len(shown) / columns)
+    width, height, down = left + across * step, each // across * step, math.ceil(len(chosen) / columns)
     page = Image.new("RGB", (columns * width + MARGIN, top + down * height + MARGIN), "white")
     draw = ImageDraw.Draw(page)
     note = f"{len(shards):,} images" + (f", {len(labels):,} classes" if len(labels) > 1 else "")
-    note += f", of which {len(shown)} are shown" if len(shown) < len(labels) else ""
-    draw.text((2 * MARGIN, 10), f"{folder.resolve().name}, {split}", "black", title)
+    note += f", of which {len(chosen)} are shown" if len(chosen) < len(labels) else ""
+    draw.text((2 * MARGIN, 10), shown(f"{folder.resolve().name}, {split}"), "black", title)
     draw.text((2 * MARGIN, 36), note, "dimgray", small)
-    for number, (label, name) in enumerate(zip(shown, names, strict=True)):
+    for number, (label, name) in enumerate(zip(chosen, names, strict=True)):
         positions = np.flatnonzero(shards.labels == label)
         x, y = number // down * width, top + number % down * height
         draw.text((x + 2 * MARGIN, y + TILE // 2 - 18), name, "black", small)
@@ -341,6 +402,13 @@ def _tile(shards: Shards, position: int) -> Image.Image:
     return ImageOps.contain(image, (TILE, TILE), Image.Resampling.NEAREST if enlarged else Image.Resampling.BICUBIC)
 
 
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """The options that bound an image."""
+    for name, what in {"pixels": "of an image", "bytes": "of an encoded image", "scans": "of a JPEG"}.items():
+        limit = getattr(LIMITS, name)
+        parser.add_argument(f"--max_{name}", type=int, default=limit, help=f"{what}, at most (default: %(default)s)")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data.inspect",
@@ -354,20 +422,25 @@ def main(arguments: list[str] | None = None) -> None:
         "--sheet", metavar="PNG", type=Path, help="the contact sheet (default: FOLDER/contact_sheet.png)"
     )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
+    add_limits(parser)
     settings = parser.parse_args(arguments)
     path = settings.sheet or settings.folder / "contact_sheet.png"
-    try:
-        described, problems = inspect(settings.folder, settings.workers, settings.verify)
+    limits = Limits(settings.max_pixels, settings.max_bytes, settings.max_scans)
+    with telling(parser):
+        described, problems = inspect(settings.folder, settings.workers, settings.verify, limits)
         print(table(settings.folder, described))
-        with contextlib.nullcontext() if not problems else contextlib.suppress(DataError):  # listed below
-            sheet(settings.folder, described).save(path, "PNG")
+        if not problems:  # to open the shards would index anew those that have changed, and hide it from the next look
+            drawn = io.BytesIO()
+            sheet(settings.folder, described).save(drawn, "PNG")
+            if not index.keep(path, drawn.getvalue()):  # never through a link that lies there
+                raise DataError(f"{path} cannot be written: name another --sheet")
             print(f"contact sheet: {path}")
-    except (DataError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "stopped\n")
     if problems:
-        parser.exit(1, f"{len(problems):,} wrong:\n" + "".join(f"  {problem}\n" for problem in problems))
+        told = "".join(f"  {shown(problem)}\n" for problem in problems)
+        changed = "If shards were made anew, remove their index.json.\n" * any(
+            "were indexed" in one for one in problems
+        )
+        parser.exit(1, f"{len(problems):,} wrong:\n{told}{changed}")
     if settings.verify:
         print("every sample is as it should be")
 

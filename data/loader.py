@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.errors import DataError
-from data.images import CENTRE, View, decode
+from data.images import CENTRE, Limits, View, decode
 from data.order import Order, raw
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards import OnError, Shards
@@ -31,6 +31,7 @@ class Samples(Protocol):
     """Encoded images by position: `Shards`, or what reads like them."""
 
     on_error: OnError
+    limits: Limits
 
     def __len__(self) -> int: ...
 
@@ -104,7 +105,7 @@ def _read(
     pixels = images.numpy()
     for row, (content, view) in enumerate(zip(contents, views, strict=True)):
         try:
-            decode(content, size, channels, view, pixels[row])
+            decode(content, size, channels, view, pixels[row], shards.limits)
         except ValueError as error:
             name = shards.name(int(positions[row]))
             if shards.on_error == "stop":
@@ -131,15 +132,25 @@ def _stand_in(
     for position in itertools.chain(neighbours.tolist(), np.roll(others(), -damaged).tolist()):
         (content,), (label,) = shards.images(np.array([position]))
         with suppress(ValueError):
-            return position, decode(content, size, channels, view), label
+            return position, decode(content, size, channels, view, limits=shards.limits), label
     raise DataError(f"{shards.name(damaged)} is damaged, and so is all that could stand in for it")
 
 
 def _empty(*shape: int) -> Tensor:
-    """uint8; in a worker it is memory that the trainer shares, or every batch would be copied into such once more."""
+    """uint8; in a worker it is memory that the trainer shares, or every batch would be copied into such once more.
+
+    Raises:
+        DataError: there is no memory left that can be shared.
+    """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    try:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    except RuntimeError as error:
+        raise DataError(
+            f"/dev/shm, by which workers hand images over, is too small or full ({error}): give it more (docker run "
+            "--shm-size 8g), or lower data.workers; with 0 none is needed"
+        ) from error
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 

@@ -9,8 +9,8 @@ SOURCE is one of
 OUT gets a folder of WebDataset shards for each split, and dataset.json, which says what they hold. Splits that SOURCE
 names (train, test, validation) are kept; else --test_fraction of the images is held out as `test`.
 
-Images keep their bytes, unless --size, --crop or --format changes them. One that cannot be decoded is left out and
-listed. The same command goes on from where it was killed, and OUT appears when all of it is there.
+Images keep their bytes, unless --size, --crop or --format changes them. One that cannot be read or decoded is left out
+and listed. The same command goes on from where it was killed, and OUT appears when all of it is there.
 """
 
 import argparse
@@ -30,12 +30,13 @@ from typing import IO, Any, NamedTuple
 import webdataset
 from PIL import Image, ImageOps
 
-from data.errors import DataError
-from data.images import FORMATS, MAX_PIXELS, upright
-from data.inspect import Tally, describe_shard, fingerprint
+from data.errors import DataError, telling
+from data.files import shown
+from data.images import FORMATS, LIMITS, Limits, upright
+from data.inspect import Tally, add_limits, describe_shard, fingerprint
 from data.processes import in_parallel
 from data.shards import Shards
-from data.sources import SPLITS, Item, Reader, Source, open_source
+from data.sources import MAX_RATIO, SPLITS, Bounds, Item, Reader, Source, open_source
 
 ENDINGS = {  # of a shard's members, by Pillow's name of the format; the first where the file's own does not fit
     "PNG": ("png",),
@@ -61,6 +62,7 @@ class Settings:
         crop: keep the largest centred square
         format: png, jpeg, webp, or keep
         quality: of JPEG and WebP, where images are encoded
+        max_pixels, max_bytes, max_scans: of an image; one that has more is left out
 
     Raises:
         ValueError: one is out of its range.
@@ -73,6 +75,13 @@ class Settings:
     crop: bool = False
     format: str = "keep"
     quality: int = 95
+    max_pixels: int = LIMITS.pixels
+    max_bytes: int = LIMITS.bytes
+    max_scans: int = LIMITS.scans
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_pixels, self.max_bytes, self.max_scans)
 
     def __post_init__(self) -> None:
         for name, fits, expected in (
@@ -82,6 +91,7 @@ class Settings:
             ("size", self.size is None or self.size >= 1, "at least 1 pixel"),
             ("format", self.format in ("keep", *ENCODERS), f"keep, {', '.join(ENCODERS)}"),
             ("quality", 1 <= self.quality <= 100, "1 to 100"),
+            *((f"max_{name}", most >= 1, "at least 1") for name, most in self.limits._asdict().items()),
         ):
             if not fits:
                 raise ValueError(f"--{name} is {getattr(self, name)}, expected {expected}")
@@ -108,6 +118,7 @@ def prepare(
     out: Path,
     workers: int = 1,
     max_rejected: float = 0.01,
+    max_ratio: float = MAX_RATIO,
     root: Path = Path("datasets/torchvision"),
     download: bool = False,
     **settings: Any,
@@ -119,6 +130,7 @@ def prepare(
         out: a new folder; beside it lies `.NAME.unfinished` until then
         workers: processes; they do not change a byte
         max_rejected: share of the images that may be left out
+        max_ratio: bytes that a packed source may unpack to, in multiples of its own
         root, download: torchvision's folder, and whether it may fetch what is missing
         settings: those of `Settings`
 
@@ -139,7 +151,8 @@ def prepare(
     with _alone(unfinished):
         if out.exists():
             raise DataError(f"{out} exists already: name a new folder, or remove it first")
-        opened = open_source(source, unfinished / "source", root, download)
+        bounds = Bounds(max_ratio, chosen.limits)
+        opened = open_source(source, unfinished / "source", root, download, bounds=bounds)
         tasks = plan(opened, chosen, source)
         files = hashlib.sha256()
         for item in opened.items:
@@ -228,20 +241,20 @@ def convert(content: bytes, settings: Settings) -> tuple[str, bytes]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             form, (width, height) = str(header.format).replace("MPO", "JPEG"), header.size  # MPO: a JPEG and more
     except Exception:
-        upright(content)  # says what is wrong, in words
+        upright(content, settings.limits)  # says what is wrong, in words
         raise
     wanted = form if settings.format == "keep" else settings.format.upper()
     sized = settings.size in (None, min(width, height)) and not (settings.crop and width != height)
     if sized and wanted == form:
         return form, content
-    image = upright(content)
+    image = upright(content, settings.limits)
     if settings.crop:
         side = settings.size or min(image.size)
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)  # as a run does that reads it
     elif not sized and settings.size:
         width, height = (round(side * settings.size / min(image.size)) for side in image.size)
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"it would have {width} x {height} pixels, more than {MAX_PIXELS:,}")
+        if width * height > settings.max_pixels:
+            raise ValueError(f"it would have {width} x {height} pixels, more than {settings.max_pixels:,}")
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     wanted = wanted if wanted.lower() in ENCODERS else "PNG"
     file = io.BytesIO()
@@ -271,7 +284,7 @@ class Writer:
                     try:
                         content, label = self.read(item)
                         ending, content = self._encoded(item, content)
-                        tally.add(key, content, label)
+                        tally.add(key, content, label, self.settings.limits)
                     except ValueError as error:
                         rejected.append({"file": item.name, "reason": str(error)})
                     else:
@@ -296,7 +309,7 @@ def _write_all(tasks: list[Task], writer: Writer, workers: int, max_rejected: fl
     def collect(more: list[dict[str, str]]) -> None:
         rejected.extend(more)
         if len(rejected) > max_rejected * total:
-            reasons = "".join(f"\n  {one['file']}: {one['reason']}" for one in rejected[:10])
+            reasons = "".join(f"\n  {shown(one['file'])}: {one['reason']}" for one in rejected[:10])
             raise DataError(
                 f"{len(rejected):,} of {total:,} images could not be read, more than --max_rejected {max_rejected}. "
                 f"Mend or remove them, or raise --max_rejected to leave them out; the first are:{reasons}"
@@ -400,22 +413,21 @@ def main(arguments: list[str] | None = None) -> None:
     add("--shard_bytes", type=int, default=default.shard_bytes,
         help="most bytes in a shard, as SOURCE has them (default: %(default)s)")  # fmt: skip
     add("--max_rejected", type=float, default=0.01,
-        help="share of images that may be left out because they cannot be decoded (default: %(default)s)")  # fmt: skip
+        help="share of images that may be left out because they cannot be read (default: %(default)s)")  # fmt: skip
+    add("--max_ratio", type=float, default=MAX_RATIO,
+        help="most bytes that a packed SOURCE unpacks to, in multiples of its own (default: %(default)s)")  # fmt: skip
+    add_limits(parser)
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
     add("--root", type=Path, default=Path("datasets/torchvision"), help="torchvision's folder (default: %(default)s)")
     add("--download", action="store_true", help="let torchvision fetch what is not there")
     settings = parser.parse_args(arguments)
-    try:
+    with telling(parser, "stopped: the same command goes on from here"):
         counts = prepare(**vars(settings))
         described = json.loads((settings.out / "dataset.json").read_text())
-    except (DataError, ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "stopped: the same command goes on from here\n")
     classes = len(described["classes"])
     print(f"{settings.out}: {', '.join(f'{n:,} images in {split}' for split, n in counts.items())}, {classes} classes")
     if ignored := described["ignored"]:
-        print("ignored: " + ", ".join(f"{count:,} {ending}" for ending, count in ignored.items()))
+        print("ignored: " + ", ".join(f"{count:,} {shown(ending)}" for ending, count in ignored.items()))
     if rejected := described["rejected"]:
         print(f"rejected: {len(rejected):,} images, listed with their reasons in {settings.out / 'dataset.json'}")
 

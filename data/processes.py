@@ -1,15 +1,20 @@
 """Processes beside this one: they start fast and clean, and end with it."""
 
+import atexit
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver, resource_tracker
-from typing import Any, TypeVar
+from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker, util
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -28,12 +33,72 @@ def prepare_workers() -> None:
 
     It, and they, are born with SIGNALS blocked.
     """
+    atexit.unregister(end_workers)
+    atexit.register(end_workers)
     PROCESSES.set_forkserver_preload(["data.loader"])
+    # It removes what a process leaves behind that ends at once, which is meant here and not to be warned of.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     resource_tracker.ensure_running()  # it would be started by the other, but unblocks two of them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_workers() -> None:
+    """End the workers of this process.
+
+    At an exit, multiprocessing itself would send them SIGTERM, which they block, and then wait for them without end.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(5)
+
+
+def end_when_interrupted() -> None:
+    """Until `run_command`, while imports take seconds and nothing is done yet, have Ctrl-C end this process at once."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
+        signal.signal(signal.SIGINT, _interrupted)
+
+
+def _interrupted(*_: object) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signal.SIGINT)
+
+
+def run_command(work: Callable[[], int | None]) -> NoReturn:
+    """Do a command's work and exit with the code that it returns; Ctrl-C ends it with one line and code 130."""
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(work())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def run_program(work: Callable[[], int | None]) -> NoReturn:
+    """Like `run_command`, but this process and its workers end at once, whatever came of the work.
+
+    Nothing that could wait for another thread or process is done on the way out: a process group's threads would now
+    and then abort the process, or wait for a process that is gone.
+    """
+    code = 1
+    try:
+        run_command(work)
+    except SystemExit as stopped:  # what went wrong has been told
+        code = int(stopped.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    with suppress(OSError):  # a pipe that nobody reads any more, a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
+    end_workers()
+    with suppress(OSError):
+        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
+    os._exit(code)
 
 
 def allow_open_files() -> None:

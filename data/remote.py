@@ -6,17 +6,21 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from data.errors import DataError
+from data.files import MAX_JSON, shown
 
 CHUNK = 2**24  # bytes asked for at once: what a failure costs
 STALL = 60.0  # seconds in which a chunk has to come
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try of a chunk
+
+PLAIN = frozenset({"file", "http", "https", "s3", "gs", "hf"})  # what a file may name: none of them runs anything
 
 Result = TypeVar("Result")
 
@@ -25,21 +29,69 @@ def is_remote(source: str) -> bool:
     return "://" in source or source.startswith("pipe:")
 
 
+def check_named_by_file(sources: Iterable[str], where: str) -> None:
+    """Refuse sources that run something: a file that may be a stranger's names them, and not the user.
+
+    Args:
+        where: the file, for the message
+
+    Raises:
+        DataError: one is `pipe:COMMAND`, or a URL of a kind that is not known to be plain.
+    """
+    for source in sources:
+        if is_remote(source) and ("::" in source or source.partition(":")[0] not in PLAIN):
+            raise DataError(
+                f"{where} names {shown(source)}: a command, or a URL of another kind than {', '.join(sorted(PLAIN))}, "
+                "is taken from a command line, or from an index on this machine that it names, alone"
+            )
+
+
+def check_same_origin(urls: Iterable[str], where: str) -> None:
+    """Refuse shards that an index elsewhere names in other places than its own.
+
+    Args:
+        where: URL of the index
+
+    Raises:
+        DataError: one is neither relative to the index nor at its host.
+    """
+    for url in urls:
+        if "::" in url or os.path.isabs(url) or (is_remote(url) and _origin(url) != _origin(where)):
+            raise DataError(
+                f"the index {where} names the shard {shown(url)}: an index that is elsewhere may name shards relative "
+                "to itself, or on its own host, alone. Make an index of your own: python -m data.index SHARDS OUT.json"
+            )
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None] | None:
+    try:
+        parts = urlsplit(url)
+        return (parts.scheme, parts.hostname, parts.port) if parts.hostname else None
+    except ValueError:  # a port or a host that is none
+        return None
+
+
 def size_of(url: str) -> int | None:
     """Bytes of a remote file; None where that is not known beforehand (pipe:).
 
     Raises:
         DataError: it cannot be reached; says why.
     """
-    return None if url.startswith("pipe:") else int(_retried(url, lambda: _ask(url, "info")["size"]))
+    if url.startswith("pipe:"):
+        return None
+    if (size := _retried(url, lambda: _ask(url, "info")["size"])) is None:
+        raise DataError(f"cannot fetch {url}: its server does not say how many bytes it has")
+    return int(size)
 
 
 def read(url: str) -> bytes:
     """A small remote file.
 
     Raises:
-        DataError: it cannot be reached; says why.
+        DataError: it cannot be reached, or is larger than MAX_JSON; says why.
     """
+    if (_retried(url, lambda: _ask(url, "info")["size"]) or 0) > MAX_JSON:  # not every server says
+        raise DataError(f"{url} has more than {MAX_JSON:,} bytes, which no index does")
     return _retried(url, lambda: _ask(url, "cat_file"))
 
 

@@ -14,11 +14,13 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import webdataset
+from msgspec.structs import replace
 
-from data import index
+from data import files, index
 from data.cache import Cache
+from data.images import LIMITS, Limits
 from data.index import IMAGE_EXTENSIONS, DataError, Shard
-from data.remote import is_remote, read
+from data.remote import check_named_by_file, check_same_origin, is_remote, read
 
 __all__ = ["IMAGE_EXTENSIONS", "DataError", "Shards", "write"]
 
@@ -51,13 +53,23 @@ class Shards:
         on_error: whether shards that are damaged, missing or empty, and samples without an image, are errors, or are
             left out and told in `problems`; whether images that cannot be decoded are, or others stand in for them
         cache: for remote shards
+        by_user: whether the user has named the source; a file's word runs no commands, nor does an index that it names
+        limits: of an image, for whoever decodes it; of one that has more bytes, one more than the limit is read
 
     Raises:
-        DataError: there are no samples, or there is a problem that stops.
+        DataError: there are no samples, there is a problem that stops, or shards are named where they may not be.
     """
 
-    def __init__(self, source: str | os.PathLike[str], on_error: OnError = "stop", cache: Cache | None = None):
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        on_error: OnError = "stop",
+        cache: Cache | None = None,
+        by_user: bool = True,
+        limits: Limits = LIMITS,
+    ):
         self.source, self.on_error, self.cache = os.fspath(source), on_error, cache
+        self.by_user, self.limits = by_user, limits
         base, found, tables = self._find()
         self.problems = [f"shard {_join(base, shard.url)}: {told}" for shard in found for told in shard.problems]
         if self.problems and on_error == "stop":
@@ -102,7 +114,7 @@ class Shards:
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
-        """Changes with the shards' names, sizes, sample places or labels; not with where they are."""
+        """Changes with the shards' names, sizes, sample places, labels or images; not with where they are."""
         return index.fingerprint(self.shards)
 
     def images(self, positions: np.ndarray) -> tuple[list[bytes], np.ndarray]:
@@ -122,7 +134,10 @@ class Shards:
                 rows = table[positions[places] - (self.ends[shard] - self.counts[shard])]
                 labels[places] = rows[:, 2]
                 try:
-                    for place, offset, length in zip(places.tolist(), *rows[:, :2].T.tolist(), strict=True):
+                    lengths = rows[:, 1].clip(max=self.limits.bytes + 1)
+                    for place, offset, length in zip(
+                        places.tolist(), rows[:, 0].tolist(), lengths.tolist(), strict=True
+                    ):
                         contents[place] = content = os.pread(file, length, offset)
                         if len(content) != length:
                             raise self._cut(shard, offset, length, len(content))
@@ -178,6 +193,8 @@ class Shards:
     def _find(self) -> tuple[str, list[Shard], dict[str, np.ndarray]]:
         """Where the shards' names are relative to, their entries, and tables that could not be kept."""
         source = self.source
+        if not self.by_user:
+            check_named_by_file([source], "the run's configuration")
         if source.endswith(".tar") or (not is_remote(source) and "{" in source and not os.path.exists(source)):
             raise DataError(
                 f"{source} names shards, which need an index: python -m data.index '{source}' OUT.json, then give "
@@ -185,12 +202,19 @@ class Shards:
             )
         if is_remote(source):
             path = source if source.endswith(".json") else f"{source.rstrip('/')}/index.json"
-            return path.rpartition("/")[0], index.of_file(read(path).decode(), path), {}
+            shards = index.of_file(read(path), path)
+            if not path.startswith("file://"):
+                check_same_origin((shard.url for shard in shards), path)
+            elif not self.by_user:
+                check_named_by_file((shard.url for shard in shards), f"the index {path}")
+            return path.rpartition("/")[0], shards, {}
         if source.endswith(".json") and not os.path.isdir(source):
             try:
-                shards = index.of_file(Path(source).read_text(), source)
+                shards = index.of_file(files.read(source), source)
             except OSError as error:
                 raise DataError(f"the index of shards {source} cannot be read: {error.strerror}") from error
+            if not self.by_user:
+                check_named_by_file((shard.url for shard in shards), f"the index {source}")
             base = os.path.dirname(source)
             return base, [_checked(shard, _join(base, shard.url)) for shard in shards], {}
         return source, *index.of_folder(Path(source))
@@ -218,7 +242,7 @@ class Shards:
     def _open_local(self, shard: int) -> IO[bytes]:
         path, entry = self.paths[shard], self.shards[shard]
         try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed when others have been used since
+            file = open(files.regular(path), "rb", buffering=0)  # noqa: SIM115 - closed when others have been used since
         except OSError as error:
             raise DataError(f"cannot open shard {path}: {error.strerror}") from error
         stat = os.fstat(file.fileno())
@@ -251,14 +275,15 @@ class Shards:
 def _local_table(path: Path, entry: Shard) -> np.ndarray:
     table = index.load_table(path, entry)
     if table is None:
-        found, table = index.scan(path)
+        found, table = index.scan(path, checksums=False)
         if len(table) != entry.nsamples or entry.table not in ("", found.table):
             told = "".join(f", {problem}" for problem in found.problems[:1])
             raise DataError(
                 f"shard {path} has {len(table):,} images, and its index says {entry.nsamples:,} samples{told}: index "
                 "it anew (python -m data.index), or name its folder"
             )
-        index.save_table(path, table)
+        if not entry.checksum:  # of another program's index; else the kept table would not be the whole one
+            index.save_table(path, table)
     return table
 
 
@@ -269,10 +294,10 @@ def _checked(shard: Shard, path: str) -> Shard:
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        return shard._replace(nsamples=0, problems=(f"it cannot be found: {error.strerror}",))
+        return replace(shard, nsamples=0, problems=(f"it cannot be found: {error.strerror}",))
     if size != shard.filesize:
         told = f"it has {size:,} bytes, {shard.filesize:,} in its index: index it anew"
-        return shard._replace(nsamples=0, problems=(told,))
+        return replace(shard, nsamples=0, problems=(told,))
     return shard
 
 

@@ -15,7 +15,6 @@ import io
 import json
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -26,14 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from braceexpand import braceexpand
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.images import header
-from data.index import IMAGE_EXTENSIONS, members, samples
+from data.files import parse, read, regular, shown
+from data.images import LIMITS, Limits, header
+from data.index import IMAGE_EXTENSIONS, label_of, members, samples
 from data.shards import OnError
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
@@ -45,7 +46,8 @@ OPENERS: dict[str, Callable[..., Any]] = {
     ".tar.bz2": bz2.open,
     ".tar": open,
 }
-MAX_BYTES = 2**30  # of a zip's member: what is more cannot be an image, but may be a bomb
+MAX_RATIO = 200  # bytes of an archive's images, in multiples of its own: what unpacks to more may be a bomb
+SMALL = 2**26  # bytes that any archive may unpack to
 FORMS = (
     "a folder of images, an archive of one (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip), a .parquet file or a folder of "
     "them, WebDataset shards (a folder of .tar, or a pattern: shards/{000..009}.tar), torchvision:NAME, or digits"
@@ -97,6 +99,33 @@ class Source:
     ignored: Counter[str] = field(default_factory=Counter)
 
 
+class Bounds(NamedTuple):
+    """What a source may hold at most.
+
+    Args:
+        ratio: times its own bytes, that a packed archive's images have
+        image: of each image
+    """
+
+    ratio: float = MAX_RATIO
+    image: Limits = LIMITS
+
+    def check(self, unpacked: int, path: Path, packed: int) -> None:
+        """Refuse what unpacks to more.
+
+        Raises:
+            DataError: it does.
+        """
+        if unpacked > max(SMALL, self.ratio * packed):
+            raise DataError(
+                f"{path} has {packed:,} bytes, and unpacks to more than {max(SMALL, self.ratio * packed):,.0f}: it may "
+                f"be made to fill a disk. If it is not, raise --max_ratio {self.ratio:g}"
+            )
+
+
+BOUNDS = Bounds()
+
+
 class Listed:
     """A source's images by position, in the order it lists them; reads like `Shards`.
 
@@ -108,6 +137,7 @@ class Listed:
     """
 
     on_error: OnError = "stop"
+    limits: Limits = LIMITS
     unpacked: tempfile.TemporaryDirectory[str] | None = None  # where a compressed archive lies as long as it is read
 
     def __init__(self, source: Source, name: str, size: int | None = None, channels: int | None = None):
@@ -149,7 +179,7 @@ class Listed:
             raise ValueError("it is in colour, and the first image grey: say how to see them all by --channels 3, or 1")
 
     def name(self, position: int) -> str:
-        return f"{self.source_name}, {self.source.items[position].name}"
+        return f"{self.source_name}, {shown(self.source.items[position].name)}"
 
     def bounds(self, position: int) -> tuple[int, int]:
         return 0, len(self)
@@ -175,7 +205,9 @@ def find(folder: Path) -> list[Found]:
     return [Found(item.key, folder / item.where) for item in items]
 
 
-def open_source(name: str, spool: Path, root: Path, download: bool = False, splits: bool = True) -> Source:
+def open_source(
+    name: str, spool: Path, root: Path, download: bool = False, splits: bool = True, bounds: Bounds = BOUNDS
+) -> Source:
     """The images that a name on the command line stands for.
 
     Args:
@@ -183,6 +215,7 @@ def open_source(name: str, spool: Path, root: Path, download: bool = False, spli
         spool: where a file may be laid out that allows no random access
         root, download: torchvision's folder, and whether it may fetch what is missing
         splits: a folder's `train` and `test` sub-folders are splits, and not classes
+        bounds: what it may hold
 
     Raises:
         DataError: there is no such source, it is damaged, or it holds no images.
@@ -190,10 +223,10 @@ def open_source(name: str, spool: Path, root: Path, download: bool = False, spli
     if name == "digits":
         return open_digits()
     if name.startswith("torchvision:"):
-        return open_torchvision(name.removeprefix("torchvision:"), root, download)
+        return open_torchvision(name.removeprefix("torchvision:"), root, download, bounds)
     if "{" in name and name.endswith(".tar"):
         try:
-            return open_shards([Path(path) for path in braceexpand(name)])
+            return open_shards([Path(path) for path in braceexpand(name)], bounds=bounds)
         except ValueError as error:
             raise DataError(
                 f"SOURCE {name} has braces that are not closed: expected a pattern as x/{{00..09}}.tar"
@@ -202,58 +235,70 @@ def open_source(name: str, spool: Path, root: Path, download: bool = False, spli
     if not path.exists():
         raise DataError(f"SOURCE {name} does not exist on this machine: expected {FORMS}")
     if path.is_dir():
-        files = [path / file for file in sorted(_files(path)) if _is_visible(file)]
+        files = [path / file for file in sorted(_files(path, Counter())) if _is_visible(file)]
         if found := [file for file in files if file.suffix == ".parquet"]:
-            return open_parquet(found, path, spool)
+            return open_parquet(found, path, spool, bounds)
         if found := [file for file in files if file.suffix == ".tar"]:
-            return open_shards(found, path)
-        return open_folder(path, splits)
+            return open_shards(found, path, bounds)
+        return open_folder(path, splits, bounds)
     if path.suffix.lower() == ".parquet":
-        return open_parquet([path], path.parent, spool)
+        return open_parquet([path], path.parent, spool, bounds)
     if path.suffix.lower() == ".zip":
-        return open_zip(path, splits)
+        return open_zip(path, splits, bounds)
     for ending, opener in OPENERS.items():
         if path.name.lower().endswith(ending):
-            return open_tar(path if opener is open else _laid_out(path, opener, spool), splits)
+            return open_tar(path if opener is open else _laid_out(path, opener, spool, bounds), splits, bounds)
     raise DataError(f"SOURCE {name} is a file of no known kind: expected {FORMS}")
 
 
-def open_folder(folder: Path, splits: bool = True) -> Source:
+def open_folder(folder: Path, splits: bool = True, bounds: Bounds = BOUNDS) -> Source:
     """An image folder: its sub-folders are the classes, below `train` and `test` sub-folders if it has those."""
-    entries = []
-    for name in _files(folder):
+    entries, ignored = [], Counter[str]()
+    for name in _files(folder, ignored):
         path = folder / name
-        stat = path.stat() if path.exists() else path.lstat()  # a broken link fails when it is read
+        try:
+            stat = path.stat()
+        except OSError:  # a broken link, or one to itself, fails when it is read
+            stat = path.lstat()
         entries.append(_Entry(name, name, stat.st_size, stat.st_mtime_ns))
-    return _image_folder(entries, functools.partial(_read_file, folder), str(folder), splits)
+    reader = functools.partial(_read_file, folder, bounds.image.bytes)
+    return _image_folder(entries, reader, str(folder), splits, ignored)
 
 
-def open_zip(path: Path, splits: bool = True) -> Source:
+def open_zip(path: Path, splits: bool = True, bounds: Bounds = BOUNDS) -> Source:
     """A zip of an image folder."""
-    reader = ZipReader(path)
+    reader = ZipReader(path, bounds.image.bytes)
     files = {one.filename: one for one in reader.open().infolist() if not one.is_dir()}
     entries = [_Entry(name, name, one.file_size, one.CRC) for name, one in files.items()]
+    bounds.check(sum(one.size for one in entries if _is_image(one.path)), path, path.stat().st_size)
     return _image_folder(_below_common_folders(entries), reader, str(path), splits)
 
 
-def open_tar(path: Path, splits: bool = True) -> Source:
+def open_tar(path: Path, splits: bool = True, bounds: Bounds = BOUNDS) -> Source:
     """A tar of an image folder; one with class files is a shard."""
     files, stamp = (
         {name: place for name, *place in _told(path, members(path))},
         path.stat().st_mtime_ns,
     )  # the last of a name counts
     if any(name.endswith(".cls") for name in files):
-        return open_shards([path])
+        return open_shards([path], bounds=bounds)
     entries = [_Entry(name, (0, offset, size), size, stamp) for name, (offset, size) in files.items()]
-    return _image_folder(_below_common_folders(entries), RangeReader([path]), str(path), splits)
+    reader = RangeReader([path], bounds.image.bytes)
+    return _image_folder(_below_common_folders(entries), reader, str(path), splits)
 
 
-def open_shards(paths: list[Path], folder: Path | None = None) -> Source:
+class Described(msgspec.Struct):
+    """What a dataset.json beside shards may say."""
+
+    classes: list[str] = []
+
+
+def open_shards(paths: list[Path], folder: Path | None = None, bounds: Bounds = BOUNDS) -> Source:
     """WebDataset shards; their names, or their folders', may tell the split, and a dataset.json the classes' names."""
     items = []
     for number, path in enumerate(tqdm(paths, desc="listing", unit=" shards", disable=None, leave=False)):
         if not path.is_file():
-            raise DataError(f"shard {path} does not exist: mend the pattern, or bring the file")
+            raise DataError(f"shard {path} does not exist, or is no regular file: mend the pattern, or bring the file")
         split, stamp = _split_of(path, folder or path.parent), path.stat().st_mtime_ns
         for one in _told(path, samples(path)):
             where = (number, one.offset, one.size)
@@ -262,11 +307,14 @@ def open_shards(paths: list[Path], folder: Path | None = None) -> Source:
         raise DataError(f"the shards {paths[0]} ... hold no images ({_endings()})")
     places = [folder or paths[0].parent, (folder or paths[0].parent).parent]
     described = [place / "dataset.json" for place in places if (place / "dataset.json").exists()]
-    classes = json.loads(described[0].read_text()).get("classes", []) if described else []
-    return Source(items, RangeReader(paths), classes)
+    try:
+        classes = parse(read(described[0]), Described).classes if described else []
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {described[0]}: {error}. Mend it, or remove it: it names the classes") from error
+    return Source(items, RangeReader(paths, bounds.image.bytes), classes)
 
 
-def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
+def open_parquet(paths: list[Path], folder: Path, spool: Path, bounds: Bounds = BOUNDS) -> Source:
     """Parquet files as Hugging Face writes them: a column of images, one of labels, the classes' names in the schema.
 
     Raises:
@@ -282,9 +330,11 @@ def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
     items, labels, classes = list[Item](), list[Any](), list[str]()
     with open(spool, "wb") as file:
         for path in tqdm(paths, desc="laying out", unit=" files", disable=None, leave=False):
+            start, packed = file.tell(), path.stat().st_size
             split, stamp, name = _split_of(path, folder), path.stat().st_mtime_ns, path.relative_to(folder)
             for number, (content, label, names) in enumerate(_rows(path)):
                 where = (0, file.tell(), file.write(content))
+                bounds.check(file.tell() - start, path, packed)
                 key = f"{name.with_suffix('')}/{number:08d}"
                 items.append(Item(key, f"{name}, row {number}", where, len(content), stamp, split))
                 labels.append(label)
@@ -293,11 +343,16 @@ def open_parquet(paths: list[Path], folder: Path, spool: Path) -> Source:
         raise DataError(f"{paths[0]} holds no rows: name a file that has images")
     if any(isinstance(one, str) for one in labels):
         labels, classes = _numbered(labels)
-    items = [item._replace(label=-1 if one is None else one) for item, one in zip(items, labels, strict=True)]
-    return Source(items, RangeReader([spool]), classes)
+    try:
+        items = [
+            item._replace(label=-1 if one is None else label_of(one)) for item, one in zip(items, labels, strict=True)
+        ]
+    except ValueError as error:
+        raise DataError(f"a label of {paths[0]}: {error}") from error
+    return Source(items, RangeReader([spool], bounds.image.bytes), classes)
 
 
-def open_torchvision(name: str, root: Path, download: bool) -> Source:
+def open_torchvision(name: str, root: Path, download: bool, bounds: Bounds = BOUNDS) -> Source:
     """A data set of torchvision.datasets, in all its splits of usual names.
 
     Raises:
@@ -317,7 +372,10 @@ def open_torchvision(name: str, root: Path, download: bool) -> Source:
         options = [("train", {"train": True}), ("test", {"train": False})]
     elif "split" in known:
         options = [(split, {"split": word}) for word, split in [*SPLITS.items(), ("trainval", "train")]]
-    reader, fetch = TorchvisionReader(name, root), {"download": True} if download and "download" in known else {}
+    reader, fetch = (
+        TorchvisionReader(name, root, bounds.image.bytes),
+        {"download": True} if download and "download" in known else {},
+    )
     items, classes, taken = list[Item](), list[str](), set[str | None]()
     for split, keywords in options:
         if split not in taken and (data := reader.open(keywords | fetch)) is not None:
@@ -354,16 +412,17 @@ class _Opens:
 class RangeReader(_Opens):
     """Parts of files: (number of the file, offset, size)."""
 
-    def __init__(self, paths: list[Path]):
+    def __init__(self, paths: list[Path], most: int):
         super().__init__()
-        self.paths = paths
+        self.paths, self.most = paths, most
 
     def __call__(self, item: Item) -> tuple[bytes, int]:
         number, offset, size = item.where
+        _check_size(size, self.most)
         if number not in self.opened:
             if len(self.opened) >= 100:
                 self.opened.pop(next(iter(self.opened))).close()
-            self.opened[number] = open(self.paths[number], "rb")  # noqa: SIM115
+            self.opened[number] = open(regular(self.paths[number]), "rb")  # noqa: SIM115
         content = os.pread(self.opened[number].fileno(), size, offset)
         if len(content) != size:
             raise DataError(f"{self.paths[number]} ends within {item.name}: it was cut short while in use")
@@ -373,33 +432,38 @@ class RangeReader(_Opens):
 class ZipReader(_Opens):
     """Members of a zip, by their names."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, most: int):
         super().__init__()
-        self.path = path
+        self.path, self.most = path, most
 
     def open(self) -> zipfile.ZipFile:
         try:
             if not self.opened:
-                self.opened[self.path] = zipfile.ZipFile(self.path)
+                self.opened[self.path] = zipfile.ZipFile(regular(self.path))
             return self.opened[self.path]
-        except zipfile.BadZipFile as error:
+        except OSError:
+            raise
+        except Exception as error:  # zipfile raises nearly anything on damaged headers
             raise DataError(f"{self.path} is no zip, or damaged ({error}): fetch it anew") from error
 
     def __call__(self, item: Item) -> tuple[bytes, int]:
-        if item.size > MAX_BYTES:
-            raise ValueError(f"it holds {item.size:,} bytes, which no image does")
+        _check_size(item.size, self.most)
+        archive = self.open()
+        method = archive.getinfo(item.where).compress_type
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others are unpacked whole, whatever is asked for
+            raise ValueError(f"it is packed by method {method}, expected none or deflate: pack it anew")
         try:
-            return self.open().read(item.where), item.label
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+            return archive.read(item.where), item.label
+        except Exception as error:  # zipfile raises nearly anything on damaged bytes
             raise ValueError(f"it cannot be unpacked: {error}") from error
 
 
 class TorchvisionReader(_Opens):
     """Images of a torchvision data set: (its settings, index). Files are taken as they are, arrays become PNGs."""
 
-    def __init__(self, name: str, root: Path):
+    def __init__(self, name: str, root: Path, most: int):
         super().__init__()
-        self.name, self.root = name, root
+        self.name, self.root, self.most = name, root, most
 
     def open(self, keywords: dict[str, Any]) -> Any:
         """The data set; None if it has no such split."""
@@ -429,12 +493,29 @@ class TorchvisionReader(_Opens):
         if not isinstance(image, (Path, Image.Image)):
             raise DataError(f"torchvision:{self.name} holds {type(image).__name__}s where images were expected")
         is_class = isinstance(label, (int, np.integer)) or getattr(label, "shape", None) == ()
-        content = image.read_bytes() if isinstance(image, Path) else _png(image)
+        content = _bytes(image, self.most) if isinstance(image, Path) else _png(image)
         return content, int(label) if is_class else -1
 
 
-def _read_file(folder: Path, item: Item) -> tuple[bytes, int]:
-    return (folder / item.where).read_bytes(), item.label
+def _read_file(folder: Path, most: int, item: Item) -> tuple[bytes, int]:
+    return _bytes(folder / item.where, most), item.label
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    """An image's file; why it cannot be read is this image's fault, and not that of others.
+
+    Raises:
+        ValueError: it cannot be read, or has more than so many bytes.
+    """
+    try:
+        return read(path, most)
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror or error}") from error
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"it has {size:,} bytes, more than {most:,} (max_bytes)")
 
 
 def _read_digit(item: Item) -> tuple[bytes, int]:
@@ -465,9 +546,11 @@ class _Entry(NamedTuple):
     stamp: int
 
 
-def _image_folder(entries: Iterable[_Entry], reader: Reader, name: str, splits: bool = True) -> Source:
+def _image_folder(
+    entries: Iterable[_Entry], reader: Reader, name: str, splits: bool = True, ignored: Counter[str] | None = None
+) -> Source:
     """A class's label is the place of its name among those of all splits."""
-    images, ignored = [], Counter[str]()
+    images, ignored = [], Counter() if ignored is None else ignored
     for entry in entries:
         parts = _parts(entry.path)
         if _is_image(entry.path):
@@ -510,15 +593,33 @@ def _below_common_folders(entries: list[_Entry]) -> list[_Entry]:
     return [entry._replace(path=entry.path.removeprefix(f"{common}/")) for entry in clean]
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Paths of all files, and of what else is no folder, relative to the folder; not in hidden sub-folders."""
+def _files(folder: Path, ignored: Counter[str]) -> Iterator[str]:
+    """Paths of all files, and of what else is no folder, relative to the folder; not in hidden sub-folders.
 
-    def fail(error: OSError) -> None:
-        raise error
+    Each folder is listed once, however many links lead to it: under its own path, where that lies below `folder`.
+    """
+    seen, folders, links = set[tuple[int, int]](), [""], list[str]()
+    while folders or links:
+        parent = folders.pop() if folders else links.pop(0)
+        stat = os.stat(folder / parent)
+        if (stat.st_dev, stat.st_ino) in seen:
+            ignored["links to a folder that is listed already"] += 1
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(folder / parent) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = os.path.join(parent, entry.name)
+                if not _is_folder(entry):
+                    yield path
+                elif _is_visible(entry.name):
+                    (links if entry.is_symlink() else folders).append(path)
 
-    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if _is_visible(name)]
-        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files)
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _split_of(path: Path, folder: Path) -> str | None:
@@ -535,19 +636,31 @@ def _rows(path: Path) -> Iterator[tuple[bytes, int | str | None, list[str]]]:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(regular(path))
         image, label, names = _columns(path, file.schema_arrow)
         for batch in file.iter_batches(64, columns=[image, label] if label else [image]):
             for row in batch.to_pylist():
                 content = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
                 yield content or b"", row[label] if label else None, names
-    except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow raises nearly anything on damaged bytes
         raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it anew") from error
+
+
+class _Info(msgspec.Struct):
+    features: dict[str, Any] = {}
+
+
+class _HuggingFace(msgspec.Struct):
+    """What `datasets` says in a Parquet file's schema."""
+
+    info: _Info = msgspec.field(default_factory=_Info)
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
     """The column of images, the one of labels, the names of their classes."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    features = parse((schema.metadata or {}).get(b"huggingface", b"{}"), _HuggingFace).info.features
     kinds = {one.name: str(one.type) for one in schema}
     binary = [
         name for name, kind in kinds.items() if kind in ("binary", "large_binary") or kind.startswith("struct<bytes: ")
@@ -565,14 +678,18 @@ def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
     label = "label" if "label" in kinds else next(iter(named), None)
     if label is not None and not (kinds[label].startswith(("int", "uint")) or "string" in kinds[label]):
         label = None
-    return images[0], label, features[label].get("names", []) if label in named else []
+    names = features[label].get("names", []) if label in named else []
+    return images[0], label, msgspec.convert(names, list[str])
 
 
-def _laid_out(path: Path, opener: Callable[..., Any], spool: Path) -> Path:
+def _laid_out(path: Path, opener: Callable[..., Any], spool: Path, bounds: Bounds) -> Path:
     """The plain tar in a compressed one, which cannot be read from the middle."""
+    size = path.stat().st_size
     try:
-        with opener(path, "rb") as packed, open(spool, "wb") as file:
-            shutil.copyfileobj(packed, file, 2**20)
+        with opener(regular(path), "rb") as packed, open(spool, "wb") as file:
+            while content := packed.read(2**20):
+                file.write(content)
+                bounds.check(file.tell(), path, size)
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if getattr(error, "errno", None):  # a full disk is no fault of the file
             raise

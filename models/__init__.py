@@ -5,7 +5,7 @@ from models.autoencoder import AE
 from models.cyclegan import CycleGAN
 from models.gan import GAN
 from models.ganvae import GANVAE
-from models.load import load
+from models.load import SYSTEMS, load
 from models.networks import Networks
 from models.system import Batch, Loss, Optimizer, Player, System
 from models.vae import VAE
@@ -15,6 +15,7 @@ __all__ = [
     "AE",
     "GAN",
     "GANVAE",
+    "SYSTEMS",
     "VAE",
     "VAEGAN",
     "Batch",

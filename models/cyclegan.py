@@ -9,6 +9,7 @@ from torch.nn.functional import l1_loss
 from models.adversary import Adversary, Judge
 from models.losses import MODES
 from models.networks import Discriminator, Networks, Translator
+from models.networks.blocks import MOST_BLOCKS
 from models.system import Batch, Loss, Optimizer, Player, System, Terms, check_positive, check_weights
 
 
@@ -69,6 +70,8 @@ class CycleGAN(System):
         blocks = (6 if image_size < 256 else 9) if blocks is None else blocks
         discriminator_width = width if discriminator_width is None else discriminator_width
         check_positive(width=width, discriminator_width=discriminator_width, blocks=blocks)
+        if blocks > MOST_BLOCKS:
+            raise ValueError(f"system.blocks is {blocks}, expected {MOST_BLOCKS} at most")
         check_weights(cycle_weight=cycle_weight, identity_weight=identity_weight, pool=pool)
         self.cycle_weight, self.identity_weight, self.optimizer = cycle_weight, identity_weight, translators
         patches = Networks(width=discriminator_width, patches=True)

@@ -54,8 +54,10 @@ def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: 
     taken from [-1, 1] to [0, 1]; it has no scale.
     """
     if kind == "bernoulli":
-        p, x = (prediction.float() + 1) / 2, (target.float() + 1) / 2
-        return binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), x, reduction="none").flatten(1).sum(1).mean()
+        p, x = ((full(image) + 1) / 2 for image in (prediction, target))
+        with torch.autocast(p.device.type, enabled=False):  # which forbids this loss on CUDA, whatever its precision
+            error = binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), x, reduction="none")
+        return error.flatten(1).sum(1).mean()
     error = 0.5 * (target - prediction).square() if kind == "gaussian" else (target - prediction).abs()
     if log_scale is not None:
         error = error * (-(2 if kind == "gaussian" else 1) * log_scale).exp() + log_scale
@@ -210,11 +212,13 @@ def confusion(logits: dict[str, Tensor], relativistic: bool = False) -> dict[str
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, largest: float) -> Tensor:
-    """||gradient of the reconstruction|| / ||adversarial gradient||, both at the last layer, in [0, largest].
+    """||gradient of the reconstruction|| / ||adversarial gradient||, both at the last layer, at most `largest`.
 
-    (Esser et al. 2021, eq. 7.)
+    (Esser et al. 2021, eq. 7.) It is not a number where a gradient is not finite.
     """
-    return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0, largest)
+    norm, adversarial_norm = reconstruction.norm(), adversarial.norm()
+    ratio = (norm / (adversarial_norm + 1e-4)).clamp(max=largest)
+    return torch.where((norm + adversarial_norm).isfinite(), ratio, torch.nan)
 
 
 def _shares(ternary: bool, fakes: int, class_weights: tuple[float, float, float]) -> list[float]:

@@ -20,6 +20,7 @@ class Passes(NamedTuple):
     reconstructed: Tensor
     generated: Tensor
     fooling: Tensor  # the reconstructions that carry the adversarial gradient
+    decoded: Tensor  # all of these images, as the decoder made them
 
 
 class VAEGAN(System):
@@ -49,8 +50,11 @@ class VAEGAN(System):
         kl_warmup: steps in which it rises from 0
         free_bits: nats that each number of a code may hold at no cost (Kingma et al. 2016)
         adversarial_weight: of the adversarial term
-        adaptive: also weigh it by the ratio of the two gradients at the decoder's last layer (Esser et al. 2021)
-        adaptive_limit: the largest such ratio
+        adaptive: also weigh it by the ratio of two gradients at the decoder's last layer in the step before, of the
+            reconstruction term's mean over an image's values and of the adversarial term (Esser et al. 2021, eq. 7).
+            Terms here are sums over them: VQGAN's weight of 0.8 is an adversarial_weight of 0.8 * channels * size^2
+        adaptive_limit: the largest such ratio; `adaptive_saturated` among the terms is the share of steps that were
+            given it
         encoder_adversarial: whether the encoder gets the adversarial gradient of its reconstructions
         opponent: fakes of a ternary game want to be called real, or not to be called what they are (not_own)
         class_weights: of real, reconstructed and generated images in the ternary judge's loss
@@ -84,7 +88,7 @@ class VAEGAN(System):
         free_bits: float = 0.0,
         adversarial_weight: float = 10.0,
         adaptive: bool = False,
-        adaptive_limit: float = 100.0,
+        adaptive_limit: float = 1e4,
         encoder_adversarial: bool = True,
         opponent: Opponent = "real",
         class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -105,7 +109,7 @@ class VAEGAN(System):
         if not kl_weight:
             check_effect("system.kl_weight is 0", kl_warmup=(kl_warmup, 0), free_bits=(free_bits, 0.0))
         if not adaptive:
-            check_effect("system.adaptive is off", adaptive_limit=(adaptive_limit, 100.0))
+            check_effect("system.adaptive is off", adaptive_limit=(adaptive_limit, 1e4))
         if not adversarial_weight:
             check_effect("system.adversarial_weight is 0", adaptive=(adaptive, False))
         if reconstruction == "features":
@@ -178,8 +182,10 @@ class VAEGAN(System):
         prior = batch.normal("prior", self.latent_shape)
         # Without the encoder's share, the adversarial gradient enters the decoder through a second pass on fixed codes.
         codes = [z, prior] if self.encoder_adversarial else [z, prior, z.detach()]
-        images = self.decoder(torch.cat(codes)).chunk(len(codes))
-        return Passes(mean, log_variance, images[0], images[1], images[0] if self.encoder_adversarial else images[2])
+        decoded = self.decoder(torch.cat(codes))
+        images = decoded.chunk(len(codes))
+        fooling = images[0] if self.encoder_adversarial else images[2]
+        return Passes(mean, log_variance, images[0], images[1], fooling, decoded)
 
     def fakes(self, passes: Passes) -> Images:
         return {"reconstructed": passes.reconstructed, "generated": passes.generated}
@@ -203,9 +209,11 @@ class VAEGAN(System):
         if not self.adaptive:
             return Loss(loss + self.adversarial_weight * fool, terms)
         # The ratio is that of the plain terms, or it would undo the weight and the ramp.
-        statistics = self._last_layer_gradients(reconstruction, torch.stack(list(fools.values())).mean())
+        plain = torch.stack(list(fools.values())).mean()
+        statistics = self._last_layer_gradients(passes.decoded, reconstruction / batch.image[0].numel(), plain)
         weight = self.get_buffer("adaptive_weight").clone()
-        return Loss(loss + weight * self.adversarial_weight * fool, terms | {"adaptive_weight": weight}, statistics)
+        terms |= {"adaptive_weight": weight, "adaptive_saturated": (weight >= self.adaptive_limit).to(weight.dtype)}
+        return Loss(loss + weight * self.adversarial_weight * fool, terms, statistics)
 
     def reconstruction_terms(self, batch: Batch, reconstructed: Tensor) -> Terms:
         """-log p(x|z) on pixels, on the features of a discriminator's layer (Larsen et al. 2016, eq. 7), or both."""
@@ -221,11 +229,18 @@ class VAEGAN(System):
             terms["perceptual"] = self.perceptual(batch.image, reconstructed)
         return terms
 
-    def _last_layer_gradients(self, reconstruction: Tensor, fool: Tensor) -> Terms:
+    def _last_layer_gradients(self, decoded: Tensor, reconstruction: Tensor, fool: Tensor) -> Terms:
+        """Of two losses of the decoded images, at the weight of the decoder's last layer."""
         (last,) = (p for name, p in self.decoder.named_parameters() if name.endswith("last.weight"))
-        # Larger on their way back, or fp16 would lose the smallest; their ratio stays.
-        named = {"reconstruction": 2**12 * reconstruction, "adversarial": 2**12 * fool}
-        return {name: torch.autograd.grad(value, last, retain_graph=True)[0] / 2**12 for name, value in named.items()}
+        gradients = {}
+        for name, value in {"reconstruction": reconstruction, "adversarial": fool}.items():
+            # As fp16 has few powers of two, a gradient is enlarged on its way to the images, which are fp32, and goes
+            # on with magnitudes that sum to 2^8: its products with activations below 2^8 then sum to less than 2^16.
+            (of_images,) = torch.autograd.grad(2**12 * value, decoded, retain_graph=True)
+            size = of_images.abs().sum().clamp(min=1e-30) / 2**8
+            (gradient,) = torch.autograd.grad(decoded, last, of_images / size, retain_graph=True)
+            gradients[name] = gradient * (size / 2**12)
+        return gradients
 
     def _adapt(self, statistics: Terms) -> None:
         if statistics:

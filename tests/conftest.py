@@ -1,21 +1,26 @@
 """Fixtures: the digits as shards, a small batch, and the real program in a subprocess."""
 
+import hashlib
 import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torchvision
 from accelerate.state import AcceleratorState
+from torchmetrics.functional.image.lpips import _LPIPS
 
 from data.prepare import prepare
 from data.shards import Shards
+from models import manifest
 from trainer.config import Data, configure
 from trainer.extractor import fit
 
@@ -25,10 +30,23 @@ LAUNCH = [
     *("--num_cpu_threads_per_process", "1"),
 ]
 NETWORKS = ["--system.networks.family", "dcgan", "--system.networks.width", "8", "--system.latent_dim", "4"]
+TRAIN = """
+from trainer.config import configure
+from trainer.train import train
+raise SystemExit(train(configure(arguments)))
+"""
 SMALL = [
     *("--data.channels", "1", "--data.workers", "0"),
     *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0"),
 ]
+
+
+def wait_until(condition, seconds: float = 120) -> None:
+    """Wait for what must come; the limit, far above what a busy machine takes, ends a test that waits in vain."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
 
 
 def pytest_configure(config) -> None:
@@ -37,11 +55,13 @@ def pytest_configure(config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def leave() -> None:
-    """End a rank of a test as trainer/main.py ends a run's."""
-    torch.distributed.barrier()
-    sys.stdout.flush()
-    os._exit(0)
+def reseal(checkpoint: Path, **changes) -> None:
+    """Make a checkpoint's checksums right again, after its files were changed: as whoever sends it on could."""
+    path = checkpoint / "manifest.json"
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"} | changes
+    for name in content.get("files", ()):
+        content["files"][name] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+    path.write_bytes(manifest.sealed(content))
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +84,34 @@ def demo_cnn(data, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
     fit([Shards(data.train)], [Shards(data.test)], data, path, steps=300)
     return path
+
+
+@pytest.fixture(scope="session")
+def vgg16(tmp_path_factory) -> Path:
+    """A file of VGG16's weights: random ones in its convolutions, and zeros, of which one is written, behind them."""
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16(weights=None).state_dict()
+    weights = {
+        name: torch.randn(value.shape) / value[0].numel() ** 0.5
+        if name.startswith("features.")
+        else torch.zeros(()).expand(value.shape)
+        for name, value in shapes.items()
+    }
+    path = tmp_path_factory.mktemp("vgg16") / "vgg16.pth"
+    torch.save(weights, path)
+    return path
+
+
+@pytest.fixture
+def torchmetrics_lpips(vgg16, monkeypatch) -> torch.nn.Module:
+    """torchmetrics' LPIPS, with its own linear layers and that file's VGG16."""
+    for draw in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"):
+        monkeypatch.setattr(f"torch.nn.init.{draw}", lambda tensor, *_, **__: tensor)  # to be replaced anyway
+    network = _LPIPS(net="vgg", pnet_rand=True)
+    weights = torch.load(vgg16)
+    names = {key: f"features.{key.split('.', 1)[1]}" for key in network.net.state_dict()}
+    network.net.load_state_dict({key: weights[name] for key, name in names.items()})
+    return network
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +143,47 @@ def main(command):
     return run
 
 
-class Ranks:
-    """Running ranks of one world."""
+class Warm:
+    """A process that has imported the trainer and forks others: see warm.py."""
 
-    def __init__(self, warm, pids: list[int], output: Path):
-        self.warm, self.pids, self.output = warm, pids, output
-        self.codes: dict[int, int] = {}
+    def __init__(self, process: subprocess.Popen):
+        self.process, self.codes = process, {}
+        self.process.stdout.readline()  # it has imported all
+
+    def fork(self, code: str, environment: dict[str, str], output: Path) -> int:
+        return self._ask(json.dumps({"code": code, "environment": environment, "output": str(output)}))
+
+    def wait(self, pid: int) -> int:
+        """The exit code of a fork, when it has ended."""
+        while pid not in self.codes:
+            ended, code = self._ask("")
+            self.codes[ended] = code
+        return self.codes.pop(pid)
+
+    def _ask(self, question: str):
+        self.process.stdin.write(f"{question}\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+class Ranks:
+    """Running ranks of one world, forked from a warm process.
+
+    Args:
+        output: file of what they print
+        code: what they run: one text, or a list with one a rank
+    """
+
+    def __init__(self, warm: Warm, output: Path, code: str | list[str], processes: int = 1, env=None):
+        self.warm, self.output, self.pids = warm, output, []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        for rank in range(processes):
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            environment = {key: str(value) for key, value in world.items()} if processes > 1 else {}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(env or {})}
+            self.pids.append(warm.fork(code if isinstance(code, str) else code[rank], environment, output))
 
     def __call__(self, signal_: int, *which: int, kill=os.kill) -> None:
         """Send a signal to some ranks, or to all; `kill=os.killpg`: to their workers, too."""
@@ -110,50 +193,40 @@ class Ranks:
 
     def wait(self) -> SimpleNamespace:
         """Until all have ended: what they wrote, and their exit codes."""
-        while len(self.codes) < len(self.pids):
-            pid, code = ask(self.warm, "")
-            if pid in self.pids:  # others were left behind by a failed test
-                self.codes[pid] = code
-        codes = [self.codes[pid] for pid in self.pids]
+        codes = [self.warm.wait(pid) for pid in self.pids]
         return SimpleNamespace(returncode=max(codes, key=abs), codes=codes, stderr=self.output.read_text())
-
-
-def ask(warm: subprocess.Popen, question: str):
-    warm.stdin.write(f"{question}\n")
-    warm.stdin.flush()
-    return json.loads(warm.stdout.readline())
 
 
 @pytest.fixture(scope="session")
 def warm():
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, str(ROOT / "tests" / "warm.py")]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=ROOT) as process:
-        process.stdout.readline()  # it has imported all
-        yield process
+        yield Warm(process)
         process.kill()
 
 
 @pytest.fixture
-def ranks(warm, digits, tmp_path):
-    """Start trainer/main.py's work as a launcher's ranks, which have imported everything already: seconds less than
-    `main`, each a process of its own, but without a launcher; returns `Ranks`. `faults`: code that ranks run first."""
-    outputs = (tmp_path / f"output.{i}" for i in itertools.count())
+def forked(warm, tmp_path):
+    """Run Python code as the ranks of one world, each a process of its own that has imported the trainer already, so
+    that it starts seconds earlier than a launcher's: `forked(code, processes=2)` returns `Ranks`."""
+    numbers = itertools.count()
+    return lambda *code, **options: Ranks(warm, tmp_path / f"output.{next(numbers)}", *code, **options)
 
-    def start(*arguments, processes: int = 1, small=NETWORKS, faults=None) -> Ranks:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+
+@pytest.fixture
+def ranks(forked, digits):
+    """Start trainer/main.py's work as a launcher's ranks, without a launcher; returns `Ranks`. `faults`: code that
+    ranks run first."""
+
+    def start(*arguments, processes: int = 1, small=NETWORKS, faults=None, env=None) -> Ranks:
         data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test"), *SMALL, *small]
-        output, pids = next(outputs), []
-        for rank in range(processes):
-            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-            environment = {key: str(value) for key, value in world.items()} if processes > 1 else {}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            question = {"arguments": [*data, *map(str, arguments)], "environment": environment, "output": str(output)}
-            question |= {"fault": (faults or {}).get(rank, "")}
-            pids.append(ask(warm, json.dumps(question)))
-        return Ranks(warm, pids, output)
+        codes = [
+            f"arguments = {[*data, *map(str, arguments)]!r}\n{(faults or {}).get(rank, '')}\n{TRAIN}"
+            for rank in range(processes)
+        ]
+        return forked(codes, processes=processes, env=env)
 
     return start
 

@@ -1,6 +1,5 @@
 """Checkpoints are whole or not there, are found damaged when they are, and the best and the newest are kept."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
+from conftest import reseal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import checkpoint
@@ -206,12 +206,8 @@ def test_a_hostile_file_is_only_damaged(tmp_path):
             return (Path(tmp_path / "ran").touch, ())
 
     path = save(tmp_path, 1)
-    manifest = json.loads((path / "manifest.json").read_text())
-    content = pickle.dumps({"weight": Hostile()})
-    (path / "encoder.safetensors").write_bytes(content)
-    manifest["files"]["encoder.safetensors"] = hashlib.sha256(content).hexdigest()
-    del manifest["sha256"]
-    (path / "manifest.json").write_bytes(checkpoint._sealed(manifest))
+    (path / "encoder.safetensors").write_bytes(pickle.dumps({"weight": Hostile()}))
+    reseal(path)
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.load(path)
     assert not (tmp_path / "ran").exists()
@@ -262,6 +258,36 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+def test_a_disk_that_fills_up_takes_nobodys_word(ranks, small_disk):
+    """What TensorBoard's thread cannot write, each point at once here, is told without a traceback of its own."""
+    filling = f"""
+import os
+from trainer import checkpoint, record
+from trainer.step import Step
+checkpoint.TRIES = 2
+writer, step, disk = record.SummaryWriter, Step.__call__, "{small_disk}"
+record.SummaryWriter = lambda *all, **named: writer(*all, **named, flush_secs=0)
+def filling(self, batches, number):
+    step(self, batches, number)
+    if number == 3:
+        with open(disk + "/filler", "wb") as file:
+            file.write(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+Step.__call__ = filling
+"""
+    run = ["--system", "AE", "--trainer.run_dir", small_disk / "run", "--trainer.save_every", "20"]
+    done = ranks(*run, "--trainer.log_every", "1", faults={0: filling}).wait()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for told in ("error: step 20: the checkpoint could not be saved: No space", "TensorBoard's curves cannot be"):
+        assert done.stderr.count(told) == 1, done.stderr
+    assert (small_disk / "run" / "state").read_text() == "failed\n"
+
+
+def fill(disk, but=0):
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(b"\0" * (free - but))
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_intact(small_disk):
     save(small_disk, 1)
     (small_disk / "filler").write_bytes(b"\0" * 2_900_000)
@@ -277,8 +303,7 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     arguments = ["--system", "AE", "--trainer.run_dir", small_disk / "run", "--trainer.save_every", "2"]
     probe = here(*arguments, "--trainer.steps", "2")
     assert probe.returncode == 0, probe.stderr
-    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    (small_disk / "filler").write_bytes(b"\0" * (free - 40_000))
+    fill(small_disk, but=40_000)
     monkeypatch.setattr(checkpoint, "TRIES", 2)
     full = here(*arguments, "--trainer.steps", "6")
     assert full.returncode == 1
@@ -290,18 +315,15 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     assert "going on at step 2" in again.stderr
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread's
 def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(small_disk, capsys):
     record = Record(small_disk, 0, 9, is_main=True)
-    filler = small_disk / "filler"
     for step in range(1, 9):
         if step == 3:
-            free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-            filler.write_bytes(b"\0" * free)
+            fill(small_disk)
         if step == 6:
             with pytest.raises(OSError, match="No space left"):
                 record.flush()
-            filler.unlink()
+            (small_disk / "filler").unlink()
             record.flush()
         record.scalars(step, {"a/b": step / 2}, facts="x" * 5000)
         time.sleep(0.05)  # TensorBoard's thread
@@ -312,3 +334,26 @@ def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(s
     shown = EventAccumulator(str(small_disk)).Reload().Scalars("a/b")
     assert [(event.step, event.value) for event in shown] == [(step, step / 2) for step in range(1, 9)]
     assert capsys.readouterr().err.count("metrics.jsonl cannot be written in") == 1
+
+
+def test_the_savers_thread_reads_no_line_that_is_on_its_way(tmp_path, monkeypatch):
+    """A checkpoint's writer flushes the record while the run appends half a line."""
+    record = Record(tmp_path, 0, 9, is_main=True)
+    record.scalars(1, {"a/b": 1.0})
+    with open(record.metrics, "a") as file:
+        file.write('{"step": 2, "a')
+    record.flush()
+    assert record._whole == 1
+    record.close()
+
+
+def test_a_record_knows_the_step_of_its_last_line(tmp_path):
+    for first, steps in ((0, (1, 3)), (3, (5,))):
+        record = Record(tmp_path, first, 9, is_main=True)
+        record.flush()
+        assert record._whole == first
+        for step in steps:
+            record.scalars(step, {"a/b": 1.0})
+            record.flush()
+            assert record._whole == step
+        record.close()

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import ROOT
+from conftest import ROOT, TRAIN, Ranks
 
 from trainer import compare, extractor
 from trainer.results import BY_KEY as MEASURES
@@ -26,6 +26,7 @@ SMALL = {
     "trainer": {"steps": 10, "batch_size": 8, "log_every": 5},
     "evaluate": {"every": 5, "num": 64, "extractor": "demo-cnn"},
 }
+START = compare._start
 COMMON = {"networks": {"family": "dcgan", "width": 8}, "latent_dim": 4}
 
 
@@ -50,8 +51,16 @@ def call(path: Path) -> str:
     return said.getvalue()
 
 
+class Forked(Ranks):
+    """What the comparison uses of a subprocess.Popen."""
+
+    def poll(self) -> int:
+        self.returncode = self.wait().returncode
+        return self.returncode
+
+
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory, digits):
+def compared(tmp_path_factory, digits, warm):
     """A small comparison; its demo-cnn is untrained, which is as good here and saves the training."""
     path = recipe(tmp_path_factory.mktemp("compare"), digits, systems={"GAN": {"class_path": "GAN"}, "T": TERNARY})
     fitted = []
@@ -61,8 +70,15 @@ def compared(tmp_path_factory, digits):
         path.write_bytes(safetensors.torch.save(extractor.DemoCNN(1, 10).state_dict(), {"demo-cnn": json.dumps(facts)}))
         fitted.append(path)
 
+    def start(run, environment):
+        run.folder.mkdir(parents=True)
+        (run.folder / "recipe.yaml").write_text(run.config.yaml())
+        arguments = f"arguments = ['--config', {str(run.folder / 'recipe.yaml')!r}]"
+        return Forked(warm, run.folder / "log.txt", f"{arguments}\n{TRAIN}", env=environment)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extractor, "fit", fit)
+        patch.setattr(compare, "_start", start)
         (path.parent / "out").mkdir()
         said = call(path)
         yield SimpleNamespace(path=path, out=path.parent / "out", said=said, fitted=fitted)
@@ -133,6 +149,7 @@ def test_a_failed_run_is_told_and_the_rest_goes_on(tmp_path, digits, monkeypatch
     broken = tmp_path / "main.py"
     broken.write_text("import sys\nsys.exit('warning\\nerror: no loss')\n")
     monkeypatch.setattr(compare, "MAIN", broken)
+    monkeypatch.setattr(compare, "_start", START)
     monkeypatch.setattr(compare, "_fit_extractor", lambda settings: None)
     with pytest.raises(SystemExit) as stopped:
         call(recipe(tmp_path, digits))

@@ -224,3 +224,39 @@ def test_a_configuration_that_was_written_is_read_as_the_same(recipe, tmp_path):
     assert again.resolved() == config.resolved()
     kept = config.resolved()["data"]
     assert (kept["train"] if isinstance(kept["train"], list) else [kept["train"]]) == config.data.trains
+
+
+LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+QUOTED = "{" + ", ".join(line.replace(": ", ": ", 1) for line in LAUGHS.splitlines()) + "}"
+BOMBS = {
+    "a billion laughs": LAUGHS,
+    "an alias of what it is in": "data: &a [*a]",
+    "deep": "data: " + "[" * 10**5,
+    "deep and whole": "data: " + "[" * 10**5 + "]" * 10**5,
+    "deep blocks": "- " * 10**5 + "1",
+    "long": "# " + "x" * 2**21,
+    "deep in a text": "data:\n  train: '" + "[" * 10**5 + "]" * 10**5 + "'",
+    "laughs in a text": f"data:\n  train: '{QUOTED}'",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_recipe_that_is_a_bomb_is_refused_or_harmless(tmp_path, capsys, bomb):
+    """In a process of its own the deep ones would end it by their stack."""
+    (tmp_path / "x.yaml").write_text(BOMBS[bomb])
+    message = refused(capsys, "--config", str(tmp_path / "x.yaml"), "--data.size", "33", "--system", "AE")
+    assert len(message) < 10**4
+
+
+def test_aliases_and_nested_lists_of_recipes_are_read(tmp_path):
+    (tmp_path / "x.yaml").write_text("data: {train: &a b, test: *a, crop: [0.5, 1]}\n# " + "x" * 200)
+    config = configure(["--config", str(tmp_path / "x.yaml"), "--system", "AE"])
+    assert config.data.tests == config.data.trains == [str(tmp_path / "b")]
+
+
+def test_a_recipe_that_is_no_regular_file_is_refused(tmp_path, capsys):
+    import os
+
+    os.mkfifo(tmp_path / "x.yaml")
+    for words in (["--config", f"{tmp_path}/x.yaml"], [f"--config={tmp_path}/x.yaml"]):
+        assert "x.yaml cannot be read: it is a FIFO, and no regular file" in refused(capsys, *words)

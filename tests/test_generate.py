@@ -1,6 +1,5 @@
 """Pictures by a trained system, and models.load, which gives it."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from conftest import ROOT, reseal
 from PIL import Image
 
 import models
@@ -114,6 +113,7 @@ def test_the_averaged_weights_are_used(run, capsys, tmp_path):
         path = checkpoint / name
         tensors = {key: torch.zeros_like(value) for key, value in safetensors.torch.load_file(path).items()}
         path.write_bytes(safetensors.torch.save(tensors))
+        reseal(checkpoint)
         assert generate(capsys, "sample", checkpoint, "--out", tmp_path / "out", "--num", 1).returncode == 0
         return (tmp_path / "out" / "000000.png").read_bytes()
 
@@ -240,9 +240,30 @@ def test_images_that_are_not_finite_are_refused(run, capsys, tmp_path):
     path = checkpoint / "ema.decoder.safetensors"
     tensors = {key: torch.full_like(value, torch.nan) for key, value in safetensors.torch.load_file(path).items()}
     path.write_bytes(safetensors.torch.save(tensors))
+    reseal(checkpoint)
     done = generate(capsys, "sample", checkpoint, "--out", tmp_path / "out", "--num", "1")
     assert done.returncode == 2
     assert "not finite: the run has diverged" in done.err
+
+
+def test_pictures_are_made_in_float32_as_it_is_written(run, capsys, tmp_path, monkeypatch):
+    """No TF32 and no algorithms chosen by speed, as in evaluations, whatever was set before."""
+    found, sample, folder = [], models.GAN.sample, run("GAN")
+
+    def noting(self, z):
+        cudnn = torch.backends.cudnn
+        found.append((torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic))
+        return sample(self, z)
+
+    monkeypatch.setattr(models.GAN, "sample", noting)
+    torch.set_float32_matmul_precision("high")
+    try:
+        done = generate(capsys, "sample", folder, "--out", tmp_path, "--num", "1")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert done.returncode == 0, done.err
+    assert found == [("highest", False, False, True)]
 
 
 def test_two_lines_give_the_system(run):
@@ -255,22 +276,30 @@ def test_two_lines_give_the_system(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "damage"),
     [
-        ("manifest.json", b"{"),
-        ("manifest.json", b"[]"),
-        ("manifest.json", json.dumps({"configuration": {"system": {"class_path": "WGAN"}}}).encode()),
-        ("ema.decoder.safetensors", b"cut short"),
+        ("manifest.json", lambda content: b"{"),
+        ("manifest.json", lambda content: b"[]"),
+        ("manifest.json", lambda content: content.replace(b'"latent_dim": 4', b'"latent_dim": 5')),
+        ("ema.decoder.safetensors", lambda content: b"cut short"),
+        ("ema.decoder.safetensors", lambda content: content[:-2] + bytes([content[-2] ^ 64]) + content[-1:]),
+        ("discriminator_binary.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
         ("discriminator_binary.safetensors", None),
     ],
+    ids=["cut", "list", "setting", "short", "one bit of an average", "one bit of a network", "missing"],
 )
-def test_a_damaged_checkpoint_is_named(run, tmp_path, name, content):
+def test_a_damaged_checkpoint_is_named(run, capsys, tmp_path, name, damage):
     checkpoint = shutil.copytree(checkpoint_of(run("GAN")), tmp_path / "copy")
-    if content is None:
+    if damage is None:
         (checkpoint / name).unlink()
     else:
-        (checkpoint / name).write_bytes(content)
+        (checkpoint / name).write_bytes(damage((checkpoint / name).read_bytes()))
     with pytest.raises(ValueError, match=f"checkpoint {checkpoint} cannot be loaded"):
         models.load(checkpoint)
+    done = generate(capsys, "sample", checkpoint, "--out", tmp_path / "out", "--num", "1")
+    assert (done.returncode, len(done.err.splitlines())) == (2, 1), done.err
+
+
+def test_no_checkpoint_is_named():
     with pytest.raises(ValueError, match="nowhere is neither a checkpoint nor a run's folder"):
         models.load("nowhere")

@@ -117,7 +117,7 @@ def test_likelihoods_are_those_of_torch_distributions():
         assert losses.likelihood(kind, x, y).item() == pytest.approx(plain.item(), rel=1e-12)
     pixels = torch.tensor([[-1.0, 1.0, 1.0]])
     expected = -torch.distributions.Bernoulli((y + 1) / 2).log_prob(torch.ones_like(y)).flatten(1).sum(1).mean()
-    assert losses.likelihood("bernoulli", torch.ones_like(y), y).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses.likelihood("bernoulli", torch.ones_like(y), y).item() == pytest.approx(expected.item(), rel=1e-12)
     assert losses.likelihood("bernoulli", pixels, pixels).isfinite()
 
 
@@ -142,9 +142,16 @@ def test_lecam_by_hand():
 
 def test_adaptive_weight_is_the_ratio_of_norms_within_its_limit():
     a, b = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.5])
-    assert losses.adaptive_weight(a, b, 100).item() == pytest.approx(10, rel=1e-3)
+    assert losses.adaptive_weight(a, b, 100).item() == pytest.approx(5 / (0.5 + 1e-4))
     assert losses.adaptive_weight(a, b, 2) == 2
     assert losses.adaptive_weight(a, torch.zeros(2), 100) == 100
+
+
+@pytest.mark.parametrize("broken", [torch.inf, torch.nan])
+def test_adaptive_weight_of_a_gradient_that_is_not_finite_is_none(broken):
+    sound, unsound = torch.tensor([3.0, 4.0]), torch.tensor([3.0, broken])
+    assert losses.adaptive_weight(unsound, sound, 100).isnan(), "and not the limit"
+    assert losses.adaptive_weight(sound, unsound, 100).isnan(), "and not 0"
 
 
 def test_ternary_judge_is_the_mean_cross_entropy():
@@ -217,7 +224,7 @@ def test_augmentations_are_differentiable_and_a_function_of_their_draws(kinds):
     changed = augment(image, kinds, u)
     assert changed.shape == image.shape
     assert torch.equal(changed, augment(image, kinds, u))
-    assert torch.equal(changed[2:], augment(image[2:], kinds, u[2:])), "each image has its own"
+    torch.testing.assert_close(changed[2:], augment(image[2:], kinds, u[2:]))  # each image has its own
     assert torch.equal(changed, image) == (not kinds)
     (gradient,) = torch.autograd.grad(changed.square().sum(), image)
     assert gradient.abs().sum() > 0
@@ -303,22 +310,13 @@ def test_ramps_at_their_ends():
     assert [step for step in range(9) if at(step).due(3, 1)] == [1, 4, 7]
 
 
-def test_lpips_is_that_of_torchmetrics(tmp_path):
-    """With the same random VGG16, and torchmetrics' own linear layers."""
-    from torchmetrics.functional.image.lpips import _LPIPS
-    from torchvision.models import vgg16
-
+def test_lpips_is_that_of_torchmetrics(vgg16, torchmetrics_lpips):
     from models.networks.perceptual import Perceptual
 
-    backbone = vgg16(weights=None)
-    torch.save(backbone.state_dict(), tmp_path / "vgg16.pth")
-    ours = Perceptual("lpips", str(tmp_path / "vgg16.pth"))
-    theirs = _LPIPS(net="vgg", pnet_rand=True)
-    for part in ("slice1", "slice2", "slice3", "slice4", "slice5"):
-        for name, module in theirs.net.get_submodule(part).named_children():
-            module.load_state_dict(backbone.features[int(name)].state_dict())
+    ours = Perceptual("lpips", str(vgg16))
     a, b = torch.rand(2, 3, 64, 64) * 2 - 1, (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
     distance = ours(a, b)
-    assert distance.item() == pytest.approx(theirs(a, b).mean().item(), rel=1e-4)
+    # Thirteen float32 layers of up to 4,608 products: 13 * sqrt(4608) * 2^-24, and twice that of squared differences.
+    assert distance.item() == pytest.approx(torchmetrics_lpips(a, b).mean().item(), rel=1e-3)
     distance.backward()
     assert b.grad.abs().sum() > 0, "it is never under no_grad"

@@ -113,9 +113,9 @@ def test_a_small_set_in_sorted_shards_is_shuffled_whole():
 def test_any_step_of_a_billion_samples_costs_the_same():
     """Nothing is as long as the data: memory would tell before time does."""
     order = Order(np.full(100_000, 10_000), 1024, 0)
-    began = time.monotonic()
+    began = time.process_time()
     assert order[10_000_000].max() < 10**9
-    assert time.monotonic() - began < 5, "benchmarks/data.py measures it: 0.04 s"
+    assert time.process_time() - began < 5, "benchmarks/data.py measures it: 0.04 s"
     assert sum(len(pickle.dumps(kept)) for kept in order._kept.values()) < 20e6
 
 

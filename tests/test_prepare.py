@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import inspect, prepare, sources
+from data import index, inspect, prepare, sources
 from data.errors import DataError
 from data.images import decode
 from data.shards import Shards, write
@@ -126,12 +127,10 @@ def test_out_appears_whole_or_not_at_all(tmp_path):
     source = folder_of_images(tmp_path / "source")
     (source / "b" / "3.png").unlink()
     (source / "b" / "3.png").symlink_to("nowhere")  # unreadable even by root
-    with pytest.raises(OSError, match=r"b/3\.png"):
+    with pytest.raises(DataError, match=r"b/3\.png: it cannot be read: No such file"):
         prepare.prepare(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert list(tmp_path.glob(".out.unfinished/out/*/*")) == []
-    (source / "b" / "3.png").unlink()
-    prepare.prepare(str(source), tmp_path / "out")
+    prepare.prepare(str(source), tmp_path / "out", max_rejected=0.1)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     with pytest.raises(DataError, match="exists already"):
         prepare.prepare(str(source), tmp_path / "out")
@@ -412,6 +411,110 @@ def test_a_damaged_image_is_left_out_and_listed(tmp_path, damage, position):
     assert inspect.inspect(tmp_path / "out", verify=True)[1] == []
 
 
+def test_what_cannot_be_read_is_left_out_and_listed(tmp_path):
+    source = folder_of_images(tmp_path / "in", n=20)
+    (source / "a" / "gone.png").symlink_to("nowhere")
+    (source / "a" / "loop.png").symlink_to("loop.png")
+    os.mkfifo(source / "a" / "waits.png")
+    (source / "a" / "device.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(source / "a" / "speaks.png"))
+    settings = {"test_fraction": 0, "max_rejected": 0.2, "max_bytes": 10**6}
+    (source / "a" / "large.png").write_bytes(b"0" * (10**6 + 1))
+    assert prepare.prepare(str(source), tmp_path / "out", **settings) == {"train": 40}
+    reasons = {one["file"]: one["reason"] for one in described(tmp_path / "out")["rejected"]}
+    assert reasons == {
+        f"a/{name}.png": f"it cannot be read: {reason}"
+        for name, reason in {
+            "device": "it is a device, and no regular file",
+            "gone": "No such file or directory",
+            "large": "it has more than 1,000,000 bytes",
+            "loop": "Too many levels of symbolic links",
+            "speaks": "it is a socket, and no regular file",
+            "waits": "it is a FIFO, and no regular file",
+        }.items()
+    }
+    with pytest.raises(DataError, match=r"6 of 46 images could not be read, more than --max_rejected 0\.1"):
+        prepare.prepare(str(source), tmp_path / "other", **settings | {"max_rejected": 0.1})
+
+
+def test_each_folder_is_read_once_whatever_links_lead_to_it(tmp_path):
+    source = folder_of_images(tmp_path / "in", n=3)
+    for link, target in {"a/self": ".", "a/up": "..", "0": "b", "b/a": "../a", "z": str(source)}.items():
+        (source / link).symlink_to(target)
+    folder_of_images(tmp_path / "elsewhere", classes=("c",), n=2)
+    (source / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    (source / "loop").symlink_to("loop")
+    assert prepare.prepare(str(source), tmp_path / "out", test_fraction=0) == {"train": 8}
+    told = described(tmp_path / "out")
+    assert told["classes"] == ["a", "b", "c"], "a folder's own path is its class"
+    assert told["ignored"] == {"links to a folder that is listed already": 5, "without ending": 1}
+
+
+BOMB = bytes(2**20)
+
+
+@pytest.mark.parametrize("form", ["gz", "xz", "bz2", "zip", "parquet"])
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, form):
+    """Before it has filled the disk, or memory."""
+    monkeypatch.setattr(sources, "SMALL", 2**22)
+    packed = tmp_path / (f"x.tar.{form}" if len(form) < 4 and form != "zip" else f"x.{form}")
+    if form == "parquet":
+        parquet(packed, [(BOMB, 0)] * 16)
+    elif form == "zip":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for i in range(16):
+                archive.writestr(f"{i}.png", BOMB)
+    else:
+        with tarfile.open(packed, f"w:{form}") as tar:
+            for i in range(16):
+                member = tarfile.TarInfo(f"{i}.png")
+                member.size = len(BOMB)
+                tar.addfile(member, io.BytesIO(BOMB))
+    most = 0
+    check = sources.Bounds.check
+
+    def watched(self, unpacked, path, size):
+        nonlocal most
+        most = max(most, unpacked)
+        check(self, unpacked, path, size)
+
+    monkeypatch.setattr(sources.Bounds, "check", watched)
+    with pytest.raises(DataError, match=rf"x\..*{form} has .* bytes, and unpacks to more than .* raise --max_ratio 20"):
+        prepare.prepare(str(packed), tmp_path / "out", max_ratio=20)
+    assert form == "zip" or most <= max(2**22, 20 * packed.stat().st_size) + 2**20, "it stopped there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [packed.name]
+    with pytest.raises(DataError, match="16 of 16 images could not be read"):
+        prepare.prepare(str(packed), tmp_path / "out", max_ratio=10**6, test_fraction=0)
+
+
+def test_a_zip_s_members_are_bounded_and_of_known_kinds(tmp_path):
+    packed = tmp_path / "x.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("good.png", grey(0))
+        archive.writestr("large.png", bytes(2000))
+        for name, method in {"bzip.png": zipfile.ZIP_BZIP2, "lzma.png": zipfile.ZIP_LZMA}.items():
+            archive.writestr(name, grey(0), method)
+    prepare.prepare(str(packed), tmp_path / "out", test_fraction=0, max_rejected=0.9, max_bytes=1000)
+    reasons = {one["file"]: one["reason"] for one in described(tmp_path / "out")["rejected"]}
+    assert reasons["large.png"] == "it has 2,000 bytes, more than 1,000 (max_bytes)"
+    assert reasons["bzip.png"] == "it is packed by method 12, expected none or deflate: pack it anew"
+    assert reasons.keys() == {"large.png", "bzip.png", "lzma.png"}
+    content = bytearray(packed.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 227
+    packed.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.zip is no zip, or damaged \(zip file version 22\.7\)"):
+        prepare.prepare(str(packed), tmp_path / "other")
+
+
+@pytest.mark.parametrize("label", [2**62, -5, 10**9])
+def test_a_label_that_no_class_has_is_refused(tmp_path, label):
+    parquet(tmp_path / "x.parquet", [(grey(0), 0), (grey(1), label)])
+    with pytest.raises(DataError, match=r"a label of .*x\.parquet: .* expected 0 to 1,048,575"):
+        prepare.prepare(str(tmp_path / "x.parquet"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_many_damaged_images_stop_and_may_be_allowed(tmp_path, capsys):
     source = folder_of_images(tmp_path / "in", n=6)
     for i in range(3):
@@ -551,6 +654,22 @@ def test_inspect_finds_every_fault(tmp_path, capsys):
     assert "images is 9, dataset.json says 8" in text
 
 
+def test_verify_sees_a_changed_image_that_still_decodes(tmp_path, capsys):
+    """In shards of any origin, once they were indexed, and whenever one looks."""
+    write(tmp_path / "in", ({"__key__": f"{i}", "pgm": encoded(np.full((8, 8), i, np.uint8), "PPM")} for i in range(5)))
+    content = bytearray((tmp_path / "in" / "00000.tar").read_bytes())
+    *_, sample = sources.samples(tmp_path / "in" / "00000.tar")
+    content[sample.offset + sample.size - 1] ^= 1
+    (tmp_path / "in" / "00000.tar").write_bytes(content)
+    for table in (True, True, False):
+        if not table:
+            (tmp_path / "in" / "00000.tar.npy").unlink()
+        code, text = run(inspect.main, tmp_path / "in", "--verify", "--workers", 1, capsys=capsys)
+        assert code == 1
+        told = r"member 4.pgm: its bytes are not" if table else r"00000\.tar: its images are not"
+        assert re.search(f"1 wrong:\n.*{told} those that were indexed\n.*remove their index.json", text), text
+
+
 def double(path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         for name in ("a.png", "b.png", "a.png", "c.txt"):
@@ -622,6 +741,110 @@ def test_inspect_names_mistakes(tmp_path, capsys):
         assert message in text
     (tmp_path / "dataset.json").write_text("{")
     assert "dataset.json is damaged" in run(inspect.main, tmp_path, capsys=capsys)[1]
+
+
+DESCRIBED = {"splits": {}, "classes": [], "fingerprint": "0", "rejected": []}
+SPLIT = {"images": 1, "unlabelled": 1, "labels": {}, "shards": [], "width": {}, "height": {}, "modes": {}}
+SPLIT |= {"formats": {}, "mean": [0.5], "std": [0.1], "fingerprint": "0"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        3,
+        {"splits": {}},
+        DESCRIBED | {"classes": {"a": 1}},
+        DESCRIBED | {"classes": [1]},
+        DESCRIBED | {"rejected": [["x"]]},
+        DESCRIBED | {"splits": []},
+        DESCRIBED | {"splits": {"train": SPLIT | {"images": "many"}}},
+        DESCRIBED | {"splits": {"train": SPLIT | {"labels": {"x": 1}}}},
+        DESCRIBED | {"splits": {"train": SPLIT | {"shards": [{"name": "0.tar"}]}}},
+        *(DESCRIBED | {"splits": {name: SPLIT}} for name in ("../train", "/etc", "a/b", "..", "")),
+    ],
+    ids=json.dumps,
+)
+def test_a_dataset_json_of_another_shape_is_refused(tmp_path, capsys, content):
+    write(tmp_path / "train", [{"__key__": "0", "png": grey(0)}])
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    for options in ([], ["--verify", "--workers", "1"]):
+        code, text = run(inspect.main, tmp_path, *options, capsys=capsys)
+        assert (code, text.count("\n")) == (2, 1), text
+        assert "dataset.json is damaged (" in text
+    if not isinstance(content, dict) or content.get("classes"):
+        with pytest.raises(DataError, match=r"cannot read .*dataset\.json: Expected .* it names the classes"):
+            prepare.prepare(str(tmp_path), tmp_path / "out")
+
+
+def test_deep_json_and_fifos_are_refused(tmp_path, capsys):
+    write(tmp_path / "train", [{"__key__": "0", "png": grey(0)}])
+    (tmp_path / "dataset.json").write_text("[" * 10**5)
+    assert "dataset.json is damaged (it is nested too deeply)" in run(inspect.main, tmp_path, capsys=capsys)[1]
+    (tmp_path / "dataset.json").unlink()
+    os.mkfifo(tmp_path / "dataset.json")
+    code, text = run(inspect.main, tmp_path, capsys=capsys)
+    assert (code, "it is a FIFO, and no regular file" in text) == (2, True)
+
+
+def test_names_are_printed_without_what_a_terminal_obeys(tmp_path, capsys):
+    escape, bell = "\x1b[2J\x1b]0;mine\x07", "\u202e\udce9\r"
+    source = folder_of_images(tmp_path / "in", classes=(f"a{escape}", f"b{bell}"), n=3)
+    (source / f"a{escape}" / f"bad{escape}.png").write_bytes(b"no")
+    (source / f"x.e{escape}").write_bytes(b"")
+    words = [source, tmp_path / "out", "--test_fraction", 0, "--workers", 1]
+    code, stopped = run(prepare.main, *words, capsys=capsys)
+    assert code == 2
+    told = run(prepare.main, *words, "--max_rejected", 0.5, capsys=capsys)[1]
+    seen = run(inspect.main, tmp_path / "out", capsys=capsys)[1]
+    double(tmp_path / "out" / "train" / f"00001{escape}.tar")
+    code, wrong = run(inspect.main, tmp_path / "out", "--verify", "--workers", 1, capsys=capsys)
+    assert code == 1
+    command = [str(path) for path in (tmp_path / "out" / "train").glob("*.tar")]
+    indexed = run(index.main, *command, tmp_path / "x.json", capsys=capsys)[1]
+    for text in (stopped, told, seen, wrong, indexed):
+        assert all(c.isprintable() or c == "\n" for c in text), text
+    assert r"1 .e\x1b[2j" in told
+    for text in (stopped, seen, wrong):
+        assert r"\x1b[2J\x1b]0;mine\x07" in text
+    assert r"class b\u202e\udce9\r" in seen
+
+
+def test_the_contact_sheet_is_written_through_no_link(tmp_path, capsys):
+    write(tmp_path / "set", [{"__key__": "0", "png": grey(0)}])
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "set" / "contact_sheet.png").symlink_to(tmp_path / "precious")
+    assert run(inspect.main, tmp_path / "set", "--workers", 1, capsys=capsys)[0] == 0
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert Image.open(tmp_path / "set" / "contact_sheet.png").format == "PNG"
+
+
+def test_ctrl_c_ends_a_command_with_130_and_no_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    write(tmp_path / "set", [{"__key__": "0", "png": grey(0)}])
+    for module in (prepare, inspect):
+        monkeypatch.setattr(module, "in_parallel", interrupted)
+    for main, words in ((prepare.main, ("digits", tmp_path / "out")), (inspect.main, (tmp_path / "set", "--verify"))):
+        code, text = run(main, *words, capsys=capsys)
+        assert code == 130
+        assert text.startswith("stopped")
+        assert text.count("\n") == 1
+
+
+def test_ctrl_c_ends_indexing_while_shards_are_on_their_way(tmp_path):
+    command = [sys.executable, "-m", "data.index", f"pipe:touch {tmp_path}/begun; sleep 7", str(tmp_path / "x.json")]
+    indexing = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").exists():
+        assert indexing.poll() is None
+        time.sleep(0.01)
+    began = time.monotonic()
+    indexing.send_signal(signal.SIGINT)
+    assert indexing.wait() == 130
+    assert time.monotonic() - began < 7, "it did not wait for what was on its way"
+    assert indexing.stderr.read().splitlines()[-1] == "stopped"
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
 
 
 def test_readers_travel_to_other_processes(tmp_path):

@@ -2,6 +2,7 @@
 
 import fcntl
 import http.server
+import json
 import multiprocessing
 import re
 import subprocess
@@ -12,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_until
 from test_data import flat
 
 from data import index, remote
-from data.cache import Cache
+from data.cache import Cache, _size
 from data.errors import DataError
 from data.loader import Batches, load
 from data.order import Order
 from data.processes import PROCESSES, heed_signals, prepare_workers
 from data.shards import Shards, write
+from trainer.config import Data
 
 SHARDS, SAMPLES = 12, 10
 ALL = np.arange(SHARDS * SAMPLES)
@@ -42,7 +44,7 @@ def expected(folder) -> list[bytes]:
 
 def room_for(shards: Shards, n: int) -> int:
     """Bytes of a cache for so many shards and their tables."""
-    return n * (max(shard.filesize for shard in shards.shards) + 24 * SAMPLES + 256)
+    return n * (max(shard.filesize for shard in shards.shards) + 32 * SAMPLES + 256)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -141,7 +143,9 @@ def test_shards_at_urls_read_as_those_here(server, bucket, folder, expected, tmp
     commands, braces = tmp_path / "commands.json", tmp_path / "braces.json"
     index.main([*(f"pipe:cat {path}" for path in local.paths), str(commands)])
     index.main([f"{server.url}/{{00000..00011}}.tar", str(braces)])
-    sources = [server.url, f"{server.url}/index.json", bucket, f"file://{folder}", str(commands), str(braces)]
+    index.main([f"{server.url}/{{00000..00011}}.tar", str(folder / "whole.json")])  # URLs of its own host
+    sources = [server.url, f"{server.url}/index.json", f"{server.url}/whole.json", bucket, f"file://{folder}"]
+    sources += [str(commands), str(braces)]
     for i, source in enumerate(sources):
         shards = Shards(source, cache=Cache(tmp_path / str(i), 10**9))
         contents, labels = shards.images(ALL)
@@ -225,12 +229,84 @@ def test_remote_mistakes_are_told(server, folder, tmp_path, monkeypatch):
     server.folder = tmp_path
     with pytest.raises(DataError, match=r"is another one than its index says.*index it anew"):
         shards.image(0)
+    content = bytearray((folder / "00000.tar").read_bytes())
+    content[int(np.load(folder / "00000.tar.npy")[3, 0]) + 50] ^= 1
+    (tmp_path / "00000.tar").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"images of the shard http.*00000\.tar have other checksums than its index says"
+    ):
+        shards.image(0)
+    assert not list((tmp_path / "changed").glob("*.tar"))
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"data\.cache .*file: .*name another folder"):
         Shards(f"file://{folder}", cache=Cache(tmp_path / "file", 10**9)).image(0)
 
 
+# ---- what strangers' files may name
+
+
+FOREIGN = {
+    "pipe:touch ran": "a command",
+    "/etc/passwd.tar": "an absolute path",
+    "//127.0.0.1/0.tar": "a host without a scheme",
+    "file:///etc/passwd.tar": "a file of this machine",
+    "http://127.0.0.2/0.tar": "another host",
+    "http://127.0.0.1:1/0.tar": "another port",
+    "https://127.0.0.1/0.tar": "another scheme",
+    "http://127.0.0.1:x/0.tar": "no port",
+    "s3://pictures/0.tar": "another kind of store",
+    "0.tar::file:///etc/passwd": "a chain",
+    "reference://0.tar": "a kind of URL that runs templates",
+}
+
+
+@pytest.mark.parametrize("url", FOREIGN, ids=FOREIGN.values())
+def test_an_index_elsewhere_names_nothing_but_what_is_beside_it(server, tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    server.folder = tmp_path
+    entry = {"url": url, "nsamples": 1, "filesize": 10240}
+    (tmp_path / "index.json").write_text(json.dumps({"shardlist": [entry]}))
+    with pytest.raises(
+        DataError, match=f"index http.*/index.json names the shard {re.escape(url)}: an index that is el"
+    ):
+        Shards(server.url, cache=Cache(tmp_path / "cache", 10**9)).image(0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json"], "nothing ran, nothing was written"
+
+
+def test_a_run_s_manifest_names_no_commands_and_no_index_of_some(folder, tmp_path, monkeypatch):
+    """`trainer.evaluate` opens a downloaded run's data so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(remote, "PAUSES", ())
+    commands = tmp_path / "commands.json"
+    entry = {"url": f"pipe:touch ran; cat {folder}/00000.tar", "nsamples": 10, "filesize": 10240}
+    commands.write_text(json.dumps({"shardlist": [entry]}))
+    for source in ("pipe:touch ran", str(commands), f"file://{commands}", "reference://x", "x::file://y"):
+        with pytest.raises(DataError, match="is taken from a command line, or from an index on this machine"):
+            Data(source, cache=str(tmp_path / "cache")).open([source], by_user=False)[0].image(0)
+    assert not (tmp_path / "ran").exists()
+    assert len(Data(str(folder)).open([str(folder)], by_user=False)[0]) == len(ALL)
+    with pytest.raises(DataError):  # it is asked for, by the user's own index, and is no tar
+        Data(str(commands), cache=str(tmp_path / "cache")).open([str(commands)])[0].image(0)
+    assert (tmp_path / "ran").exists()
+
+
+def test_an_index_without_end_is_not_read(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "MAX_JSON", 10)
+    with pytest.raises(DataError, match=r"index\.json has more than 10 bytes"):
+        Shards(server.url)
+
+
 # ---- the cache
+
+
+def test_a_cache_leaves_other_files_alone(server, folder, tmp_path):
+    """Whatever folder it is told to use: it may be full of shards."""
+    others = ["0.npy", "photos.tar", "photos.tar.npy", ".photos.tar.npy.7", "x.part", "x.y.part"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"0" * 10**6)
+    shards = Shards(server.url, cache=Cache(tmp_path, room_for(Shards(folder), 1)))
+    shards.image(0), shards.image(30)
+    assert all((tmp_path / name).exists() for name in others)
 
 
 def read_all(source: str, cache: str, limit: int, seed: int) -> list[bytes]:
@@ -365,18 +441,18 @@ def test_a_killed_fetch_is_taken_over(server, expected, tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from test_remote import read_all; "
         f"from data import remote; remote.CHUNK = 3000; read_all({server.url!r}, {str(tmp_path)!r}, 10**9, 5)"
     )
-    for seconds in (0.1, 0.4):
-        server.asked.clear()
+    for size in (3000, 6000):
         process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-        while not any(path.endswith(".tar") for path, _, _ in server.asked):
-            time.sleep(0.01)
-            assert process.poll() is None
-        time.sleep(seconds)
+        wait_until(lambda size=size: any(_size(path) >= size for path in tmp_path.glob("*.part")))
         process.kill()
         process.wait()
     assert list(tmp_path.glob("*.part")), "something was on its way"
     server.trouble = lambda path, first: ""
     assert read_all(server.url, str(tmp_path), 10**9, 0) == expected
+
+
+def tars_asked(server) -> set[str]:
+    return {path for path, _, _ in [*server.asked] if path.endswith(".tar")}
 
 
 def test_shards_are_fetched_before_they_are_needed(server, expected, tmp_path):
@@ -385,10 +461,7 @@ def test_shards_are_fetched_before_they_are_needed(server, expected, tmp_path):
     order = Order(shards.counts, 4, 0, lanes=2, window=20)
     arriving = load(Batches([shards], [order], 32, 1, slice(0, 4)), range(25), 0, ahead=slice(0, 4))
     next(arriving)
-    deadline = time.monotonic() + 20
-    while tars(shards, tmp_path) < SHARDS and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert tars(shards, tmp_path) == SHARDS, "there is room for all"
+    wait_until(lambda: tars(shards, tmp_path) == SHARDS)  # there is room for all
     assert sum(len(images.position) for (images,) in arriving) == 24 * 4
     assert not set(multiprocessing.active_children()) - before
 
@@ -398,9 +471,9 @@ def test_no_more_is_fetched_ahead_than_the_cache_has_room_for(server, folder, tm
     order = Order(shards.counts, 4, 0, lanes=1, window=10)  # one shard after another
     arriving = load(Batches([shards], [order], 32, 1, slice(0, 4)), range(30), 0, ahead=slice(0, 4))
     next(arriving)
-    time.sleep(2 if tars(shards, tmp_path) < 4 else 0.5)
-    ahead = {path for path, _, _ in server.asked if path.endswith(".tar")}
-    assert 2 <= len(ahead) <= 5
+    wait_until(lambda: len(tars_asked(server)) > 1)
+    time.sleep(0.5)  # in which it would ask for more
+    assert len(tars_asked(server)) <= 5
     for (images,) in arriving:
         assert images.image[:, 0, 0, 0].tolist() == images.position.tolist()
     fetched = [path for path, _, _ in server.asked if path.endswith(".tar")]

@@ -2,24 +2,25 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from conftest import NETWORKS, ROOT
+from conftest import NETWORKS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from test_data import corrupt
 
+from models import Optimizer
 from trainer import checkpoint
+from trainer.build import keep_memory
 
 
 def weights(run_dir, step=None) -> dict[str, torch.Tensor]:
@@ -37,7 +38,20 @@ def lines(run_dir) -> list[dict]:
     return [{key: value for key, value in line.items() if not key.startswith(timed)} for line in parsed]
 
 
-def test_two_processes_train_as_one(main, tmp_path, demo_cnn):
+def alike(one: Path, other: Path) -> bool:
+    """Whether two runs have the same weights but for the rounding of sums in another order.
+
+    Rounding changes a gradient by a share of about 1e-6, and Adam's step by the same share of its learning rate; only
+    where a gradient is the rest of terms that cancel may its step be any other. So all but a few weights must agree to
+    a hundredth of a step. Other noise or samples change the steps of nearly all.
+    """
+    a, b = ({key: value for key, value in weights(run).items() if "optimizer." not in key} for run in (one, other))
+    assert a.keys() == b.keys()
+    differences = torch.cat([(a[key] - b[key]).abs().flatten() for key in a])
+    return (differences < 1e-2 * Optimizer().lr).float().mean().item() > 0.98
+
+
+def test_two_processes_train_as_one(main, ranks, tmp_path, demo_cnn):
     """accelerate launch on two CPU ranks: the world is two, and weights and scores are those of one process."""
     common = ["--system", "VAEGAN", "--system.discriminator", "both", "--trainer.steps", "4"]
     common += ["--evaluate.every", "2", "--evaluate.num", "130"]
@@ -46,12 +60,9 @@ def test_two_processes_train_as_one(main, tmp_path, demo_cnn):
     assert two.returncode == 0, two.stderr
     assert "2 processes on cpu" in two.stderr
     assert two.stderr.count("starting at step 0") == 1, "rank 0 alone speaks"
-    one = main(*common, "--trainer.run_dir", tmp_path / "one", "--trainer.micro_batch", "4", processes=1)
+    one = ranks(*common, "--trainer.run_dir", tmp_path / "one", "--trainer.micro_batch", "4").wait()
     assert one.returncode == 0, one.stderr
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert a.keys() == b.keys()
-    worst = max((a[key] - b[key]).abs().max().item() for key in a if not key.startswith("optimizer"))
-    assert worst < 2e-4, worst  # fp32 sums in another order, after four Adam steps of 1e-3
+    assert alike(tmp_path / "one", tmp_path / "two")
     for first, second in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         for key in first.keys() - {"world_size"}:
             assert first[key] == (
@@ -59,17 +70,17 @@ def test_two_processes_train_as_one(main, tmp_path, demo_cnn):
             )
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(main, here, tmp_path, demo_cnn):
+def test_resumed_equals_uninterrupted_bit_for_bit(ranks, here, tmp_path, demo_cnn):
     common = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--system.autoencoder.clip", "1"]
-    common += ["--trainer.save_every", "3", "--data.workers", "1", "--evaluate.every", "4", "--evaluate.num", "64"]
+    common += ["--trainer.save_every", "3", "--evaluate.every", "4", "--evaluate.num", "64"]
     common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn, "--trainer.keep", "9"]
-    whole = main(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "whole")
+    whole = ranks(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "whole").wait()
     assert whole.returncode == 0, whole.stderr
     # Cut after step 6, as by a kill: later lines are in the logs, later checkpoints are gone or damaged.
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut" / "checkpoints" / "step_00000008" / "decoder.safetensors").write_bytes(b"cut short")
     (tmp_path / "cut" / "checkpoints" / ".unfinished.step_00000009").mkdir()
-    resumed = main(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "cut")
+    resumed = ranks(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "cut").wait()
     assert resumed.returncode == 0, resumed.stderr
     assert "step_00000008 is damaged" in resumed.stderr
     assert "going on at step 6 of 8" in resumed.stderr
@@ -136,11 +147,10 @@ def test_three_processes_resume_bit_for_bit(ranks, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_processes_that_would_train_alone_are_refused(main, tmp_path):
-    done = main("--system", "AE", "--trainer.run_dir", tmp_path, processes=2, env={"ACCELERATE_USE_CPU": "false"})
-    if torch.cuda.device_count() >= 2:
-        pytest.skip("two GPUs make one world")
-    assert done.returncode != 0
+def test_processes_that_would_train_alone_are_refused(ranks, tmp_path):
+    alone = {"ACCELERATE_USE_CPU": "false"}
+    done = ranks("--system", "AE", "--trainer.run_dir", tmp_path, processes=2, env=alone).wait()
+    assert done.codes == [2, 2]
     assert "ACCELERATE_USE_CPU=true" in done.stderr
 
 
@@ -252,17 +262,28 @@ def test_what_cannot_be_is_refused_before_training(here, tmp_path, arguments, wo
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_mistake_ends_the_program_with_code_2_and_no_traceback(main, tmp_path):
-    done = main("--system", "AE", "--data.train", "nowhere", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: data.train: the data folder")
-    assert "nowhere does not exist" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_ends_the_program_with_code_2_and_no_traceback(command, tmp_path):
+    """And it is told although a signal comes before torch is imported, which takes seconds: it is only noted."""
+    process = subprocess.Popen(
+        **command("--system", "AE", "--data.train", "nowhere"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    noting = importing = False
+    while process.poll() is None and not noting:
+        importing = "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+        caught = int(Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:")[1].split()[0], 16)
+        noting = bool(caught >> signal.SIGUSR1 - 1 & 1)
+        assert noting or not importing
+    process.send_signal(signal.SIGUSR1)
+    said = process.communicate()[1]
+    assert process.returncode == 2
+    assert said.startswith("error: data.train: the data folder")
+    assert "nowhere does not exist" in said
+    assert "Traceback" not in said
 
 
-def test_a_world_size_that_does_not_divide_the_batch_is_told_once(main, tmp_path):
-    done = main("--system", "AE", "--trainer.batch_size", "9", "--trainer.run_dir", tmp_path, processes=2)
-    assert done.returncode != 0
+def test_a_world_size_that_does_not_divide_the_batch_is_told_once(ranks, tmp_path):
+    done = ranks("--system", "AE", "--trainer.batch_size", "9", "--trainer.run_dir", tmp_path, processes=2).wait()
+    assert done.codes == [2, 2]
     assert done.stderr.count("error: trainer.batch_size 9 cannot be dealt evenly to 2 processes: take 8 or 10") == 1
 
 
@@ -377,7 +398,7 @@ def test_a_run_that_waits_for_its_data_says_so(here, tmp_path, monkeypatch):
     from data import loader
 
     read = loader.decode
-    monkeypatch.setattr(loader, "decode", lambda *args: (time.sleep(0.003), read(*args))[1])
+    monkeypatch.setattr(loader, "decode", lambda *args: (time.sleep(0.02), read(*args))[1])
     done = here("--system", "AE", "--trainer.steps", "8", "--trainer.run_dir", tmp_path)
     assert done.stderr.count("of the time: raise --data.workers (now 0)") == 1
 
@@ -455,8 +476,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "65536"}, False)])
-def test_memory_that_a_step_frees_is_kept_for_the_next(environment, kept):
+def test_memory_that_a_step_frees_is_kept_for_the_next(forked):
     """20 times 8 MiB are 40,960 pages."""
-    faults = subprocess.check_output([sys.executable, "-c", FAULTS], env={**os.environ, **environment}, cwd=ROOT)
-    assert (int(faults) < 10_000) == kept
+    done = forked(FAULTS).wait()
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("environment", "calls"),
+    [({}, 2), ({"MALLOC_MMAP_THRESHOLD_": "65536"}, 0), ({"GLIBC_TUNABLES": "glibc.malloc.a=1"}, 0)],
+)
+def test_thresholds_of_malloc_that_the_environment_sets_stay(monkeypatch, environment, calls):
+    set_to = []
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=lambda *of: set_to.append(of) or 1))
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    keep_memory()
+    assert len(set_to) == calls

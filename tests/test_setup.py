@@ -1,6 +1,11 @@
-"""The set-up says what to install when it cannot go on."""
+"""The set-up says what to install when it cannot go on, and installs all that is imported."""
 
+import ast
+import re
 import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 
 from conftest import ROOT
 
@@ -32,3 +37,25 @@ def test_a_python_without_venv_is_told_what_to_install(tmp_path):
     done = setup(tmp_path, bare)
     assert done.returncode == 1
     assert "apt install python3-venv" in done.stderr
+
+
+def plain(name: str) -> str:
+    """A distribution's name, less version, extras and spelling."""
+    return re.split(r"[\[<>=~! ]", name)[0].lower().replace("_", "-")
+
+
+def test_every_imported_package_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    declared = {plain(name) for name in project["dependencies"] + extras}
+    installed, imported = packages_distributions(), set()
+    for path in (path for folder in ("trainer", "models", "data") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    others = imported - sys.stdlib_module_names - {"trainer", "models", "data"}
+    assert "psutil" in others
+    missing = {name for name in others if not {plain(of) for of in installed.get(name, [name])} & declared}
+    assert not missing

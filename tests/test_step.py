@@ -1,20 +1,12 @@
 """The step: sharing, accumulating and distributing change nothing; a non-finite loss blocks every update."""
 
 import functools
-import os
-import subprocess
-import sys
-from contextlib import nullcontext, suppress
-from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import ROOT, leave
-from test_systems import SYSTEMS
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from test_systems import SYSTEMS, cancelled
 
 from trainer.batch import Batch
 from trainer.build import WRAPPING
@@ -22,6 +14,10 @@ from trainer.ema import EMA
 from trainer.step import Meter, Step
 
 STEPS = 4
+# How far sums in another order may lead. Of float64 gradients, clipped to a norm of 1 and with terms that are a hundred
+# in all at most, rounding leaves 100 * 2^-53; where a gradient is 0 otherwise, Adam divides that by its 1e-8 alone, and
+# a step is the learning rate of 1e-3 times the quotient. What a missed gradient does is of the order of 1e-3.
+ROUNDING = STEPS * 1e-3 * 100 * 2**-53 / 1e-8
 
 
 @functools.cache
@@ -52,72 +48,19 @@ def train(
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
-    return max((a[key] - b[key]).abs().max().item() for key in a)
+    return max(((a[key] - b[key]).abs() / b[key].abs().clamp(min=1)).max().item() for key in a)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_shared_passes_equal_replayed_ones(name):
-    assert distance(train(name), train(name, share=False)) < 1e-12
+    assert distance(train(name), train(name, share=False)) < ROUNDING
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_accumulating_one_two_and_four_parts_is_the_same(name):
     whole = train(name)
-    assert distance(whole, train(name, parts=2)) < 1e-10
-    assert distance(whole, train(name, parts=4)) < 1e-10
-
-
-class Waits(TorchDispatchMode):
-    """Names what would make the host wait for a GPU, on the device that computes nothing: values that are read, sizes
-    that depend on them, copies from the host, and indices made of Python's numbers, which are such copies."""
-
-    def __init__(self):
-        super().__init__()
-        self.found: list[str] = []
-        self.made: list[torch.Tensor] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        self.made += [x for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
-        name = function.overloadpacket.__name__
-        given = [x for x in tree_leaves((args, kwargs, made)) if isinstance(x, torch.Tensor)]
-        copies = len({x.device.type for x in given}) > 1 and name in ("_to_copy", "copy_", "where", "index")
-        from_numbers = name == "index" and any(
-            index.dtype == torch.bool or all(index is not x for x in self.made)
-            for index in args[1]
-            if index is not None
-        )
-        if copies or from_numbers or name in ("_local_scalar_dense", "nonzero", "masked_select"):
-            self.found.append(name)
-        return made
-
-
-def test_waiting_is_found():
-    x = torch.empty(4, 3, device="meta")
-    for act in (lambda: x[:, [0, 2]], lambda: torch.ones(2).to("meta"), lambda: x.sum().item(), lambda: x[x > 0]):
-        with Waits() as waits, suppress(RuntimeError, NotImplementedError):
-            act()
-            assert waits.found
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_no_step_waits_for_a_gpu(name, monkeypatch):
-    """Without one: on tensors without values."""
-    optimizers = sys.modules["torch.optim.optimizer"]
-    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
-    monkeypatch.setattr("torch.autocast", lambda *args, **options: nullcontext())
-    monkeypatch.setattr(Batch, "_draw", lambda self, of, name, shape: of((4, *shape), device="meta"))
-    accelerator = SimpleNamespace(
-        device=torch.device("meta"), mixed_precision="no", num_processes=1, autocast=nullcontext, reduce=lambda x, _: x
-    )
-    system = SYSTEMS[name]().to("meta")
-    mover, ema = Step(accelerator, system, STEPS), EMA(system, 20, 4)
-    images = tuple(torch.empty(4, 1, 32, 32, device="meta") for _ in range(2))
-    with Waits() as waits:
-        for step in range(2):
-            mover([Batch(images, slice(0, 4), 4, 0, step)], step)
-            ema.update(step + 1)
-    assert waits.found == []
+    assert distance(whole, train(name, parts=2)) < ROUNDING
+    assert distance(whole, train(name, parts=4)) < ROUNDING
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -126,6 +69,7 @@ def test_every_system_moves_under_bf16(name):
     try:
         torch.manual_seed(0)
         system = SYSTEMS[name]()
+        still = cancelled(system)
         before = {key: value.clone() for key, value in system.named_parameters()}
         mover = Step(Accelerator(cpu=True, mixed_precision="bf16"), system, STEPS)
         for step in range(3):
@@ -136,28 +80,21 @@ def test_every_system_moves_under_bf16(name):
         AcceleratorState._reset_state(reset_partial_state=True)
     for key, value in system.named_parameters():
         assert value.dtype == torch.float32
-        assert not torch.equal(value, before[key]), f"{key} did not move"
+        assert key in still or not torch.equal(value, before[key]), f"{key} did not move"
 
 
-def test_two_ranks_equal_one(tmp_path):
+def test_two_ranks_equal_one(forked, tmp_path):
     """Every system, shared and accumulated, under the real process group."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    done = subprocess.run(
-        [*command, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-    )
+    done = forked(f"import test_step\ntest_step.train_as_a_rank({str(tmp_path)!r})", processes=2).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     for name in SYSTEMS:
         one = train(name)
         for parts in (1, 2):
             ranks = [torch.load(tmp_path / f"{name}.{parts}.{rank}.pt", weights_only=True) for rank in (0, 1)]
             assert distance(*ranks) == 0, f"{name}: the ranks drifted apart"
-            assert distance(ranks[0], one) < 1e-10, f"{name} in {parts} parts"
+            assert distance(ranks[0], one) < ROUNDING, f"{name} in {parts} parts"
         flat = torch.load(tmp_path / f"{name}.2.flat.1.pt", weights_only=True)
-        assert distance(flat, ranks[1]) < 1e-10, f"{name}: DDP missed a gradient"
+        assert distance(flat, ranks[1]) < ROUNDING, f"{name}: DDP missed a gradient"
     first, second = (torch.load(tmp_path / f"broken.{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["failed"] == second["failed"] == [1, "binary"], "a loss that is broken on rank 1 blocks both"
     assert all(torch.equal(first["weights"][key], first["before"][key]) for key in first["before"])
@@ -181,7 +118,7 @@ def test_a_non_finite_loss_or_gradient_blocks_every_later_update(where):
         system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
         kept = {key: value.clone() for key, value in system.discriminator_binary.state_dict().items()}
         mover([Batch((image,), slice(0, 4), 4, 0, 1)], 1)
-        assert not torch.equal(kept["head.bias"], system.discriminator_binary.head.bias), "it moved before the failure"
+        assert not torch.equal(kept["head.weight"], system.discriminator_binary.head.weight), "it moved before that"
         before |= {f"discriminator_binary.{k}": v.clone() for k, v in system.discriminator_binary.state_dict().items()}
         expected = "autoencoder"
     mover([Batch((image,), slice(0, 4), 4, 0, 2)], 2)
@@ -206,7 +143,7 @@ def test_a_player_moves_at_its_own_steps_only():
 
 
 def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
-    """The path of fp16, with the same scaler on a CPU in fp32."""
+    """The path of fp16, with the same scaler on a CPU in fp32; its factor is a power of two, which rounds nothing."""
     plain, scaled = [], []
     for out, scale in ((plain, None), (scaled, 2.0**16)):
         torch.manual_seed(0)
@@ -217,7 +154,7 @@ def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
         for step in range(2):
             mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
         out.append(torch.cat([p.detach().flatten() for p in system.parameters()]))
-    torch.testing.assert_close(plain[0], scaled[0], rtol=0, atol=1e-5)
+    assert torch.equal(plain[0], scaled[0])
     before = scaled[0]
     system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
     mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, 2)], 2)
@@ -273,11 +210,12 @@ def break_rank_one(rank: int) -> dict:
     return {"failed": [failed[0], failed[1].name], "before": before, "weights": system.state_dict()}
 
 
-if __name__ == "__main__":  # one rank of test_two_ranks_equal_one
+def train_as_a_rank(out: str) -> None:
+    """One rank of test_two_ranks_equal_one."""
     rank = Accelerator(cpu=True).process_index
-    torch.save(break_rank_one(rank), f"{sys.argv[1]}/broken.{rank}.pt")
-    for system_name in SYSTEMS:
-        for in_parts, way in ((1, ""), (2, ""), (2, ".flat")):
-            trained = train(system_name, in_parts, rank=rank, world=2, flat=bool(way))
-            torch.save(trained, f"{sys.argv[1]}/{system_name}.{in_parts}{way}.{rank}.pt")
-    leave()
+    torch.save(break_rank_one(rank), f"{out}/broken.{rank}.pt")
+    for name in SYSTEMS:
+        for parts, way in ((1, ""), (2, ""), (2, ".flat")):
+            trained = train(name, parts, rank=rank, world=2, flat=bool(way))
+            torch.save(trained, f"{out}/{name}.{parts}{way}.{rank}.pt")
+    torch.distributed.barrier()

@@ -51,7 +51,9 @@ def ring(n: int, seed: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1) * 2 + DEVIATION * torch.randn(n, 2, generator=generator)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    "name", ["ternary", *(pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS if name != "ternary")]
+)
 def test_the_ring_is_learnt(name):
     """Most samples lie within three deviations of a mode, and every mode has its share."""
     steps = 2000

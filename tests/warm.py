@@ -1,7 +1,7 @@
-"""A process that has imported the trainer, and forks ranks which start at once: see `ranks` in conftest.py.
+"""A process that has imported the trainer, and forks others which start at once: see `forked` in conftest.py.
 
-Reads {"arguments", "environment", "output", "fault"} as JSON lines and answers with the pid; an empty line asks for
-[pid, code] of one that ended.
+It reads {"code", "environment", "output"} as JSON lines, runs the code in a fork, and answers with the fork's pid. An
+empty line waits for a fork to end, and the answer is [pid, exit code].
 """
 
 import json
@@ -11,30 +11,21 @@ import sys
 import torch
 
 import trainer.evaluate
-import trainer.extractor  # noqa: F401
-from trainer.config import configure
-from trainer.train import train
+import trainer.extractor
+import trainer.score
+import trainer.train  # noqa: F401
+from data.processes import run_program
 
 
-def rank(arguments: list[str], environment: dict[str, str], output: str, fault: str) -> None:
-    """What trainer/main.py does, after a fault's code has been run."""
+def run(code: str, environment: dict[str, str], output: str) -> None:
+    """Run the code as a program of its own, whose standard streams go to the file `output`."""
     os.setsid()
     os.environ.update(environment)
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     torch.set_num_threads(1)
-    exec(fault, {"arguments": arguments})
-    try:
-        code = train(configure(arguments))
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_program(lambda: exec(code, {}))
 
 
 os.write(1, b"\n")
@@ -42,7 +33,7 @@ for line in sys.stdin:
     if line.strip():
         answer = os.fork()
         if not answer:
-            rank(**json.loads(line))
+            run(**json.loads(line))
     else:
         pid, status = os.waitpid(-1, 0)
         answer = [pid, os.waitstatus_to_exitcode(status)]

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from trainer.evaluate import exactly
+from trainer.batch import exactly
 from trainer.extractor import BATCH, Extractor, Inception, coloured
 
 RELATIVE = 1e-4

@@ -4,7 +4,8 @@ A draw depends on (seed, step, name, position in the global batch) alone.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,21 @@ def to_uint8(image: Tensor) -> Tensor:
     if not image.isfinite().all():
         raise FloatingPointError(f"{int((~image.isfinite()).sum())} of {image.numel()} pixels are not finite")
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """In float32 as it is written: no autocast, no TF32, no choice of algorithms by speed."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def prior(seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:

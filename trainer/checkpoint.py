@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
+
+from models import manifest as manifests
+from trainer import schemas
 
 Tensors = dict[str, dict[str, Tensor]]
 # A disk that cannot be read is not damage: it may be there again a minute later.
@@ -174,7 +176,7 @@ def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any], re
         files = {}
         for name, content in tensors.items():
             files[f"{name}.safetensors"] = _write(unfinished / f"{name}.safetensors", *_serialized(content), rest=rest)
-        _write(unfinished / "manifest.json", _sealed({"step": step, **manifest, "files": files}))
+        _write(unfinished / "manifest.json", manifests.sealed({"step": step, **manifest, "files": files}))
         _sync(unfinished)
         unfinished.rename(final)
         _sync(folder)
@@ -192,28 +194,27 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """
     try:
         manifest = _manifest(path)
-        tensors = {}
-        for name, digest in manifest["files"].items():
-            content = (path / name).read_bytes()
-            _check(name, hashlib.sha256(content).hexdigest(), digest)
-            tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(content)
+        tensors = {
+            name.removesuffix(".safetensors"): manifests.tensors(path, manifest, name) for name in manifest["files"]
+        }
     except DAMAGE as error:
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
     return tensors, manifest
 
 
 def scores_of(path: Path) -> tuple[dict[str, float], dict[str, Any]] | None:
-    """A checkpoint's scores and how they were measured; None: it has not been evaluated."""
+    """A checkpoint's scores and how they were measured; None: it has not been evaluated, or the file is no such one."""
     try:
-        found = json.loads((path / "scores.json").read_text())
-        return found["scores"], found["evaluation"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifests.check_regular(path / "scores.json")
+        found = schemas.checked(json.loads((path / "scores.json").read_text()), schemas.Scores, "scores.json")
+        return found.scores, found.evaluation
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def newest(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    return sorted(folder.glob("step_*"), reverse=True)
+    return manifests.checkpoints(folder)
 
 
 def load_newest(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
@@ -255,8 +256,9 @@ def look(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         try:
             manifest = _manifest(path)
             for name, digest in manifest["files"].items():
+                manifests.check_regular(path / name)
                 with (path / name).open("rb") as file:
-                    _check(name, hashlib.file_digest(file, "sha256").hexdigest(), digest)
+                    manifests.check_digest(name, hashlib.file_digest(file, "sha256").hexdigest(), digest)
             return manifest, damaged
         except DAMAGE as error:
             damaged.append(f"checkpoint {path} is damaged: {error}")
@@ -266,24 +268,10 @@ def look(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    content = (path / "manifest.json").read_bytes()
-    manifest = json.loads(content)
-    if content != _sealed({name: value for name, value in manifest.items() if name != "sha256"}):
-        raise ValueError("its manifest does not match its checksum")
+    manifest = manifests.read(path)
     if path.name != f"step_{manifest['step']:08d}":
         raise ValueError(f"its manifest is of step {manifest['step']}")
     return manifest
-
-
-def _sealed(manifest: dict[str, Any]) -> bytes:
-    """A manifest with the checksum of its own content."""
-    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-    return json.dumps(manifest | {"sha256": digest}, indent=1).encode()
-
-
-def _check(name: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise ValueError(f"{name} does not match its checksum")
 
 
 def _all_damaged(folder: Path) -> ValueError:
@@ -293,7 +281,7 @@ def _all_damaged(folder: Path) -> ValueError:
 def size_of(tensors: Tensors, manifest: dict[str, Any]) -> int:
     """Bytes that a checkpoint takes on the disk, from the shapes of its tensors."""
     files = {f"{name}.safetensors": "0" * 64 for name in tensors}
-    size = len(_sealed({"step": 0, **manifest, "files": files}))
+    size = len(manifests.sealed({"step": 0, **manifest, "files": files}))
     for content in tensors.values():
         size += len(_header(_aligned(content))) + sum(value.nbytes for value in content.values())
     return size
@@ -325,6 +313,16 @@ def optimizer_tensors(parameters: dict[str, torch.nn.Parameter], optimizer: torc
         f"{name}.{key}": value
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
+    }
+
+
+def optimizer_shapes(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """Tensors of the names and shapes that `optimizer_tensors` gives once Adam has made a step."""
+    step = torch.empty((), dtype=torch.float32)
+    return {
+        f"{name}.{key}": step if key == "step" else parameter
+        for name, parameter in parameters.items()
+        for key in ("step", "exp_avg", "exp_avg_sq")
     }
 
 

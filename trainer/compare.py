@@ -3,6 +3,11 @@
 python -m trainer.compare --config launch/recipes/compare-digits.yaml [--section.key value ...]
 """
 
+from data.processes import end_when_interrupted, run_command
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
 import os
 import signal
 import subprocess
@@ -33,6 +38,7 @@ from trainer.config import (
     refuse,
     refusing,
 )
+from trainer.folder import refuse_links
 from trainer.results import Entry, Scored, check_alike, lines_of
 
 MAIN = Path(__file__).resolve().with_name("main.py")
@@ -101,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = configure(arguments)
     with refusing():
         runs = plan(settings)
+        refuse_links(settings.out)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `train` stops its runs on the way out
     try:
         failed = train_all(runs, settings)
@@ -116,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def configure(arguments: Sequence[str] | None = None) -> Settings:
     """The settings of a command line, which override its file's; a mistake in them ends the process with code 2."""
+    config.bound_imports()
     made = ComparisonParser(prog="compare", description=__doc__)
     made.add_argument("--config", action="config", help="a YAML file of these settings")
     sections = {"data": Data, "trainer": Trainer, "evaluate": Evaluate, "compare": Compare}
@@ -318,4 +326,4 @@ def _shown(run: Run, compare: Compare) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

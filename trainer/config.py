@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import threading
 import time
@@ -9,20 +10,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import torch.distributed
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 import models
 from data.cache import Cache
 from data.errors import DataError
+from data.files import check_yaml, regular, shown
+from data.images import LIMITS, Limits
 from data.remote import is_remote
 from data.shards import OnError, Shards
+from models.load import import_paths, names, settings_types
 from models.networks.perceptual import WeightsFile
+from trainer.launcher import is_first_on_machine
 
 ANSWER = 5  # seconds in which a process that is there answers
 Answer = TypeVar("Answer")
@@ -40,11 +46,15 @@ FREE = frozenset(
         *("data.train", "data.test", "data.workers"),
         "system.init_args.perceptual_weights",
         *(f"data.{name}" for name in ("on_error", "max_skipped", "cache", "cache_gb")),
+        *(f"data.max_{name}" for name in Limits._fields),
         *("data.lanes", "data.window"),  # by the order's fingerprint, too
         *(f"evaluate.{name}" for name in ("every", "num", "extractor", "weights", "metrics")),
         *(f"evaluate.{name}" for name in ("statistics", "lpips", "budget")),
     ]
 )
+
+
+DENIED = re.compile(r"Importing '(.*?)' is not allowed, denied by .*? to allow it\.")  # jsonargparse's words
 
 
 class RunError(RuntimeError):
@@ -53,6 +63,16 @@ class RunError(RuntimeError):
 
 class DivergedError(RunError):
     """A loss or gradient is not finite: started again as it is, the run would come to the same step."""
+
+
+def _bounded(text: str) -> Any:
+    """YAML of a recipe or a setting, within bounds, as jsonargparse reads it."""
+    check_yaml(text)
+    return _yaml(text)
+
+
+_yaml = get_loader("yaml")
+set_loader("yaml", _bounded, (yaml.YAMLError,))
 
 
 class Location(str):
@@ -90,6 +110,9 @@ class Data:
             a quarter of trainer.batch_size, at least 64
         cache: folder for remote shards, on a disk of this machine
         cache_gb: gigabytes that it never passes
+        max_pixels: of an image; one that has more is taken as damaged, for the memory it would take
+        max_bytes: of an encoded image
+        max_scans: of a JPEG, each of which takes time for all of its pixels
     """
 
     # The list first: as a Location, one would be written as a single text.
@@ -106,6 +129,9 @@ class Data:
     lanes: PositiveInt | None = None
     cache: Location | None = None
     cache_gb: PositiveFloat = 50.0
+    max_pixels: PositiveInt = LIMITS.pixels
+    max_bytes: PositiveInt = LIMITS.bytes
+    max_scans: PositiveInt = LIMITS.scans
 
     def __post_init__(self) -> None:
         if self.crop and not 0 < self.crop[0] <= self.crop[1] <= 1:
@@ -113,14 +139,15 @@ class Data:
         if not 0 <= self.max_skipped <= 1:
             raise ValueError(f"data.max_skipped is {self.max_skipped}, expected a share between 0 and 1")
 
-    def open(self, sources: list[str], on_error: OnError = "stop") -> list[Shards]:
-        """Shards of training or of held-out images.
+    def open(self, sources: list[str], on_error: OnError = "stop", by_user: bool = True) -> list[Shards]:
+        """Shards of training or of held-out images; `by_user`: as `Shards` has it.
 
         Raises:
             DataError: they are missing or damaged.
         """
         cache = Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
-        return [Shards(source, on_error, cache) for source in sources]
+        limits = Limits(self.max_pixels, self.max_bytes, self.max_scans)
+        return [Shards(source, on_error, cache, by_user, limits) for source in sources]
 
     @property
     def trains(self) -> list[str]:
@@ -288,10 +315,18 @@ def _processes(word: object) -> int:
     return int(number)
 
 
+def bound_imports() -> None:
+    """Have jsonargparse import nothing that a command line or a file names but the known systems and their settings."""
+    kinds = {part for kind in models.SYSTEMS for part in (kind, *settings_types(kind))}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*chain(*map(import_paths, kinds))])
+
+
 def parser() -> Parser:
+    bound_imports()
     made = Parser(prog="main.py", description="Train a system of the VAE/GAN family on WebDataset shards.")
     made.add_argument("--config", action="config", help="a recipe: a YAML file of these settings")
-    made.add_argument("--system", type=models.System, required=True, help=f"one of {_systems()}, and its settings")
+    known = ", ".join(names())
+    made.add_argument("--system", type=models.System, required=True, help=f"one of {known}, and its settings")
     made.add_argument(
         "--dry_run",
         action=DryRun,
@@ -310,8 +345,15 @@ def parser() -> Parser:
 
 def configure(arguments: Sequence[str] | None = None) -> Config:
     """The configuration of a command line, which overrides its recipe; a mistake in it ends the process with code 2."""
-    made = parser()
-    namespace = made.parse_args(in_order(sys.argv[1:] if arguments is None else arguments))
+    made, words = parser(), in_order(sys.argv[1:] if arguments is None else arguments)
+    for recipe in _recipes(words):
+        try:
+            regular(recipe)
+        except FileNotFoundError:
+            continue  # the parser says so
+        except OSError as error:
+            made.error(f"--config {recipe} cannot be read: {error.strerror}")
+    namespace = made.parse_args(words)
     if "dry_run" in namespace:
         made.error("dry_run is no setting: give --dry_run on the command line, not in a file")
     recipes = namespace.pop("config") or []
@@ -337,6 +379,12 @@ def in_order(arguments: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     return [*first["--config"], *first["--system"], *rest]
+
+
+def _recipes(arguments: Sequence[str]) -> list[str]:
+    """The files that --config names."""
+    named = [after for word, after in pairwise(arguments) if word == "--config"]
+    return named + [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
 
 
 def _tell_dropped(recipe: Path, namespace: Namespace) -> None:
@@ -370,11 +418,6 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return named
 
 
-def is_first_on_machine() -> bool:
-    """Whether this process is the launcher's local rank 0, or the only one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def _is_first_to_tell() -> bool:
     """Whether no other process has told of an error: all may meet the same one, or one alone its own."""
     if not torch.distributed.is_initialized():
@@ -405,8 +448,8 @@ def ask_store(question: Callable[[torch.distributed.Store], Answer], seconds: fl
 def refuse(message: str, code: int = 2) -> NoReturn:
     """Say an error in one block, on one process alone, and exit."""
     if _is_first_to_tell():
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        if torch.distributed.is_initialized() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        print(shown(f"error: {message}", keep="\n"), file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():
             time.sleep(1)  # this process may host the store in which others look whether it has been told
     raise SystemExit(code)
 
@@ -431,14 +474,12 @@ def stopping() -> Iterator[None]:
         refuse(str(error), code=1)
 
 
-def _systems() -> str:
-    return ", ".join(kind.__name__ for kind in sorted(models.System.__subclasses__(), key=lambda kind: kind.__name__))
-
-
 def plain(message: str) -> str:
     """jsonargparse's message on one line, without Python's class paths, naming settings and choices in full."""
+    known = f"system is one of {', '.join(names())}"
     if "Expected a dot import path string" in message:
-        message += f" (expected one of {_systems()})"
+        message += f" ({known.replace('system is', 'expected')})"
+    message = DENIED.sub(rf"class_path \1 is not imported: {known}, and no other setting names a class", message)
     if message.startswith('Parser key "system":'):
         for nested in ('Parser key "', "Option '", "arguments: --"):
             head, found, tail = message.rpartition(nested)

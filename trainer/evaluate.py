@@ -3,6 +3,11 @@
 `python -m trainer.evaluate --help` scores a checkpoint, or images, by the same means: trainer/score.py.
 """
 
+from data.processes import end_when_interrupted, run_command
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +29,10 @@ from data.loader import Samples, read
 from data.order import permutation
 from models import System
 from trainer import metrics, statistics
-from trainer.batch import normalize, prior, to_uint8
+from trainer.batch import exactly, normalize, prior, to_uint8
 from trainer.config import METRICS, Data
 from trainer.extractor import BATCH, Extractor
-from trainer.metrics import Codes, Gaussian, InceptionScore, Moments, laplacian_variance, psnr
+from trainer.metrics import Codes, ExactSum, Gaussian, InceptionScore, Moments, laplacian_variance, psnr
 from trainer.statistics import Statistics
 
 BLOCK = BATCH  # images dealt to a process at once
@@ -82,7 +87,7 @@ class Tally:
         self.moments = Moments(extractor.dim, device)
         self.score = InceptionScore(num, extractor.classes, device=device) if scored else None
         self.kept = torch.zeros(int(places.max()) + 1, extractor.dim, device=device)
-        self.sharpness = torch.zeros((), dtype=torch.float64, device=device)
+        self.sharpness = ExactSum((), device)
 
     def update(self, index: Tensor, pixels: Tensor) -> None:
         """Images with some indices [n], uint8 [n, c, h, w].
@@ -98,22 +103,25 @@ class Tally:
         self.kept[places[places >= 0].to(self.device)] = features[(places >= 0).to(self.device)]
         if self.score:
             self.score.update(logits.to(self.device), index)
-        self.sharpness += laplacian_variance(pixels.to(self.device)).sum()
+        # At most 62 an image, or the sum of many would leave the range in which it is exact.
+        self.sharpness.add(laplacian_variance(pixels.to(self.device)).sum() / 2**16)
 
     def close(self, add_up: Callable[[Tensor], Tensor]) -> Judged:
         """Add up all processes' sums."""
         score = InceptionScore.compute(add_up(self.score.parts)) if self.score else None
         features = add_up(self.kept) if len(self.kept) else None
         gaussian = Moments.gaussian(add_up(self.moments.parts))
-        return Judged(gaussian, features, add_up(self.sharpness).item() / self.num, score)
+        sharpness = add_up(self.sharpness.parts).sum().item() * 2**16 / self.num
+        return Judged(gaussian, features, sharpness, score)
 
 
 class Evaluator:
     """Scores a system against the held-out images, in what it can do.
 
-    Samples and images are dealt to processes in fixed blocks, and sample i is drawn by a generator of its own. Features
-    are added up in float64, and no sum depends on the order of its terms, so that no score depends on the number of
-    processes; some of the blocks, or none, may be a process's. An error of one process is an error of all.
+    Samples and images are dealt to processes in fixed blocks, and sample i is drawn by a generator of its own. Blocks'
+    features, codes and scores are added up by `ExactSum`, within its range the same in any order, so that no score
+    depends on the number of processes; some of the blocks, or none, may be a process's. An error of one process is an
+    error of all.
 
     Args:
         accelerator: gives device and processes
@@ -232,7 +240,7 @@ class Evaluator:
 
     def go_on(self, past: Sequence[dict[str, Any]]) -> None:
         """Count what a run's earlier processes spent, by the lines of their evaluations."""
-        scored = [line for line in past if "eval/seconds" in line]
+        scored = [line for line in past if "eval/seconds" in line and line.get("eval/seconds_share", 0) > 0]
         if scored:
             self.last = scored[-1]["eval/seconds"]
             self.spent = sum(line["eval/seconds"] for line in scored)
@@ -287,8 +295,8 @@ class Evaluator:
             image = system.sample(z)
             pixels = to_uint8(image)
             if system.can("posterior"):
-                missed.add_((system.posterior(image)[0] - z).to(self.device).double().square().sum())
-                size.add_(z.to(self.device).double().square().sum())
+                missed.add((system.posterior(image)[0] - z).to(self.device).double().square().sum())
+                size.add(z.to(self.device).double().square().sum())
             return pixels
 
         judged = self._judge(self.num, images)
@@ -319,7 +327,7 @@ class Evaluator:
             if self.distance:
                 values[self.distance.name] = self.distance(image, reconstructed)
             for name, value in values.items():
-                sums[name].add_(value.to(self.device).double().sum())
+                sums[name].add(value.to(self.device).double().sum())
             codes.update(*(part.to(self.device) for part in system.posterior(normalize(image))))
             return reconstructed
 
@@ -344,7 +352,7 @@ class Evaluator:
             image = self._read(source, index)
             translated = system.translate(normalize(image), direction)
             back = system.translate(translated, "b2a" if direction == "a2b" else "a2b")
-            cycle.add_(psnr(image.to(self.device), to_uint8(back).to(self.device)).sum())
+            cycle.add(psnr(image.to(self.device), to_uint8(back).to(self.device)).sum())
             return to_uint8(translated)
 
         judged = self._judge(len(source), images, scored=False, kept=0)
@@ -533,11 +541,11 @@ class Evaluator:
             if training:
                 raise RuntimeError(f"{what} is scored in eval mode, and {training[0] or 'it'} is in training mode")
 
-    def _zero(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=self.device)
+    def _zero(self) -> ExactSum:
+        return ExactSum((), self.device)
 
-    def _sum(self, value: Tensor) -> float:
-        return self.accelerator.reduce(value, "sum").item()
+    def _sum(self, value: ExactSum) -> float:
+        return self.accelerator.reduce(value.parts, "sum").sum().item()
 
     def _rows(self, count: int) -> list[slice]:
         """This process's share of the rows of a matrix of distances; a share's arithmetic is the same on any."""
@@ -546,21 +554,6 @@ class Evaluator:
 
     def _read(self, test: Samples, index: Tensor) -> Tensor:
         return read(test, index.numpy(), self.data.size, self.data.channels).image.to(self.accelerator.device)
-
-
-@contextmanager
-def exactly(device: torch.device) -> Iterator[None]:
-    """In float32 as it is written: no autocast, no TF32, no choice of algorithms by speed."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 @torch.no_grad()
@@ -639,4 +632,4 @@ def _count(n: int) -> str:
 if __name__ == "__main__":
     from trainer.score import main
 
-    main()
+    run_command(main)

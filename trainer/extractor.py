@@ -27,7 +27,8 @@ from data.loader import Samples, read
 from data.order import Order, permutation
 from models.networks.perceptual import Perceptual
 from trainer.batch import normalize
-from trainer.config import Data, Evaluate, is_first_on_machine
+from trainer.config import Data, Evaluate
+from trainer.launcher import is_first_on_machine
 from trainer.peers import on_main
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

@@ -1,10 +1,12 @@
 """A run's folder: one writer at a time, and a word of how the run is."""
 
+import errno
 import fcntl
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -12,9 +14,33 @@ from typing import IO, Literal, Self
 
 from trainer.checkpoint import replace
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 WAIT = 30  # seconds for a run that is about to leave
 
 Word = Literal["running", "finished", "preempted", "diverged", "failed"]
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder to write into that has anything but folders and regular files in it: a stranger's may have links
+    by which what is written lands in files elsewhere. The folder itself may be a link.
+
+    Raises:
+        ValueError: names what is neither.
+    """
+    for path in _neither_folders_nor_files(folder):
+        raise ValueError(
+            f"{path} is a link, or another special file, and a run writes into its folder: remove it. The run folder "
+            "itself may be a link to another disk"
+        )
+
+
+def _neither_folders_nor_files(folder: Path | str) -> Iterator[str]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:  # another run may be removing things
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _neither_folders_nor_files(entry.path)
+            elif not entry.is_file(follow_symlinks=False):
+                yield entry.path
 
 
 class RunFolder:
@@ -44,10 +70,11 @@ class RunFolder:
         """Keep other runs out.
 
         Raises:
-            ValueError: another run holds it, and goes on holding it.
+            ValueError: another run holds it, and goes on holding it; or there is a link in it.
             OSError: the folder cannot be made or written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_links(self.path)
         self._lock = lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed by __exit__)
         for waited in range(WAIT + 1):
             try:
@@ -68,11 +95,12 @@ class RunFolder:
         self.say("running")
 
     def check_free(self) -> None:
-        """Refuse a folder that another run holds at this moment; nothing is written.
+        """Refuse a folder that another run holds at this moment, or that has links in it; nothing is written.
 
         Raises:
-            ValueError: one does.
+            ValueError: it is so.
         """
+        refuse_links(self.path)
         with suppress(FileNotFoundError), open(self.path / ".lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -86,9 +114,20 @@ class RunFolder:
         )
 
     def say(self, state: Word) -> None:
-        """Write how the run is into the file `state`, for job scripts."""
-        self.word = state
-        replace(self.path / "state", f"{state}\n")
+        """Write how the run is into the file `state`, for job scripts.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.word, path = state, self.path / "state"
+        try:
+            replace(path, f"{state}\n")
+        except OSError as error:
+            if error.errno not in FULL or not path.exists():
+                raise
+            with open(path, "r+b") as file:  # a full disk still has the block that the word before is in
+                file.write(f"{state}\n".encode())
+                file.truncate()
 
 
 def _holder(lock: IO[str]) -> str:

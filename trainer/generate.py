@@ -3,8 +3,12 @@
 CHECKPOINT is a checkpoint's folder, or a run's, whose newest one is taken. Image i is the same whatever --num is.
 """
 
+from data.processes import end_when_interrupted, run_command
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,12 +24,14 @@ from tqdm import tqdm
 
 import models
 from data.errors import DataError
-from data.images import decode
+from data.files import read as read_file
+from data.images import LIMITS, decode
 from data.loader import read
 from data.shards import Shards
 from data.sources import find
 from models.load import checkpoint_of
-from trainer.batch import normalize, prior, to_uint8
+from trainer import schemas
+from trainer.batch import exactly, normalize, prior, to_uint8
 from trainer.config import refuse, refusing
 from trainer.pictures import Panels, grid, way
 
@@ -106,8 +112,8 @@ class Maker:
         able = [name for name, use in NEEDS.items() if self.system.can(use)]
         if command not in able:
             raise ValueError(f"{type(self.system).__name__} does not {command}: take {' or '.join(able)}")
-        data = json.loads((checkpoint / "manifest.json").read_text())["configuration"]["data"]
-        self.size, self.channels = data["size"], data["channels"]
+        saved = schemas.checkpoint(checkpoint)
+        self.size, self.channels = saved.configuration.data.size, saved.configuration.data.channels
         self.block = min(64, max(1, 64**3 // self.size**2))  # as evaluations, and less where padding would cost minutes
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -154,7 +160,7 @@ class Maker:
 
     def _whole(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         padding = given.new_zeros(self.block - len(given), *given.shape[1:])
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        with exactly(torch.device(self.device)):
             return use(torch.cat([given, padding]).to(self.device))[: len(given)].cpu()
 
     def _images(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
@@ -182,7 +188,7 @@ class Maker:
 
 def _decode(path: Path, size: int, channels: int) -> Tensor:
     try:
-        return torch.tensor(decode(path.read_bytes(), size, channels)).permute(2, 0, 1)
+        return torch.tensor(decode(read_file(path, LIMITS.bytes), size, channels)).permute(2, 0, 1)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         reason = getattr(error, "strerror", None) or "it is damaged, or no image"
         raise DataError(f"cannot read the image {path}: {reason}") from error
@@ -210,4 +216,4 @@ def write_grid(blocks: Blocks, path: Path) -> set[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -2,19 +2,14 @@
 
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
 
-from trainer.config import is_first_on_machine
-
-LEFT_EARLY = 75  # EX_TEMPFAIL: all is saved, and the same command goes on
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-GRACE = 60  # seconds that a process whose launcher is gone has to save
+from trainer import launcher
+from trainer.launcher import LEFT_EARLY, Signals
 
 
 class Leaving:
@@ -28,10 +23,9 @@ class Leaving:
     """
 
     def __init__(self, time_limit: str | None = None):
-        self.reason: str | None = None
         self.seconds = None if time_limit is None else parse(time_limit)
-        self._interrupted = False
-        self._launcher = os.getppid()
+        self._signals: Signals | None = None
+        self._late = False
         self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
         self._longest, self._last = 0.0, math.inf
 
@@ -47,52 +41,18 @@ class Leaving:
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last), now
         if self.seconds is not None and now - self._began + 2 * (self._longest + saving) + 1 > self.seconds:
-            self.reason = self.reason or "trainer.time_limit"
+            self._late = True
         return self.reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        return (self._signals and self._signals.reason) or ("trainer.time_limit" if self._late else None)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals instead of dying of them; the second Ctrl-C ends the process at once.
-
-        A thread notes them: handlers would wait as long as the main one waits for a device or for another process.
-        """
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        descriptor = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(reading,), daemon=True).start()
-        try:
+        """Leave for the signals, too, that have come since the program began, or come now; see `Signals`."""
+        with launcher.listening() as self._signals:
             yield
-        finally:
-            signal.set_wakeup_fd(descriptor)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            os.close(writing)
-
-    def _listen(self, reading: int) -> None:
-        with open(reading, "rb", buffering=0) as arriving:
-            while number := arriving.read(1):
-                if number[0] in SIGNALS:
-                    self._note(signal.Signals(number[0]))
-
-    def _note(self, number: signal.Signals) -> None:
-        if number == signal.SIGINT:
-            if self._interrupted:
-                _tell("left at once: what was done since the last checkpoint is lost")
-                os._exit(128 + number)
-            _tell("saving, then leaving; once more leaves at once")
-            self._interrupted = True
-        self.reason = self.reason or number.name
-        if os.getppid() != self._launcher:
-            timer = threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGKILL))
-            timer.daemon = True
-            timer.start()
-
-
-def _tell(text: str) -> None:
-    """Say something at once, whatever the main thread holds."""
-    if is_first_on_machine():
-        os.write(2, f"\n{text}\n".encode())
 
 
 def exit_code(left_early: bool) -> int:

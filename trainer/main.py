@@ -6,10 +6,17 @@ import sys
 if not __package__:  # run as a file: put the repository, not trainer/, on the path, so that this very clone is imported
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from trainer.launcher import follow_launcher
+from trainer.launcher import follow_launcher, listen
 
 if __name__ == "__main__":
     follow_launcher()
+    if not (dry := any(word.startswith("--dry_run") for word in sys.argv)):
+        listen()
+
+from data.processes import end_when_interrupted, run_program
+
+if __name__ == "__main__" and dry:
+    end_when_interrupted()
 
 from trainer.config import configure
 
@@ -20,12 +27,4 @@ if __name__ == "__main__":
         from trainer.train import train as work
     else:
         from trainer.plan import dry_run as work
-    try:
-        code = work(config)
-    except SystemExit as stopped:  # what went wrong has been told
-        code = int(stopped.code or 0)
-    # Leave without taking the process group's threads down, which now and then aborts a loaded machine's rank, or waits
-    # for one that is gone.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_program(lambda: work(config))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SEED = 2020  # of torch-fidelity's shuffles and subsets, so that its numbers are ours
 # Adding and taking away such a number rounds to multiples of 2^-20, or of 2^-60: its last place's.
@@ -133,7 +133,9 @@ class InceptionScore(ExactSum):
         logits = logits.double()
         p = logits.softmax(1)
         terms = torch.cat([torch.ones_like(p[:, :1]), (p * logits.log_softmax(1)).sum(1, keepdim=True), p], 1)
-        self.add(torch.zeros_like(self.parts[0]).index_add_(0, self.split[index].to(logits.device), terms))
+        # A product and no index_add_, which on a GPU adds in whatever order threads come.
+        dealt = self.split[index] == torch.arange(self.parts.shape[1])[:, None]
+        self.add(dealt.to(terms) @ terms)
 
     @staticmethod
     def compute(parts: Tensor) -> tuple[float, float]:
@@ -268,7 +270,7 @@ def manifold_scores(counts: Neighbours, num_fake: int) -> dict[str, float]:
 # ---- codes and pixels
 
 
-class Codes:
+class Codes(ExactSum):
     """How codes of images fit the prior N(0, I), from sums over images (or over images and positions, of maps).
 
     Args:
@@ -277,7 +279,7 @@ class Codes:
     """
 
     def __init__(self, dim: int, device: torch.device):
-        self.parts = torch.zeros(dim + 2, dim + 1, dtype=torch.float64, device=device)
+        super().__init__((dim + 2, dim + 1), device)
         self.dim = dim
 
     def update(self, mean: Tensor, log_variance: Tensor) -> None:
@@ -287,8 +289,7 @@ class Codes:
             for x in (mean, log_variance.exp())
         )
         extended = torch.cat([mean, torch.ones_like(mean[:, :1])], 1)
-        self.parts[:-1] += extended.T @ extended
-        self.parts[-1, :-1] += variance.sum(0)
+        self.add(torch.cat([extended.T @ extended, nn.functional.pad(variance.sum(0, keepdim=True), (0, 1))]))
 
     def compute(self, parts: Tensor) -> tuple[float, float]:
         """Prior gap and active units, from all `parts`, added up.
@@ -297,7 +298,7 @@ class Codes:
         the covariance of draws from the posteriors in closed form. A unit is active where its mean varies by more
         than 0.01 between images (Burda et al. 2016, section 5.2).
         """
-        total = parts.cpu()
+        total = parts.sum(0).cpu()
         count = total[-2, -1]
         mean, variance = total[-2, :-1] / count, total[-1, :-1] / count
         between = total[:-2, :-1] / count - mean[:, None] * mean

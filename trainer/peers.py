@@ -19,7 +19,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
+from models import System
 from trainer.config import ANSWER, RunError, ask_store
+from trainer.launcher import on_one_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 MEETING = "anew://"  # how processes find each other: see `_meet`
@@ -39,6 +41,7 @@ class Peers:
         self.accelerator, self.timeout = accelerator, timeout
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.hosts = gather_object([socket.gethostname()])
+        self.processors = gather_object([_processor(accelerator.device)])
         self.step = 0
         self._asked: tuple[dist.Work, Tensor] | None = None
         self._group: dist.ProcessGroup | None = None
@@ -91,6 +94,8 @@ class Peers:
             return [rank for rank in range(self.world) if not store.check([f"here/{rank}"])]
 
         missing = ask_store(absent, 2 * ANSWER)
+        if missing is None and on_one_machine():
+            return self.name(0)
         if missing is None:
             return f"the machine of {self.name(0)}, or the network to it,"
         return ", ".join(map(self.name, missing)) or "a process that has answered again"
@@ -109,19 +114,30 @@ class Peers:
                         f"{theirs.get(what)} there. Give all of them the same"
                     )
 
-    def check_weights(self, networks: dict[str, nn.Module]) -> None:
-        """Weights must be the same to the bit on all processes, as they are where every gradient was exchanged.
+    @torch.no_grad()
+    def share(self, system: System) -> None:
+        """Give all processes the main one's weights and statistics, of the networks that somebody moves."""
+        if self.world > 1:
+            for name, value in system.state_dict().items():
+                if name.partition(".")[0] not in system.frozen:
+                    dist.broadcast(value, 0)
+
+    def check_weights(self, parts: dict[str, list[Tensor]]) -> None:
+        """Weights and statistics must be the same to the bit on all processes, as they are where all was exchanged.
+
+        Args:
+            parts: tensors by the name of what they are of
 
         Raises:
-            RunError: names the processes and networks that differ from most.
+            RunError: names the processes and parts that differ from most.
         """
         if self.world == 1:
             return
-        sums = torch.stack([checksum(network) for network in networks.values()])
+        sums = torch.stack([checksum(tensors) for tensors in parts.values()])
         found = self.accelerator.gather(sums[None]).cpu()
         usual = found.mode(0).values
         astray = {
-            rank: [name for name, other in zip(networks, row.tolist(), strict=True) if other]
+            rank: [name for name, other in zip(parts, row.tolist(), strict=True) if other]
             for rank, row in enumerate(found != usual)
             if row.any()
         }
@@ -131,10 +147,22 @@ class Peers:
             )
             than = "most" if len(astray) < self.world / 2 else "the others, and no majority says which are right"
             raise RunError(
-                f"step {self.step + 1}: {whose} than {than}. Memory or a device may be at fault: leave that machine "
-                "out, or take --trainer.grad_sync flat, and give the same command again, which goes on from the newest "
-                "checkpoint"
+                f"step {self.step + 1}: {whose} than {than}. {self._why()}, and give the same command again, which "
+                "goes on from the newest checkpoint"
             )
+
+    def _why(self) -> str:
+        """What may make weights differ that all processes began with, and what to do about it."""
+        if len({*self.processors}) > 1:
+            unlike = ", ".join(f"{kind} on {self.name(rank)}" for rank, kind in enumerate(self.processors))
+            return (
+                f"Unlike processors round otherwise ({unlike}): take machines that are alike, or for CPUs set "
+                "ATEN_CPU_CAPABILITY=default on all"
+            )
+        return (
+            "Memory or a device may be at fault: leave that machine out, or take --trainer.grad_sync flat, which can "
+            "miss no gradient"
+        )
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
@@ -158,12 +186,22 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
 
 def _meet(url: str, timeout: timedelta) -> Iterator[tuple[dist.Store, int, int]]:
-    """torch's env://, but each start of the processes has a part of the launcher's store to itself.
+    """torch's env://, but each start of the processes has a part of the launcher's store to itself, and where all are
+    on one machine, a store that no other machine reaches.
 
     A launcher that starts them again keeps its store, where gloo would find the places of the processes before. What
     the launchers know of restarts may differ, so process 0 names the start, and answers whoever asks for the name.
     """
-    for store, rank, world_size in rendezvous(urlparse(url)._replace(scheme="env").geturl(), timeout=timeout):
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if on_one_machine():
+        for library in ("GLOO", "NCCL"):  # they, too, would listen where other machines reach them
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            port = int(os.environ["MASTER_PORT"])
+            listening = _listen(port) if rank == 0 else None
+            yield _on_loopback(port, listening, world_size, timeout), rank, world_size
+            return
+    for store, _, _ in rendezvous(urlparse(url)._replace(scheme="env").geturl(), timeout=timeout):
         own = uuid4().hex
         if rank:
             store.set(f"asks {rank}", own)
@@ -179,7 +217,33 @@ def _meet(url: str, timeout: timedelta) -> Iterator[tuple[dist.Store, int, int]]
                     if store.check([f"asks {other}"]):
                         store.set(f"answer to {store.get(f'asks {other}').decode()}", name)
                 time.sleep(PAUSE)
-        yield dist.PrefixStore(name, store), rank, world_size
+        part: dist.Store = dist.PrefixStore(name, store)
+        if on_one_machine():
+            listening = None
+            if rank == 0:
+                listening = _listen()
+                part.set("port", str(listening.getsockname()[1]))
+            part = _on_loopback(int(part.get("port")), listening, world_size, timeout)
+        yield part, rank, world_size
+
+
+def _listen(port: int = 0) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
+
+
+def _on_loopback(port: int, listening: socket.socket | None, world_size: int, timeout: timedelta) -> dist.TCPStore:
+    """A store in process 0, the one with the listening socket: torch's own socket would be open to every network, and
+    whoever reaches the store can have the processes meet at another place, and send them pickles there."""
+    descriptor = None if listening is None else listening.detach()
+    return dist.TCPStore(
+        "127.0.0.1",
+        port,
+        world_size,
+        is_master=descriptor is not None,
+        timeout=timeout,
+        master_listen_fd=descriptor,
+        use_libuv=False,  # which takes no socket
+    )
 
 
 register_rendezvous_handler(urlparse(MEETING).scheme, _meet)
@@ -210,11 +274,21 @@ def _is_of_the_network(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "caused pair closure"))
 
 
-def checksum(network: nn.Module) -> Tensor:
-    """int64: a sum over the bits of all weights and buffers."""
+def _processor(device: torch.device) -> str:
+    """What decides how a process's arithmetic rounds."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
+def tensors_of(network: nn.Module) -> list[Tensor]:
+    """A network's weights and buffers."""
+    return [*network.parameters(), *network.buffers()]
+
+
+def checksum(tensors: list[Tensor]) -> Tensor:
+    """int64: a sum over the bits of all numbers."""
     words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    total = torch.zeros((), dtype=torch.int64, device=next(network.parameters()).device)
-    for i, value in enumerate((*network.parameters(), *network.buffers())):
+    total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
+    for i, value in enumerate(tensors):
         total += (2 * i + 1) * value.detach().reshape(-1).view(words[value.element_size()]).sum(dtype=torch.int64)
     return total
 

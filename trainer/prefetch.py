@@ -5,9 +5,13 @@ dinov2-vit-l-14. They go to TORCH_HOME (now %(home)s), where a run finds them: s
 compute nodes can read, here and there.
 """
 
+from data.processes import end_when_interrupted, run_command
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
 import argparse
 import hashlib
-import sys
 from pathlib import Path
 
 import torch
@@ -59,4 +63,4 @@ def _vgg16() -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from trainer.checkpoint import replace
 from trainer.pictures import Panels, grid
+from trainer.results import Line, lines_of
 
 SCORES = {  # charts: of what, and the tags of
     "FID and rFID": ("fid", "eval/fid.*", "eval/rfid.*"),
@@ -56,9 +57,11 @@ class Record:
         self._pending, self._lock = "", threading.Lock()  # lines that are not yet on the disk
         self._failed: set[str] = set()
         self._whole = step  # so far the curves are on the disk
+        self._last = 0  # step of the last line
         if self.metrics.exists():
-            lines = self.metrics.read_text().splitlines(keepends=True)
-            replace(self.metrics, "".join(line for line in lines if _is_kept(line, step, owes)))
+            kept = [line for line in lines_of(folder) if _is_kept(line, step, owes)]
+            replace(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
+            self._last = kept[-1]["step"] if kept else 0
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self.began, self.first = time.monotonic(), step
@@ -105,7 +108,7 @@ class Record:
         with self._trying("TensorBoard's curves"):
             self._plot(step, values)
         with self._trying("metrics.jsonl"):
-            self._append(json.dumps({"step": step, **values, **facts}) + "\n")
+            self._append(json.dumps({"step": step, **values, **facts}) + "\n", step)
 
     def scores(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """An evaluation's scores: recorded, and shown by short names."""
@@ -183,8 +186,7 @@ class Record:
             OSError: there is no room for metrics.jsonl.
         """
         if self.is_main:
-            self._append("")
-            step = _last_step(self.metrics)
+            step = self._append()
             with self._trying("TensorBoard's curves"):
                 if "TensorBoard's curves" in self._failed:
                     self._reopen()
@@ -198,10 +200,14 @@ class Record:
             with self._trying("TensorBoard's curves"):
                 self.board.close()
 
-    def _append(self, line: str) -> None:
-        """Add a line to metrics.jsonl, and those that waited; what cannot be written as a whole waits."""
+    def _append(self, line: str = "", step: int = 0) -> int:
+        """Add a step's line to metrics.jsonl, and those that waited; what cannot be written as a whole waits.
+
+        The saver's thread calls this, too. Returns the step of the last line that is on the disk.
+        """
         with self._lock:
             self._pending += line
+            self._last = step or self._last
             with open(self.metrics, "ab", buffering=0) as file:
                 whole, rest = file.tell(), self._pending.encode()
                 try:
@@ -212,14 +218,16 @@ class Record:
                     file.truncate(whole)
                     raise
             self._pending = ""
+            return self._last
 
     def _reopen(self) -> None:
         """Begin TensorBoard's file anew after a failure, with what came since it was last whole."""
         self.board = SummaryWriter(str(self.folder), purge_step=self._whole + 1)
-        for line in self.metrics.read_text().splitlines():
-            values = json.loads(line)
-            if values["step"] > self._whole:
-                self._plot(values["step"], values)
+        with self._lock:  # or a line might be on its way
+            lines = lines_of(self.folder)
+        for line in lines:
+            if line["step"] > self._whole:
+                self._plot(line["step"], line)
 
     def _plot(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -237,15 +245,15 @@ class Record:
                 self.say(f"{what} cannot be written in {self.folder}: {error}. The run goes on")
 
 
-def _last_step(metrics: Path) -> int:
-    lines = metrics.read_text().splitlines()
-    return json.loads(lines[-1])["step"] if lines else 0
+def _told_here(thrown: threading.ExceptHookArgs, others: Callable[..., Any] = threading.excepthook) -> None:
+    """Print no traceback of what TensorBoard's thread cannot write: its next caller is raised that, and tells it."""
+    if not (isinstance(thrown.exc_value, OSError) and type(thrown.thread).__module__.startswith("tensorboard.")):
+        others(thrown)
 
 
-def _is_kept(line: str, step: int, owes: bool) -> bool:
-    try:
-        values = json.loads(line)
-    except ValueError:  # cut short by a kill
-        return False
-    scores = any(name.startswith("eval/") for name in values)
-    return values["step"] < step or (values["step"] == step and not (owes and scores))
+threading.excepthook = _told_here
+
+
+def _is_kept(line: Line, step: int, owes: bool) -> bool:
+    scores = any(name.startswith("eval/") for name in line)
+    return line["step"] < step or (line["step"] == step and not (owes and scores))

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from models.manifest import check_regular
+from trainer import schemas
+
 Line = dict[str, Any]
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided: the seeds overlap"
 FAR = 2.0  # times a VAE's FID: far worse
@@ -67,15 +70,24 @@ BY_KEY = {measure.key: measure for measure in MEASURES}
 
 
 def lines_of(folder: Path) -> list[Line]:
-    """A run's metrics; a last line cut short by a kill is no line."""
-    lines = []
+    """A run's metrics, less lines that are none."""
     path = folder / "metrics.jsonl"
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+    check_regular(path)
+    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [line for text in texts if (line := line_of(text)) is not None]
+
+
+def line_of(text: str) -> Line | None:
+    """A line of metrics.jsonl; None for one that was cut short by a kill, or that no run writes."""
+    try:
+        line = json.loads(text)
+        schemas.checked(line, schemas.Logged, "a line")
+        schemas.checked({name: value for name, value in line.items() if "/" in name}, dict[str, float], "a line")
+        if "extractor" in line:
+            schemas.checked(line, schemas.Evaluated, "a line")
+    except (ValueError, RecursionError):
+        return None
+    return line
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ archive, WebDataset shards. Many processes: `accelerate launch -m trainer.evalua
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from PIL import Image
 from torch import Tensor
 
@@ -32,15 +33,16 @@ from data.order import permutation
 from data.shards import Shards
 from data.sources import Listed, open_source
 from models.load import checkpoint_of
-from trainer import metrics, statistics
+from trainer import metrics, schemas, statistics
 from trainer.audit import audit
 from trainer.build import keep_memory
 from trainer.config import METRICS, Data, Evaluate, Location, refuse, refusing
 from trainer.evaluate import KEPT, Evaluator
 from trainer.extractor import LPIPS, Extractor, build
+from trainer.folder import refuse_links
 from trainer.generate import Parser
 from trainer.metrics import Gaussian, Moments
-from trainer.peers import MEETING
+from trainer.peers import MEETING, Peers, code, on_main
 from trainer.statistics import Statistics
 
 TIMEOUT = timedelta(hours=2)  # for the others, where one process trains a demo-cnn or waits for a download
@@ -48,11 +50,14 @@ MOST_KEPT = 50_000  # real images whose features are compared one by one
 WORDS = {  # of the trainer's settings, by the names that they have here
     ", or train without scores: --evaluate.every 0": "",
     "--evaluate.": "--",
+    "--data.cache": "--cache",
+    "data.cache": "--cache",
     "evaluate.": "--",
     "data.channels is": "the images' channels (--channels) are",
     "data.test holds": "--against holds",
     "SOURCE ": "",
 }
+SIDES = range(8, 4097)  # pixels to which images are brought
 Pixels = Callable[[Tensor], Tensor]  # indices [n] to uint8 [n, c, h, w]
 
 
@@ -69,14 +74,22 @@ def parser() -> Parser:
     made.add_argument("--extractor", help="inception, demo-cnn, ...; unset: the run's, or for images inception")
     made.add_argument("--weights", help="file of its weights")
     made.add_argument("--lpips", help="file of torchvision's vgg16 weights, for LPIPS of reconstructions")
+    made.add_argument("--cache", metavar="FOLDER", help="for a run's remote shards, on a disk of this machine")
+    made.add_argument("--cache_gb", type=PositiveFloat, help="gigabytes that it never passes; unset: the run's")
     made.add_argument("--statistics", type=Path, help="folder that keeps real statistics; unset: the run's, or none")
     made.add_argument("--unverified", action="store_true", help="take an .npz that does not say what it is of")
-    made.add_argument("--size", type=PositiveInt, help="pixels a side that images are brought to; unset: they have one")
+    made.add_argument("--size", type=_side, help="pixels a side that images are brought to; unset: they have one")
     made.add_argument("--channels", type=int, choices=[1, 3], help="of images; unset: the first one's")
     made.add_argument("--seed", type=NonNegativeInt, help="of the samples; unset: the run's")
     made.add_argument("--out", metavar="FOLDER", type=Path, help="write the scored samples there as PNG")
     made.add_argument("--audit", action="store_true", help="recompute by torch-fidelity; fail where it disagrees")
     return made
+
+
+def _side(word: str) -> int:
+    if not word.isdecimal() or int(word) not in SIDES:
+        raise argparse.ArgumentTypeError(f"'{word}' pixels: expected {SIDES[0]} to {SIDES[-1]}")
+    return int(word)
 
 
 @dataclass
@@ -163,21 +176,40 @@ def _job(settings: argparse.Namespace, accelerator: Accelerator) -> Job:
         raise ValueError(f"--out {out} is there already, and not empty: name a new folder")
     if settings.audit and settings.against and settings.against.endswith(".npz"):
         raise ValueError("--audit needs images on both sides, and --against names statistics")
-    if (path / "manifest.json").exists() or (path / "checkpoints").is_dir():
-        return _of_checkpoint(settings, accelerator, checkpoint_of(path), wanted)
+    if found := on_main(accelerator, lambda: _found(path)):  # a run that goes on may save another one meanwhile
+        return _of_checkpoint(settings, accelerator, found, wanted)
     return _of_images(settings, accelerator, wanted)
 
 
+def _found(path: Path) -> Path | None:
+    """The checkpoint that a path names; None where it names no run."""
+    return checkpoint_of(path) if (path / "manifest.json").exists() or (path / "checkpoints").is_dir() else None
+
+
+def _check_alike(settings: argparse.Namespace, accelerator: Accelerator, **own: Any) -> None:
+    """All processes must score the same by the same program, or they would add up what has no common meaning."""
+    asked = {name: str(value) for name, value in vars(settings).items()}
+    Peers(accelerator, int(TIMEOUT.total_seconds())).check_alike({"code": code(), **asked, **own})
+
+
+def _identity(settings: argparse.Namespace, real: Samples | Statistics) -> str:
+    """A fingerprint of images, or of the file that statistics of some are in."""
+    if isinstance(real, Statistics):
+        return hashlib.sha256(Path(settings.against).read_bytes()).hexdigest()
+    return real.fingerprint()
+
+
 def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Path, wanted: list[str]) -> Job:
-    saved = json.loads((path / "manifest.json").read_text())
-    configuration, step = saved["configuration"], saved["step"]
-    known, home = configuration["data"], path.resolve().parent
+    saved = schemas.checkpoint(path)
+    known, home = saved.configuration.data, path.resolve().parent
     run = home.parent if home.name == "checkpoints" else None  # a copy elsewhere has none
+    if run:
+        refuse_links(run)  # statistics are kept there
     if settings.size or settings.channels:
         raise ValueError("--size and --channels are of images; a checkpoint's are its own")
-    data = Data(**{name: known[name] for name in ("train", "test", "size", "channels", "cache", "cache_gb")})
+    data = _data(settings, known)
     system = models.load(path).to(accelerator.device)
-    evaluate = _extractor_of(settings, configuration["evaluate"], run)
+    evaluate = _extractor_of(settings, saved.configuration.evaluate, run)
     if settings.against:
         tests = [_real(settings, None)]  # read as its own held-out images are
         if system.can("translate"):
@@ -188,9 +220,11 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
         raise ValueError(f"{path} was trained without held-out images (data.test): name some with --against")
     shards = [test for test in tests if not isinstance(test, Statistics)]
     trains = _trains(evaluate, data)
+    identities = [_identity(settings, images) for images in (*tests, *trains)]
+    _check_alike(settings, accelerator, checkpoint=saved.sha256, images=identities)
     extractor = build(evaluate, data, run or Path(), trains, shards, accelerator)
     _check_asked(settings, system, extractor)
-    seed = configuration["trainer"]["seed"] if settings.seed is None else settings.seed
+    seed = saved.configuration.trainer.seed if settings.seed is None else settings.seed
     num = settings.num or 10_000
     evaluator = Evaluator(
         accelerator,
@@ -210,7 +244,7 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
         images = lambda index: evaluator.samples(system, index)  # noqa: E731
     elif settings.audit or settings.out:
         raise ValueError(f"--audit and --out are of samples, and {type(system).__name__} draws none")
-    facts = {"checkpoint": str(path), "step": step, "weights": "ema", "seed": seed, **_asked(settings)}
+    facts = {"checkpoint": str(path), "step": saved.step, "weights": "ema", "seed": seed, **_asked(settings)}
     return Job(evaluator, lambda: evaluator(system), images, num, tests[0], facts)
 
 
@@ -220,8 +254,8 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
         raise ValueError(
             f"{settings.what} is no run or checkpoint{missing}: name one, or for images also real ones with --against"
         )
-    if settings.seed is not None or settings.lpips:
-        raise ValueError("--seed and --lpips have no effect on images: leave them unset")
+    if settings.seed is not None or settings.lpips or settings.cache or settings.cache_gb:
+        raise ValueError("--seed, --lpips, --cache and --cache_gb have no effect on images: leave them unset")
     fake = _listed(settings.what)
     num = settings.num or len(fake)
     if num > len(fake):
@@ -229,7 +263,8 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
     size, channels = _look(fake, settings)
     data = Data(Location(""), None, size, channels)
     real = _real(settings, size, channels)
-    evaluate = _extractor_of(settings, {}, None)
+    _check_alike(settings, accelerator, images=[fake.fingerprint(), _identity(settings, real)])
+    evaluate = _extractor_of(settings, None, None)
     if evaluate.extractor == "demo-random" and isinstance(real, Statistics):
         raise ValueError("--extractor demo-random is made of the real images, and --against names statistics")
     against = [] if isinstance(real, Statistics) else [real]
@@ -281,10 +316,30 @@ def _asked(settings: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in ("against", "unverified") if (value := getattr(settings, name))}
 
 
-def _extractor_of(settings: argparse.Namespace, known: dict[str, Any], run: Path | None) -> Evaluate:
-    """The extractor of the command line, or else the run's, whose demo-cnn is taken as it was trained."""
-    kind = settings.extractor or known.get("extractor", "inception")
-    weights = settings.weights or (known.get("weights") if kind == known.get("extractor") else None)
+def _data(settings: argparse.Namespace, known: schemas.Images) -> Data:
+    """A run's data settings, less those by which its folder would have something run or written on this machine."""
+    train, test = (
+        [*map(Location, [named] if isinstance(named, str) else named or [])] for named in (known.train, known.test)
+    )
+    cache = Location(os.path.abspath(settings.cache)) if settings.cache else None
+    return Data(train, test, known.size, known.channels, cache=cache, cache_gb=settings.cache_gb or known.cache_gb)
+
+
+def _extractor_of(settings: argparse.Namespace, known: schemas.Extractor | None, run: Path | None) -> Evaluate:
+    """The extractor of the command line, or else the run's, whose demo-cnn is taken as it was trained.
+
+    A file is opened only if the command line names it: a run's folder may be a stranger's, and such a file code.
+    """
+    kind = settings.extractor or (known.extractor if known else "inception")
+    weights = settings.weights
+    if known and kind == known.extractor:
+        code = kind == "file" and not settings.extractor
+        if code or (known.weights and not weights):
+            warning = ". It is code, which runs on this machine: name none that you do not trust" * (kind == "file")
+            raise ValueError(
+                f"the run was scored by {kind}, of the file {known.weights!r}, and a file that a run's folder names is "
+                f"not opened: name it with --extractor {kind} --weights FILE{warning}"
+            )
     if kind == "demo-cnn" and not weights:
         if run is None:
             raise ValueError("--extractor demo-cnn is a run's own: name its file with --weights")
@@ -301,7 +356,7 @@ def _trains(evaluate: Evaluate, data: Data) -> list[Shards]:
 
 def _opened(setting: str, data: Data, sources: list[str]) -> list[Shards]:
     try:
-        return data.open(sources)
+        return data.open(sources, by_user=False)  # the checkpoint's manifest names them
     except DataError as error:
         raise DataError(f"the run's {setting}: {error}. Images elsewhere: --against") from error
 

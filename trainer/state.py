@@ -8,7 +8,8 @@ from torch import nn
 from data.order import Order
 from data.shards import Shards
 from models import System
-from trainer import checkpoint
+from models import manifest as manifests
+from trainer import checkpoint, schemas
 from trainer.config import FREE, Config, differences
 from trainer.ema import EMA
 from trainer.step import Mover
@@ -72,7 +73,12 @@ class State:
         }
 
     def load(self, tensors: checkpoint.Tensors, manifest: dict[str, Any]) -> None:
-        """Put back what `tensors` and `manifest` gave."""
+        """Put back what `tensors` and `manifest` gave.
+
+        Raises:
+            ValueError: tensors are missing, or of other names or shapes than the settings give.
+        """
+        self._check_tensors(tensors)
         self.load_networks(tensors)
         for name, network in self.ema.system.named_children():
             network.load_state_dict(tensors[f"ema.{name}"])
@@ -82,6 +88,18 @@ class State:
                 scaler = dict(manifest["scalers"][mover.player.name])
                 mover.overflows.fill_(scaler.pop("overflows"))
                 mover.scaler.load_state_dict(scaler)
+
+    def _check_tensors(self, tensors: checkpoint.Tensors) -> None:
+        expected = self.tensors()
+        for mover in self.movers:  # an optimizer knows no tensors yet
+            file = f"optimizer.{mover.player.name}"
+            moved = {name.rpartition(".")[0] for name in tensors.get(file, {})}  # late starters have not moved yet
+            expected[file] = checkpoint.optimizer_shapes({n: p for n, p in mover.parameters.items() if n in moved})
+        for name, own in expected.items():
+            try:
+                manifests.check_tensors(f"{name}.safetensors", tensors.get(name, {}), own)
+            except ValueError as error:
+                raise ValueError(f"the checkpoint in {self.config.run_dir} cannot be gone on from: {error}") from error
 
     def load_networks(self, tensors: checkpoint.Tensors) -> None:
         """Put back what `trained` gave."""
@@ -100,9 +118,8 @@ class State:
         Raises:
             ValueError: names what is other, less what may be and what the settings accept.
         """
-        where = self.config.run_dir
-        if "owes" not in manifest:
-            raise ValueError(f"{where} holds a run of an older version: take another --trainer.run_dir")
+        where, steps = self.config.run_dir, self.config.trainer.steps
+        kept = schemas.checked(manifest, schemas.Kept, f"the manifest of the checkpoint in {where}")
         changed = self._changes(manifest)
         accepted = [line for line in changed if self.config.trainer.accept_new_data and _is_new_data(line)]
         if accepted and speaks:
@@ -116,6 +133,15 @@ class State:
                 + "; or accept what steps see as it is now: --trainer.accept_new_data true"
                 * all(map(_is_new_data, changed))
             )
+        if kept.step > steps:
+            raise ValueError(
+                f"trainer.steps is {steps:,}, and {where} holds a run that has made {kept.step:,} already: raise it, "
+                "or take another --trainer.run_dir"
+            )
+        if len(kept.data) != len(self.trains):
+            raise ValueError(f"{where} holds a run on {len(kept.data)} sets of images, expected {len(self.trains)}")
+        if fp16 := {mover.player.name for mover in self.movers if mover.scaler} - kept.scalers.keys():
+            raise ValueError(f"the manifest of the checkpoint in {where} lacks the loss scaler of {', '.join(fp16)}")
 
     def _changes(self, manifest: dict[str, Any]) -> list[str]:
         """What is other than when the run was saved, a line each, less what may be."""

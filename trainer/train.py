@@ -1,7 +1,6 @@
 """A run, top to bottom."""
 
 import copy
-import gc
 import math
 import os
 import sys
@@ -28,7 +27,7 @@ from trainer.config import Config, DivergedError, RunError, flat, refusing, stop
 from trainer.ema import EMA
 from trainer.folder import RunFolder, Word
 from trainer.leave import Leaving, exit_code
-from trainer.peers import ROOT, Peers, code, meeting
+from trainer.peers import ROOT, Peers, code, meeting, tensors_of
 from trainer.pictures import panels
 from trainer.record import Record
 from trainer.results import lines_of
@@ -84,6 +83,7 @@ class Run:
         self.orders = orders_of(config, self.trains)
 
         self.system.to(accelerator.device)
+        self.peers.share(self.system)  # processors draw other last digits from one seed
         self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
         self.networks = self.system.networks()
         for name, network in self.networks.items():
@@ -143,7 +143,6 @@ class Run:
             raise
         finally:
             self.record.close()
-        gc.collect()  # or what the workers shared would be told as leaked when the process leaves at once
         return left
 
     def _train(self) -> bool:
@@ -228,7 +227,9 @@ class Run:
             raise self._diverged(*failed)
         if weights:
             averages = {f"the average of {name}": ema for name, ema in self.ema.system.named_children()}
-            self.peers.check_weights(self.networks | averages)
+            parts = {name: tensors_of(network) for name, network in (self.networks | averages).items()}
+            statistics = self.system.named_buffers(recurse=False)
+            self.peers.check_weights(parts | {f"the statistic {name}": [value] for name, value in statistics})
 
     def _log(self, steps: int, began: float, waited: float) -> None:
         terms = self.mover.meter.read(self.accelerator)
@@ -310,8 +311,7 @@ class Run:
         try:
             scores = self.evaluator(self.ema.system)
         except FloatingPointError as error:
-            self._say("diverged")
-            raise DivergedError(f"step {self.step}: the averaged networks' images cannot be scored: {error}") from error
+            raise self._unusable(str(error)) from error
         past = lines_of(self.folder.path) if self.accelerator.is_main_process else []
         told = hints(past, scores, self.evaluator.facts)
         facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
@@ -324,8 +324,24 @@ class Run:
 
     @torch.no_grad()
     def _draw(self) -> None:
+        trouble = None
         if self.accelerator.is_main_process:
-            self.record.pictures(self.step, panels(self.ema.system, *self.panels))
+            try:
+                self.record.pictures(self.step, panels(self.ema.system, *self.panels))
+            except FloatingPointError as error:
+                trouble = str(error)
+        (trouble,) = broadcast_object_list([trouble])
+        if trouble:
+            raise self._unusable(trouble)
+
+    def _unusable(self, trouble: str) -> DivergedError:
+        """What is told of averages that make images which are not finite, though every loss and gradient was."""
+        self._say("diverged")
+        kept = f" The checkpoints in {self.checkpoints} are intact." if self.checkpoints.exists() else ""
+        return DivergedError(
+            f"step {self.step}: the averaged networks' images cannot be used: {trouble}.{kept} Start again in another "
+            "run folder with lower learning rates (--system.PLAYER.lr), or with --system.PLAYER.clip"
+        )
 
     # ---- its state
 

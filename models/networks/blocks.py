@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 Norm = Literal["none", "group"]
 SLOPE = 0.2  # of every leaky ReLU
+MOST_BLOCKS = 64  # at a size: a downloaded run's settings must not keep a machine busy without end
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Networks:
         for name in ("width", "blocks"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"system.networks.{name} is {getattr(self, name)}, expected more than 0")
+        if self.blocks > MOST_BLOCKS:
+            raise ValueError(f"system.networks.blocks is {self.blocks}, expected {MOST_BLOCKS} at most")
         if self.family == "dcgan" and self.blocks != Networks.blocks:
             raise ValueError("system.networks.blocks has no effect in the dcgan family: take residual, or leave it")
         if self.attention and self.family == "dcgan":

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from models.losses import full
 from models.networks.blocks import SLOPE, Networks, Resample, channels_at, initialize, normalization, residuals
 
 
@@ -40,7 +41,8 @@ class Decoder(nn.Module):
         hidden = self.stem(z)
         if self.flat:
             hidden = hidden.unflatten(1, (-1, self.size, self.size))
-        return self.last(self.trunk(hidden)).tanh()
+        # In half precision tanh would be 1 from 3.5 on, and a wrong pixel there would have no gradient.
+        return full(self.last(self.trunk(hidden))).tanh()
 
 
 def _transposed(settings: Networks, widths: list[int]) -> list[nn.Module]:

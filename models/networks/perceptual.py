@@ -43,11 +43,12 @@ class Perceptual(nn.Module):
         import torchvision.models  # takes a second
 
         self.kind = kind
-        network = getattr(torchvision.models, {"lpips": "vgg16", "convnext": "convnext_small"}[kind])(weights=None)
+        with torch.device("meta"):  # to draw weights that the file replaces would take seconds
+            network = getattr(torchvision.models, {"lpips": "vgg16", "convnext": "convnext_small"}[kind])(weights=None)
         try:
             with Path(weights).open("rb") as file:
                 self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), assign=True)
         except Exception as error:  # pickle's, zip's and load_state_dict's many ways to say that a file is another one
             raise ValueError(
                 f"{setting}: {weights} is not torchvision's state_dict of "

@@ -1,0 +1,115 @@
+"""What a checkpoint says of itself: its manifest, whose shape is checked as it is read, and its files' checksums."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import safetensors.torch
+from msgspec import Meta
+from torch import Tensor
+
+LARGEST = 64 << 20  # bytes of a manifest
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safetensors$")]  # of the folder itself
+
+
+class Manifest(msgspec.Struct):
+    """What every manifest has; the trainer's own fields are described in trainer/schemas.py."""
+
+    step: Annotated[int, Meta(ge=0, le=10**18)]
+    files: dict[FileName, Digest]
+    sha256: Digest  # of the rest
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's `checkpoints` folder, newest first."""
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_[0-9]{8,18}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The manifest in a checkpoint's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or has another shape than a manifest.
+    """
+    file = path / "manifest.json"
+    check_regular(file)
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"its manifest has more than {LARGEST:,} bytes")
+    content = file.read_bytes()
+    try:
+        manifest = json.loads(content)
+        msgspec.convert(manifest, Manifest)
+        whole = content == sealed({name: value for name, value in manifest.items() if name != "sha256"})
+    except RecursionError as error:
+        raise ValueError("its manifest is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"its manifest is not one: {error}") from error
+    if not whole:
+        raise ValueError("its manifest does not match its checksum")
+    return manifest
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest with the checksum of its own content."""
+    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps(manifest | {"sha256": digest}, indent=1).encode()
+
+
+def tensors(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
+    """The tensors in the file `name` of a checkpoint's folder.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError, SafetensorError: it is damaged.
+    """
+    if name not in manifest["files"]:
+        raise ValueError(f"its manifest lists no {name}")
+    check_regular(path / name)
+    content = (path / name).read_bytes()
+    check_digest(name, hashlib.sha256(content).hexdigest(), manifest["files"][name])
+    return safetensors.torch.load(content)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what would not end when it is read, such as a pipe or a device; a missing file is left to who opens it.
+
+    Raises:
+        ValueError: it is there, and no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is no regular file")
+
+
+def check_digest(name: str, found: str, expected: str) -> None:
+    """Compare a file's sha256 with the manifest's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if found != expected:
+        raise ValueError(f"{name} does not match its checksum")
+
+
+def check_tensors(name: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Compare names, shapes and types of a file's tensors with those that they are to replace.
+
+    Raises:
+        ValueError: they differ; names the file and the first tensor.
+    """
+    here, there = ({key: _kind(value) for key, value in tensors.items()} for tensors in (expected, found))
+    for key in sorted(here.keys() | there.keys()):
+        if here.get(key) != there.get(key):
+            raise ValueError(
+                f"{name} does not fit the system's settings: {key} is {there.get(key, 'missing')} in the file, "
+                f"expected {here.get(key, 'none of that name')}"
+            )
+
+
+def _kind(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

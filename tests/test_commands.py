@@ -1,0 +1,62 @@
+"""Commands end as a user expects: Ctrl-C at any moment is one line and code 130."""
+
+import argparse
+import runpy
+import signal
+import sys
+from types import ModuleType
+
+import pytest
+
+from data import processes
+
+COMMANDS = ["trainer.generate", "trainer.evaluate", "trainer.compare", "trainer.prefetch"]
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """`python -m NAME`, in this process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def start(name):
+        monkeypatch.setattr(sys, "argv", [name, "--dry_run"])
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        runpy.run_module(name, run_name="__main__")
+
+    yield start
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_is_interrupted_says_so_in_one_line(command, monkeypatch, capsys, name):
+    def interrupt(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", interrupt)
+    monkeypatch.setattr("trainer.config.in_order", interrupt)  # the comparison's first step
+    with pytest.raises(SystemExit) as stopped:
+        command(name)
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "trainer.main"])
+def test_a_command_is_interrupted_while_it_imports(command, monkeypatch, capfd, name):
+    """Its first import that takes long, or this stand-in for it, is met when Ctrl-C has been seen to."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    class Slow(ModuleType):
+        def __getattr__(self, name):
+            if not name.startswith("__"):
+                signal.raise_signal(signal.SIGINT)
+            raise AttributeError(name)
+
+    monkeypatch.setattr(processes.os, "_exit", end)
+    monkeypatch.setitem(sys.modules, "trainer.config", Slow("trainer.config"))
+    with pytest.raises(Ended, match="130"):
+        command(name)
+    assert capfd.readouterr().err == "interrupted\n"
