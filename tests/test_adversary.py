@@ -77,6 +77,14 @@ def test_only_a_relativistic_opponent_looks_at_real_images(kind):
     assert seen == ([8, 4] if kind == "relativistic" else [8])
 
 
+@pytest.mark.parametrize("adversarial", [True, False])
+def test_only_a_deaf_encoder_costs_a_second_pass(adversarial):
+    system, decoded = vaegan(encoder_adversarial=adversarial), []
+    system.decoder.register_forward_hook(lambda network, codes, images: decoded.append(len(codes[0])))
+    system.passes(batch_of())
+    assert decoded == [8 if adversarial else 12]
+
+
 def test_every_kind_of_image_is_changed_by_draws_of_its_own_name():
     """The judge's real images, a feature's and a relativistic opponent's alike; a fake's as the judge sees them."""
     judge = Judge(augment=ALL, adversarial="relativistic", r1_weight=0.0)

@@ -173,6 +173,17 @@ def test_unset_a_vaegan_has_one_binary_logistic_discriminator_that_counts_ten_ti
     assert loss.item() == pytest.approx(judged("logistic", logits, [0.5, 0.25, 0.25]) + 0.1 * r1, rel=CLOSE)
 
 
+def test_before_its_discriminators_start_a_vaegan_is_a_vae():
+    system, batch = VAEGAN(32, 1, 4, SMALL, binary=Judge(start=STEP + 1)).double(), batch_of(dtype=F64, step=STEP)
+    mean, log_variance, reconstructed = encode_and_decode(system, batch)
+    x, y = numbers(batch.image), numbers(reconstructed)
+    expected = {"reconstruction": total(0.5 * (x - y) ** 2), "kl": kl_of(mean, log_variance)}
+    loss, terms, statistics = system.loss(batch, system.passes(batch))
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
+    assert loss.item() == pytest.approx(sum(expected.values()), rel=CLOSE)
+    assert statistics == {}
+
+
 class Distance(nn.Module):
     """In the place of a trained network's features, whose file takes a second to read."""
 
@@ -230,6 +241,22 @@ def test_a_vaegans_autoencoder_lowers_the_weighted_sum_of_all_its_terms(opponent
         + 50.0 * (expected["fool/binary"] + (STEP - 5) / 8 * expected["fool/ternary"]) / 2
     )
     assert loss.item() == pytest.approx(whole, rel=CLOSE)
+    assert torch.equal(system.sample(batch.normal("prior", (4,))), generated)
+    assert torch.equal(system.posterior(batch.image)[1], system.encoder(batch.image)[:, 4:])
+    assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
+
+
+def test_an_adaptive_weight_multiplies_the_adversarial_term():
+    judge = Judge(start=5, ramp=8)
+    system, batch = (
+        VAEGAN(32, 1, 4, SMALL, adversarial_weight=50.0, adaptive=True, binary=judge).double(),
+        batch_of(dtype=F64, step=STEP),
+    )
+    system.adaptive_weight.fill_(0.25)
+    loss, terms, _ = system.loss(batch, system.passes(batch))
+    fool = 0.25 * 50.0 * (STEP - 5) / 8 * terms["fool/binary"].item()
+    assert loss.item() == pytest.approx((terms["reconstruction"] + terms["kl"]).item() + fool, rel=CLOSE)
+    assert terms["adaptive_weight"].item() == 0.25
 
 
 KINDS = ["logistic", "hinge", "least_squares", "relativistic"]
