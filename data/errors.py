@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data.files import shown
+from data.redact import redacted
 
 
 class DataError(RuntimeError):
-    """The data is missing or damaged; the message says where, what was found and what to do."""
+    """The data is missing or damaged; the message says where, what was found and what to do, without credentials."""
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 @contextmanager
@@ -17,6 +21,6 @@ def telling(parser: argparse.ArgumentParser, stopped: str = "stopped") -> Iterat
     try:
         yield
     except (DataError, ValueError, OSError) as error:
-        parser.exit(2, shown(f"error: {error}\n", keep="\n"))
+        parser.exit(2, shown(f"error: {redacted(str(error))}\n", keep="\n"))
     except KeyboardInterrupt:
         parser.exit(130, f"{stopped}\n")

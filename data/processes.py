@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from tqdm import tqdm
 
 from data.errors import DataError
+from data.redact import redacted
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -91,7 +92,7 @@ def run_program(work: Callable[[], int | None]) -> NoReturn:
     except SystemExit as stopped:  # what went wrong has been told
         code = int(stopped.code or 0)
     except BaseException:
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
     with suppress(OSError):  # a pipe that nobody reads any more, a full disk
         sys.stdout.flush()
         sys.stderr.flush()

@@ -24,6 +24,7 @@ from data.cache import Cache
 from data.errors import DataError
 from data.files import check_yaml, regular, shown
 from data.images import LIMITS, Limits
+from data.redact import redacted, redacted_all
 from data.remote import is_remote
 from data.shards import OnError, Shards
 from models.load import import_paths, names, settings_types
@@ -269,10 +270,30 @@ class Config:
         return self.parser.instantiate(self.namespace).system
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting as plain data: what a checkpoint keeps."""
-        return yaml.safe_load(self.yaml())
+        """Every setting as plain data without credentials: what is compared, and what a checkpoint keeps."""
+        return redacted_all(yaml.safe_load(self.yaml()))
+
+    def shown(self) -> str:
+        """What `yaml` gives, without credentials."""
+        text, resolved = self.yaml(), self.resolved()
+        return text if yaml.safe_load(text) == resolved else yaml.safe_dump(resolved, sort_keys=False)
+
+    def keep(self, path: Path) -> None:
+        """Write the settings as a recipe; with credentials, only its owner may read it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        text = self.yaml()
+        if text == self.shown():
+            path.write_text(text)
+            return
+        with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            os.fchmod(file.fileno(), 0o600)  # it may have been there
+            file.write(text)
 
     def yaml(self) -> str:
+        """Every setting as a recipe, credentials included."""
         return self.parser.dump(self.namespace, skip_link_targets=False, skip_unset=False)
 
     def settle_precision(self, precision: str) -> None:
@@ -448,7 +469,7 @@ def ask_store(question: Callable[[torch.distributed.Store], Answer], seconds: fl
 def refuse(message: str, code: int = 2) -> NoReturn:
     """Say an error in one block, on one process alone, and exit."""
     if _is_first_to_tell():
-        print(shown(f"error: {message}", keep="\n"), file=sys.stderr, flush=True)
+        print(shown(f"error: {redacted(message)}", keep="\n"), file=sys.stderr, flush=True)
         if torch.distributed.is_initialized():
             time.sleep(1)  # this process may host the store in which others look whether it has been told
     raise SystemExit(code)

@@ -17,6 +17,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 from data.order import Order
+from data.redact import redacted
 from data.shards import Shards
 from models.system import Optimizer, Player
 from trainer import checkpoint
@@ -46,7 +47,7 @@ def dry_run(config: Config) -> int:
         return 0
     with refusing():
         for title, lines in Plan(config).blocks():
-            print(f"\n{title}", *(f"  {line}".rstrip() for line in lines), sep="\n", flush=True)
+            print(f"\n{title}", *(f"  {redacted(line)}".rstrip() for line in lines), sep="\n", flush=True)
     return 0
 
 
@@ -86,7 +87,7 @@ class Plan:
         Raises:
             ValueError, DataError: as the class.
         """
-        yield "configuration", self.config.yaml().splitlines()
+        yield "configuration", self.config.shown().splitlines()
         yield "networks", self.networks()
         yield "players, in the order of their moves", self.players()
         yield "images", self.images()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from data.redact import redacted, redacted_all
 from trainer.checkpoint import replace
 from trainer.pictures import Panels, grid
 from trainer.results import Line, lines_of
@@ -89,7 +90,6 @@ class Record:
 
     def configuration(self, text: str) -> None:
         if self.is_main:
-            (self.folder / "config.yaml").write_text(text)
             self.board.add_text("configuration", f"```yaml\n{text}\n```", 0)
 
     def advance(self) -> None:
@@ -99,7 +99,7 @@ class Record:
     def say(self, text: str) -> None:
         """A line for the terminal, above the bar if there is one."""
         if self.is_main:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(redacted(text), file=sys.stderr)
 
     def scalars(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """Scores or terms at a step; `facts` go into metrics.jsonl only."""
@@ -173,7 +173,7 @@ class Record:
             for name, network in networks.items()
             for key, value in network.named_parameters()
         }
-        facts = {"step": step, "told": told, "terms": terms, "samples": samples, "weights": weights}
+        facts = {"step": step, "told": told, "terms": terms, "samples": redacted_all(samples), "weights": weights}
         with self._trying("failures"):
             folder.mkdir(exist_ok=True)
             (folder / f"step_{step:08d}.json").write_text(json.dumps(facts, indent=1))

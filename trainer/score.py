@@ -30,6 +30,7 @@ from data.errors import DataError
 from data.images import header
 from data.loader import Samples, read
 from data.order import permutation
+from data.redact import redacted_all
 from data.shards import Shards
 from data.sources import Listed, open_source
 from models.load import checkpoint_of
@@ -435,7 +436,7 @@ def _tell(job: Job, scores: dict[str, float], processes: int) -> None:
         n, fid = floor
         print(f"floor: two halves of the real images, {n:,} against {n:,}, have FID {fid:.4g}; of more it is lower")
     facts = {**job.facts, **job.evaluator.facts, **job.evaluator.recipe, "world_size": processes}
-    print(json.dumps({**scores, **({"eval/floor": floor[1]} if floor else {}), **facts}), flush=True)
+    print(json.dumps(redacted_all({**scores, **({"eval/floor": floor[1]} if floor else {}), **facts})), flush=True)
 
 
 def floors(reference: Statistics) -> tuple[int, float] | None:

@@ -476,14 +476,16 @@ class Run:
     def _announce(self) -> None:
         world, settings = self.accelerator.num_processes, self.config.trainer
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
-        self.record.configuration(self.config.yaml())
+        if self.accelerator.is_main_process:
+            self.config.keep(self.folder.path / "config.yaml")
+        self.record.configuration(self.config.shown())
         modes = [mover.player.name for mover in self.mover.movers if mover.player.name in ("binary", "ternary")]
         scored = {use for use in ("sample", "reconstruct", "translate") if self.evaluator and self.system.can(use)}
         if self.evaluator and "sample" in scored:
             scored |= {*self.evaluator.wanted} - ({"is"} if not self.evaluator.scored else set())
         self.record.layout(modes, scored)
         self.record.say(
-            f"{self.config.yaml()}\n"
+            f"{self.config.shown()}\n"
             f"{type(self.system).__name__}: {', '.join(f'{name} {size:,} weights' for name, size in sizes.items())}\n"
             f"{' + '.join(f'{len(shards):,}' for shards in self.trains)} training images, "
             f"{self.orders[0].steps_per_epoch} steps an epoch; {world} "

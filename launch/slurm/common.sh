@@ -95,7 +95,7 @@ train() {
         attempt=$((attempt + 1)) step=$(newest_step)
         logs=$RUN_DIR/logs/job-$job.${SLURM_RESTART_COUNT:-0}.$attempt
         mkdir -p "$logs"
-        printf '%q ' "$@" >"$logs/arguments"
+        (umask 077 && printf '%q ' "$@" >"$logs/arguments") # URLs may have credentials in them
         say "attempt $attempt, from step $step, on $SLURM_JOB_NODELIST: its output is in $logs"
         meet_at "$attempt"
         mapfile -t wall < <(time_limit)
