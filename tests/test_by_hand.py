@@ -382,9 +382,9 @@ def test_a_cyclegans_players_lower_their_games_the_cycles_and_the_identity(ident
     assert loss.item() == pytest.approx(whole + identity_weight * expected.get("identity", 0.0), rel=CLOSE)
 
 
-@pytest.mark.parametrize("name", ["vae", "gan", "ganvae", "vaegan", "cyclegan"])
+@pytest.mark.parametrize("name", ["vae", "gan", "ganvae", "vaegan", "cyclegan", "adaptive"])
 def test_a_micro_batch_may_be_one_image(name):
-    system = SCHEDULED[name]()
+    system = VAEGAN(32, 1, 4, SMALL, adaptive=True) if name == "adaptive" else SCHEDULED[name]()
     batch = batch_of(1)
     assert all(player.loss(batch, system.passes(batch)).value.isfinite() for player in system.players())
 

@@ -91,6 +91,24 @@ def test_what_is_out_of_its_range_is_refused(words, build):
 
 
 @pytest.mark.parametrize(
+    ("name", "reason", "build"),
+    [
+        ("adaptive", "adversarial_weight is 0", lambda: vaegan(adaptive=True, adversarial_weight=0)),
+        ("adaptive_limit", "adaptive is off", lambda: vaegan(adaptive_limit=3)),
+        ("likelihood", "reconstruction is features", lambda: vaegan(reconstruction="features", likelihood="laplace")),
+        ("perceptual", "perceptual_weight is 0", lambda: vaegan(perceptual="convnext")),
+        ("opponent", "discriminator is binary", lambda: vaegan(opponent="not_own")),
+        ("class_weights", "discriminator is binary", lambda: vaegan(class_weights=(1, 2, 1))),
+        ("kl_warmup", "kl_weight is 0", lambda: vaegan(kl_weight=0, kl_warmup=9)),
+        ("free_bits", "kl_weight is 0", lambda: VAE(32, 1, kl_weight=0, free_bits=0.1)),
+    ],
+)
+def test_the_reason_why_a_setting_has_no_effect_is_told(name, reason, build):
+    with pytest.raises(ValueError, match=rf"^system\.{name} has no effect while system\.{reason}: leave it unset$"):
+        build()
+
+
+@pytest.mark.parametrize(
     "build",
     [
         lambda: Optimizer(1e-9, (0.0, 0.0), 0.0, 1e-9, "adam", "linear", 0, 0.0, 1.0).check("player"),
