@@ -47,7 +47,7 @@ def prepare_workers() -> None:
 
 
 def end_workers() -> None:
-    """End the workers of this process, and remove multiprocessing's temporary folder.
+    """End the workers of this process.
 
     At an exit, multiprocessing itself would send them SIGTERM, which they block, and then wait for them without end.
     """
@@ -56,8 +56,6 @@ def end_workers() -> None:
         worker.kill()
     for worker in workers:
         worker.join(5)
-    with suppress(OSError):
-        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
 
 
 def end_when_interrupted() -> None:
@@ -99,6 +97,8 @@ def run_program(work: Callable[[], int | None]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     end_workers()
+    with suppress(OSError):
+        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # multiprocessing would, in a slower exit
     os._exit(code)
 
 
