@@ -515,7 +515,8 @@ os._exit(7)
     leaving = own_folder_for_temporary(tmp_path / "temporary") + leaving
     running = ranks(faults={0: leaving})
     wait_until(lambda: gone(running.pids[0]), 60)
-    assert running.wait().codes == [7]
+    done = running.wait()
+    assert (done.codes, done.stderr) == ([7], "")
     assert not list((tmp_path / "temporary").iterdir())
 
 
