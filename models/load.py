@@ -15,7 +15,6 @@ from models.autoencoder import AE
 from models.cyclegan import CycleGAN
 from models.gan import GAN
 from models.ganvae import GANVAE
-from models.networks.perceptual import WeightsFile
 from models.system import System
 from models.vae import VAE
 from models.vaegan import VAEGAN
@@ -137,7 +136,7 @@ def _settings(kind: type[System], stated: dict[str, Any]) -> dict[str, Any]:
         fields.append((name, hints[name]) if required else (name, hints[name], parameter.default))
     struct = msgspec.defstruct(kind.__name__, fields, kw_only=True, forbid_unknown_fields=True)
     try:
-        made = msgspec.convert(stated, struct, dec_hook=_path)
+        made = msgspec.convert(stated, struct)
     except ValueError as error:
         raise ValueError(f"system.init_args: {error}") from error
     for name, value in stated.items():  # within dataclasses msgspec lets unknown fields pass
@@ -146,12 +145,6 @@ def _settings(kind: type[System], stated: dict[str, Any]) -> dict[str, Any]:
         if known and (unknown := value.keys() - known):
             raise ValueError(f"system.init_args.{name} has unknown settings: {', '.join(sorted(unknown))}")
     return {name: getattr(made, name) for name in struct.__struct_fields__}
-
-
-def _path(kind: type, value: object) -> object:
-    if kind is WeightsFile and isinstance(value, str):
-        return WeightsFile(value)
-    raise NotImplementedError
 
 
 def _tensors(system: System) -> dict[str, dict[str, torch.Tensor]]:

@@ -32,13 +32,13 @@ def saved(folder: Path, system: models.System, settings: dict, step: int = 3, av
 def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
     system = VAEGAN(
         *(32, 1, 4, SMALL, "both"),
-        binary=Judge(lecam_weight=0.1),
+        binary=Judge(lecam_weight=0.1, spectral_norm=True),
         ternary=Judge(lr=1e-3, augment=("color",)),
         class_weights=(2.0, 1.0, 1.0),
     )
     torch.nn.init.constant_(system.lecam_discriminator_binary, 0.75)
     settings = {"image_size": 32, "channels": 1, "latent_dim": 4, "networks": NETWORKS, "discriminator": "both"}
-    settings |= {"binary": {"lecam_weight": 0.1}, "ternary": {"lr": 1e-3, "augment": ["color"]}}
+    settings |= {"binary": {"lecam_weight": 0.1, "spectral_norm": True}, "ternary": {"lr": 1e-3, "augment": ["color"]}}
     settings |= {"class_weights": [2.0, 1.0, 1.0], "feature_layer": None, "perceptual": "lpips"}
     settings |= {"perceptual_weight": 0.0, "perceptual_weights": None}
     path = saved(tmp_path, system, settings)
@@ -55,7 +55,10 @@ def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
         assert all(torch.equal(found[key], value) for key, value in own.items())
     assert loaded.lecam_discriminator_binary.tolist() == [0.75, 0.75]
     binary, ternary, _ = loaded.players()
-    assert (binary.optimizer, ternary.optimizer) == (Judge(lecam_weight=0.1), Judge(lr=1e-3, augment=("color",)))
+    assert (binary.optimizer, ternary.optimizer) == (
+        Judge(lecam_weight=0.1, spectral_norm=True),
+        Judge(lr=1e-3, augment=("color",)),
+    )
     assert loaded.adversaries["ternary"].class_weights == (2.0, 1.0, 1.0)
     assert torch.equal(models.load(path).encoder.head.bias, loaded.encoder.head.bias)
 

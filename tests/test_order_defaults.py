@@ -1,19 +1,24 @@
 """The order of samples where its window and lanes are not set, and of odd numbers of samples."""
 
+import pickle
+
 import numpy as np
 import pytest
 
-from data.order import Order
+from data import order as module
+from data.order import Order, tally
 
 
 @pytest.mark.parametrize(
     ("batch", "window", "lanes"),
     [
         (8, 524_288, 8),  # 64 lanes, or the nearest number that divides the batch
+        (111, 524_288, 37),
         (255, 524_288, 51),
         (256, 524_288, 64),
         (260, 532_480, 65),
         (1024, 2_097_152, 256),
+        (2000, 4_096_000, 500),
         (4096, 8_388_608, 1024),
     ],
 )
@@ -56,3 +61,27 @@ def test_fingerprints_are_pinned():
     """A change would refuse every run that is resumed."""
     assert Order([20, 30], 8, 1).fingerprint() == "bc0de66cbbc88dd1"
     assert Order([20, 30], 8, 1, 4, 25).fingerprint() == "3ee8a57ec6658299"
+
+
+def test_the_tally_is_pinned():
+    """A run's record has it, whose continuation may be another version's."""
+    assert tally(3, 1, slice(2, 6), np.array([5, 6, 7, 8])) == 2_447_512_073
+
+
+def test_nothing_is_made_twice_and_nothing_is_kept_that_is_not_in_use(monkeypatch):
+    """Each epoch's line and every block of every lane once; what a worker is sent is what it needs to make them."""
+    made = []
+    permutation = module.permutation
+    monkeypatch.setattr(module, "permutation", lambda n, *key: made.append(key) or permutation(n, *key))
+    order = Order([20, 30], 8, 1, lanes=4, window=16)
+    sent = pickle.dumps(order)
+    for step in range(4 * order.steps_per_epoch):
+        order[step]
+        assert sum(map(len, order._kept.values())) <= 4, "of lines and blocks the last two"
+    assert len(made) == len(set(made)) == 4 * (1 + 4 * 3)
+    assert pickle.dumps(order) == sent
+    whole = Order([20, 30], 8, 1)
+    for step in range(4 * whole.steps_per_epoch):
+        whole[step]
+        assert sum(map(len, whole._kept.values())) <= 2
+    assert len(made) == len(set(made)) == 4 * (1 + 4 * 3) + 4

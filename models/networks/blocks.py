@@ -258,7 +258,8 @@ def normalize_spectrally(network: nn.Module) -> None:
     """Divide every weight matrix by its largest singular value."""
     for module in list(network.modules()):
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            parametrize.register_parametrization(module, "weight", Spectral(module.weight))
+            # Unsafe leaves out a trial pass, which has an autocast that networks without memory have none of.
+            parametrize.register_parametrization(module, "weight", Spectral(module.weight), unsafe=True)
 
 
 def iterate_spectra(network: nn.Module) -> None:
