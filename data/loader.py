@@ -225,7 +225,9 @@ def load(
                     f"Lower data.workers, or give more ({reason})"
                 ) from error
             if isinstance(images, DataError):
-                raise images
+                # Another one, since this frame would be part of its own error's traceback: such a cycle is left to the
+                # garbage collector, which closes the workers' queues and then waits ten seconds for them to end.
+                raise DataError(*images.args)
             yield images
 
 

@@ -14,15 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torchvision
 from accelerate.state import AcceleratorState
-from torchmetrics.functional.image.lpips import _LPIPS
 
 from data.prepare import prepare
 from data.shards import Shards
 from models import manifest
 from trainer.config import Data, configure
-from trainer.extractor import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = [
@@ -81,6 +78,8 @@ def data(digits) -> Data:
 @pytest.fixture(scope="session")
 def demo_cnn(data, tmp_path_factory) -> Path:
     """A demo-cnn of the digits, trained for half its steps."""
+    from trainer.extractor import fit  # it takes seconds to import, in each process that a test starts
+
     path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
     fit([Shards(data.train)], [Shards(data.test)], data, path, steps=300)
     return path
@@ -89,6 +88,8 @@ def demo_cnn(data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def vgg16(tmp_path_factory) -> Path:
     """A file of VGG16's weights: random ones in its convolutions, and zeros, of which one is written, behind them."""
+    import torchvision
+
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).state_dict()
     weights = {
@@ -105,6 +106,8 @@ def vgg16(tmp_path_factory) -> Path:
 @pytest.fixture
 def torchmetrics_lpips(vgg16, monkeypatch) -> torch.nn.Module:
     """torchmetrics' LPIPS, with its own linear layers and that file's VGG16."""
+    from torchmetrics.functional.image.lpips import _LPIPS
+
     for draw in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"):
         monkeypatch.setattr(f"torch.nn.init.{draw}", lambda tensor, *_, **__: tensor)  # to be replaced anyway
     network = _LPIPS(net="vgg", pnet_rand=True)

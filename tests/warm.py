@@ -25,6 +25,7 @@ def run(code: str, environment: dict[str, str], output: str) -> None:
     for stream in (1, 2):
         os.dup2(file, stream)
     torch.set_num_threads(1)
+    del sys.modules["__main__"].__file__  # or processes that it starts would import this file, and all that it imports
     run_program(lambda: exec(code, {}))
 
 
