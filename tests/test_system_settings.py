@@ -112,6 +112,7 @@ def test_what_is_out_of_its_range_is_refused(words, build):
         lambda: vaegan("ternary", class_weights=(1e-9, 1.0, 1.0)),
         lambda: vaegan("ternary", judge=Judge(adversarial="hinge")),
         lambda: CycleGAN(32, 1, 1, 1, 1, 1, 0.0, 0.0, 0),
+        lambda: CycleGAN(32, 1, 1, blocks=64, pool=0),
     ],
 )
 def test_settings_at_their_bounds_are_accepted(build):
