@@ -22,6 +22,7 @@ from models import manifest
 from trainer.config import Data, configure
 
 ROOT = Path(__file__).resolve().parents[1]
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")  # every test must pass on any number
 LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "accelerate.yaml")),
     *("--num_cpu_threads_per_process", "1"),
@@ -124,7 +125,7 @@ def command(digits):
 
     def make(*arguments, processes: int = 0, small=NETWORKS, env=None, launch=()) -> dict:
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(env or {})}
+        environment |= {"OMP_NUM_THREADS": THREADS, "ACCELERATE_USE_CPU": "true", **(env or {})}
         start = [sys.executable]
         if processes:
             several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
@@ -202,7 +203,7 @@ class Ranks:
 
 @pytest.fixture(scope="session")
 def warm():
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": THREADS, "ACCELERATE_USE_CPU": "true"}
     environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, str(ROOT / "tests" / "warm.py")]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=ROOT) as process:
@@ -257,6 +258,6 @@ def here(digits, capsys):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+def threads():
+    torch.set_num_threads(int(THREADS))
     torch.manual_seed(0)
