@@ -212,21 +212,31 @@ def load(
     loader: DataLoader[Any] = DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, **options)
     with _fetching(batches, steps, ahead) as now:
         arriving = iter(loader)
-        for step in steps:
-            now.value = step
-            try:
-                images = next(arriving)
-            except (RuntimeError, OSError, EOFError) as error:  # the last two: while it handed a batch over
-                reason = str(error).partition("\n")[0] or type(error).__name__
-                if not workers or (isinstance(error, RuntimeError) and not reason.startswith(DEATHS)):
-                    raise
-                raise DataError(
-                    f"step {step + 1}: a process that reads data died: killed, or is memory (/dev/shm, too) short? "
-                    f"Lower data.workers, or give more ({reason})"
-                ) from error
-            if isinstance(images, DataError):
-                raise images
-            yield images
+        try:
+            for step in steps:
+                now.value = step
+                images = _next(arriving, step, workers)
+                if isinstance(images, DataError):
+                    raise images
+                yield images
+        finally:
+            # The workers end now. Left to an error's traceback, and so to the garbage collector, which closes their
+            # queues first, they would take ten seconds.
+            del arriving
+
+
+def _next(arriving: Iterator[Any], step: int, workers: int) -> Any:
+    """What a worker, or without any this process, made of a step."""
+    try:
+        return next(arriving)
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: while it handed a batch over
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if not workers or (isinstance(error, RuntimeError) and not reason.startswith(DEATHS)):
+            raise
+        raise DataError(
+            f"step {step + 1}: a process that reads data died: killed, or is memory (/dev/shm, too) short? Lower "
+            f"data.workers, or give more ({reason})"
+        ) from error
 
 
 def _as_it_is(images: Any) -> Any:

@@ -98,7 +98,7 @@ def run_program(work: Callable[[], int | None]) -> NoReturn:
         sys.stderr.flush()
     end_workers()
     with suppress(OSError):
-        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
+        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # multiprocessing would, in a slower exit
     os._exit(code)
 
 

@@ -14,17 +14,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torchvision
 from accelerate.state import AcceleratorState
-from torchmetrics.functional.image.lpips import _LPIPS
 
 from data.prepare import prepare
 from data.shards import Shards
 from models import manifest
 from trainer.config import Data, configure
-from trainer.extractor import fit
 
 ROOT = Path(__file__).resolve().parents[1]
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")  # every test must pass on any number
 LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "accelerate.yaml")),
     *("--num_cpu_threads_per_process", "1"),
@@ -81,6 +79,8 @@ def data(digits) -> Data:
 @pytest.fixture(scope="session")
 def demo_cnn(data, tmp_path_factory) -> Path:
     """A demo-cnn of the digits, trained for half its steps."""
+    from trainer.extractor import fit  # it takes seconds to import, in each process that a test starts
+
     path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
     fit([Shards(data.train)], [Shards(data.test)], data, path, steps=300)
     return path
@@ -89,6 +89,8 @@ def demo_cnn(data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def vgg16(tmp_path_factory) -> Path:
     """A file of VGG16's weights: random ones in its convolutions, and zeros, of which one is written, behind them."""
+    import torchvision
+
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).state_dict()
     weights = {
@@ -105,6 +107,8 @@ def vgg16(tmp_path_factory) -> Path:
 @pytest.fixture
 def torchmetrics_lpips(vgg16, monkeypatch) -> torch.nn.Module:
     """torchmetrics' LPIPS, with its own linear layers and that file's VGG16."""
+    from torchmetrics.functional.image.lpips import _LPIPS
+
     for draw in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"):
         monkeypatch.setattr(f"torch.nn.init.{draw}", lambda tensor, *_, **__: tensor)  # to be replaced anyway
     network = _LPIPS(net="vgg", pnet_rand=True)
@@ -121,7 +125,7 @@ def command(digits):
 
     def make(*arguments, processes: int = 0, small=NETWORKS, env=None, launch=()) -> dict:
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(env or {})}
+        environment |= {"OMP_NUM_THREADS": THREADS, "ACCELERATE_USE_CPU": "true", **(env or {})}
         start = [sys.executable]
         if processes:
             several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
@@ -199,7 +203,7 @@ class Ranks:
 
 @pytest.fixture(scope="session")
 def warm():
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": THREADS, "ACCELERATE_USE_CPU": "true"}
     environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, str(ROOT / "tests" / "warm.py")]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=ROOT) as process:
@@ -254,6 +258,6 @@ def here(digits, capsys):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+def threads():
+    torch.set_num_threads(int(THREADS))
     torch.manual_seed(0)

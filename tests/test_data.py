@@ -8,8 +8,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 
@@ -665,13 +663,11 @@ def test_global_batches_do_not_depend_on_world_size_or_workers(tmp_path, world, 
 
 
 READER = """
-import sys
 from data.loader import Augment, Batches, load
 from data.order import Order, tally
 from data.shards import Shards
 
-source, log, rank, world, first, workers = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-if __name__ == "__main__":
+def work(source, log, rank, world, first, workers):
     shards, share = Shards(source), 8 // world
     rows = slice(rank * share, (rank + 1) * share)
     batches = Batches([shards], [Order(shards.counts, 8, 0)], 32, 1, rows, Augment((0.3, 1), True))
@@ -681,20 +677,17 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_readers_go_on_anywhere_in_any_number(numbered, tmp_path):
+def test_killed_readers_go_on_anywhere_in_any_number(forked, numbered, tmp_path):
     """kill -9 at random moments; what all ranks saw of each step is what one process sees that was never hurt."""
     rng, seen, first = np.random.default_rng(0), {}, 0
     for world, workers in ((2, 1), (1, 0)):
         logs = [tmp_path / f"{first}_{rank}" for rank in range(world)]
-        arguments = [[numbered.source, log, rank, world, first, workers] for rank, log in enumerate(logs)]
-        processes = [
-            subprocess.Popen([sys.executable, "-c", READER, *map(str, given)], cwd=ROOT, start_new_session=True)
-            for given in arguments
-        ]
+        arguments = [(numbered.source, str(log), rank, world, first, workers) for rank, log in enumerate(logs)]
+        processes = [forked(f"{READER}\nwork(*{given!r})") for given in arguments]
         wait_until(lambda logs=logs: all(log.exists() and log.stat().st_size for log in logs))
         time.sleep(rng.random() / 2)
         for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
+            process(signal.SIGKILL, kill=os.killpg)
             process.wait()
         ranks = [[line.split() for line in log.read_text().splitlines() if line.count(" ") == 2] for log in logs]
         common = min(len(rank) for rank in ranks) - 1  # the last line may be cut short
@@ -737,23 +730,24 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_workers_die_with_their_parent(numbered):
-    program = f"""
+def test_workers_die_with_their_parent(forked, numbered, tmp_path):
+    told = tmp_path / "told"
+    parent = forked(f"""
 import multiprocessing, time
+from pathlib import Path
 from data.loader import Batches, load
-from data.order import Order, tally
+from data.order import Order
 from data.shards import Shards
 shards = Shards({numbered.source!r})
-if __name__ == "__main__":
-    arriving = load(Batches([shards], [Order(shards.counts, 8, 0)], 32, 1, slice(0, 8)), range(10**6), 2)
-    next(arriving)
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-    time.sleep(600)
-"""
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    pids = [int(pid) for pid in process.stdout.readline().split()]
+arriving = load(Batches([shards], [Order(shards.counts, 8, 0)], 32, 1, slice(0, 8)), range(10**6), 2)
+next(arriving)
+Path({str(told)!r}).write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()) + ".")
+time.sleep(600)
+""")
+    wait_until(lambda: told.exists() and told.read_text().endswith("."))
+    pids = [int(pid) for pid in told.read_text().strip(".").split()]
     assert len(pids) == 2
     assert all(is_alive(pid) for pid in pids)
-    process.kill()
-    process.wait()
+    parent(signal.SIGKILL)
+    parent.wait()
     wait_until(lambda: not any(is_alive(pid) for pid in pids), 60)

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -372,12 +373,16 @@ def test_one_held_out_image_is_refused(data, demo_cnn, tmp_path):
         Evaluator(Accelerator(cpu=True), extractor, [test], data, 20, 0, VAE(32, 1, 4, SMALL))
 
 
-def test_demo_cnn_is_the_same_when_trained_again(data, demo_cnn, tmp_path):
-    fit([Shards(data.train)], [Shards(data.test)], data, tmp_path / "again", steps=300)
-    assert (tmp_path / "again").read_bytes() == demo_cnn.read_bytes()
+def test_demo_cnn_is_the_same_when_trained_again(data, tmp_path):
+    for name in ("one", "again"):
+        fit([Shards(data.train)], [Shards(data.test)], data, tmp_path / name, steps=20)
+        torch.rand(1)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "one").read_bytes()
 
 
-def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path):
+def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.extractor.fit", partial(fit, steps=2))
+    monkeypatch.setattr("trainer.extractor.ACCURACY_GATE", 0)
     kept = tmp_path / "demo-cnn-v1.safetensors"
     kept.write_bytes(demo_cnn.read_bytes())
     settings, accelerator = Evaluate(extractor="demo-cnn"), Accelerator(cpu=True)

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -87,7 +88,7 @@ def survive(ranks, run, tmp_path, processes: int, kills: int) -> None:
 
 
 def test_ranks_killed_at_random_moments_come_to_the_same(ranks, scored, tmp_path):
-    survive(ranks, scored, tmp_path, processes=2, kills=2)
+    survive(ranks, scored, tmp_path, processes=2, kills=1)
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def left_alone(tmp_path_factory):
 def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(
     ranks, left_alone, tmp_path, sent, to, kill, workers, log_every
 ):
-    run = [*TERNARY, "--trainer.steps", "60", "--trainer.log_every", log_every]
+    run = [*TERNARY, "--trainer.steps", "40", "--trainer.log_every", log_every]
     running = ranks(*run, "--trainer.run_dir", tmp_path / "left", "--data.workers", workers, processes=2)
     wait_until(lambda: begun(tmp_path / "left"))
     running(sent, *to, kill=kill)
@@ -163,7 +164,7 @@ def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(
     (step,) = saved(tmp_path / "left")
     if log_every == 1:
         assert step == lines(tmp_path / "left")[-1]["step"] <= at + 4, "on its way, one to be asked in, one to answer"
-    assert f"left at step {step} of 60 for {sent.name if 0 in to else 'another process'}" in done.stderr
+    assert f"left at step {step} of 40 for {sent.name if 0 in to else 'another process'}" in done.stderr
     resumed = ranks(*run, "--trainer.run_dir", tmp_path / "left", processes=2).wait()
     assert (resumed.returncode, word(tmp_path / "left")) == (0, "finished")
     if not left_alone.exists():
@@ -466,9 +467,15 @@ def test_ranks_with_other_code_or_settings_are_named(ranks, tmp_path, fault, nam
     assert not (tmp_path / "state").exists()
 
 
+@pytest.fixture
+def temporary():
+    """A folder whose name is short enough for the sockets in it; `tmp_path`'s may not be."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def own_folder_for_temporary(path: Path) -> str:
     """A fault that has a rank keep its temporary files there."""
-    path.mkdir(exist_ok=True)
     return f"import tempfile\ntempfile.tempdir = '{path}'\n"
 
 
@@ -483,14 +490,14 @@ def left_behind(session: int) -> list[int]:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_unexpected_error_ends_all_processes_and_their_workers(ranks, tmp_path, processes):
+def test_an_unexpected_error_ends_all_processes_and_their_workers(ranks, tmp_path, temporary, processes):
     boom = """
 from trainer.step import Step
 def boom(self, batches, number):
     raise KeyError("boom")
 Step.__call__ = boom
 """
-    boom = own_folder_for_temporary(tmp_path / "temporary") + boom
+    boom = own_folder_for_temporary(temporary) + boom
     run = [*TERNARY, "--trainer.grad_sync", "flat", "--trainer.run_dir", tmp_path / "run", "--data.workers", "1"]
     running = ranks(*run, processes=processes, faults={0: boom, 1: "arguments += ['--data.workers', '0']"})
     done = running.wait()
@@ -499,10 +506,10 @@ Step.__call__ = boom
     assert processes == 1 or "error: step 1: " in done.stderr
     assert word(tmp_path / "run") == "failed"
     wait_until(lambda: not any(map(left_behind, running.pids)))
-    assert not list((tmp_path / "temporary").iterdir())
+    assert not list(temporary.iterdir())
 
 
-def test_a_process_that_ends_in_pythons_own_way_does_not_wait_for_its_workers(ranks, tmp_path):
+def test_a_process_that_ends_in_pythons_own_way_does_not_wait_for_its_workers(ranks, temporary):
     """They block the signal by which multiprocessing asks them to end."""
     leaving = """
 import atexit, os, time
@@ -512,11 +519,12 @@ PROCESSES.Process(target=time.sleep, args=(999,), daemon=True).start()
 atexit._run_exitfuncs()
 os._exit(7)
 """
-    leaving = own_folder_for_temporary(tmp_path / "temporary") + leaving
+    leaving = own_folder_for_temporary(temporary) + leaving
     running = ranks(faults={0: leaving})
     wait_until(lambda: gone(running.pids[0]), 60)
-    assert running.wait().codes == [7]
-    assert not list((tmp_path / "temporary").iterdir())
+    done = running.wait()
+    assert (done.codes, done.stderr) == ([7], "")
+    assert not list(temporary.iterdir())
 
 
 def test_a_small_shared_memory_is_named(ranks, tmp_path):

@@ -2,11 +2,8 @@
 
 import fcntl
 import json
-import os
 import resource
-import runpy
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,16 +94,12 @@ def test_its_mistakes_are_named(capsys, tmp_path):
         assert words in capsys.readouterr().err
 
 
-def test_the_door_leads_to_it(settings, tmp_path, monkeypatch, capsys):
-    def leave(code):
-        raise SystemExit(code)
-
-    monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(sys, "argv", ["main.py", "--system", "AE", "--dry_run", *settings, *NETWORKS])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(str(ROOT / "trainer" / "main.py"), run_name="__main__")
-    assert "\nplayers, in the order of their moves\n" in capsys.readouterr().out
+def test_the_door_leads_to_it(forked, settings):
+    argv = ["main.py", "--system", "AE", "--dry_run", *map(str, settings), *NETWORKS]
+    main = str(ROOT / "trainer" / "main.py")
+    done = forked(f"import runpy, sys\nsys.argv = {argv!r}\nrunpy.run_path({main!r}, run_name='__main__')").wait()
+    assert done.returncode == 0, done.stderr
+    assert "\nplayers, in the order of their moves\n" in done.stderr
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import wait_until
 from PIL import Image
 
 from data import index, inspect, prepare, sources
@@ -544,7 +545,7 @@ def test_workers_change_no_byte(tmp_path):
         prepare.prepare(str(source), tmp_path / "four", workers=3, per_shard=1)
 
 
-def test_a_killed_run_goes_on(tmp_path):
+def test_a_killed_run_goes_on(forked, tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(160):
         (tmp_path / "in" / f"{i}.png").write_bytes(encoded(noise(i, 128, 128)))
@@ -552,13 +553,13 @@ def test_a_killed_run_goes_on(tmp_path):
     prepare.prepare(str(tmp_path / "in"), tmp_path / "undisturbed", **settings)
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     out, unfinished = tmp_path / "out", tmp_path / ".out.unfinished"
-    command = [sys.executable, "-m", "data.prepare", str(tmp_path / "in"), str(out), "--workers", "2", *options]
-    killed = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    while len(done := list(unfinished.glob("out/*/*.tar"))) < 3:
-        assert killed.poll() is None
-        time.sleep(0.005)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    arguments = [str(tmp_path / "in"), str(out), "--workers", "2", *options]
+    command = f"from data.prepare import main\nmain({arguments!r})"
+    killed = forked(command)
+    wait_until(lambda: len(list(unfinished.glob("out/*/*.tar"))) > 2)
+    killed(signal.SIGKILL, kill=os.killpg)
+    assert killed.wait().codes == [-signal.SIGKILL]
+    done = list(unfinished.glob("out/*/*.tar"))
     assert not out.exists()
     for path in done:
         assert len(list(sources.samples(path))) in (1, 2, 3, 4)
@@ -566,7 +567,7 @@ def test_a_killed_run_goes_on(tmp_path):
     with pytest.raises(DataError, match=r"another plan:\n  quality: 95 then, 90 now\n"):
         prepare.prepare(str(tmp_path / "in"), out, **settings, quality=90)
     assert kept == {path: path.stat().st_mtime_ns for path in done}
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    again = forked(command).wait()
     assert again.returncode == 0, again.stderr
     assert {out / path.relative_to(unfinished / "out"): time for path, time in kept.items()} == {
         out / path.relative_to(unfinished / "out"): (out / path.relative_to(unfinished / "out")).stat().st_mtime_ns

@@ -5,15 +5,15 @@ import http.server
 import json
 import multiprocessing
 import re
-import subprocess
-import sys
+import signal
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, wait_until
+from conftest import wait_until
+from remote_reader import ALL, SAMPLES, SHARDS, read_all
 from test_data import flat
 
 from data import index, remote
@@ -24,9 +24,6 @@ from data.order import Order
 from data.processes import PROCESSES, heed_signals, prepare_workers
 from data.shards import Shards, write
 from trainer.config import Data
-
-SHARDS, SAMPLES = 12, 10
-ALL = np.arange(SHARDS * SAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -309,15 +306,6 @@ def test_a_cache_leaves_other_files_alone(server, folder, tmp_path):
     assert all((tmp_path / name).exists() for name in others)
 
 
-def read_all(source: str, cache: str, limit: int, seed: int) -> list[bytes]:
-    """Every sample, in an order of its own, some at a time."""
-    shards, order = Shards(source, cache=Cache(cache, limit)), np.random.default_rng(seed).permutation(ALL)
-    found = {}
-    for part in np.array_split(order, 40):
-        found |= dict(zip(part.tolist(), shards.images(part)[0], strict=True))
-    return [found[i] for i in ALL.tolist()]
-
-
 def in_processes(jobs: list[tuple]) -> list[list[bytes]]:
     prepare_workers()
     with PROCESSES.Pool(len(jobs), heed_signals) as pool:
@@ -434,21 +422,23 @@ def test_a_full_disk_is_told_and_what_a_kill_left_goes(server, folder, tmp_path,
     assert len(list(tmp_path.glob("*.npy*")) + list(tmp_path.glob(".*.npy.*"))) == 2
 
 
-def test_a_killed_fetch_is_taken_over(server, expected, tmp_path):
+def test_a_killed_fetch_is_taken_over(forked, server, expected, tmp_path):
     """kill -9 while shards are on their way: another process goes on, and none of what is there is damaged."""
-    server.trouble = lambda path, first: time.sleep(0.05) or ""
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from test_remote import read_all; "
-        f"from data import remote; remote.CHUNK = 3000; read_all({server.url!r}, {str(tmp_path)!r}, 10**9, 5)"
-    )
+    server.trouble, cache = lambda path, first: time.sleep(0.05) or "", tmp_path / "cache"
+    reading = f"""
+from remote_reader import read_all
+from data import remote
+remote.CHUNK = 3000
+read_all({server.url!r}, {str(cache)!r}, 10**9, 5)
+"""
     for size in (3000, 6000):
-        process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-        wait_until(lambda size=size: any(_size(path) >= size for path in tmp_path.glob("*.part")))
-        process.kill()
-        process.wait()
-    assert list(tmp_path.glob("*.part")), "something was on its way"
+        process = forked(reading)
+        wait_until(lambda size=size: any(_size(path) >= size for path in cache.glob("*.part")))
+        process(signal.SIGKILL)
+        assert process.wait().codes == [-signal.SIGKILL]
+    assert list(cache.glob("*.part")), "something was on its way"
     server.trouble = lambda path, first: ""
-    assert read_all(server.url, str(tmp_path), 10**9, 0) == expected
+    assert read_all(server.url, str(cache), 10**9, 0) == expected
 
 
 def tars_asked(server) -> set[str]:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import NETWORKS
+from conftest import NETWORKS, wait_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from test_data import corrupt
@@ -51,12 +51,10 @@ def alike(one: Path, other: Path) -> bool:
     return (differences < 1e-2 * Optimizer().lr).float().mean().item() > 0.98
 
 
-def test_two_processes_train_as_one(main, ranks, tmp_path, demo_cnn):
-    """accelerate launch on two CPU ranks: the world is two, and weights and scores are those of one process."""
+def test_two_processes_train_as_one(main, ranks, tmp_path):
+    """accelerate launch on two CPU ranks: the world is two, and weights and terms are those of one process."""
     common = ["--system", "VAEGAN", "--system.discriminator", "both", "--trainer.steps", "4"]
-    common += ["--evaluate.every", "2", "--evaluate.num", "130"]
-    common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn]
-    two = main(*common, "--trainer.run_dir", tmp_path / "two", processes=2)
+    two = main(*common, "--trainer.run_dir", tmp_path / "two", processes=2, cwd=tmp_path)
     assert two.returncode == 0, two.stderr
     assert "2 processes on cpu" in two.stderr
     assert two.stderr.count("starting at step 0") == 1, "rank 0 alone speaks"
@@ -203,16 +201,15 @@ def test_a_perceptual_networks_file_is_compared_by_its_content(here, tmp_path, m
     assert "system.perceptual_weights: a file of sha256 aaa in the checkpoint, bbb now" in done.stderr
 
 
-def test_the_run_folder(main, tmp_path, demo_cnn, monkeypatch):
-    """From another working directory, through the launcher, with features and pixels."""
+def test_the_run_folder(ranks, tmp_path, demo_cnn):
+    """In another working directory, with features and pixels."""
     (tmp_path / "elsewhere").mkdir()
-    done = main(
+    done = ranks(
         *("--system", "VAEGAN", "--system.reconstruction", "both", "--trainer.steps", "4"),
         *("--evaluate.every", "2", "--evaluate.num", "64", "--evaluate.extractor", "demo-cnn"),
         *("--evaluate.weights", demo_cnn),
-        processes=1,
-        cwd=tmp_path / "elsewhere",
-    )
+        faults={0: f"import os\nos.chdir({str(tmp_path / 'elsewhere')!r})"},
+    ).wait()
     assert done.returncode == 0, done.stderr
     run_dir = tmp_path / "elsewhere" / "runs" / "vaegan"
     saved = yaml.safe_load((run_dir / "config.yaml").read_text())
@@ -311,11 +308,10 @@ def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(ranks, tmp_
     """Killed with -9 in the middle; each step sees the samples, in the places, that arithmetic says."""
     from data.order import Order, tally
 
-    run = ["--system", "AE", "--trainer.log_every", "1", "--trainer.save_every", "5", "--data.workers", "1"]
+    run = ["--system", "AE", "--trainer.log_every", "1", "--trainer.save_every", "5"]
     run += ["--trainer.batch_size", "64", "--trainer.steps", "26", "--trainer.run_dir", tmp_path]
     two = ranks(*run, processes=2)
-    while not list(tmp_path.glob("checkpoints/step_*")):
-        time.sleep(0.01)
+    wait_until(lambda: list(tmp_path.glob("checkpoints/step_*")))
     two(signal.SIGKILL)
     assert two.wait().codes == [-signal.SIGKILL] * 2
     one = ranks(*run).wait()

@@ -24,7 +24,8 @@ def run(code: str, environment: dict[str, str], output: str) -> None:
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    del sys.modules["__main__"].__file__  # or processes that it starts would import this file, and all that it imports
     run_program(lambda: exec(code, {}))
 
 

@@ -23,6 +23,7 @@ from jsonargparse import ArgumentError
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from data.errors import DataError
+from data.files import check_yaml, read
 from trainer import config
 from trainer.config import (
     FREE,
@@ -273,7 +274,11 @@ def _other_run(run: Run) -> str | None:
     kept = run.folder / "config.yaml"
     if not kept.exists():
         return None
-    changed = differences(yaml.safe_load(kept.read_text()), run.config.resolved(), free=FREE_HERE)
+    try:
+        check_yaml(text := read(kept).decode())
+        changed = differences(yaml.safe_load(text), run.config.resolved(), free=FREE_HERE)
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
+        return f"{kept} is no configuration of a run ({error}): take another --compare.out, or remove the folder"
     if run.scored() > run.config.trainer.steps:
         changed.append(f"trainer.steps: {run.scored()} in the checkpoint, {run.config.trainer.steps} now")
     if not changed:

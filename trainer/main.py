@@ -6,21 +6,21 @@ import sys
 if not __package__:  # run as a file: put the repository, not trainer/, on the path, so that this very clone is imported
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from trainer.launcher import follow_launcher, listen
+if __name__ == "__main__":  # workers that read data import this file, too, and would import all the rest for nothing
+    from trainer.launcher import follow_launcher, listen
 
-if __name__ == "__main__":
     follow_launcher()
-    if not (dry := any(word.startswith("--dry_run") for word in sys.argv)):
+    dry = any(word.startswith("--dry_run") for word in sys.argv)
+    if not dry:
         listen()
 
-from data.processes import end_when_interrupted, run_program
+    from data.processes import end_when_interrupted, run_program
 
-if __name__ == "__main__" and dry:
-    end_when_interrupted()
+    if dry:
+        end_when_interrupted()
 
-from trainer.config import configure
+    from trainer.config import configure
 
-if __name__ == "__main__":
     config = configure()
     # After a mistake in the settings has been told, for these imports take seconds.
     if config.dry_run is None:

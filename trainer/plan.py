@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
+from data.files import shown
 from data.order import Order
 from data.redact import redacted
 from data.shards import Shards
@@ -47,7 +48,7 @@ def dry_run(config: Config) -> int:
         return 0
     with refusing():
         for title, lines in Plan(config).blocks():
-            print(f"\n{title}", *(f"  {redacted(line)}".rstrip() for line in lines), sep="\n", flush=True)
+            print(f"\n{title}", *(f"  {shown(redacted(line))}".rstrip() for line in lines), sep="\n", flush=True)
     return 0
 
 

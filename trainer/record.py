@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from data.files import shown
 from data.redact import redacted, redacted_all
 from trainer.checkpoint import replace
 from trainer.pictures import Panels, grid
@@ -99,7 +100,7 @@ class Record:
     def say(self, text: str) -> None:
         """A line for the terminal, above the bar if there is one."""
         if self.is_main:
-            tqdm.write(redacted(text), file=sys.stderr)
+            tqdm.write(shown(redacted(text), keep="\n"), file=sys.stderr)
 
     def scalars(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """Scores or terms at a step; `facts` go into metrics.jsonl only."""
