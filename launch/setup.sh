@@ -19,5 +19,6 @@ fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv ||
     fail "pip could not install uv. Is a package registry reachable (pip's settings, a proxy)?"
 # Without uv: .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
-.venv/bin/uv pip install --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
+# Compiled at once, since each process that starts would otherwise compile, where it may not write, all that it imports.
+.venv/bin/uv pip install --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
     fail "the packages of pyproject.toml could not be installed (they take about 6 GB: is the disk full?)"
