@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Annotated, Any, BinaryIO, NamedTuple, cast
 
@@ -72,11 +72,14 @@ class Index(msgspec.Struct):
     by: str = ""
 
 
-def of_folder(folder: Path) -> tuple[list[Shard], dict[str, np.ndarray]]:
+def of_folder(folder: Path, writes: bool = True) -> tuple[list[Shard], dict[str, np.ndarray]]:
     """The shards of a folder, in order of name, and the tables that could not be kept there.
 
     Shards that are new or changed are scanned, and the index is written anew; a folder that cannot be written keeps
     none, which costs time at the next start only.
+
+    Args:
+        writes: whether the index and tables may be kept in the folder
 
     Raises:
         DataError: the folder is missing, or holds no shards.
@@ -95,14 +98,14 @@ def of_folder(folder: Path) -> tuple[list[Shard], dict[str, np.ndarray]]:
         raise DataError(f"the data folder {folder} holds no shards (*.tar), {hint}")
     tables: dict[str, np.ndarray] = {}
     if _stale(found, known):
-        with _in_turn(folder):
+        with _in_turn(folder) if writes else nullcontext():
             (path, known), found = _own(folder), _files(folder)
             stale = _stale(found, known)
             for name, (shard, table) in zip(stale, _scans([folder / name for name in stale]), strict=True):
                 known[name] = replace(shard, url=name)
-                if not save_table(folder / name, table):
+                if not (writes and save_table(folder / name, table)):
                     tables[name] = table
-            if stale:
+            if stale and writes:
                 keep(path, _json([known[name] for name in sorted(known)]))
     missing = f"it is in {path.name}, but not in the folder"
     return [

@@ -4,14 +4,10 @@ import re
 from typing import Any
 
 HIDDEN = "***"
-# What stands before a host, and any query: most are signatures.
-USER, QUERY = (
-    re.compile(r"(?<=://)[^/\s'\"]*@"),
-    re.compile(r"(?<=://)([^\s'\"?]*)\?[^\s'\"]*?(?=[:,.;)]*(?:[\s'\"]|$))"),
-)
+URL = re.compile(r"://[^\s'\"]*")  # from where its kind ends
 COMMAND = re.compile(r"pipe:.*")
 WORDS = re.compile(
-    r"(\b(?:bearer|basic)\s+|\s(?:-u|--user)[\s=]?|\w*(?:token|secret|password|passwd|key|signature)\w*\s*[=:]\s*)"
+    r"(\b(?:bearer|basic)\s+|\s(?:-u|--user)[\s=]?|(?:token|secret|password|passwd|key|signature)\w{0,40}\s?[=:]\s?)"
     r"[^\s'\"]+",
     re.IGNORECASE,
 )
@@ -20,8 +16,20 @@ WORDS = re.compile(
 def redacted(text: str) -> str:
     """A text without the user names, passwords and queries of the URLs in it, and without the passwords and tokens that
     follow a word for such in a `pipe:` command."""
-    text = QUERY.sub(rf"\1?{HIDDEN}", USER.sub(f"{HIDDEN}@", text))
+    text = URL.sub(_without_credentials, text)
     return COMMAND.sub(lambda command: WORDS.sub(rf"\1{HIDDEN}", command[0]), text)
+
+
+def _without_credentials(url: re.Match[str]) -> str:
+    """The URL, or several in a chain, without what stands before a host, and any query: most are signatures."""
+    places, mark, query = url[0].partition("?")
+    hosts = (place.partition("/") for place in places.split("://"))
+    shown = "://".join(
+        f"{HIDDEN}@{host.rpartition('@')[2]}{slash}{rest}" if "@" in host else f"{host}{slash}{rest}"
+        for host, slash, rest in hosts
+    )
+    after = query[len(query.rstrip(":,.;)")) :]  # the punctuation of a sentence
+    return f"{shown}?{HIDDEN}{after}" if mark else shown
 
 
 def redacted_all(value: Any) -> Any:

@@ -53,7 +53,8 @@ class Shards:
         on_error: whether shards that are damaged, missing or empty, and samples without an image, are errors, or are
             left out and told in `problems`; whether images that cannot be decoded are, or others stand in for them
         cache: for remote shards
-        by_user: whether the user has named the source; a file's word runs no commands, nor does an index that it names
+        by_user: whether the user has named the source; a file's word runs no commands, nor does an index that
+            it names, and nothing is written beside its shards
         limits: of an image, for whoever decodes it; of one that has more bytes, one more than the limit is read
 
     Raises:
@@ -217,7 +218,7 @@ class Shards:
                 check_named_by_file((shard.url for shard in shards), f"the index {source}")
             base = os.path.dirname(source)
             return base, [_checked(shard, _join(base, shard.url)) for shard in shards], {}
-        return source, *index.of_folder(Path(source))
+        return source, *index.of_folder(Path(source), writes=self.by_user)
 
     def _place(self, position: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, position, side="right"))
@@ -262,7 +263,7 @@ class Shards:
         if shard not in self._tables:
             if len(self._tables) >= TABLES:
                 del self._tables[next(iter(self._tables))]
-            self._tables[shard] = _local_table(Path(self.paths[shard]), self.shards[shard])
+            self._tables[shard] = _local_table(Path(self.paths[shard]), self.shards[shard], self.by_user)
         return self._tables[shard]
 
     def _cut(self, shard: int, offset: int, length: int, found: int) -> DataError:
@@ -272,7 +273,7 @@ class Shards:
         )
 
 
-def _local_table(path: Path, entry: Shard) -> np.ndarray:
+def _local_table(path: Path, entry: Shard, writes: bool) -> np.ndarray:
     table = index.load_table(path, entry)
     if table is None:
         found, table = index.scan(path, checksums=False)
@@ -282,7 +283,7 @@ def _local_table(path: Path, entry: Shard) -> np.ndarray:
                 f"shard {path} has {len(table):,} images, and its index says {entry.nsamples:,} samples{told}: index "
                 "it anew (python -m data.index), or name its folder"
             )
-        if not entry.checksum:  # of another program's index; else the kept table would not be the whole one
+        if writes and not entry.checksum:  # of another program's index; else the kept table would not be the whole one
             index.save_table(path, table)
     return table
 

@@ -274,7 +274,8 @@ class Run:
         terms = self.mover.meter.read(self.accelerator)
         bad = [name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)]
         told = f"step {step + 1}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}"
-        self._say("diverged")  # whatever else goes wrong, it is not to be started again
+        with suppress(OSError):  # whatever else goes wrong, it is not to be started again
+            self._say("diverged")
         if self.accelerator.is_main_process:
             batch = [order[step] for order in self.orders]
             samples = [
@@ -336,7 +337,8 @@ class Run:
 
     def _unusable(self, trouble: str) -> DivergedError:
         """What is told of averages that make images which are not finite, though every loss and gradient was."""
-        self._say("diverged")
+        with suppress(OSError):
+            self._say("diverged")
         kept = f" The checkpoints in {self.checkpoints} are intact." if self.checkpoints.exists() else ""
         return DivergedError(
             f"step {self.step}: the averaged networks' images cannot be used: {trouble}.{kept} Start again in another "

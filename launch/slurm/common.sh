@@ -156,7 +156,8 @@ time_limit() {
 newest_step() { # of the run's checkpoints; 0 where there are none
     local path step=0
     for path in "$RUN_DIR"/checkpoints/step_*; do
-        [ ! -e "$path/manifest.json" ] || step=$((10#${path##*_}))
+        [[ ${path##*/} =~ ^step_([0-9]{8,18})$ ]] || continue # arithmetic would run what another name has in it
+        [ ! -e "$path/manifest.json" ] || step=$((10#${BASH_REMATCH[1]}))
     done
     echo "$step"
 }
