@@ -744,9 +744,9 @@ def test_inspect_names_mistakes(tmp_path, capsys):
     assert "dataset.json is damaged" in run(inspect.main, tmp_path, capsys=capsys)[1]
 
 
-DESCRIBED = {"splits": {}, "classes": [], "fingerprint": "0", "rejected": []}
 SPLIT = {"images": 1, "unlabelled": 1, "labels": {}, "shards": [], "width": {}, "height": {}, "modes": {}}
 SPLIT |= {"formats": {}, "mean": [0.5], "std": [0.1], "fingerprint": "0"}
+DESCRIBED = {"splits": {"train": SPLIT}, "classes": [], "fingerprint": "0", "rejected": []}
 
 
 @pytest.mark.parametrize(
@@ -759,6 +759,9 @@ SPLIT |= {"formats": {}, "mean": [0.5], "std": [0.1], "fingerprint": "0"}
         DESCRIBED | {"classes": [1]},
         DESCRIBED | {"rejected": [["x"]]},
         DESCRIBED | {"splits": []},
+        DESCRIBED | {"splits": {}},
+        DESCRIBED | {"splits": {"train": SPLIT | {"width": {"min": 8, "max": 8}}}},
+        DESCRIBED | {"splits": {"train": SPLIT | {"height": {"min": 8, "mean": 8, "max": 8}}}},
         DESCRIBED | {"splits": {"train": SPLIT | {"images": "many"}}},
         DESCRIBED | {"splits": {"train": SPLIT | {"labels": {"x": 1}}}},
         DESCRIBED | {"splits": {"train": SPLIT | {"shards": [{"name": "0.tar"}]}}},
