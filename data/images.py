@@ -170,7 +170,7 @@ def _is_upright(content: bytes) -> bool:
 
 def _check(content: bytes, limits: Limits) -> None:
     if len(content) > limits.bytes:
-        raise ValueError(f"it has more than {limits.bytes:,} bytes ({_setting('bytes')})")
+        raise ValueError(f"it has more than {limits.bytes:,} bytes ({setting('bytes')})")
     if content.startswith(JPEG) and content.count(SCAN) > limits.scans:  # a preview or what follows END may hold some
         _check_scans(content, limits)
 
@@ -184,18 +184,19 @@ def _check_scans(content: bytes, limits: Limits) -> None:
             return
         scans += found[0] == SCAN
         if scans > limits.scans:
-            raise ValueError(f"it has more than {limits.scans:,} scans ({_setting('scans')}): encode it anew")
+            raise ValueError(f"it has more than {limits.scans:,} scans ({setting('scans')}): encode it anew")
         place = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2]))
     raise ValueError(f"it has more than {MAX_SEGMENTS:,} segments: encode it anew")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.pixels:
-        most = f"{limits.pixels:,} ({_setting('pixels')})"
+        most = f"{limits.pixels:,} ({setting('pixels')})"
         raise ValueError(f"it has {width} x {height} pixels, more than {most}: scale it down")
 
 
-def _setting(limit: str) -> str:
+def setting(limit: str) -> str:
+    """Where a limit is set, for messages."""
     return f"data.max_{limit}, or --max_{limit} of data.prepare and data.inspect"
 
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from data.errors import DataError
 from data.files import parse, read, regular, shown
-from data.images import LIMITS, Limits, header
+from data.images import LIMITS, Limits, header, setting
 from data.index import IMAGE_EXTENSIONS, label_of, members, samples
 from data.shards import OnError
 
@@ -119,7 +119,7 @@ class Bounds(NamedTuple):
         if unpacked > max(SMALL, self.ratio * packed):
             raise DataError(
                 f"{path} has {packed:,} bytes, and unpacks to more than {max(SMALL, self.ratio * packed):,.0f}: it may "
-                f"be made to fill a disk. If it is not, raise --max_ratio {self.ratio:g}"
+                f"be made to fill a disk. If it is not, raise data.prepare's --max_ratio {self.ratio:g}"
             )
 
 
@@ -515,7 +515,7 @@ def _bytes(path: Path, most: int) -> bytes:
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
-        raise ValueError(f"it has {size:,} bytes, more than {most:,} (max_bytes)")
+        raise ValueError(f"it has {size:,} bytes, more than {most:,} ({setting('bytes')})")
 
 
 def _read_digit(item: Item) -> tuple[bytes, int]:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from data import index, inspect, prepare, sources
 from data.errors import DataError
-from data.images import decode
+from data.images import decode, setting
 from data.shards import Shards, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -481,7 +481,9 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, f
         check(self, unpacked, path, size)
 
     monkeypatch.setattr(sources.Bounds, "check", watched)
-    with pytest.raises(DataError, match=rf"x\..*{form} has .* bytes, and unpacks to more than .* raise --max_ratio 20"):
+    with pytest.raises(
+        DataError, match=rf"x\..*{form} has .* bytes, and unpacks to more than .* raise data.prepare's --max_ratio 20"
+    ):
         prepare.prepare(str(packed), tmp_path / "out", max_ratio=20)
     assert form == "zip" or most <= max(2**22, 20 * packed.stat().st_size) + 2**20, "it stopped there"
     assert sorted(path.name for path in tmp_path.iterdir()) == [packed.name]
@@ -498,7 +500,7 @@ def test_a_zip_s_members_are_bounded_and_of_known_kinds(tmp_path):
             archive.writestr(name, grey(0), method)
     prepare.prepare(str(packed), tmp_path / "out", test_fraction=0, max_rejected=0.9, max_bytes=1000)
     reasons = {one["file"]: one["reason"] for one in described(tmp_path / "out")["rejected"]}
-    assert reasons["large.png"] == "it has 2,000 bytes, more than 1,000 (max_bytes)"
+    assert reasons["large.png"] == f"it has 2,000 bytes, more than 1,000 ({setting('bytes')})"
     assert reasons["bzip.png"] == "it is packed by method 12, expected none or deflate: pack it anew"
     assert reasons.keys() == {"large.png", "bzip.png", "lzma.png"}
     content = bytearray(packed.read_bytes())
