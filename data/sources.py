@@ -601,18 +601,25 @@ def _files(folder: Path, ignored: Counter[str]) -> Iterator[str]:
     seen, folders, links = set[tuple[int, int]](), [""], list[str]()
     while folders or links:
         parent = folders.pop() if folders else links.pop(0)
-        stat = os.stat(folder / parent)
-        if (stat.st_dev, stat.st_ino) in seen:
-            ignored["links to a folder that is listed already"] += 1
+        try:
+            stat = os.stat(folder / parent)
+            if (stat.st_dev, stat.st_ino) in seen:
+                ignored["links to a folder that is listed already"] += 1
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(folder / parent) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except PermissionError:  # such as lost+found
+            if not parent:
+                raise
+            ignored["folders that this user may not read"] += 1
             continue
-        seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(folder / parent) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                path = os.path.join(parent, entry.name)
-                if not _is_folder(entry):
-                    yield path
-                elif _is_visible(entry.name):
-                    (links if entry.is_symlink() else folders).append(path)
+        for entry in listed:
+            path = os.path.join(parent, entry.name)
+            if not _is_folder(entry):
+                yield path
+            elif _is_visible(entry.name):
+                (links if entry.is_symlink() else folders).append(path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

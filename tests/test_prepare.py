@@ -452,6 +452,24 @@ def test_each_folder_is_read_once_whatever_links_lead_to_it(tmp_path):
     assert told["ignored"] == {"links to a folder that is listed already": 5, "without ending": 1}
 
 
+def test_a_sub_folder_that_may_not_be_read_is_ignored(tmp_path, monkeypatch):
+    source, closed, scandir = folder_of_images(tmp_path / "in", n=3), set[Path](), os.scandir
+
+    def refuse(path):  # by hand: no folder is closed to root
+        if path in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (source / "lost+found").mkdir()
+    closed.add(source / "lost+found")
+    assert prepare.prepare(str(source), tmp_path / "out", test_fraction=0) == {"train": 6}
+    assert described(tmp_path / "out")["ignored"] == {"folders that this user may not read": 1}
+    closed.add(source)
+    with pytest.raises(PermissionError):
+        prepare.prepare(str(source), tmp_path / "other", test_fraction=0)
+
+
 BOMB = bytes(2**20)
 
 
