@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import tarfile
 import time
 
@@ -24,7 +25,7 @@ from data.errors import DataError
 from data.images import Limits, View, decode
 from data.loader import Augment, Batches, load, read
 from data.order import Order, tally
-from data.processes import PROCESSES, heed_signals, prepare_workers
+from data.processes import PROCESSES, WARNING, heed_signals, prepare_workers
 from data.shards import Shards, write
 from trainer.config import Data
 
@@ -199,6 +200,8 @@ def test_several_processes_index_one_folder(numbered):
     for path in files_of_index(numbered):
         path.unlink()
     prepare_workers()
+    prepare_workers()
+    assert sys.warnoptions.count(WARNING) == 1, "however often a process asks for workers"
     with PROCESSES.Pool(3, heed_signals) as pool:
         assert {shards.fingerprint() for shards in pool.map(Shards, [numbered.source] * 6)} == {numbered.fingerprint()}
 
