@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,9 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 STRIP = 256  # rows that go over white at once
-SCAN = b"\xff\xda"  # begins a JPEG's scan; within one, 0 follows every 255
+SCAN, END = b"\xff\xda", b"\xff\xd9"  # begin a JPEG's scan, and end the JPEG
+MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment with a length, or END; no scan's data holds one
+MAX_SEGMENTS = 2**16  # of a JPEG, each of which may have as many bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # how a file begins, and a segment of it
 SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # before the image's: APP0 to 15, COM
@@ -167,14 +170,34 @@ def _is_upright(content: bytes) -> bool:
 
 def _check(content: bytes, limits: Limits) -> None:
     if len(content) > limits.bytes:
-        raise ValueError(f"it has more than {limits.bytes:,} bytes (max_bytes)")
-    if content.startswith(JPEG) and (scans := content.count(SCAN)) > limits.scans:
-        raise ValueError(f"it has {scans:,} scans, more than {limits.scans:,} (max_scans): encode it anew")
+        raise ValueError(f"it has more than {limits.bytes:,} bytes ({setting('bytes')})")
+    if content.startswith(JPEG) and content.count(SCAN) > limits.scans:  # a preview or what follows END may hold some
+        _check_scans(content, limits)
+
+
+def _check_scans(content: bytes, limits: Limits) -> None:
+    """By a walk over the segments, like that of libjpeg."""
+    place, scans = len(JPEG), 0
+    for _ in range(MAX_SEGMENTS):
+        found = MARKER.search(content, place)
+        if found is None or found[0] == END:
+            return
+        scans += found[0] == SCAN
+        if scans > limits.scans:
+            raise ValueError(f"it has more than {limits.scans:,} scans ({setting('scans')}): encode it anew")
+        place = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2]))
+    raise ValueError(f"it has more than {MAX_SEGMENTS:,} segments: encode it anew")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.pixels:
-        raise ValueError(f"it has {width} x {height} pixels, more than {limits.pixels:,} (max_pixels): scale it down")
+        most = f"{limits.pixels:,} ({setting('pixels')})"
+        raise ValueError(f"it has {width} x {height} pixels, more than {most}: scale it down")
+
+
+def setting(limit: str) -> str:
+    """Where a limit is set, for messages."""
+    return f"data.max_{limit}, or --max_{limit} of data.prepare and data.inspect"
 
 
 def _flatten(image: Image.Image) -> Image.Image:

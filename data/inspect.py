@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -233,14 +233,7 @@ def inspect(
 
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _Spread(msgspec.Struct):
-    """Of no images, it is empty."""
-
-    min: Count = 0
-    median: Count = 0
-    max: Count = 0
+_Spread = dict[Literal["min", "median", "max"], Count]  # of no images, it is empty
 
 
 class _Row(msgspec.Struct):
@@ -261,6 +254,10 @@ class _Split(msgspec.Struct):
     std: list[float]
     fingerprint: str
 
+    def __post_init__(self) -> None:
+        if any(len(spread) not in (0, 3) for spread in (self.width, self.height)):
+            raise ValueError("width and height have a min, a median and a max")
+
 
 class _Rejected(msgspec.Struct):
     file: str
@@ -270,7 +267,7 @@ class _Rejected(msgspec.Struct):
 class _Described(msgspec.Struct):
     """dataset.json: what of it is read. A split is a folder beside it, and nowhere else."""
 
-    splits: dict[Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*$")], _Split]
+    splits: Annotated[dict[Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*$")], _Split], msgspec.Meta(min_length=1)]
     classes: list[str]
     fingerprint: str
     rejected: list[_Rejected]

@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 # What asks a run to leave. Ctrl-C and SLURM send it to every process of a job, and it is this process's to answer.
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 PROCESSES = multiprocessing.get_context("forkserver")  # to fork a process that uses CUDA or threads is not safe
+WARNING = "ignore:resource_tracker:UserWarning"  # as the interpreter's option -W
 
 
 def prepare_workers() -> None:
@@ -38,7 +39,8 @@ def prepare_workers() -> None:
     atexit.register(end_workers)
     PROCESSES.set_forkserver_preload(["data.loader"])
     # It removes what a process leaves behind that ends at once, which is meant here and not to be warned of.
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    if WARNING not in sys.warnoptions:
+        sys.warnoptions.append(WARNING)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     resource_tracker.ensure_running()  # it would be started by the other, but unblocks two of them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from data.errors import DataError
 from data.files import parse, read, regular, shown
-from data.images import LIMITS, Limits, header
+from data.images import LIMITS, Limits, header, setting
 from data.index import IMAGE_EXTENSIONS, label_of, members, samples
 from data.shards import OnError
 
@@ -119,7 +119,7 @@ class Bounds(NamedTuple):
         if unpacked > max(SMALL, self.ratio * packed):
             raise DataError(
                 f"{path} has {packed:,} bytes, and unpacks to more than {max(SMALL, self.ratio * packed):,.0f}: it may "
-                f"be made to fill a disk. If it is not, raise --max_ratio {self.ratio:g}"
+                f"be made to fill a disk. If it is not, raise data.prepare's --max_ratio {self.ratio:g}"
             )
 
 
@@ -515,7 +515,7 @@ def _bytes(path: Path, most: int) -> bytes:
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
-        raise ValueError(f"it has {size:,} bytes, more than {most:,} (max_bytes)")
+        raise ValueError(f"it has {size:,} bytes, more than {most:,} ({setting('bytes')})")
 
 
 def _read_digit(item: Item) -> tuple[bytes, int]:
@@ -601,18 +601,25 @@ def _files(folder: Path, ignored: Counter[str]) -> Iterator[str]:
     seen, folders, links = set[tuple[int, int]](), [""], list[str]()
     while folders or links:
         parent = folders.pop() if folders else links.pop(0)
-        stat = os.stat(folder / parent)
-        if (stat.st_dev, stat.st_ino) in seen:
-            ignored["links to a folder that is listed already"] += 1
+        try:
+            stat = os.stat(folder / parent)
+            if (stat.st_dev, stat.st_ino) in seen:
+                ignored["links to a folder that is listed already"] += 1
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(folder / parent) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except PermissionError:  # such as lost+found
+            if not parent:
+                raise
+            ignored["folders that this user may not read"] += 1
             continue
-        seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(folder / parent) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                path = os.path.join(parent, entry.name)
-                if not _is_folder(entry):
-                    yield path
-                elif _is_visible(entry.name):
-                    (links if entry.is_symlink() else folders).append(path)
+        for entry in listed:
+            path = os.path.join(parent, entry.name)
+            if not _is_folder(entry):
+                yield path
+            elif _is_visible(entry.name):
+                (links if entry.is_symlink() else folders).append(path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

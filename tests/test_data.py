@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import tarfile
 import time
 
@@ -24,7 +25,7 @@ from data.errors import DataError
 from data.images import Limits, View, decode
 from data.loader import Augment, Batches, load, read
 from data.order import Order, tally
-from data.processes import PROCESSES, heed_signals, prepare_workers
+from data.processes import PROCESSES, WARNING, heed_signals, prepare_workers
 from data.shards import Shards, write
 from trainer.config import Data
 
@@ -199,6 +200,8 @@ def test_several_processes_index_one_folder(numbered):
     for path in files_of_index(numbered):
         path.unlink()
     prepare_workers()
+    prepare_workers()
+    assert sys.warnoptions.count(WARNING) == 1, "however often a process asks for workers"
     with PROCESSES.Pool(3, heed_signals) as pool:
         assert {shards.fingerprint() for shards in pool.map(Shards, [numbered.source] * 6)} == {numbered.fingerprint()}
 
@@ -562,8 +565,11 @@ def test_what_cannot_be_decoded_is_a_value_error():
         decode(encoded(np.zeros((9, 9), np.float32), "TIFF"), 32, 1)
     for content in good.values():
         for limits, told in (
-            (Limits(pixels=40 * 40 - 1), r"40 x 40 pixels, more than 1,599 \(max_pixels\)"),
-            (Limits(bytes=len(content) - 1), r"bytes \(max_bytes\)"),
+            (
+                Limits(pixels=40 * 40 - 1),
+                r"40 x 40 pixels, more than 1,599 \(data.max_pixels, or --max_pixels of data.prepare and",
+            ),
+            (Limits(bytes=len(content) - 1), r"bytes \(data.max_bytes, "),
         ):
             for look in (lambda content, limits: decode(content, 32, 3, limits=limits), images.upright):
                 with pytest.raises(ValueError, match=told):
@@ -576,8 +582,24 @@ def test_a_jpeg_of_many_scans_is_refused(size):
     content = encoded(smooth(40, 40), "JPEG", progressive=True)
     scan = content[content.rindex(images.SCAN) : -2]
     decode(content, size, 3)
-    with pytest.raises(ValueError, match=r"it has 10,0\d\d scans, more than 50 \(max_scans\): encode it anew"):
+    with pytest.raises(ValueError, match=r"more than 50 scans \(data.max_scans, .*\): encode it anew"):
         decode(content[:-2] + scan * 10_000 + content[-2:], size, 3)
+
+
+@pytest.mark.parametrize("size", [40, 64])
+def test_only_a_jpeg_s_own_scans_are_counted(size):
+    """A phone writes a film behind the image, a camera a preview into it."""
+    content = encoded(smooth(40, 40), "JPEG", progressive=True)
+    segment = b"\xff\xe2" + (2**16 - 1).to_bytes(2) + (images.SCAN + b"\xff\xd9") * ((2**16 - 4) // 4) + b"\xff"
+    film = np.random.default_rng(0).bytes(6 * 2**20)
+    assert film.count(images.SCAN) > 50
+    for one in (content + film, content[:2] + segment + content[2:]):
+        assert np.array_equal(decode(one, size, 3), decode(content, size, 3))
+    scan = content[content.rindex(images.SCAN) : -2]
+    with pytest.raises(ValueError, match="more than 50 scans"):
+        decode(content[:2] + segment + content[2:-2] + scan * 60 + content[-2:] + film, size, 3)
+    with pytest.raises(ValueError, match="more than 65,536 segments"):
+        decode(content[:2] + b"\xff\xfe\0\2" * 2**16 + segment + content[2:], size, 3)
 
 
 def test_strips_over_white_are_as_the_whole(monkeypatch):
@@ -591,11 +613,11 @@ def test_strips_over_white_are_as_the_whole(monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_s_limits_are_its_settings(numbered, workers):
     shards = Data(numbered.source, max_pixels=63).open([numbered.source])[0]
-    with pytest.raises(DataError, match=r"step 1: cannot decode.*8 x 8 pixels, more than 63 \(max_pixels\)"):
+    with pytest.raises(DataError, match=r"step 1: cannot decode.*8 x 8 pixels, more than 63 \(data.max_pixels, "):
         next(load(batches(shards), range(1), workers))
     large = Data(numbered.source, max_bytes=10).open([numbered.source])[0]
     assert [len(content) for content in large.images(np.arange(3))[0]] == [11] * 3, "no more is read than tells"
-    with pytest.raises(DataError, match=r"more than 10 bytes \(max_bytes\)"):
+    with pytest.raises(DataError, match=r"more than 10 bytes \(data.max_bytes, "):
         next(load(batches(large), range(1), 0))
 
 

@@ -229,10 +229,15 @@ def test_refusals_are_one_message(run, capsys, photos, tmp_path, system, argumen
 
 
 def test_an_unreadable_image_is_named(run, capsys, photos, tmp_path):
-    (photos / "bad.png").write_bytes((photos / "b.png").read_bytes()[:60])
-    done = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "out", "--images", photos)
-    assert done.returncode == 2
-    assert done.err == f"error: cannot read the image {photos / 'bad.png'}: it is damaged, or no image\n"
+    for content, reason in (
+        ((photos / "b.png").read_bytes()[:60], "image file is truncated"),
+        (b"no", "it is no image of a known kind (PNG, "),
+    ):
+        (photos / "bad.png").write_bytes(content)
+        done = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "out", "--images", photos)
+        assert done.returncode == 2
+        assert done.err.startswith(f"error: cannot read the image {photos / 'bad.png'}: {reason}")
+        assert done.err.count("\n") == 1
 
 
 def test_images_that_are_not_finite_are_refused(run, capsys, tmp_path):

@@ -24,7 +24,7 @@ from PIL import Image
 
 from data import index, inspect, prepare, sources
 from data.errors import DataError
-from data.images import decode
+from data.images import decode, setting
 from data.shards import Shards, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -452,6 +452,24 @@ def test_each_folder_is_read_once_whatever_links_lead_to_it(tmp_path):
     assert told["ignored"] == {"links to a folder that is listed already": 5, "without ending": 1}
 
 
+def test_a_sub_folder_that_may_not_be_read_is_ignored(tmp_path, monkeypatch):
+    source, closed, scandir = folder_of_images(tmp_path / "in", n=3), set[Path](), os.scandir
+
+    def refuse(path):  # by hand: no folder is closed to root
+        if path in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (source / "lost+found").mkdir()
+    closed.add(source / "lost+found")
+    assert prepare.prepare(str(source), tmp_path / "out", test_fraction=0) == {"train": 6}
+    assert described(tmp_path / "out")["ignored"] == {"folders that this user may not read": 1}
+    closed.add(source)
+    with pytest.raises(PermissionError):
+        prepare.prepare(str(source), tmp_path / "other", test_fraction=0)
+
+
 BOMB = bytes(2**20)
 
 
@@ -481,7 +499,9 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, f
         check(self, unpacked, path, size)
 
     monkeypatch.setattr(sources.Bounds, "check", watched)
-    with pytest.raises(DataError, match=rf"x\..*{form} has .* bytes, and unpacks to more than .* raise --max_ratio 20"):
+    with pytest.raises(
+        DataError, match=rf"x\..*{form} has .* bytes, and unpacks to more than .* raise data.prepare's --max_ratio 20"
+    ):
         prepare.prepare(str(packed), tmp_path / "out", max_ratio=20)
     assert form == "zip" or most <= max(2**22, 20 * packed.stat().st_size) + 2**20, "it stopped there"
     assert sorted(path.name for path in tmp_path.iterdir()) == [packed.name]
@@ -498,7 +518,7 @@ def test_a_zip_s_members_are_bounded_and_of_known_kinds(tmp_path):
             archive.writestr(name, grey(0), method)
     prepare.prepare(str(packed), tmp_path / "out", test_fraction=0, max_rejected=0.9, max_bytes=1000)
     reasons = {one["file"]: one["reason"] for one in described(tmp_path / "out")["rejected"]}
-    assert reasons["large.png"] == "it has 2,000 bytes, more than 1,000 (max_bytes)"
+    assert reasons["large.png"] == f"it has 2,000 bytes, more than 1,000 ({setting('bytes')})"
     assert reasons["bzip.png"] == "it is packed by method 12, expected none or deflate: pack it anew"
     assert reasons.keys() == {"large.png", "bzip.png", "lzma.png"}
     content = bytearray(packed.read_bytes())
@@ -744,9 +764,9 @@ def test_inspect_names_mistakes(tmp_path, capsys):
     assert "dataset.json is damaged" in run(inspect.main, tmp_path, capsys=capsys)[1]
 
 
-DESCRIBED = {"splits": {}, "classes": [], "fingerprint": "0", "rejected": []}
 SPLIT = {"images": 1, "unlabelled": 1, "labels": {}, "shards": [], "width": {}, "height": {}, "modes": {}}
 SPLIT |= {"formats": {}, "mean": [0.5], "std": [0.1], "fingerprint": "0"}
+DESCRIBED = {"splits": {"train": SPLIT}, "classes": [], "fingerprint": "0", "rejected": []}
 
 
 @pytest.mark.parametrize(
@@ -759,6 +779,9 @@ SPLIT |= {"formats": {}, "mean": [0.5], "std": [0.1], "fingerprint": "0"}
         DESCRIBED | {"classes": [1]},
         DESCRIBED | {"rejected": [["x"]]},
         DESCRIBED | {"splits": []},
+        DESCRIBED | {"splits": {}},
+        DESCRIBED | {"splits": {"train": SPLIT | {"width": {"min": 8, "max": 8}}}},
+        DESCRIBED | {"splits": {"train": SPLIT | {"height": {"min": 8, "mean": 8, "max": 8}}}},
         DESCRIBED | {"splits": {"train": SPLIT | {"images": "many"}}},
         DESCRIBED | {"splits": {"train": SPLIT | {"labels": {"x": 1}}}},
         DESCRIBED | {"splits": {"train": SPLIT | {"shards": [{"name": "0.tar"}]}}},

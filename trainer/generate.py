@@ -190,8 +190,7 @@ def _decode(path: Path, size: int, channels: int) -> Tensor:
     try:
         return torch.tensor(decode(read_file(path, LIMITS.bytes), size, channels)).permute(2, 0, 1)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
-        reason = getattr(error, "strerror", None) or "it is damaged, or no image"
-        raise DataError(f"cannot read the image {path}: {reason}") from error
+        raise DataError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write(blocks: Blocks, out: Path) -> set[Path]:
