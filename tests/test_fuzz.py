@@ -26,7 +26,7 @@ from data import inspect, prepare
 from data.errors import DataError
 from data.images import decode
 from data.shards import Shards
-from trainer import checkpoint
+from trainer import checkpoint, statistics
 from trainer.config import configure
 from trainer.results import lines_of
 
@@ -318,6 +318,20 @@ def test_what_a_run_has_written_down(fuzz, run, name, tries):
         lines_of(run)
 
     fuzz(content, read, 4 * tries)
+
+
+@pytest.mark.parametrize("tries", TRIES)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_statistics(fuzz, tmp_path, save, tries):
+    """A run keeps them, and others' tools write them."""
+    file, path, meta = io.BytesIO(), tmp_path / "real.npz", np.array(json.dumps({"count": 2}))
+    save(file, mu=np.zeros(2), sigma=np.eye(2), n=2, meta=meta, sharpness=1.0, features=np.zeros((2, 2), np.float32))
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        statistics.load(path, None)
+
+    fuzz(file.getvalue(), read, 8 * tries, refused=ValueError)
 
 
 @pytest.mark.parametrize("tries", TRIES)
