@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import NETWORKS, SMALL, reseal
 from PIL import Image
@@ -26,8 +27,8 @@ from data import inspect, prepare
 from data.errors import DataError
 from data.images import decode
 from data.shards import Shards
-from trainer import checkpoint, statistics
-from trainer.config import configure
+from trainer import checkpoint, extractor, statistics
+from trainer.config import Data, Location, configure
 from trainer.results import lines_of
 
 SECONDS = 20.0  # of the processor, for one file: hundreds of times what the largest honest one here takes
@@ -332,6 +333,36 @@ def test_statistics(fuzz, tmp_path, save, tries):
         statistics.load(path, None)
 
     fuzz(file.getvalue(), read, 8 * tries, refused=ValueError)
+
+
+@pytest.mark.parametrize("tries", TRIES)
+def test_a_runs_extractor(fuzz, tmp_path, tries):
+    path, meta = tmp_path / "demo-cnn-v1.safetensors", {"demo-cnn": json.dumps({"accuracy": 1.0, "data": ["a", 32, 1]})}
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        extractor._is_fit(path, [], [], Data(Location("")))
+        extractor.load_demo_cnn(path, 1)
+
+    fuzz(safetensors.torch.save(extractor.DemoCNN(1, 2).state_dict(), meta), read, 8 * tries, refused=ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("head.weight", torch.tensor(1.0)),
+        ("body.0.weight", torch.zeros(16)),
+        ("head.bias", torch.zeros(3)),
+        ("scale", torch.ones((), dtype=torch.float64)),
+    ],
+)
+def test_an_extractor_of_other_tensors_is_refused(tmp_path, name, value):
+    path = tmp_path / "demo-cnn-v1.safetensors"
+    tensors = {**extractor.DemoCNN(1, 2).state_dict(), name: value}
+    path.write_bytes(safetensors.torch.save(tensors, {"demo-cnn": "[1]"}))
+    assert not extractor._is_fit(path, [], [], Data(Location("")))
+    with pytest.raises(ValueError, match=r"evaluate.weights: .* is no demo-cnn's file"):
+        extractor.load_demo_cnn(path, 1)
 
 
 @pytest.mark.parametrize("tries", TRIES)
