@@ -3,9 +3,10 @@ and memory, and nothing else happens: no code runs, no connection is made, nothi
 
 import io
 import json
+import mmap
 import os
 import random
-import resource
+import re
 import shutil
 import sys
 import tarfile
@@ -116,6 +117,11 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(made)
 
 
+def memory(name: str) -> int:
+    """Bytes that this process has (VmRSS), or had at most since clear_refs (VmHWM)."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
 @pytest.fixture
 def fuzz(watch, tmp_path, capsys):
     """Read mutations of a content: `fuzz(content, read, tries)`; `read(bytes)` may raise what says that a file is bad.
@@ -126,11 +132,12 @@ def fuzz(watch, tmp_path, capsys):
     def run(content: bytes, read, tries: int, refused=(DataError, ValueError, OSError)) -> None:
         chance = random.Random(len(content))
         read(content)  # as it is, it is read
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in range(tries):
             spoilt = mutated(content, chance)
             (tmp_path / "last").write_bytes(spoilt)  # for whoever looks for the cause
             capsys.readouterr()
+            Path("/proc/self/clear_refs").write_text("5")  # the most memory used is from now on
+            before = memory("VmRSS")
             began, code, error = time.process_time(), None, None
             with watch.over(tmp_path):
                 try:
@@ -141,11 +148,11 @@ def fuzz(watch, tmp_path, capsys):
                     error = refusal
             said = capsys.readouterr().err
             assert time.process_time() - began < SECONDS, f"mutation {number}"
+            assert memory("VmHWM") - before < MEMORY, f"mutation {number}"
             assert code in (None, 2), f"mutation {number}: {said}"
             assert error is None or str(error), f"mutation {number}: a refusal without words"
             assert "Traceback" not in said
             assert "\x1b" not in said
-        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
 
     return run
 
@@ -375,6 +382,16 @@ def test_recipes(fuzz, run, tries):
         configure(["--config", str(recipe)])
 
     fuzz(recipe.read_bytes(), read, 2 * tries)
+
+
+def test_memory_that_a_file_takes_is_seen_after_an_earlier_peak(fuzz, monkeypatch):
+    def take(size: int) -> None:  # not by malloc, which may keep what is freed
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+
+    monkeypatch.setitem(globals(), "MEMORY", 2**26)
+    take(2**28)
+    with pytest.raises(AssertionError, match="mutation 0"):
+        fuzz(b"text", lambda _: take(2**27), 1)
 
 
 def test_the_watch_sees_what_it_is_for(watch, tmp_path):
