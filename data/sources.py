@@ -170,7 +170,7 @@ class Listed:
         return contents, np.array(labels, dtype=np.int64)
 
     def _check(self, content: bytes) -> None:
-        size, channels = header(content)
+        size, channels = header(content, self.limits)
         if self.size and size != (self.size, self.size):
             raise ValueError(
                 f"it has {size[0]}x{size[1]} pixels, and the first image {self.size} a side: --size brings all to one"

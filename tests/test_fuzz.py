@@ -3,9 +3,10 @@ and memory, and nothing else happens: no code runs, no connection is made, nothi
 
 import io
 import json
+import mmap
 import os
 import random
-import resource
+import re
 import shutil
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import NETWORKS, SMALL, reseal
 from PIL import Image
@@ -26,8 +28,8 @@ from data import inspect, prepare
 from data.errors import DataError
 from data.images import decode
 from data.shards import Shards
-from trainer import checkpoint
-from trainer.config import configure
+from trainer import checkpoint, extractor, statistics
+from trainer.config import Data, Location, configure
 from trainer.results import lines_of
 
 SECONDS = 20.0  # of the processor, for one file: hundreds of times what the largest honest one here takes
@@ -115,6 +117,11 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(made)
 
 
+def memory(name: str) -> int:
+    """Bytes that this process has (VmRSS), or had at most since clear_refs (VmHWM)."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
 @pytest.fixture
 def fuzz(watch, tmp_path, capsys):
     """Read mutations of a content: `fuzz(content, read, tries)`; `read(bytes)` may raise what says that a file is bad.
@@ -125,11 +132,12 @@ def fuzz(watch, tmp_path, capsys):
     def run(content: bytes, read, tries: int, refused=(DataError, ValueError, OSError)) -> None:
         chance = random.Random(len(content))
         read(content)  # as it is, it is read
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in range(tries):
             spoilt = mutated(content, chance)
             (tmp_path / "last").write_bytes(spoilt)  # for whoever looks for the cause
             capsys.readouterr()
+            Path("/proc/self/clear_refs").write_text("5")  # the most memory used is from now on
+            before = memory("VmRSS")
             began, code, error = time.process_time(), None, None
             with watch.over(tmp_path):
                 try:
@@ -140,11 +148,11 @@ def fuzz(watch, tmp_path, capsys):
                     error = refusal
             said = capsys.readouterr().err
             assert time.process_time() - began < SECONDS, f"mutation {number}"
+            assert memory("VmHWM") - before < MEMORY, f"mutation {number}"
             assert code in (None, 2), f"mutation {number}: {said}"
             assert error is None or str(error), f"mutation {number}: a refusal without words"
             assert "Traceback" not in said
             assert "\x1b" not in said
-        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
 
     return run
 
@@ -321,6 +329,50 @@ def test_what_a_run_has_written_down(fuzz, run, name, tries):
 
 
 @pytest.mark.parametrize("tries", TRIES)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_statistics(fuzz, tmp_path, save, tries):
+    """A run keeps them, and others' tools write them."""
+    file, path, meta = io.BytesIO(), tmp_path / "real.npz", np.array(json.dumps({"count": 2}))
+    save(file, mu=np.zeros(2), sigma=np.eye(2), n=2, meta=meta, sharpness=1.0, features=np.zeros((2, 2), np.float32))
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        statistics.load(path, None)
+
+    fuzz(file.getvalue(), read, 8 * tries, refused=ValueError)
+
+
+@pytest.mark.parametrize("tries", TRIES)
+def test_a_runs_extractor(fuzz, tmp_path, tries):
+    path, meta = tmp_path / "demo-cnn-v1.safetensors", {"demo-cnn": json.dumps({"accuracy": 1.0, "data": ["a", 32, 1]})}
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        extractor._is_fit(path, [], [], Data(Location("")))
+        extractor.load_demo_cnn(path, 1)
+
+    fuzz(safetensors.torch.save(extractor.DemoCNN(1, 2).state_dict(), meta), read, 8 * tries, refused=ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("head.weight", torch.tensor(1.0)),
+        ("body.0.weight", torch.zeros(16)),
+        ("head.bias", torch.zeros(3)),
+        ("scale", torch.ones((), dtype=torch.float64)),
+    ],
+)
+def test_an_extractor_of_other_tensors_is_refused(tmp_path, name, value):
+    path = tmp_path / "demo-cnn-v1.safetensors"
+    tensors = {**extractor.DemoCNN(1, 2).state_dict(), name: value}
+    path.write_bytes(safetensors.torch.save(tensors, {"demo-cnn": "[1]"}))
+    assert not extractor._is_fit(path, [], [], Data(Location("")))
+    with pytest.raises(ValueError, match=r"evaluate.weights: .* is no demo-cnn's file"):
+        extractor.load_demo_cnn(path, 1)
+
+
+@pytest.mark.parametrize("tries", TRIES)
 def test_recipes(fuzz, run, tries):
     """A run's config.yaml is one, too."""
     recipe = run / "config.yaml"
@@ -330,6 +382,16 @@ def test_recipes(fuzz, run, tries):
         configure(["--config", str(recipe)])
 
     fuzz(recipe.read_bytes(), read, 2 * tries)
+
+
+def test_memory_that_a_file_takes_is_seen_after_an_earlier_peak(fuzz, monkeypatch):
+    def take(size: int) -> None:  # not by malloc, which may keep what is freed
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+
+    monkeypatch.setitem(globals(), "MEMORY", 2**26)
+    take(2**28)
+    with pytest.raises(AssertionError, match="mutation 0"):
+        fuzz(b"text", lambda _: take(2**27), 1)
 
 
 def test_the_watch_sees_what_it_is_for(watch, tmp_path):

@@ -86,7 +86,7 @@ def test_an_audit_that_disagrees_fails_loudly(score, folders, demo_cnn, monkeypa
     assert "eval/precision240/demo-cnn-v1" not in told.err
 
 
-def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_path):
+def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_path, capsys):
     run = tmp_path / "run"
     evaluate = ("--evaluate.every", "2", "--evaluate.num", "70", "--evaluate.extractor", "demo-cnn")
     done = here(
@@ -107,6 +107,12 @@ def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_pat
     )
     for name in ("fid70", "is70", "kid70", "recall70", "coverage70"):
         assert again[f"eval/{name}/demo-cnn-v1"] == pytest.approx(kept[f"eval/{name}/demo-cnn-v1"], rel=1e-9)
+    with pytest.raises(SystemExit):
+        score(
+            *(run, "--statistics", tmp_path / "other", "--max_pixels", "9"),
+            *("--extractor", "demo-cnn", "--weights", demo_cnn),
+        )
+    assert "more than 9 (max_pixels)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -231,6 +237,16 @@ def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cn
     with pytest.raises(SystemExit):
         score(*arguments, "--against", tmp_path / "other.npz")
     assert "does not say what it holds" in capsys.readouterr().err
+
+
+def test_the_bounds_of_an_image_are_the_command_lines(score, folders, demo_cnn, capsys):
+    """An image at a bound is taken, and one beyond it refused."""
+    arguments = ["--against", folders / "real", "--num", "64", "--metrics", "fid", "--size", "32"]
+    arguments = [folders / "fake", *arguments, "--extractor", "demo-cnn", "--weights", demo_cnn]
+    score(*arguments, "--max_pixels", "1024")
+    with pytest.raises(SystemExit):
+        score(*arguments, "--max_pixels", "1023")
+    assert "it has 32 x 32 pixels, more than 1,023 (max_pixels)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from data import files
 from data.errors import DataError
 from data.loader import Samples, read
 from data.order import Order, permutation
+from models.manifest import check_tensors
 from models.networks.perceptual import Perceptual
 from trainer.batch import normalize
 from trainer.config import Data, Evaluate
@@ -398,11 +400,14 @@ def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
         ValueError: the file is missing, is not a demo-cnn, or sees other channels.
     """
     try:
-        content = path.read_bytes()
+        content = files.read(path)
         tensors = safetensors.torch.load(content)
-        classes, seen = len(tensors["head.weight"]), tensors["body.0.weight"].shape[1]
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
-        raise ValueError(f"evaluate.weights: {path} is no demo-cnn's file: {error}") from error
+        classes, seen = tensors["head.weight"].shape[0], tensors["body.0.weight"].shape[1]
+        if seen in (1, 3):  # all that a file can be of
+            with torch.device("meta"):
+                check_tensors("it", tensors, DemoCNN(seen, classes).state_dict())
+    except (OSError, ValueError, LookupError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"evaluate.weights: {path} is no demo-cnn's file: {files.shown(str(error))}") from error
     if seen != channels:
         raise ValueError(f"evaluate.weights: {path} sees {seen} channels, but data.channels is {channels}")
     extractor = DemoCNN(channels, classes)
@@ -494,8 +499,8 @@ def check_labels(train: Sets, test: Sets) -> None:
 def _is_fit(path: Path, train: Sets, test: Sets, data: Data) -> bool:
     """Whether a demo-cnn was trained on these very shards, read like this."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["demo-cnn"])
+        with safetensors.safe_open(files.regular(path), "pt") as file:
+            facts = files.parse(file.metadata()["demo-cnn"].encode(), dict[str, Any])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
         return False
     return facts.get("data") == _identity(train, test, data)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from torch import Tensor
 
 import models
 from data.errors import DataError
-from data.images import header
+from data.images import Limits, header
+from data.inspect import add_limits
 from data.loader import Samples, read
 from data.order import permutation
 from data.redact import redacted_all
 from data.shards import Shards
-from data.sources import Listed, open_source
+from data.sources import BOUNDS, Listed, open_source
 from models.load import checkpoint_of
 from trainer import metrics, schemas, statistics
 from trainer.audit import audit
@@ -81,6 +82,7 @@ def parser() -> Parser:
     made.add_argument("--unverified", action="store_true", help="take an .npz that does not say what it is of")
     made.add_argument("--size", type=_side, help="pixels a side that images are brought to; unset: they have one")
     made.add_argument("--channels", type=int, choices=[1, 3], help="of images; unset: the first one's")
+    add_limits(made)
     made.add_argument("--seed", type=NonNegativeInt, help="of the samples; unset: the run's")
     made.add_argument("--out", metavar="FOLDER", type=Path, help="write the scored samples there as PNG")
     made.add_argument("--audit", action="store_true", help="recompute by torch-fidelity; fail where it disagrees")
@@ -257,7 +259,7 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
         )
     if settings.seed is not None or settings.lpips or settings.cache or settings.cache_gb:
         raise ValueError("--seed, --lpips, --cache and --cache_gb have no effect on images: leave them unset")
-    fake = _listed(settings.what)
+    fake = _listed(settings.what, _limits(settings))
     num = settings.num or len(fake)
     if num > len(fake):
         raise ValueError(f"--num is {num:,}, and {settings.what} holds {len(fake):,} images")
@@ -323,7 +325,12 @@ def _data(settings: argparse.Namespace, known: schemas.Images) -> Data:
         [*map(Location, [named] if isinstance(named, str) else named or [])] for named in (known.train, known.test)
     )
     cache = Location(os.path.abspath(settings.cache)) if settings.cache else None
-    return Data(train, test, known.size, known.channels, cache=cache, cache_gb=settings.cache_gb or known.cache_gb)
+    data = Data(train, test, known.size, known.channels, cache=cache, cache_gb=settings.cache_gb or known.cache_gb)
+    return replace(data, **{f"max_{name}": limit for name, limit in _limits(settings)._asdict().items()})
+
+
+def _limits(settings: argparse.Namespace) -> Limits:
+    return Limits(settings.max_pixels, settings.max_bytes, settings.max_scans)
 
 
 def _extractor_of(settings: argparse.Namespace, known: schemas.Extractor | None, run: Path | None) -> Evaluate:
@@ -365,17 +372,20 @@ def _opened(setting: str, data: Data, sources: list[str]) -> list[Shards]:
 def _real(settings: argparse.Namespace, size: int | None, channels: int | None = None) -> Samples | Statistics:
     if settings.against.endswith(".npz"):
         return statistics.load(Path(settings.against), None)
-    return _listed(settings.against, None if settings.size else size, None if settings.channels else channels)
+    size, channels = None if settings.size else size, None if settings.channels else channels
+    return _listed(settings.against, _limits(settings), size, channels)
 
 
-def _listed(name: str, size: int | None = None, channels: int | None = None) -> Shards | Listed:
+def _listed(name: str, limits: Limits, size: int | None = None, channels: int | None = None) -> Shards | Listed:
     """Images by position: shards as a run reads them, or others, which must all have the size and channels given."""
     path = Path(name)
     if (path / "index.json").exists() or path.suffix == ".json" or (path.is_dir() and any(path.glob("*.tar"))):
-        return Shards(name)
+        return Shards(name, limits=limits)
     unpacked = tempfile.TemporaryDirectory()  # of a compressed archive: this process's own, removed with it
-    source = open_source(name, Path(unpacked.name, "images"), Path("datasets/torchvision"), splits=False)
+    bounds = BOUNDS._replace(image=limits)
+    source = open_source(name, Path(unpacked.name, "images"), Path("datasets/torchvision"), splits=False, bounds=bounds)
     listed = Listed(source, name, size, channels)
+    listed.limits = limits
     listed.unpacked = unpacked
     return listed
 
@@ -384,7 +394,7 @@ def _look(images: Shards | Listed, settings: argparse.Namespace) -> tuple[int, A
     """Size and channels: those asked for, or the first image's, which then all must have."""
     (content,), _ = images.images(np.array([0]))
     try:
-        size, channels = header(content)
+        size, channels = header(content, images.limits)
     except ValueError as error:
         raise DataError(f"{images.name(0)}: {error}") from error
     if not settings.size and size[0] != size[1]:

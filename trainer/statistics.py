@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.files import regular, shown
 from trainer.metrics import Gaussian, root
 
 FORMAT = 2
+MEMBERS = ("mu", "sigma", "n", "meta", "sharpness", "features")
+MAX_BYTES = 2**33  # of a file's members, unpacked: features of a million images have fewer
 
 
 @dataclass
@@ -95,25 +98,39 @@ def load(path: Path, expected: dict[str, Any] | None) -> Statistics:
         ValueError: it is no such file, or of other images or another extractor; names every field that differs.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        found = _members(path)
         if missing := [name for name in ("mu", "sigma") if name not in found]:
-            raise ValueError(f"it lacks {' and '.join(missing)}, and holds {', '.join(found)}")
+            raise ValueError(f"it lacks {' and '.join(missing)}")
         mu, sigma = (torch.from_numpy(found[name].astype(np.float64)) for name in ("mu", "sigma"))
         gaussian = Gaussian(mu, sigma, int(found.get("n", 0)))
         meta = dict(json.loads(str(found["meta"]))) if "meta" in found else {}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no statistics of images (an .npz of mu and sigma): {error}") from error
-    dim = len(gaussian.mu)
-    if gaussian.mu.shape != (dim,) or gaussian.sigma.shape != (dim, dim):
-        shapes = f"{tuple(gaussian.mu.shape)} and {tuple(gaussian.sigma.shape)}"
-        raise ValueError(f"{path} holds no statistics: its mu and sigma are {shapes}, expected [D] and [D, D]")
+        features = torch.from_numpy(found["features"]) if "features" in found else None
+        sharpness = float(found["sharpness"]) if "sharpness" in found else None
+    except Exception as error:  # zipfile's, zlib's, NumPy's and JSON's many ways to say that a file is another one
+        reason = shown(str(error)) or type(error).__name__
+        raise ValueError(f"{path} holds no statistics of images (an .npz of mu and sigma): {reason}") from error
+    shapes = tuple(gaussian.mu.shape), tuple(gaussian.sigma.shape)
+    dim = gaussian.mu.numel()
+    if shapes != ((dim,), (dim, dim)):
+        raise ValueError(
+            f"{path} holds no statistics: its mu and sigma are {shapes[0]} and {shapes[1]}, expected [D] and [D, D]"
+        )
     if expected is not None:
         check(path, meta, expected)
-    features = torch.from_numpy(found["features"]) if "features" in found else None
-    if features is not None and (features.dim(), features.shape[-1]) != (2, dim):
-        raise ValueError(f"{path} is damaged: its features are {tuple(features.shape)}, expected [images, {dim}]")
-    return Statistics(gaussian, meta, float(found["sharpness"]) if "sharpness" in found else None, features)
+    if features is not None and (features.dtype, features.dim(), features.shape[-1:]) != (torch.float32, 2, (dim,)):
+        kind = f"{str(features.dtype).removeprefix('torch.')} {tuple(features.shape)}"
+        raise ValueError(f"{path} is damaged: its features are {kind}, expected float32 [images, {dim}]")
+    return Statistics(gaussian, meta, sharpness, features)
+
+
+def _members(path: Path) -> dict[str, np.ndarray]:
+    """What a file holds of the known names, if all of it may be unpacked."""
+    with zipfile.ZipFile(regular(path)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > MAX_BYTES:
+        raise ValueError(f"it unpacks to {size:,} bytes, expected at most {MAX_BYTES:,}")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in MEMBERS if name in file.files}
 
 
 def check(path: Path, meta: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -123,7 +140,7 @@ def check(path: Path, meta: dict[str, Any], expected: dict[str, Any]) -> None:
         ValueError: naming every field that differs.
     """
     differing = [
-        f"{name}: {meta.get(name, 'not said')} in the file, {expected.get(name, 'not said')} here"
+        shown(f"{name}: {meta.get(name, 'not said')} in the file, {expected.get(name, 'not said')} here")
         for name in sorted(meta.keys() | expected.keys())
         if meta.get(name) != expected.get(name)
     ]
