@@ -208,6 +208,16 @@ def test_an_earlier_state_is_not_taken_for_this_ones(job):
     assert (done.code, len(done.trained)) == (1, 2)
 
 
+def test_the_name_of_a_checkpoint_runs_nothing(job, tmp_path):
+    """bash's arithmetic would run a command in it."""
+    for name in (f"step_1+a[$(touch {tmp_path.name})]", "step_00000007"):
+        (job.run_dir / "checkpoints" / name).mkdir(parents=True)
+        (job.run_dir / "checkpoints" / name / "manifest.json").touch()
+    done = job(attempts=[(9, "finished")])
+    assert "from step 7" in done.said
+    assert not (ROOT / tmp_path.name).exists()
+
+
 def test_each_attempt_meets_anew(job):
     done = job(attempts=[(0, "failed"), (9, "finished")], SLURM_RESTART_COUNT=3)
     assert [line[3:] for line in done.launched] == [["7.3.1", "20071"], ["7.3.2", "20072"]]

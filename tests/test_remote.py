@@ -5,6 +5,7 @@ import http.server
 import json
 import multiprocessing
 import re
+import shutil
 import signal
 import threading
 import time
@@ -285,6 +286,17 @@ def test_a_run_s_manifest_names_no_commands_and_no_index_of_some(folder, tmp_pat
     with pytest.raises(DataError):  # it is asked for, by the user's own index, and is no tar
         Data(str(commands), cache=str(tmp_path / "cache")).open([str(commands)])[0].image(0)
     assert (tmp_path / "ran").exists()
+
+
+def test_nothing_is_written_beside_data_that_a_manifest_names(folder, tmp_path):
+    for tar in Path(folder).glob("*.tar"):
+        shutil.copy(tar, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    shards = Data(str(tmp_path)).open([str(tmp_path)], by_user=False)[0]
+    assert [shards.image(position) for position in (0, 15)] == [Shards(folder).image(position) for position in (0, 15)]
+    assert sorted(tmp_path.iterdir()) == before
+    Shards(tmp_path)
+    assert (tmp_path / "index.json").exists(), "the user's own"
 
 
 def test_an_index_without_end_is_not_read(server, tmp_path, monkeypatch):
