@@ -197,7 +197,7 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
 
 def setting(limit: str) -> str:
     """Where a limit is set, for messages."""
-    return f"data.max_{limit}, or --max_{limit} of data.prepare and data.inspect"
+    return f"data.max_{limit}, or --max_{limit} of data.prepare, data.inspect and trainer.evaluate"
 
 
 def _flatten(image: Image.Image) -> Image.Image:

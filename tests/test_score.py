@@ -112,7 +112,7 @@ def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_pat
             *(run, "--statistics", tmp_path / "other", "--max_pixels", "9"),
             *("--extractor", "demo-cnn", "--weights", demo_cnn),
         )
-    assert "more than 9 (max_pixels)" in capsys.readouterr().err
+    assert "more than 9 (data.max_pixels, or --max_pixels" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_the_bounds_of_an_image_are_the_command_lines(score, folders, demo_cnn, 
     score(*arguments, "--max_pixels", "1024")
     with pytest.raises(SystemExit):
         score(*arguments, "--max_pixels", "1023")
-    assert "it has 32 x 32 pixels, more than 1,023 (max_pixels)" in capsys.readouterr().err
+    assert "it has 32 x 32 pixels, more than 1,023 (data.max_pixels, or --max_pixels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
