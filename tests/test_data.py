@@ -567,7 +567,7 @@ def test_what_cannot_be_decoded_is_a_value_error():
         for limits, told in (
             (
                 Limits(pixels=40 * 40 - 1),
-                r"40 x 40 pixels, more than 1,599 \(data.max_pixels, or --max_pixels of data.prepare and",
+                r"40 x 40 pixels, more than 1,599 \(data.max_pixels, or --max_pixels of data.prepare",
             ),
             (Limits(bytes=len(content) - 1), r"bytes \(data.max_bytes, "),
         ):

@@ -240,7 +240,8 @@ def test_a_time_limit_is_kept(ranks, tmp_path):
     run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.steps", "1000000", "--trainer.time_limit", "0:06"]
     done = ranks(*run, processes=2).wait()
     assert done.codes == [LEFT_EARLY, LEFT_EARLY], done.stderr
-    assert "for trainer.time_limit: all is saved" in done.stderr
+    # Either process may be the first to come near the limit, and the main one alone speaks.
+    assert re.search(r"for (trainer\.time_limit|another process): all is saved", done.stderr)
     assert word(tmp_path) == "preempted"
 
 
