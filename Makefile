@@ -19,8 +19,9 @@ train: setup
 compare: setup
 	$(BIN)/python -m trainer.compare --config launch/recipes/$(COMPARISON).yaml $(ARGS)
 
+# Three processes on two cores: for a fifth of their time tests wait for other processes.
 test: setup lint
-	$(BIN)/pytest -q -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -q -n 3 --dist worksteal $(ARGS)
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow $(ARGS)
