@@ -32,11 +32,11 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.functional import to_tensor
 
-from data import index
 from data.loader import Batches, load
 from data.order import Order
 from data.processes import allow_open_files
-from data.shards import Shards, write
+from data.shards import index
+from data.shards.reader import Shards, write
 
 BATCH = 100
 ROUND = {32: 40, 64: 40, 256: 4}  # batches that each takes at a turn

@@ -24,13 +24,13 @@ import torch
 from accelerate import Accelerator
 
 from data.prepare import prepare
-from data.shards import Shards
-from models import VAE, Networks
+from data.shards.reader import Shards
+from models import VAE, NetworkConfig
 from trainer.batch import to_uint8
-from trainer.build import keep_memory
-from trainer.config import Data
-from trainer.evaluate import Evaluator
-from trainer.extractor import fit, load_demo_cnn
+from trainer.config.settings import DataConfig
+from trainer.distributed.accelerator import keep_freed_memory
+from trainer.evaluate.evaluator import Evaluator
+from trainer.evaluate.extractors.demo_cnn import fit, load_demo_cnn
 
 SIZE, LATENT = 32, 16
 SHARE, FASTER = 1.1, 1.7
@@ -44,13 +44,13 @@ class Sampler(VAE):
         return use == "sample"
 
 
-def evaluator_of(folder: Path, num: int, networks: Networks, wanted: tuple[str, ...]) -> tuple[Evaluator, Sampler]:
+def evaluator_of(folder: Path, num: int, networks: NetworkConfig, wanted: tuple[str, ...]) -> tuple[Evaluator, Sampler]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed_memory()
     system = Sampler(SIZE, 1, LATENT, networks).eval().requires_grad_(False)
     extractor = load_demo_cnn(folder / "demo-cnn.safetensors", 1).eval().requires_grad_(False)
-    data = Data(str(folder / "digits" / "train"), None, SIZE, 1)
+    data = DataConfig(str(folder / "digits" / "train"), None, SIZE, 1)
     accelerator = Accelerator(cpu=True)
     test = Shards(folder / "digits" / "train")
     return Evaluator(accelerator, extractor, [test], data, num, 0, system, wanted), system
@@ -89,7 +89,7 @@ def child(folder: Path, num: int, width: int, processes: int) -> tuple[float, fl
 
 
 def report_child(folder: Path, num: int, width: int) -> None:
-    evaluator, system = evaluator_of(folder, num, Networks("dcgan", width), ALL)
+    evaluator, system = evaluator_of(folder, num, NetworkConfig("dcgan", width), ALL)
     evaluator(system)  # once, to warm up
     scores = evaluator(system)
     # Not ru_maxrss, in which a process has that of its parent.
@@ -113,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare("digits", folder / "digits")
-        data = Data(str(folder / "digits" / "train"), None, SIZE, 1)
+        data = DataConfig(str(folder / "digits" / "train"), None, SIZE, 1)
         train, test = Shards(folder / "digits" / "train"), Shards(folder / "digits" / "test")
         fit([train], [test], data, folder / "demo-cnn.safetensors")
         measure(folder, settings.num, settings.width, settings.rounds)
@@ -122,8 +122,8 @@ def main() -> None:
 def measure(folder: Path, num: int, width: int, rounds: int) -> None:
     print(f"{num:,} samples, width {width}, load {os.getloadavg()[0]:.1f}\n")
     print("| generator | scores | s | generator and extractor alone, s | share | required |\n|---|---|---|---|---|---|")
-    small = Networks("dcgan", width)
-    for networks, wanted in ((small, ("fid", "is")), (small, ALL), (Networks(), ALL)):
+    small = NetworkConfig("dcgan", width)
+    for networks, wanted in ((small, ("fid", "is")), (small, ALL), (NetworkConfig(), ALL)):
         evaluator, system = evaluator_of(folder, num, networks, wanted)
         turns = [partial(evaluator, system), partial(bare, evaluator, system)]
         turns[0]()

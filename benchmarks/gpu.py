@@ -2,9 +2,9 @@
 
 For each recipe, and for two that a CPU would take days for: images a second, milliseconds a step and peak memory, in
 fp32 (convolutions may take TF32, as torch has it by default) and bf16, eager and compiled. A step is
-`trainer.step.Step` and the average of weights, on one batch in memory: no data, no evaluation. Times are medians over
---rounds of --steps steps each, between two synchronizations, after --warmup steps; memory is the allocator's peak since
-the system was built.
+`trainer.step.TrainStep` and the average of weights, on one batch in memory: no data, no evaluation. Times are medians
+over --rounds of --steps steps each, between two synchronizations, after --warmup steps; memory is the allocator's peak
+since the system was built.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from trainer.batch import Batch
-from trainer.config import Config, configure
+from trainer.config.parser import Config, configure
 from trainer.ema import EMA
-from trainer.step import Step
+from trainer.step import TrainStep
 
 RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*-*.yaml"))
 RESIDUAL = "--system.networks.family residual --data.channels 3"
@@ -67,13 +67,13 @@ def measure(config: Config, precision: str, compiled: bool, cpu: bool, warmup: i
     for name, network in system.networks().items():
         if compiled and not name.startswith("discriminator"):
             network.compile()
-    mover = Step(accelerator, system, 1_000_000)
+    train_step = TrainStep(accelerator, system, 1_000_000)
     shape = (settings.batch_size, data.channels, data.size, data.size)
     images = tuple(torch.rand(shape, device=device) * 2 - 1 for _ in range(system.domains))
 
     def take(first: int, count: int) -> None:
         for step in range(first, first + count):
-            mover([Batch(images, slice(0, len(images[0])), len(images[0]), 0, step)], step)
+            train_step([Batch(images, slice(0, len(images[0])), len(images[0]), 0, step)], step)
             ema.update(step + 1)
 
     take(0, warmup)
@@ -84,7 +84,7 @@ def measure(config: Config, precision: str, compiled: bool, cpu: bool, warmup: i
         take(warmup + i * steps, steps)
         wait(device)
         times.append((time.perf_counter() - began) / steps)
-    if failed := mover.failed():
+    if failed := train_step.failed():
         raise SystemExit(f"step {failed[0]}: player {failed[1].name} is not finite: its time would mean nothing")
     return Result(statistics.median(times), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0)
 

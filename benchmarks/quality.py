@@ -5,7 +5,7 @@ latent 16) for the same CPU time of one thread (`time.process_time`; images lie 
 counted), then score 10,000 samples from the prior against the held-out images, by the project's evaluator and demo-cnn,
 which is trained first.
 
-Ours (binary, ternary): `trainer.step.Step`, no normalisation, samples of the averaged weights, the settings below.
+Ours (binary, ternary): `trainer.step.TrainStep`, no normalisation, samples of the averaged weights, the settings below.
 Pythae's: its model class, its trainer's update (see benchmarks/peer.py), its MNIST benchmark's settings and batch of
 100, at learning rates 1e-4 (its default) and 1e-3; BatchNorm in encoder and decoder; it averages no weights.
 """
@@ -24,15 +24,15 @@ from torch import Tensor
 from benchmarks.peer import Pythae
 from data.loader import read
 from data.order import Order
-from data.shards import Shards
-from models import VAEGAN, Judge, Networks, Optimizer
+from data.shards.reader import Shards
+from models import VAEGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
 from models.losses import ModeName
-from trainer import extractor
 from trainer.batch import Batch, normalize
-from trainer.config import Data
+from trainer.config.settings import DataConfig
 from trainer.ema import EMA
-from trainer.evaluate import Evaluator
-from trainer.step import Step
+from trainer.evaluate.evaluator import Evaluator
+from trainer.evaluate.extractors import demo_cnn
+from trainer.step import TrainStep
 
 SIZE, LATENT, WIDTH = 32, 16, 32
 METHODS = ["ours, binary", "ours, ternary", "Pythae, lr 1e-4", "Pythae, lr 1e-3"]
@@ -44,12 +44,12 @@ def our_system(mode: ModeName) -> VAEGAN:
         SIZE,
         channels=1,
         latent_dim=LATENT,
-        networks=Networks("dcgan", WIDTH, "none"),
+        networks=NetworkConfig("dcgan", WIDTH, "none"),
         discriminator=mode,
         kl_weight=1.0,
         adversarial_weight=100,
-        autoencoder=Optimizer(lr=3e-3),
-        **{mode: Judge(lr=3e-3, r1_weight=0.3, penalty_every=4)},
+        autoencoder=OptimizerConfig(lr=3e-3),
+        **{mode: DiscriminatorConfig(lr=3e-3, r1_weight=0.3, penalty_every=4)},
     )
 
 
@@ -58,7 +58,7 @@ class Ours:
 
     def __init__(self, accelerator: Accelerator, mode: ModeName, seed: int):
         system = our_system(mode)
-        self.seed, self.move, self.ema = seed, Step(accelerator, system, 1), EMA(system, HALF_LIFE, BATCH_SIZE)
+        self.seed, self.move, self.ema = seed, TrainStep(accelerator, system, 1), EMA(system, HALF_LIFE, BATCH_SIZE)
 
     def step(self, image: Tensor, k: int) -> None:
         self.move([Batch((image,), slice(0, len(image)), len(image), self.seed, k)], k)
@@ -117,12 +117,12 @@ def main() -> None:
     settings = parser.parse_args()
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, mixed_precision=settings.precision)
-    data = Data(str(settings.data / "train"), str(settings.data / "test"), size=SIZE, channels=1)
+    data = DataConfig(str(settings.data / "train"), str(settings.data / "test"), size=SIZE, channels=1)
     train_shards, test_shards = Shards(settings.data / "train"), Shards(settings.data / "test")
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder, "demo-cnn.safetensors")
-        extractor.fit([train_shards], [test_shards], data, kept)
-        features = extractor.load_demo_cnn(kept, data.channels).eval().requires_grad_(False)
+        demo_cnn.fit([train_shards], [test_shards], data, kept)
+        features = demo_cnn.load_demo_cnn(kept, data.channels).eval().requires_grad_(False)
     evaluator = Evaluator(accelerator, features, [test_shards], data, 10_000, 0, our_system("binary"))
     pixels = read(train_shards, np.arange(len(train_shards)), SIZE, 1).image
     scores: dict[str, list[float]] = {method: [] for method in METHODS}

@@ -1,6 +1,6 @@
 """Steps beside a checkpoint that is being written: `python -m benchmarks.saving [--folder FOLDER] [--out FILE.md]`.
 
-One process computes with one thread, and the other core is left to the writer of `trainer.checkpoint.Saver`. The
+One process computes with one thread, and the other core is left to the writer of `trainer.checkpoint.writer.Saver`. The
 networks are a VAEGAN of the dcgan family, width 192, with 76 MB of weights; a checkpoint has their moments of Adam and
 their averages, too. Other settings of a run change them: `--config RECIPE --system.networks.width 64 ...`.
 
@@ -21,12 +21,12 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.scaling import random_batch, table
-from trainer import checkpoint
-from trainer.build import keep_memory
-from trainer.config import Config, configure
+from trainer.checkpoint import writer
+from trainer.checkpoint.state import TrainState
+from trainer.config.parser import Config, configure
+from trainer.distributed.accelerator import keep_freed_memory
 from trainer.ema import EMA
-from trainer.state import State
-from trainer.step import Step
+from trainer.step import TrainStep
 
 MEDIUM = [
     *("--system", "VAEGAN", "--system.networks.family", "dcgan", "--system.networks.width", "192"),
@@ -42,9 +42,9 @@ class Training:
     def __init__(self, config: Config):
         torch.manual_seed(0)
         system = config.system()
-        self.step = Step(Accelerator(cpu=True, mixed_precision=config.trainer.precision or "no"), system, 10**9)
+        self.step = TrainStep(Accelerator(cpu=True, mixed_precision=config.trainer.precision or "no"), system, 10**9)
         self.ema = EMA(system, config.trainer.ema_half_life, config.trainer.batch_size)
-        self.state = State(config, system, system.networks(), self.ema, self.step.movers, [], [])
+        self.state = TrainState(config, system, system.networks(), self.ema, self.step.player_states, [], [])
         self.batch = random_batch(config, system.domains, 0, 1, 0)
         self.done = 0
 
@@ -57,7 +57,7 @@ class Training:
         return time.perf_counter() - began
 
 
-def save_beside(training: Training, saver: checkpoint.Saver) -> tuple[list[float], float, float]:
+def save_beside(training: Training, saver: writer.Saver) -> tuple[list[float], float, float]:
     """Seconds of the steps that are whole while a checkpoint is written and the one before removed, of the wait for
     its copy, and of the writing."""
     began = time.perf_counter()
@@ -73,8 +73,8 @@ def save_beside(training: Training, saver: checkpoint.Saver) -> tuple[list[float
 def save_and_wait(training: Training, folder: Path) -> float:
     """Seconds of the same save with nothing beside it."""
     began = time.perf_counter()
-    checkpoint.save(folder, training.done, training.state.tensors(), training.state.manifest())
-    checkpoint.rotate(folder, 1)
+    writer.save(folder, training.done, training.state.tensors(), training.state.manifest())
+    writer.rotate(folder, 1)
     return time.perf_counter() - began
 
 
@@ -82,7 +82,7 @@ def compare(training: Training, folder: Path, rounds: int, steps: int) -> dict[s
     """Medians over rounds."""
     for _ in range(3):
         training()
-    saver = checkpoint.Saver(folder, 1, None, print)
+    saver = writer.Saver(folder, 1, None, print)
     save_beside(training, saver)  # so that every later save removes one, and has its memory
     found = []
     for _ in range(rounds):
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
     settings, others = parser.parse_known_args()
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed_memory()
     load = os.getloadavg()[0]
     training = Training(configure(others or MEDIUM))
     training()  # optimizers begin to hold moments

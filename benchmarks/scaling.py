@@ -5,7 +5,7 @@
 
 The first measures: `--processes` gloo ranks (one thread each, pinned one to a core as far as there are cores) against
 as many processes that know nothing of each other, at the same time on the same cores, which is all that a shared
-machine has to give. Both take the real step (`trainer.step.Step` and the averaged weights) on a batch in memory. A
+machine has to give. Both take the real step (`trainer.step.TrainStep` and the averaged weights) on a batch in memory. A
 round gives each way a turn of `--seconds`, in another order; every figure is a median over rounds, every ratio one
 within a round.
 
@@ -42,11 +42,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.system import Terms
 from trainer.batch import Batch
-from trainer.build import WRAPPING, keep_memory
-from trainer.config import Config, configure
+from trainer.config.parser import Config, configure
+from trainer.distributed.accelerator import DDP_SETTINGS, keep_freed_memory
+from trainer.distributed.ranks import Ranks
 from trainer.ema import EMA
-from trainer.peers import Peers
-from trainer.step import Mover, Step
+from trainer.step import PlayerState, TrainStep
 
 RECIPES = ["digits-vaegan-ternary", "mnist-vaegan-ternary", "smiles-cyclegan", "cifar10-vaegan-ternary"]
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes after which DDP closes a bucket
@@ -196,7 +196,7 @@ def random_batch(config: Config, domains: int, rank: int, world: int, step: int)
 class Watch:
     """When each of a player's gradients is there, and what statistics it reduces."""
 
-    def __init__(self, mover: Mover):
+    def __init__(self, mover: PlayerState):
         self.mover = mover
         self.ready: dict[str, float] = {}
         self.slacks: list[dict[str, float]] = []  # of each step, as shares of it
@@ -250,7 +250,7 @@ def network_of(config: Config, name: str, repeats: int = 3) -> Network:
     torch.manual_seed(0)
     AcceleratorState._reset_state()
     system = config.system()
-    step = Step(Accelerator(cpu=True, mixed_precision=config.trainer.precision or "no"), system, 10**9)
+    step = TrainStep(Accelerator(cpu=True, mixed_precision=config.trainer.precision or "no"), system, 10**9)
     start = max(mover.player.start for mover in step.movers)
     batch = random_batch(config, system.domains, 0, 1, start)
     with FlopCounterMode(display=False) as counter:
@@ -284,7 +284,7 @@ class Worker:
     def __init__(self, rank: int, world: int, port: int, cores: set[int]):
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(1)
-        keep_memory()
+        keep_freed_memory()
         warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
         self.rank, self.world = rank, world
         os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -292,7 +292,7 @@ class Worker:
         if world > 1:
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             os.environ |= {name: str(value) for name, value in place.items()}
-        self.peers = Peers(Accelerator(), timeout=600)
+        self.peers = Ranks(Accelerator(), timeout=600)
         assert self.peers.world == world
 
     def build(self, settings: list[str]) -> int:
@@ -305,15 +305,15 @@ class Worker:
         self.batch = random_batch(config, step.system.domains, self.rank, self.world, self.done)
         return math.lcm(*(player.every * getattr(player.optimizer, "penalty_every", 1) for player in players))
 
-    def _networks(self, config: Config, sync: GradSync) -> tuple[Step, EMA]:
+    def _networks(self, config: Config, sync: GradSync) -> tuple[TrainStep, EMA]:
         AcceleratorState._reset_state()
         torch.manual_seed(0)
-        accelerator = Accelerator(mixed_precision=config.trainer.precision or "no", kwargs_handlers=[WRAPPING])
+        accelerator = Accelerator(mixed_precision=config.trainer.precision or "no", kwargs_handlers=[DDP_SETTINGS])
         system = config.system()
         ema = EMA(system, config.trainer.ema_half_life, self.world * config.trainer.batch_size)
         for name, child in system.networks().items():
             setattr(system, name, accelerator.prepare_model(child, evaluation_mode=sync == "flat"))
-        return Step(accelerator, system, 10**9), ema
+        return TrainStep(accelerator, system, 10**9), ema
 
     def steps(self, count: int, way: str) -> dict[str, list[float]]:
         """Seconds, and those of this process's own work, of each of `count` steps; `way` unsynchronized leaves the

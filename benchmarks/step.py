@@ -1,9 +1,9 @@
 """Time of a training step beside Pythae's: `python -m benchmarks.step`.
 
 DCGAN-like networks for 64x64 images of 3 channels (four convolutions from `--width` up, latent 64), one batch in
-memory, one CPU thread, no R1, no data loading, no averaging of weights. Ours is `trainer.step.Step` on a binary VAEGAN
-without normalisation; Pythae's is its own model and update in fp32, with BatchNorm in encoder and decoder as its own
-networks have, where all three players move (its margin rule, which now and then skips one, is held off).
+memory, one CPU thread, no R1, no data loading, no averaging of weights. Ours is `trainer.step.TrainStep` on a binary
+VAEGAN without normalisation; Pythae's is its own model and update in fp32, with BatchNorm in encoder and decoder as its
+own networks have, where all three players move (its margin rule, which now and then skips one, is held off).
 
 - `its losses`: ours lowers what Pythae's does: reconstruction on the discriminator's third level, KL, and a binary
   adversarial loss on samples from the prior alone.
@@ -26,11 +26,11 @@ from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peer import Pythae
-from models import VAEGAN, Judge, Networks
+from models import VAEGAN, DiscriminatorConfig, NetworkConfig
 from models.adversary import Images
-from models.vaegan import Passes
+from models.systems.vaegan import Passes
 from trainer.batch import Batch
-from trainer.step import Step
+from trainer.step import TrainStep
 
 SIZE, CHANNELS, LATENT = 64, 3, 64
 CASES = [("its losses", "no"), ("two fakes", "no"), ("two fakes", "bf16")]
@@ -45,7 +45,11 @@ class SamplesOnly(VAEGAN):
 
 
 def our_system(case: str, width: int) -> VAEGAN:
-    settings = {"latent_dim": LATENT, "networks": Networks("dcgan", width), "binary": Judge(r1_weight=0.0)}
+    settings = {
+        "latent_dim": LATENT,
+        "networks": NetworkConfig("dcgan", width),
+        "binary": DiscriminatorConfig(r1_weight=0.0),
+    }
     if case == "its losses":
         return SamplesOnly(SIZE, CHANNELS, reconstruction="features", feature_layer=2, **settings)
     return VAEGAN(SIZE, CHANNELS, **settings)
@@ -53,7 +57,7 @@ def our_system(case: str, width: int) -> VAEGAN:
 
 def our_step(case: str, precision: str, width: int, image: torch.Tensor) -> Callable[[], None]:
     AcceleratorState._reset_state()  # one process, two precisions
-    step = Step(Accelerator(cpu=True, mixed_precision=precision), our_system(case, width), 1)
+    step = TrainStep(Accelerator(cpu=True, mixed_precision=precision), our_system(case, width), 1)
     batch = Batch((image,), slice(0, len(image)), len(image), seed=0, step=0)
     return lambda: step([batch], 0)
 

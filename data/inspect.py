@@ -24,20 +24,20 @@ import msgspec
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from data import index
 from data.errors import DataError, telling
 from data.files import parse, read, regular, shown
 from data.images import FORMATS, LIMITS, Limits, decode, upright
-from data.index import checksum, digest, known, load_table, samples
 from data.processes import in_parallel
-from data.shards import Shards
+from data.shards import index
+from data.shards.index import checksum, digest, known, load_table, samples
+from data.shards.reader import Shards
 
 COUNTED = ("label", "width", "height", "mode", "format")
 TILE, MARGIN, EACH, MOST_CLASSES = 96, 6, 10, 40  # of the contact sheet
 
 
 @dataclass
-class Tally:
+class DatasetSummary:
     """What can be said of some samples; tallies of parts add up to that of the whole, exactly and in any order.
 
     Args:
@@ -73,7 +73,7 @@ class Tally:
         histogram = np.reshape(image.histogram(), (-1, 256))
         self.pixels[slice(0, 1) if len(histogram) == 1 else slice(1, 4)] += histogram
 
-    def __iadd__(self, other: "Tally") -> "Tally":
+    def __iadd__(self, other: "DatasetSummary") -> "DatasetSummary":
         self.images += other.images
         self.encoded += other.encoded
         self.digest += other.digest
@@ -83,7 +83,7 @@ class Tally:
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """For `Tally(**content)`, which may be added to another."""
+        """For `DatasetSummary(**content)`, which may be added to another."""
         return {**vars(self), "pixels": self.pixels.tolist()}
 
     @property
@@ -141,13 +141,13 @@ class Shard(NamedTuple):
 
 class Measured(NamedTuple):
     shard: Shard
-    tally: Tally
+    tally: DatasetSummary
     problems: list[str]
 
 
 def measure(shard: Shard, advance: Callable[[int], Any], limits: Limits = LIMITS) -> Measured:
     """Decode every sample of a shard; what is wrong with it becomes a problem, with shard, member and reason."""
-    tally, problems, keys, found = Tally(), list[str](), set(), list[int]()
+    tally, problems, keys, found = DatasetSummary(), list[str](), set(), list[int]()
     entry = shard.entry
     table = None if entry is None else load_table(shard.path, entry)
     try:
@@ -174,7 +174,7 @@ def measure(shard: Shard, advance: Callable[[int], Any], limits: Limits = LIMITS
     return Measured(shard, tally, problems)
 
 
-def describe_shard(path: Path, tally: Tally) -> dict[str, Any]:
+def describe_shard(path: Path, tally: DatasetSummary) -> dict[str, Any]:
     """A shard's row of dataset.json."""
     return {
         "name": path.name,
@@ -218,7 +218,7 @@ def inspect(
     problems = [problem for one in measured for problem in one.problems]
     splits: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(shard.split for shard in shards):
-        parts, whole = [one for one in measured if one.shard.split == name], Tally()
+        parts, whole = [one for one in measured if one.shard.split == name], DatasetSummary()
         for one in parts:
             whole += one.tally
         rows = [describe_shard(one.shard.path, one.tally) for one in parts]
@@ -302,7 +302,7 @@ def _differences(folder: Path, expected: dict[str, dict[str, Any]], found: dict[
     """Shards that differ from dataset.json; where none does, the figures that do."""
     problems = []
     for split, want in expected.items():
-        have = found.get(split, Tally().summary() | {"shards": []})
+        have = found.get(split, DatasetSummary().summary() | {"shards": []})
         rows = [{row["name"]: row for row in one["shards"]} for one in (want, have)]
         differing = sorted(name for name in rows[0].keys() | rows[1].keys() if rows[0].get(name) != rows[1].get(name))
         for name in differing:

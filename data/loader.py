@@ -17,7 +17,7 @@ from data.errors import DataError
 from data.images import CENTRE, Limits, View, decode
 from data.order import Order, raw
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
-from data.shards import OnError, Shards
+from data.shards.reader import OnError, Shards
 
 NEIGHBOURS = 16  # behind a damaged sample in its shard, which are tried in its place
 DEATHS = ("DataLoader worker", "Pin memory thread")  # how torch begins to tell of them

@@ -145,7 +145,7 @@ class Order:
         return self.__dict__ | {"_kept": {}}
 
 
-def tally(step: int, which: int, rows: slice, positions: np.ndarray) -> int:
+def sample_checksum(step: int, which: int, rows: slice, positions: np.ndarray) -> int:
     """A checksum of which samples some rows of a step's batch saw, of data set number `which`.
 
     Summed over ranks modulo 2^32 it is that of the global batch.

@@ -33,9 +33,9 @@ from PIL import Image, ImageOps
 from data.errors import DataError, telling
 from data.files import shown
 from data.images import FORMATS, LIMITS, Limits, upright
-from data.inspect import Tally, add_limits, describe_shard, fingerprint
+from data.inspect import DatasetSummary, add_limits, describe_shard, fingerprint
 from data.processes import in_parallel
-from data.shards import Shards
+from data.shards.reader import Shards
 from data.sources import MAX_RATIO, SPLITS, Bounds, Item, Reader, Source, open_source
 
 ENDINGS = {  # of a shard's members, by Pillow's name of the format; the first where the file's own does not fit
@@ -275,7 +275,7 @@ class Writer:
 
     def __call__(self, task: Task, advance: Callable[[int], Any]) -> list[dict[str, str]]:
         """The images that were left out, and why."""
-        tally, rejected, tar = Tally(), [], self.unfinished / "out" / task.tar
+        tally, rejected, tar = DatasetSummary(), [], self.unfinished / "out" / task.tar
         tar.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(_whole(self.unfinished / f"{task.report}.tar", tar))
@@ -326,10 +326,10 @@ def _write_all(tasks: list[Task], writer: Writer, workers: int, max_rejected: fl
 
 def _describe(tasks: list[Task], unfinished: Path) -> dict[str, dict[str, Any]]:
     """The splits of dataset.json, from the shards' reports. A shard none of whose images could be read is removed."""
-    whole = {task.split: Tally() for task in tasks}
+    whole = {task.split: DatasetSummary() for task in tasks}
     shards: dict[str, list[dict[str, Any]]] = {split: [] for split in whole}
     for task in tasks:
-        tally = Tally(**json.loads((unfinished / task.report).read_text())["tally"])
+        tally = DatasetSummary(**json.loads((unfinished / task.report).read_text())["tally"])
         path = unfinished / "out" / task.tar
         if tally.images:
             whole[task.split] += tally

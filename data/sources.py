@@ -34,8 +34,8 @@ from tqdm import tqdm
 from data.errors import DataError
 from data.files import parse, read, regular, shown
 from data.images import LIMITS, Limits, header, setting
-from data.index import IMAGE_EXTENSIONS, label_of, members, samples
-from data.shards import OnError
+from data.shards.index import IMAGE_EXTENSIONS, label_of, members, samples
+from data.shards.reader import OnError
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 OPENERS: dict[str, Callable[..., Any]] = {

@@ -1,15 +1,10 @@
 """What is learned: pure torch."""
 
-from models.adversary import Judge
-from models.autoencoder import AE
-from models.cyclegan import CycleGAN
-from models.gan import GAN
-from models.ganvae import GANVAE
 from models.load import SYSTEMS, load
-from models.networks import Networks
-from models.system import Batch, Loss, Optimizer, Player, System
-from models.vae import VAE
-from models.vaegan import VAEGAN
+from models.networks import NetworkConfig
+from models.settings import DiscriminatorConfig, OptimizerConfig
+from models.system import Batch, Loss, Player, System
+from models.systems import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN
 
 __all__ = [
     "AE",
@@ -20,10 +15,10 @@ __all__ = [
     "VAEGAN",
     "Batch",
     "CycleGAN",
-    "Judge",
+    "DiscriminatorConfig",
     "Loss",
-    "Networks",
-    "Optimizer",
+    "NetworkConfig",
+    "OptimizerConfig",
     "Player",
     "System",
     "load",

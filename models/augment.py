@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from models.losses import full
+from models.losses import at_least_fp32
 
 Augmentation = Literal["color", "translation", "cutout"]
 DRAWS = 7  # uniform numbers an image needs
@@ -21,7 +21,7 @@ def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor) -> Tensor
     """
     if not kinds:
         return image
-    image = full(image)  # real images come in fp32 and fakes may not: both are changed alike
+    image = at_least_fp32(image)  # real images come in fp32 and fakes may not: both are changed alike
     if "color" in kinds:
         image = _color(image, *u[:, :3, None, None, None].to(image.dtype).unbind(1))
     if "translation" in kinds:

@@ -11,13 +11,8 @@ import safetensors
 import torch
 
 from models import manifest
-from models.autoencoder import AE
-from models.cyclegan import CycleGAN
-from models.gan import GAN
-from models.ganvae import GANVAE
 from models.system import System
-from models.vae import VAE
-from models.vaegan import VAEGAN
+from models.systems import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN
 
 # The systems that a name in a file or on a command line may stand for: nothing else is imported by its name. A system
 # of one's own is added here, or by code: models.SYSTEMS.append(Mine).

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, relu, softplus
 
 
-def full(x: Tensor) -> Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
     """x in fp32 at least: losses are never computed in half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -54,7 +54,7 @@ def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: 
     taken from [-1, 1] to [0, 1]; it has no scale.
     """
     if kind == "bernoulli":
-        p, x = ((full(image) + 1) / 2 for image in (prediction, target))
+        p, x = ((at_least_fp32(image) + 1) / 2 for image in (prediction, target))
         with torch.autocast(p.device.type, enabled=False):  # which forbids this loss on CUDA, whatever its precision
             error = binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), x, reduction="none")
         return error.flatten(1).sum(1).mean()
@@ -91,7 +91,7 @@ def realness(logits: Tensor) -> Tensor:
 
 
 def on_real(kind: Adversarial, s: Tensor) -> Tensor:
-    """The judge's loss on real images' realness s, and the opponent's on fakes', who wants them called real.
+    """The discriminator's loss on real images' realness s, and the opponent's on fakes', who wants them called real.
 
     Logistic: -log sigmoid(s), non-saturating for the opponent (Goodfellow et al. 2014, section 3). Hinge: max(0, 1 - s)
     (Lim & Ye 2017). Least squares: (t - 1)^2 of t = (s + 1) / 2 (Mao et al. 2017, targets 0 and 1).
@@ -102,11 +102,11 @@ def on_real(kind: Adversarial, s: Tensor) -> Tensor:
 
 
 def on_fake(kind: Adversarial, s: Tensor) -> Tensor:
-    """The judge's loss on fakes' realness s: that of -s on real ones."""
+    """The discriminator's loss on fakes' realness s: that of -s on real ones."""
     return on_real(kind, -s)
 
 
-def judge(
+def discriminator_loss(
     real: Tensor,
     *fakes: Tensor,
     kind: Adversarial = "logistic",
@@ -141,7 +141,7 @@ def judge(
 def chance(
     mode: Mode, kind: Adversarial = "logistic", class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> float:
-    """The judge's least loss where all kinds of image look alike: ln 2 for binary, ln 3 for equal classes of three."""
+    """The discriminator's least loss where all kinds of image look alike: ln 2 (binary), ln 3 (three equal classes)."""
     real, *fakes = _shares(mode.name == "ternary", 2, class_weights)
     fake = sum(fakes)
     blind = {
@@ -153,8 +153,8 @@ def chance(
     return blind + (fake * _entropy(*(share / fake for share in fakes)) if mode.name == "ternary" else 0.0)
 
 
-def fool(fakes: Tensor, kind: Adversarial = "logistic", real: Tensor | None = None) -> Tensor:
-    """The opponent's loss on fakes' logits: the judge's on real images, or -s for hinge (Lim & Ye 2017).
+def generator_loss(fakes: Tensor, kind: Adversarial = "logistic", real: Tensor | None = None) -> Tensor:
+    """The opponent's loss on fakes' logits: the discriminator's on real images, or -s for hinge (Lim & Ye 2017).
 
     Relativistic: softplus(s_real - s_fake), which needs the logits of the `real` images at the same positions.
     """
@@ -222,7 +222,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, largest: float)
 
 
 def _shares(ternary: bool, fakes: int, class_weights: tuple[float, float, float]) -> list[float]:
-    """Each kind's part of a judge's loss, real first; they sum to 1."""
+    """Each kind's part of a discriminator's loss, real first; they sum to 1."""
     if not ternary:
         return [0.5, *[0.5 / fakes] * fakes]
     return [weight / sum(class_weights) for weight in class_weights]

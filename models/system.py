@@ -1,12 +1,13 @@
 """What the trainer knows of a system: its networks, its passes, and who moves which weights on which loss."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
+
+from models.settings import OptimizerConfig
 
 Terms = dict[str, Tensor]
 
@@ -49,63 +50,6 @@ class Batch(Protocol):
         """[batch_size, ...] with this part's rows filled: a statistic whose global mean holds every row."""
 
 
-Schedule = Literal["constant", "cosine", "linear"]
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """Settings of one player's optimizer.
-
-    Args:
-        lr: learning rate
-        betas: decay of the running means of the gradient and of its square
-        weight_decay: of the weights; decoupled from the gradient in adamw
-        clip: largest gradient norm over all weights of the player; unset does not clip
-        algorithm: adam (Kingma & Ba 2015) or adamw (Loshchilov & Hutter 2019); alike at weight_decay 0
-        schedule: how the rate falls from `hold` to the run's end
-        warmup: steps in which the rate rises from 0
-        hold: share of the run after which it begins to fall
-        final: share of the rate that is left at the end
-    """
-
-    lr: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.99)
-    weight_decay: float = 0.0
-    clip: float | None = None
-    algorithm: Literal["adam", "adamw"] = "adamw"
-    schedule: Schedule = "constant"
-    warmup: int = 0
-    hold: float = 0.0
-    final: float = 0.0
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate at a step, 0 the first, of a run of `steps`."""
-        risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        fallen = min(1.0, max(0.0, step / steps - self.hold) / (1 - self.hold))
-        left = {"constant": 1.0, "linear": 1 - fallen, "cosine": (1 + math.cos(math.pi * fallen)) / 2}[self.schedule]
-        return self.lr * risen * (self.final + (1 - self.final) * left)
-
-    def check(self, name: str) -> None:
-        """Refuse what is out of range.
-
-        Raises:
-            ValueError: naming the setting, as of player `name`.
-        """
-        check_positive(**{f"{name}.lr": self.lr})
-        check_weights(**{f"{name}.weight_decay": self.weight_decay, f"{name}.warmup": self.warmup})
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"system.{name}.betas is {list(self.betas)}, expected two numbers in [0, 1)")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"system.{name}.clip is {self.clip}, expected more than 0; leave it unset not to clip")
-        if not 0 <= self.hold < 1 or not 0 <= self.final <= 1:
-            raise ValueError(
-                f"system.{name}.hold and .final are {self.hold} and {self.final}, expected shares: 0 <= hold < 1 and "
-                "0 <= final <= 1"
-            )
-        if self.schedule == "constant" and (self.hold or self.final):
-            raise ValueError(f"system.{name}.hold and .final have no effect while its schedule is constant")
-
-
 @dataclass(frozen=True)
 class Player:
     """One row of the table of moves.
@@ -126,7 +70,7 @@ class Player:
     name: str
     networks: tuple[str, ...]
     loss: Callable[[Batch, Any], Loss]
-    optimizer: Optimizer
+    optimizer: OptimizerConfig
     every: int = 1
     start: int = 0
     after: Callable[[Terms], None] | None = field(default=None)
@@ -191,36 +135,3 @@ def freeze_all_but(system: System, names: Iterable[str]) -> None:
     names = set(names)
     for name, network in system.networks().items():
         network.requires_grad_(name in names)
-
-
-def check_positive(**settings: float) -> None:
-    """Refuse settings that are not above 0.
-
-    Raises:
-        ValueError: naming the setting and its value.
-    """
-    for name, value in settings.items():
-        if not value > 0:
-            raise ValueError(f"system.{name} is {value}, expected more than 0")
-
-
-def check_weights(**settings: float) -> None:
-    """Refuse weights below 0.
-
-    Raises:
-        ValueError: naming the setting and its value.
-    """
-    for name, value in settings.items():
-        if not value >= 0:
-            raise ValueError(f"system.{name} is {value}, expected 0 or more")
-
-
-def check_effect(reason: str, **settings: tuple[object, object]) -> None:
-    """Refuse settings (given, default) that were changed although, for the `reason`, they have no effect.
-
-    Raises:
-        ValueError: naming the setting and the reason.
-    """
-    for name, (given, default) in settings.items():
-        if given != default:
-            raise ValueError(f"system.{name} has no effect while {reason}: leave it unset")

@@ -17,9 +17,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 from data.prepare import prepare
-from data.shards import Shards
+from data.shards.reader import Shards
 from models import manifest
-from trainer.config import Data, configure
+from trainer.config.parser import configure
+from trainer.config.settings import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = os.environ.get("OMP_NUM_THREADS", "1")  # every test must pass on any number
@@ -29,7 +30,7 @@ LAUNCH = [
 ]
 NETWORKS = ["--system.networks.family", "dcgan", "--system.networks.width", "8", "--system.latent_dim", "4"]
 TRAIN = """
-from trainer.config import configure
+from trainer.config.parser import configure
 from trainer.train import train
 raise SystemExit(train(configure(arguments)))
 """
@@ -71,15 +72,17 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data(digits) -> Data:
+def data(digits) -> DataConfig:
     """The digits, as they are read in tests of scores."""
-    return Data(str(digits / "train"), str(digits / "test"), 32, 1, 0)
+    return DataConfig(str(digits / "train"), str(digits / "test"), 32, 1, 0)
 
 
 @pytest.fixture(scope="session")
 def demo_cnn(data, tmp_path_factory) -> Path:
     """A demo-cnn of the digits, trained for half its steps."""
-    from trainer.extractor import fit  # it takes seconds to import, in each process that a test starts
+    from trainer.evaluate.extractors.demo_cnn import (
+        fit,  # it takes seconds to import, in each process that a test starts
+    )
 
     path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
     fit([Shards(data.train)], [Shards(data.test)], data, path, steps=300)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data.cache import Cache
-from data.shards import Shards
+from data.shards.cache import Cache
+from data.shards.reader import Shards
 
 SHARDS, SAMPLES = 12, 10
 ALL = np.arange(SHARDS * SAMPLES)

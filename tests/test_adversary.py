@@ -1,4 +1,4 @@
-"""What a discriminator is shown, and in which precision it is judged."""
+"""What a discriminator is shown, and in which precision it is computed."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_systems import SMALL, SYSTEMS, batch_of, cyclegan, vaegan
 
-from models import GAN, GANVAE, Judge, losses
+from models import GAN, GANVAE, DiscriminatorConfig, losses
 from models.augment import DRAWS, augment
 from models.system import freeze_all_but
 from trainer.batch import Batch
@@ -71,7 +71,7 @@ def test_augmented_images_keep_their_precision():
 
 @pytest.mark.parametrize("kind", ["logistic", "hinge", "least_squares", "relativistic"])
 def test_only_a_relativistic_opponent_looks_at_real_images(kind):
-    system, seen = vaegan(judge=Judge(adversarial=kind)), []
+    system, seen = vaegan(config=DiscriminatorConfig(adversarial=kind)), []
     system.discriminator_binary.register_forward_hook(lambda network, images, logits: seen.append(len(images[0])))
     system.loss(batch_of(), system.passes(batch_of()))
     assert seen == ([8, 4] if kind == "relativistic" else [8])
@@ -88,9 +88,9 @@ def test_only_a_deaf_encoder_costs_a_second_pass(setting, adversarial):
 
 
 def test_every_kind_of_image_is_changed_by_draws_of_its_own_name():
-    """The judge's real images, a feature's and a relativistic opponent's alike; a fake's as the judge sees them."""
-    judge = Judge(augment=ALL, adversarial="relativistic", r1_weight=0.0)
-    system = vaegan(judge=judge, reconstruction="features", kl_weight=0.0, adversarial_weight=0.0).double()
+    """The discriminator's real images, a feature's and a relativistic opponent's alike; a fake's as it sees them."""
+    config = DiscriminatorConfig(augment=ALL, adversarial="relativistic", r1_weight=0.0)
+    system = vaegan(config=config, reconstruction="features", kl_weight=0.0, adversarial_weight=0.0).double()
     batch, network = batch_of(dtype=F64), system.discriminator_binary
     game = system.adversaries["binary"]
     fakes = {"generated": torch.rand(4, 1, 32, 32, dtype=F64), "reconstructed": torch.rand(4, 1, 32, 32, dtype=F64)}
@@ -101,9 +101,9 @@ def test_every_kind_of_image_is_changed_by_draws_of_its_own_name():
     logits = {kind: network(seen(kind, image)) for kind, image in ({"real": batch.image} | fakes).items()}
     softplus = torch.nn.functional.softplus
     expected = sum(softplus(logits[kind] - logits["real"]).mean() / 2 for kind in fakes)
-    torch.testing.assert_close(game.judge(batch, batch.image, fakes).value, expected)
+    torch.testing.assert_close(game.discriminator_loss(batch, batch.image, fakes).value, expected)
     expected = sum(softplus(logits["real"] - logits[kind]).mean() / 2 for kind in fakes)
-    torch.testing.assert_close(game.fool(batch, batch.image, fakes), expected)
+    torch.testing.assert_close(game.generator_loss(batch, batch.image, fakes), expected)
     real, fake = (network(seen("real", image), 2) for image in (batch.image, fakes["generated"]))
     passes = system.passes(batch)._replace(reconstructed=fakes["generated"])
     torch.testing.assert_close(system.loss(batch, passes).value, 0.5 * (real - fake).square().flatten(1).sum(1).mean())
@@ -126,7 +126,10 @@ def test_no_loss_is_computed_in_half_precision(name):
 
 def test_a_judges_loss_reaches_no_generator():
     """Its images are cut off from what made them, also where a penalty needs their gradients."""
-    for system in (GAN(32, 1, 4, SMALL, binary=Judge(r2_weight=0.1)), cyclegan(Judge(r1_weight=0.0), pool=3)):
+    for system in (
+        GAN(32, 1, 4, SMALL, binary=DiscriminatorConfig(r2_weight=0.1)),
+        cyclegan(DiscriminatorConfig(r1_weight=0.0), pool=3),
+    ):
         system.players()[0].loss(batch_of(), system.passes(batch_of())).value.backward()
         moved = {name.partition(".")[0] for name, value in system.named_parameters() if value.grad is not None}
         assert moved == set(system.players()[0].networks)
@@ -136,17 +139,17 @@ def test_a_judges_loss_reaches_no_generator():
 def test_no_penalty_is_computed_while_its_weight_is_zero():
     batch = batch_of()
     for first, second in ((0.0, 0.5), (0.5, 0.0), (0.0, 0.0)):
-        system = GAN(32, 1, 4, SMALL, binary=Judge(r1_weight=first, r2_weight=second))
-        _, terms, statistics = system.judge(batch, system.passes(batch))
+        system = GAN(32, 1, 4, SMALL, binary=DiscriminatorConfig(r1_weight=first, r2_weight=second))
+        _, terms, statistics = system.discriminator_loss(batch, system.passes(batch))
         assert {"r1", "r2"} & set(terms) == {name for name, weight in (("r1", first), ("r2", second)) if weight}
         assert statistics == {}
 
 
 @pytest.mark.parametrize("mode", ["binary", "ternary"])
 def test_verdicts_are_logged_with_the_chance_level(mode):
-    """A relativistic binary judge's are beside the real image; a ternary one names three classes all the same."""
+    """A relativistic binary one compares with the real image beside; a ternary one names three classes all the same."""
     for kind in ("logistic", "relativistic"):
-        system = vaegan(mode, judge=Judge(adversarial=kind, r1_weight=0.0))
+        system = vaegan(mode, config=DiscriminatorConfig(adversarial=kind, r1_weight=0.0))
         _, terms, _ = system.players()[0].loss(batch_of(), system.passes(batch_of()))
         game = system.adversaries[mode]
         assert terms["chance"].item() == pytest.approx(game.chance)
@@ -154,7 +157,7 @@ def test_verdicts_are_logged_with_the_chance_level(mode):
         if mode == "binary" and kind == "relativistic":
             accuracies.remove("accuracy/real")
         named = {name for name in terms if name.startswith("named/")}
-        assert set(terms) - named == {"judge", "chance"} | accuracies
+        assert set(terms) - named == {"discriminator_loss", "chance"} | accuracies
         assert len(named) == (9 if mode == "ternary" else 0)
 
 
@@ -166,17 +169,17 @@ def test_the_chance_level_is_that_of_the_class_weights():
 
 
 def test_spectral_norm_and_lecam_alone_need_work_after_a_move():
-    plain = Judge()
-    for judge, there in (
+    plain = DiscriminatorConfig()
+    for config, there in (
         (plain, False),
         (replace(plain, lecam_weight=0.1), True),
         (replace(plain, spectral_norm=True), True),
     ):
-        assert (vaegan(judge=judge).players()[0].after is not None) == there
+        assert (vaegan(config=config).players()[0].after is not None) == there
 
 
 def test_verdicts_at_the_boundary_are_fake():
-    """A logit of 0, and a fake that has as much realness as the real image beside it, are no success of the judge."""
+    """A logit of 0, and a fake that has as much realness as the real image beside it, do not count as recognised."""
     edge, fakes = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [-1.0]])
     shares = losses.confusion({"real": edge, "reconstructed": fakes, "generated": fakes})
     assert shares == {"accuracy/real": 0.5, "accuracy/reconstructed": 1, "accuracy/generated": 1}
@@ -185,11 +188,11 @@ def test_verdicts_at_the_boundary_are_fake():
 
 
 OF_EVERY_SYSTEM = {
-    "gan": (lambda judge: GAN(32, 1, 4, SMALL, binary=judge), ("generated",)),
-    "ganvae": (lambda judge: GANVAE(32, 1, 4, SMALL, binary=judge), ("generated",)),
-    "binary": (lambda judge: vaegan(judge=judge), ("reconstructed", "generated")),
-    "ternary": (lambda judge: vaegan("ternary", judge=judge), ("reconstructed", "generated")),
-    "cyclegan": (lambda judge: cyclegan(judge, pool=0), ("generated",)),
+    "gan": (lambda config: GAN(32, 1, 4, SMALL, binary=config), ("generated",)),
+    "ganvae": (lambda config: GANVAE(32, 1, 4, SMALL, binary=config), ("generated",)),
+    "binary": (lambda config: vaegan(config=config), ("reconstructed", "generated")),
+    "ternary": (lambda config: vaegan("ternary", config=config), ("reconstructed", "generated")),
+    "cyclegan": (lambda config: cyclegan(config, pool=0), ("generated",)),
 }
 
 
@@ -199,8 +202,8 @@ def test_every_systems_discriminators_are_made_and_shown_images_as_set(name, mon
     drawn = []
     uniform = Batch.uniform
     monkeypatch.setattr(Batch, "uniform", lambda self, *what: drawn.append(what) or uniform(self, *what))
-    judge = Judge(augment=("color",), spectral_norm=True, minibatch_stddev=2, r1_weight=0.0)
-    system, plain = build(judge), build(replace(judge, spectral_norm=False, minibatch_stddev=0))
+    config = DiscriminatorConfig(augment=("color",), spectral_norm=True, minibatch_stddev=2, r1_weight=0.0)
+    system, plain = build(config), build(replace(config, spectral_norm=False, minibatch_stddev=0))
     assert (system.group, plain.group) == (2, 1)
     passes = system.passes(batch_of())
     for player in system.players():

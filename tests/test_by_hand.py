@@ -12,11 +12,24 @@ from accelerate import Accelerator
 from test_systems import SMALL, batch_of, cyclegan
 from torch import nn
 
-from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, Judge, Loss, Optimizer, Player, System, losses
-from trainer.batch import Batch, exactly
+from models import (
+    AE,
+    GAN,
+    GANVAE,
+    VAE,
+    VAEGAN,
+    CycleGAN,
+    DiscriminatorConfig,
+    Loss,
+    OptimizerConfig,
+    Player,
+    System,
+    losses,
+)
+from trainer.batch import Batch, strict_fp32
 from trainer.ema import EMA
-from trainer.evaluate import features_of
-from trainer.step import Step
+from trainer.evaluate.accumulators import extract_features
+from trainer.step import TrainStep
 
 F64 = torch.float64
 STEP = 9
@@ -81,7 +94,7 @@ def fooled(kind: str, fake: np.ndarray, real: np.ndarray) -> float:
     return -fake.mean() if kind == "hinge" else on_real(kind, fake)
 
 
-def judged(kind: str, logits: list[np.ndarray], shares: list[float]) -> float:
+def discriminator_loss_of(kind: str, logits: list[np.ndarray], shares: list[float]) -> float:
     """What a discriminator lowers, of its logits on real images and on each kind of fake, which have these shares."""
     s = [realness(of) for of in logits]
     if kind == "relativistic":
@@ -173,18 +186,23 @@ def test_unset_a_vaegan_has_one_binary_logistic_discriminator_that_counts_ten_ti
     generated = system.decoder(batch.normal("prior", (32,)))
     images = [batch.image, reconstructed, generated]
     logits = [numbers(system.discriminator_binary(image)) for image in images]
-    fool = (on_real("logistic", logits[1]) + on_real("logistic", logits[2])) / 2
+    generator_loss = (on_real("logistic", logits[1]) + on_real("logistic", logits[2])) / 2
     expected = total(0.5 * (numbers(batch.image) - numbers(reconstructed)) ** 2) + kl_of(mean, log_variance)
     loss, terms, _ = system.loss(batch, system.passes(batch))
-    assert loss.item() == pytest.approx(expected + 10 * fool, rel=CLOSE)
-    assert set(terms) == {"reconstruction", "kl", "fool/binary"}
-    loss, terms, _ = system.judge("binary", batch, system.passes(batch))
+    assert loss.item() == pytest.approx(expected + 10 * generator_loss, rel=CLOSE)
+    assert set(terms) == {"reconstruction", "kl", "generator_loss/binary"}
+    loss, terms, _ = system.discriminator_loss("binary", batch, system.passes(batch))
     r1 = slope(system.discriminator_binary, batch.image) / 2
-    assert loss.item() == pytest.approx(judged("logistic", logits, [0.5, 0.25, 0.25]) + 0.1 * r1, rel=CLOSE)
+    assert loss.item() == pytest.approx(
+        discriminator_loss_of("logistic", logits, [0.5, 0.25, 0.25]) + 0.1 * r1, rel=CLOSE
+    )
 
 
 def test_before_its_discriminators_start_a_vaegan_is_a_vae():
-    system, batch = VAEGAN(32, 1, 4, SMALL, binary=Judge(start=STEP + 1)).double(), batch_of(dtype=F64, step=STEP)
+    system, batch = (
+        VAEGAN(32, 1, 4, SMALL, binary=DiscriminatorConfig(start=STEP + 1)).double(),
+        batch_of(dtype=F64, step=STEP),
+    )
     mean, log_variance, reconstructed = encode_and_decode(system, batch)
     x, y = numbers(batch.image), numbers(reconstructed)
     expected = {"reconstruction": total(0.5 * (x - y) ** 2), "kl": kl_of(mean, log_variance)}
@@ -208,8 +226,8 @@ class Distance(nn.Module):
 @pytest.mark.parametrize("opponent", ["real", "not_own"])
 @pytest.mark.parametrize("encoder_adversarial", [True, False])
 def test_a_vaegans_autoencoder_lowers_the_weighted_sum_of_all_its_terms(opponent, encoder_adversarial, monkeypatch):
-    monkeypatch.setattr("models.vaegan.Perceptual", Distance)
-    judges = {"binary": Judge(adversarial="hinge"), "ternary": Judge(start=5, ramp=8)}
+    monkeypatch.setattr("models.systems.vaegan.Perceptual", Distance)
+    configs = {"binary": DiscriminatorConfig(adversarial="hinge"), "ternary": DiscriminatorConfig(start=5, ramp=8)}
     system = VAEGAN(
         *(32, 1, 4, SMALL, "both", "both", "laplace", "ternary", 1),
         reconstruction_weight=0.7,
@@ -222,7 +240,7 @@ def test_a_vaegans_autoencoder_lowers_the_weighted_sum_of_all_its_terms(opponent
         adversarial_weight=50.0,
         encoder_adversarial=encoder_adversarial,
         opponent=opponent,
-        **judges,
+        **configs,
     ).double()
     assert system.perceptual.given == ("convnext", "file")
     batch = batch_of(dtype=F64, step=STEP)
@@ -240,15 +258,15 @@ def test_a_vaegans_autoencoder_lowers_the_weighted_sum_of_all_its_terms(opponent
         "reconstruction/features": total(0.5 * (features[0] - features[1]) ** 2),
         "perceptual": np.abs(x - y).mean(),
         "kl": kl_of(mean, log_variance, 0.2),
-        "fool/binary": np.mean([-of.mean() for of in binary]),
-        "fool/ternary": np.mean([-np.log(of).mean() for of in wanted]),
+        "generator_loss/binary": np.mean([-of.mean() for of in binary]),
+        "generator_loss/ternary": np.mean([-np.log(of).mean() for of in wanted]),
     }
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
     whole = (
         0.7 * (expected["reconstruction"] + expected["reconstruction/features"])
         + 300.0 * expected["perceptual"]
         + 2.5 * (STEP / 20) * expected["kl"]
-        + 50.0 * (expected["fool/binary"] + (STEP - 5) / 8 * expected["fool/ternary"]) / 2
+        + 50.0 * (expected["generator_loss/binary"] + (STEP - 5) / 8 * expected["generator_loss/ternary"]) / 2
     )
     assert loss.item() == pytest.approx(whole, rel=CLOSE)
     assert torch.equal(system.sample(batch.normal("prior", (4,))), generated)
@@ -257,15 +275,15 @@ def test_a_vaegans_autoencoder_lowers_the_weighted_sum_of_all_its_terms(opponent
 
 
 def test_an_adaptive_weight_multiplies_the_adversarial_term():
-    judge = Judge(start=5, ramp=8)
+    config = DiscriminatorConfig(start=5, ramp=8)
     system, batch = (
-        VAEGAN(32, 1, 4, SMALL, adversarial_weight=50.0, adaptive=True, binary=judge).double(),
+        VAEGAN(32, 1, 4, SMALL, adversarial_weight=50.0, adaptive=True, binary=config).double(),
         batch_of(dtype=F64, step=STEP),
     )
     system.adaptive_weight.fill_(0.25)
     loss, terms, _ = system.loss(batch, system.passes(batch))
-    fool = 0.25 * 50.0 * (STEP - 5) / 8 * terms["fool/binary"].item()
-    assert loss.item() == pytest.approx((terms["reconstruction"] + terms["kl"]).item() + fool, rel=CLOSE)
+    generator_loss = 0.25 * 50.0 * (STEP - 5) / 8 * terms["generator_loss/binary"].item()
+    assert loss.item() == pytest.approx((terms["reconstruction"] + terms["kl"]).item() + generator_loss, rel=CLOSE)
     assert terms["adaptive_weight"].item() == 0.25
 
 
@@ -275,9 +293,11 @@ KINDS = ["logistic", "hinge", "least_squares", "relativistic"]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["binary", "ternary"])
 def test_a_vaegans_discriminator_lowers_its_game_its_penalties_and_lecam(mode, kind):
-    judge = Judge(adversarial=kind, r1_weight=0.6, r2_weight=0.25, penalty_every=3, lecam_weight=0.4, start=3, every=2)
+    config = DiscriminatorConfig(
+        adversarial=kind, r1_weight=0.6, r2_weight=0.25, penalty_every=3, lecam_weight=0.4, start=3, every=2
+    )
     weights = {"class_weights": (2.0, 1.0, 0.5)} if mode == "ternary" else {}
-    system = VAEGAN(32, 1, 4, SMALL, mode, **weights, **{mode: judge}).double()
+    system = VAEGAN(32, 1, 4, SMALL, mode, **weights, **{mode: config}).double()
     network = system.get_submodule(f"discriminator_{mode}")
     system.get_buffer(f"lecam_discriminator_{mode}").copy_(torch.tensor([0.3, -0.2], dtype=F64))
     batch = batch_of(dtype=F64, step=STEP)
@@ -287,7 +307,7 @@ def test_a_vaegans_discriminator_lowers_its_game_its_penalties_and_lecam(mode, k
     shares = [2 / 3.5, 1 / 3.5, 0.5 / 3.5] if mode == "ternary" else [0.5, 0.25, 0.25]
     s_real, s_fake = realness(logits[0]), np.concatenate([realness(logits[1]), realness(logits[2])])
     expected = {
-        "judge": judged(kind, logits, shares),
+        "discriminator_loss": discriminator_loss_of(kind, logits, shares),
         "lecam": (np.maximum(s_real + 0.2, 0) ** 2).mean() + (np.maximum(0.3 - s_fake, 0) ** 2).mean(),
         "r1": slope(network, images[0]) / 2,
         "r2": (slope(network, images[1]) + slope(network, images[2])) / 4,
@@ -299,7 +319,11 @@ def test_a_vaegans_discriminator_lowers_its_game_its_penalties_and_lecam(mode, k
         there = {name: value for name, value in expected.items() if due or name not in ("r1", "r2")}
         assert {name: terms[name].item() for name in there} == pytest.approx(there, rel=CLOSE)
         assert ("r1" in terms) == ("r2" in terms) == (due > 0)
-        whole = expected["judge"] + 0.4 * expected["lecam"] + due * (0.6 * expected["r1"] + 0.25 * expected["r2"])
+        whole = (
+            expected["discriminator_loss"]
+            + 0.4 * expected["lecam"]
+            + due * (0.6 * expected["r1"] + 0.25 * expected["r2"])
+        )
         assert loss.item() == pytest.approx(whole, rel=CLOSE)
         assert statistics["realness"].tolist() == pytest.approx([s_real.mean(), s_fake.mean()], rel=CLOSE)
     system.players()[0].after(statistics)
@@ -309,41 +333,46 @@ def test_a_vaegans_discriminator_lowers_its_game_its_penalties_and_lecam(mode, k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_gans_players_lower_each_others_game(kind):
-    system = GAN(32, 1, 4, SMALL, binary=Judge(adversarial=kind, r1_weight=0.6)).double()
+    system = GAN(32, 1, 4, SMALL, binary=DiscriminatorConfig(adversarial=kind, r1_weight=0.6)).double()
     batch = batch_of(dtype=F64, step=STEP)
     passes = system.passes(batch)
     generated = system.decoder(batch.normal("prior", (4,)))
     real, fake = (numbers(system.discriminator_binary(image)) for image in (batch.image, generated))
-    loss, terms, _ = system.judge(batch, passes)
-    assert terms["judge"].item() == pytest.approx(judged(kind, [real, fake], [0.5, 0.5]), rel=CLOSE)
+    loss, terms, _ = system.discriminator_loss(batch, passes)
+    assert terms["discriminator_loss"].item() == pytest.approx(
+        discriminator_loss_of(kind, [real, fake], [0.5, 0.5]), rel=CLOSE
+    )
     r1 = slope(system.discriminator_binary, batch.image) / 2
-    assert loss.item() == pytest.approx(terms["judge"].item() + 0.6 * r1, rel=CLOSE)
+    assert loss.item() == pytest.approx(terms["discriminator_loss"].item() + 0.6 * r1, rel=CLOSE)
     loss, terms, _ = system.loss(batch, passes)
     assert loss.item() == pytest.approx(fooled(kind, realness(fake), realness(real)), rel=CLOSE)
-    assert terms == {"fool/binary": loss}
+    assert terms == {"generator_loss/binary": loss}
     assert torch.equal(system.sample(batch.normal("prior", (4,))), generated)
 
 
 @pytest.mark.parametrize(("kind", "latent_weight"), [("least_squares", 3.0), ("relativistic", None)])
 def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood(kind, latent_weight):
     """Which counts once where its weight is unset."""
-    judge = Judge(adversarial=kind, r1_weight=0.0, start=5, ramp=8)
+    config = DiscriminatorConfig(adversarial=kind, r1_weight=0.0, start=5, ramp=8)
     given = {"latent_weight": latent_weight} if latent_weight else {}
-    system = GANVAE(32, 1, 4, SMALL, **given, binary=judge).double()
+    system = GANVAE(32, 1, 4, SMALL, **given, binary=config).double()
     batch = batch_of(dtype=F64, step=STEP)
     passes = system.passes(batch)
     z = batch.normal("prior", (4,))
     generated = system.decoder(z)
     real, fake = (numbers(system.discriminator_binary(image)) for image in (batch.image, generated))
     mean, log_variance = posterior(system, generated)
-    loss, _, _ = system.judge(batch, passes)
-    assert loss.item() == pytest.approx(judged(kind, [real, fake], [0.5, 0.5]), rel=CLOSE)
+    loss, _, _ = system.discriminator_loss(batch, passes)
+    assert loss.item() == pytest.approx(discriminator_loss_of(kind, [real, fake], [0.5, 0.5]), rel=CLOSE)
     variance = np.exp(log_variance)
     density = np.exp(-((numbers(z) - mean) ** 2) / (2 * variance)) / np.sqrt(2 * math.pi * variance)
-    expected = {"fool/binary": fooled(kind, realness(fake), realness(real)), "latent": -np.log(density).mean()}
+    expected = {
+        "generator_loss/binary": fooled(kind, realness(fake), realness(real)),
+        "latent": -np.log(density).mean(),
+    }
     loss, terms, _ = system.loss(batch, passes)
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
-    whole = (STEP - 5) / 8 * expected["fool/binary"] + (latent_weight or 1.0) * expected["latent"]
+    whole = (STEP - 5) / 8 * expected["generator_loss/binary"] + (latent_weight or 1.0) * expected["latent"]
     assert loss.item() == pytest.approx(whole, rel=CLOSE)
     mean, _ = posterior(system, batch.image)
     assert torch.equal(system.reconstruct(batch.image), system.sample(torch.from_numpy(mean)))
@@ -351,8 +380,8 @@ def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood(kind, laten
 
 @pytest.mark.parametrize(("identity_weight", "kind"), [(2.0, "least_squares"), (0.0, "relativistic")])
 def test_a_cyclegans_players_lower_their_games_the_cycles_and_the_identity(identity_weight, kind):
-    judge = Judge(adversarial=kind, r1_weight=0.0, start=5, ramp=8)
-    system = cyclegan(judge, pool=0, cycle_weight=3.0, identity_weight=identity_weight).double()
+    config = DiscriminatorConfig(adversarial=kind, r1_weight=0.0, start=5, ramp=8)
+    system = cyclegan(config, pool=0, cycle_weight=3.0, identity_weight=identity_weight).double()
     batch = batch_of(dtype=F64, step=STEP)
     (a, b), (ab, ba) = batch.images, (system.translator_ab, system.translator_ba)
     assert torch.equal(system.translate(a, "a2b"), ab(a))
@@ -362,8 +391,11 @@ def test_a_cyclegans_players_lower_their_games_the_cycles_and_the_identity(ident
         network = system.get_submodule(f"discriminator_{domain}")
         real[domain], fake[domain] = numbers(network(own)), numbers(network(made))
     passes = system.passes(batch)
-    loss, terms, _ = system.judge(batch, passes)
-    games = {f"{domain}/judge": judged(kind, [real[domain], fake[domain]], [0.5, 0.5]) for domain in "ab"}
+    loss, terms, _ = system.discriminator_loss(batch, passes)
+    games = {
+        f"{domain}/discriminator_loss": discriminator_loss_of(kind, [real[domain], fake[domain]], [0.5, 0.5])
+        for domain in "ab"
+    }
     assert {name: terms[name].item() for name in games} == pytest.approx(games, rel=CLOSE)
     assert loss.item() == pytest.approx(sum(games.values()), rel=CLOSE)
 
@@ -371,14 +403,14 @@ def test_a_cyclegans_players_lower_their_games_the_cycles_and_the_identity(ident
         return np.abs(numbers(one) - numbers(other)).mean()
 
     expected = {
-        **{f"fool/{domain}": fooled(kind, realness(fake[domain]), realness(real[domain])) for domain in "ab"},
+        **{f"generator_loss/{domain}": fooled(kind, realness(fake[domain]), realness(real[domain])) for domain in "ab"},
         "cycle": apart(ba(ab(a)), a) + apart(ab(ba(b)), b),
     }
     if identity_weight:
         expected["identity"] = apart(ba(a), a) + apart(ab(b), b)
     loss, terms, _ = system.loss(batch, passes)
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=CLOSE)
-    whole = (STEP - 5) / 8 * (expected["fool/a"] + expected["fool/b"]) + 3.0 * expected["cycle"]
+    whole = (STEP - 5) / 8 * (expected["generator_loss/a"] + expected["generator_loss/b"]) + 3.0 * expected["cycle"]
     assert loss.item() == pytest.approx(whole + identity_weight * expected.get("identity", 0.0), rel=CLOSE)
 
 
@@ -391,8 +423,8 @@ def test_a_micro_batch_may_be_one_image(name):
 
 def test_a_cyclegans_discriminators_see_the_pools_fakes_and_keep_their_own_means():
     """Of a full pool of two: an image whose first draw is below a half is swapped for the one its second draw names."""
-    judge = Judge(adversarial="least_squares", r1_weight=0.0, lecam_weight=0.4)
-    system = cyclegan(judge, pool=2).double()
+    config = DiscriminatorConfig(adversarial="least_squares", r1_weight=0.0, lecam_weight=0.4)
+    system = cyclegan(config, pool=2).double()
     generator = torch.Generator().manual_seed(2)
     kept, means = {}, {"a": (0.3, -0.2), "b": (-0.1, 0.2)}
     for domain in "ab":
@@ -410,7 +442,7 @@ def test_a_cyclegans_discriminators_see_the_pools_fakes_and_keep_their_own_means
         shown = torch.where(torch.from_numpy(swapped)[:, None, None, None], kept[domain][slots], made.detach())
         network = system.get_submodule(f"discriminator_{domain}")
         real, fake = numbers(network(own)), numbers(network(shown))
-        expected[f"{domain}/judge"] = judged("least_squares", [real, fake], [0.5, 0.5])
+        expected[f"{domain}/discriminator_loss"] = discriminator_loss_of("least_squares", [real, fake], [0.5, 0.5])
         mean_real, mean_fake = means[domain]
         lecam = np.maximum(real - mean_fake, 0) ** 2, np.maximum(mean_real - fake, 0) ** 2
         expected[f"{domain}/lecam"] = lecam[0].mean() + lecam[1].mean()
@@ -461,27 +493,29 @@ LAST = {"lr": 2e-3, "schedule": "cosine", "warmup": 3, "betas": (0.4, 0.9), "wei
 FIRST_RATES = [3e-4, 3e-4, 3e-4, 3e-4 * (1 - 0.9 / 6), 3e-4 * (1 - 0.9 * 2 / 6)]
 LAST_RATES = [2e-3 * min(1, (k + 1) / 3) * math.cos(math.pi * k / 16) ** 2 for k in range(5)]
 SCHEDULED = {
-    "ae": lambda: AE(32, 1, 4, SMALL, Optimizer(**LAST)),
-    "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=Optimizer(**LAST)),
-    "gan": lambda: GAN(32, 1, 4, SMALL, Optimizer(**LAST), Judge(**FIRST)),
-    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, Optimizer(**LAST), Judge(**FIRST)),
+    "ae": lambda: AE(32, 1, 4, SMALL, OptimizerConfig(**LAST)),
+    "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=OptimizerConfig(**LAST)),
+    "gan": lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(**LAST), DiscriminatorConfig(**FIRST)),
+    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, OptimizerConfig(**LAST), DiscriminatorConfig(**FIRST)),
     "vaegan": lambda: VAEGAN(
         *(32, 1, 4, SMALL, "both"),
-        autoencoder=Optimizer(**LAST),
-        binary=Judge(**FIRST),
-        ternary=Judge(**{**FIRST, "lr": 6e-4, "algorithm": "adam"}),
+        autoencoder=OptimizerConfig(**LAST),
+        binary=DiscriminatorConfig(**FIRST),
+        ternary=DiscriminatorConfig(**{**FIRST, "lr": 6e-4, "algorithm": "adam"}),
     ),
-    "cyclegan": lambda: CycleGAN(32, 1, 4, blocks=1, pool=0, translators=Optimizer(**LAST), binary=Judge(**FIRST)),
+    "cyclegan": lambda: CycleGAN(
+        32, 1, 4, blocks=1, pool=0, translators=OptimizerConfig(**LAST), binary=DiscriminatorConfig(**FIRST)
+    ),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_every_players_optimizer_has_its_settings_and_follows_its_schedule(name):
     system = SCHEDULED[name]()
-    mover = Step(Accelerator(cpu=True), system, 8)
+    train_step = TrainStep(Accelerator(cpu=True), system, 8)
     for step in range(5):
-        mover([batch_of(2, step=step)], step)
-        for one in mover.movers:
+        train_step([batch_of(2, step=step)], step)
+        for one in train_step.player_states:
             (group,) = one.optimizer.param_groups
             rates = {"autoencoder": LAST_RATES, "generator": LAST_RATES, "translators": LAST_RATES}
             rates |= {"binary": FIRST_RATES, "ternary": [2 * rate for rate in FIRST_RATES]}
@@ -493,9 +527,9 @@ def test_every_players_optimizer_has_its_settings_and_follows_its_schedule(name)
 
 
 def test_a_rate_stays_at_what_is_left_after_the_runs_end():
-    assert Optimizer(2.0, schedule="linear", final=0.1).rate(150, 100) == pytest.approx(0.2, rel=1e-12)
-    assert Optimizer(2.0, schedule="cosine").rate(150, 100) == pytest.approx(0.0, abs=1e-12)
-    assert Optimizer(2.0).rate(150, 100) == 2.0
+    assert OptimizerConfig(2.0, schedule="linear", final=0.1).rate(150, 100) == pytest.approx(0.2, rel=1e-12)
+    assert OptimizerConfig(2.0, schedule="cosine").rate(150, 100) == pytest.approx(0.0, abs=1e-12)
+    assert OptimizerConfig(2.0).rate(150, 100) == 2.0
 
 
 class Line(System):
@@ -503,7 +537,7 @@ class Line(System):
 
     averaged = ("first", "second")
 
-    def __init__(self, optimizer: Optimizer):
+    def __init__(self, optimizer: OptimizerConfig):
         super().__init__()
         self.first, self.second = nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)
         self.optimizer = optimizer
@@ -541,10 +575,10 @@ def test_updates_by_hand(algorithm, weight_decay, clip, parts):
 
     The first gradient's norm is 13, within the clip of 15; the others' are 26 and 39.
     """
-    settings = Optimizer(0.1, (0.6, 0.9), weight_decay, clip, algorithm, warmup=2)
+    settings = OptimizerConfig(0.1, (0.6, 0.9), weight_decay, clip, algorithm, warmup=2)
     system = Line(settings).double()
     accelerator = Accelerator(cpu=True)
-    mover = Step(accelerator, system, 3)
+    train_step = TrainStep(accelerator, system, 3)
     w, m, v = np.array([0.5, -2.0, 1.5]), np.zeros(3), np.zeros(3)
     for k in range(3):
         gradient, before = (k + 1) * STEEPNESS, w.copy()
@@ -557,22 +591,22 @@ def test_updates_by_hand(algorithm, weight_decay, clip, parts):
         if algorithm == "adamw":
             w = w - rate * weight_decay * w
         w = w - rate * (m / (1 - 0.6 ** (k + 1))) / (np.sqrt(v / (1 - 0.9 ** (k + 1))) + 1e-8)
-        mover(line_batch(k).split(4 // parts), k)
+        train_step(line_batch(k).split(4 // parts), k)
         # torch adds 1e-6 to the norm that it divides the clip by: 1e-6 / 26 of the gradient, of which an update is a
         # ratio of sums.
         assert system.weights() == pytest.approx(w.tolist(), rel=1e-6 if clip else 1e-10)
-        assert {name: count for name, (_, count) in mover.meter.state().items()} == {
+        assert {name: count for name, (_, count) in train_step.meter.state().items()} == {
             "player/height": 1.0,
             "player/grad_norm": 1.0,
         }
         means = {"player/height": (k + 1) * STEEPNESS @ before, "player/grad_norm": 13 * (k + 1)}
-        assert mover.meter.read(accelerator) == pytest.approx(means, rel=1e-6 if clip else 1e-10)
-    assert mover.failed() is None
+        assert train_step.meter.read(accelerator) == pytest.approx(means, rel=1e-6 if clip else 1e-10)
+    assert train_step.failed() is None
 
 
 def test_the_averages_half_life_is_at_most_a_share_of_the_images_seen():
     """After k steps of 10 images min(100, 10 k * 2); half of an old weight is left after as many images."""
-    system = Line(Optimizer()).double()
+    system = Line(OptimizerConfig()).double()
     ema, expected = EMA(system, half_life=100, batch_size=10, ramp=2.0), 1.0
     torch.nn.init.constant_(ema.system.first.weight, 1.0)
     torch.nn.init.constant_(system.first.weight, 5.0)
@@ -584,7 +618,7 @@ def test_the_averages_half_life_is_at_most_a_share_of_the_images_seen():
 
 
 def test_the_averages_ramp_is_a_twentieth_unless_set():
-    system = Line(Optimizer()).double()
+    system = Line(OptimizerConfig()).double()
     ema = EMA(system, half_life=10**6, batch_size=10)
     torch.nn.init.zeros_(ema.system.second.weight)
     torch.nn.init.ones_(system.second.weight)
@@ -632,9 +666,9 @@ def test_scores_are_computed_without_tf32_autocast_or_choice_by_speed():
             torch.autocast("cpu", torch.bfloat16),
         ):
             assert cuda_settings() == FAST
-            features_of(Watching(), torch.zeros(3, 1, 32, 32, dtype=torch.uint8))
+            extract_features(Watching(), torch.zeros(3, 1, 32, 32, dtype=torch.uint8))
             assert cuda_settings() == FAST
-            with exactly(torch.device("cpu")):
+            with strict_fp32(torch.device("cpu")):
                 seen.append(cuda_settings())
             assert cuda_settings() == FAST
     finally:

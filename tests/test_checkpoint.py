@@ -15,16 +15,19 @@ import torch
 from conftest import reseal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import checkpoint
-from trainer.record import Record
+from trainer import files
+from trainer.checkpoint import files as checkpoint_files
+from trainer.checkpoint import state as checkpoint_state
+from trainer.checkpoint import writer
+from trainer.log.logger import RunLogger
 
 
-def tensors(value: float) -> checkpoint.Tensors:
+def tensors(value: float) -> checkpoint_files.Tensors:
     return {"encoder": {"weight": torch.full((1000,), value)}, "optimizer.a": {"weight.step": torch.tensor(value)}}
 
 
 def save(folder, step, fid=None):
-    path = checkpoint.save(folder, step, tensors(step), {"owes": fid is not None})
+    path = writer.save(folder, step, tensors(step), {"evaluation_pending": fid is not None})
     if fid is not None:
         score(path, fid)
     return path
@@ -33,15 +36,15 @@ def save(folder, step, fid=None):
 def score(path, fid, **evaluation):
     scores = {"eval/fid2k/demo-cnn-v1": fid, "eval/is2k/demo-cnn-v1": 1.0}
     found = {"scores": scores, "evaluation": {"held_out": "a"} | evaluation}
-    checkpoint.replace(path / "scores.json", json.dumps(found))
+    files.write_atomically(path / "scores.json", json.dumps(found))
 
 
 def test_round_trip(tmp_path):
     path = save(tmp_path, 12, 3.5)
     assert path.name == "step_00000012"
-    loaded, manifest = checkpoint.load(path)
+    loaded, manifest = checkpoint_files.load(path)
     assert manifest["step"] == 12
-    assert checkpoint.scores_of(path)[0]["eval/fid2k/demo-cnn-v1"] == 3.5
+    assert checkpoint_files.read_scores(path)[0]["eval/fid2k/demo-cnn-v1"] == 3.5
     assert loaded.keys() == tensors(12).keys()
     assert torch.equal(loaded["encoder"]["weight"], tensors(12)["encoder"]["weight"])
 
@@ -55,19 +58,19 @@ def test_damage_is_found(tmp_path, damage):
         file.unlink()
     elif damage == "another setting":
         manifest = path / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"owes": false', '"owes": true'))
+        manifest.write_text(manifest.read_text().replace('"evaluation_pending": false', '"evaluation_pending": true'))
     else:
         content[-20] ^= 1
         file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
     with pytest.raises(ValueError, match="is damaged"):
-        checkpoint.load(path)
+        checkpoint_files.load(path)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for step, fid in [(1, 9.0), (2, 1.0), (3, 4.0), (4, None), (5, 2.0)]:
         save(tmp_path, step, fid)
-        checkpoint.rotate(tmp_path, 2)
-    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["5", "4", "2"]
+        writer.rotate(tmp_path, 2)
+    assert [path.name[-1] for path in checkpoint_files.list_checkpoints(tmp_path)] == ["5", "4", "2"]
 
 
 def test_scores_measured_in_another_way_do_not_compete(tmp_path):
@@ -75,8 +78,8 @@ def test_scores_measured_in_another_way_do_not_compete(tmp_path):
     score(save(tmp_path, 2), 1.0, held_out="b")
     for step in (3, 4):
         save(tmp_path, step)
-        checkpoint.rotate(tmp_path, 1)
-    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["4", "2", "1"]
+        writer.rotate(tmp_path, 1)
+    assert [path.name[-1] for path in checkpoint_files.list_checkpoints(tmp_path)] == ["4", "2", "1"]
 
 
 @pytest.mark.parametrize("file", ["encoder.safetensors", "manifest.json"])
@@ -84,45 +87,45 @@ def test_a_damaged_checkpoint_neither_counts_nor_stays_in_the_way(tmp_path, file
     for step in (1, 2):
         save(tmp_path, step, 9.0)
     (tmp_path / "step_00000002" / file).write_bytes(b"")
-    _, manifest = checkpoint.load_newest(tmp_path)
+    _, manifest = checkpoint_files.load_newest(tmp_path)
     assert manifest["step"] == 1
     assert "put aside as damaged.step_00000002" in capsys.readouterr().err
     save(tmp_path, 2)
-    checkpoint.rotate(tmp_path, 1)
-    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["2", "1"]
-    for path in checkpoint.newest(tmp_path):
+    writer.rotate(tmp_path, 1)
+    assert [path.name[-1] for path in checkpoint_files.list_checkpoints(tmp_path)] == ["2", "1"]
+    for path in checkpoint_files.list_checkpoints(tmp_path):
         (path / file).write_bytes(b"")
     for _ in range(2):  # or the second start would begin anew
         with pytest.raises(ValueError, match=r"all checkpoints .* are damaged"):
-            checkpoint.load_newest(tmp_path)
-    assert checkpoint.load_newest(tmp_path / "fresh") is None
+            checkpoint_files.load_newest(tmp_path)
+    assert checkpoint_files.load_newest(tmp_path / "fresh") is None
 
 
 def test_every_so_manieth_checkpoint_is_kept_for_good(tmp_path):
     for step in range(1, 9):
         save(tmp_path, step)
-        checkpoint.rotate(tmp_path, 1, keep_every=3)
-    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["8", "6", "3"]
+        writer.rotate(tmp_path, 1, keep_every=3)
+    assert [path.name[-1] for path in checkpoint_files.list_checkpoints(tmp_path)] == ["8", "6", "3"]
 
 
 def test_saving_takes_a_copy_and_returns_before_it_is_written(tmp_path, monkeypatch):
-    free, write = threading.Event(), checkpoint._write
-    monkeypatch.setattr(checkpoint, "_write", lambda *all, **how: (free.wait(), write(*all, **how))[1])
-    saver = checkpoint.Saver(tmp_path, 1, None, print)
+    free, write = threading.Event(), files.write_pieces
+    monkeypatch.setattr(files, "write_pieces", lambda *all, **how: (free.wait(), write(*all, **how))[1])
+    saver = writer.Saver(tmp_path, 1, None, print)
     content = tensors(1.0)
     saver.save(1, content, {})
     content["encoder"]["weight"].fill_(2.0)
-    assert not checkpoint.newest(tmp_path)
+    assert not checkpoint_files.list_checkpoints(tmp_path)
     free.set()
     saver.score(1, {"eval/fid2k": 3.0}, {"held_out": "a"})
-    (path,) = checkpoint.newest(tmp_path)
-    assert checkpoint.load(path)[0]["encoder"]["weight"].eq(1).all()
-    assert checkpoint.scores_of(path) == ({"eval/fid2k": 3.0}, {"held_out": "a"})
+    (path,) = checkpoint_files.list_checkpoints(tmp_path)
+    assert checkpoint_files.load(path)[0]["encoder"]["weight"].eq(1).all()
+    assert checkpoint_files.read_scores(path) == ({"eval/fid2k": 3.0}, {"held_out": "a"})
 
 
 def test_a_save_that_fails_for_a_while_is_tried_again_while_the_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
-    told, left, write = [], [3], checkpoint._write
+    monkeypatch.setattr(writer.time, "sleep", lambda seconds: None)
+    told, left, write = [], [3], files.write_pieces
 
     def failing(*all, **how):
         left[0] -= 1
@@ -130,8 +133,8 @@ def test_a_save_that_fails_for_a_while_is_tried_again_while_the_run_goes_on(tmp_
             raise OSError(28, "No space left on device")
         return write(*all, **how)
 
-    monkeypatch.setattr(checkpoint, "_write", failing)
-    saver = checkpoint.Saver(tmp_path, 1, None, told.append)
+    monkeypatch.setattr(files, "write_pieces", failing)
+    saver = writer.Saver(tmp_path, 1, None, told.append)
     saver.save(1, tensors(1), {})
     saver.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
@@ -141,7 +144,7 @@ def test_a_save_that_fails_for_a_while_is_tried_again_while_the_run_goes_on(tmp_
     saver.save(2, tensors(2), {})
     with pytest.raises(OSError, match="No space left"):
         saver.save(3, tensors(3), {})
-    assert len(told) >= 3 + checkpoint.TRIES - 1
+    assert len(told) >= 3 + writer.TRIES - 1
     saver.finish()  # told once
 
 
@@ -153,7 +156,7 @@ def test_a_disk_that_cannot_be_read_is_not_damage(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", stale)
     with pytest.raises(OSError, match="Stale"):
-        checkpoint.load_newest(tmp_path)
+        checkpoint_files.load_newest(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
 
 
@@ -167,32 +170,32 @@ def test_an_old_checkpoint_that_cannot_be_removed_costs_nothing(tmp_path, monkey
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", busy)
-    saver = checkpoint.Saver(tmp_path, 1, None, told.append)
+    saver = writer.Saver(tmp_path, 1, None, told.append)
     saver.save(2, tensors(2), {})
     saver.finish()
-    assert [path.name[-1] for path in checkpoint.newest(tmp_path)] == ["2", "1"]
+    assert [path.name[-1] for path in checkpoint_files.list_checkpoints(tmp_path)] == ["2", "1"]
     assert told == ["an old checkpoint could not be removed yet: [Errno 16] Device or resource busy"]
 
 
 def test_a_bug_while_saving_is_not_lost(tmp_path):
-    saver = checkpoint.Saver(tmp_path, 1, None, print)
+    saver = writer.Saver(tmp_path, 1, None, print)
     saver.save(1, tensors(1), {"not for JSON": object()})
     with pytest.raises(TypeError):
         saver.finish()
 
 
 def test_too_little_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=4000))
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=4000))
     with pytest.raises(OSError, match=r"No space left on device: it takes 8,008 bytes, 4,000 are free"):
         save(tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", checkpoint.DTYPES)
+@pytest.mark.parametrize("dtype", writer.DTYPES)
 def test_files_are_those_of_the_safetensors_library(tmp_path, dtype):
     content = {"a": torch.arange(6).reshape(2, 3).to(dtype), "b": torch.ones((), dtype=torch.float64).to(dtype)}
     content |= {"c": torch.zeros(3), "d": torch.arange(6.0).reshape(2, 3).T, "e": torch.zeros(0, 2, dtype=dtype)}
-    path = checkpoint.save(tmp_path, 1, {"x": content}, {})
+    path = writer.save(tmp_path, 1, {"x": content}, {})
     loaded = safetensors.torch.load_file(path / "x.safetensors")
     assert loaded.keys() == content.keys()
     assert all(torch.equal(loaded[key], value) and loaded[key].dtype == value.dtype for key, value in content.items())
@@ -209,7 +212,7 @@ def test_a_hostile_file_is_only_damaged(tmp_path):
     (path / "encoder.safetensors").write_bytes(pickle.dumps({"weight": Hostile()}))
     reseal(path)
     with pytest.raises(ValueError, match="is damaged"):
-        checkpoint.load(path)
+        checkpoint_files.load(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -220,7 +223,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         path.write_bytes(content[0][:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(files, "write_pieces", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
@@ -237,10 +240,10 @@ def test_optimizer_state_goes_by_name():
     for parameter in weights.values():
         parameter.grad = torch.randn(3)
     first.step()
-    saved = checkpoint.optimizer_tensors(weights, first)
+    saved = checkpoint_state.optimizer_tensors(weights, first)
     assert "a.weight.exp_avg" in saved
     second = optimizer_of(reversed(weights.values()))  # another order of parameters
-    checkpoint.load_optimizer(weights, second, saved)
+    checkpoint_state.load_optimizer(weights, second, saved)
     for parameter in weights.values():
         for key, value in first.state[parameter].items():
             assert torch.equal(value, second.state[parameter][key])
@@ -262,17 +265,18 @@ def test_a_disk_that_fills_up_takes_nobodys_word(ranks, small_disk):
     """What TensorBoard's thread cannot write, each point at once here, is told without a traceback of its own."""
     filling = f"""
 import os
-from trainer import checkpoint, record
-from trainer.step import Step
-checkpoint.TRIES = 2
-writer, step, disk = record.SummaryWriter, Step.__call__, "{small_disk}"
-record.SummaryWriter = lambda *all, **named: writer(*all, **named, flush_secs=0)
+from trainer.checkpoint import writer as saving
+from trainer.log import logger
+from trainer.step import TrainStep
+saving.TRIES = 2
+writer, step, disk = logger.SummaryWriter, TrainStep.__call__, "{small_disk}"
+logger.SummaryWriter = lambda *all, **named: writer(*all, **named, flush_secs=0)
 def filling(self, batches, number):
     step(self, batches, number)
     if number == 3:
         with open(disk + "/filler", "wb") as file:
             file.write(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
-Step.__call__ = filling
+TrainStep.__call__ = filling
 """
     run = ["--system", "AE", "--trainer.run_dir", small_disk / "run", "--trainer.save_every", "20"]
     done = ranks(*run, "--trainer.log_every", "1", faults={0: filling}).wait()
@@ -293,10 +297,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(small_disk):
     (small_disk / "filler").write_bytes(b"\0" * 2_900_000)
     big = {"encoder": {"weight": torch.zeros(100_000)}}
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(small_disk, 2, big, {})
-    assert [path.name for path in checkpoint.newest(small_disk)] == ["step_00000001"]
+        writer.save(small_disk, 2, big, {})
+    assert [path.name for path in checkpoint_files.list_checkpoints(small_disk)] == ["step_00000001"]
     assert not list(small_disk.glob(".unfinished*"))
-    checkpoint.load(small_disk / "step_00000001")
+    checkpoint_files.load(small_disk / "step_00000001")
 
 
 def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_room(here, small_disk, monkeypatch):
@@ -304,11 +308,13 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     probe = here(*arguments, "--trainer.steps", "2")
     assert probe.returncode == 0, probe.stderr
     fill(small_disk, but=40_000)
-    monkeypatch.setattr(checkpoint, "TRIES", 2)
+    monkeypatch.setattr(writer, "TRIES", 2)
     full = here(*arguments, "--trainer.steps", "6")
     assert full.returncode == 1
     assert "step 4: the checkpoint could not be saved: No space left on device" in full.stderr
-    assert [path.name for path in checkpoint.newest(small_disk / "run" / "checkpoints")] == ["step_00000002"]
+    assert [path.name for path in checkpoint_files.list_checkpoints(small_disk / "run" / "checkpoints")] == [
+        "step_00000002"
+    ]
     (small_disk / "filler").unlink()
     again = here(*arguments, "--trainer.steps", "6", "--trainer.keep", "1")
     assert again.returncode == 0, again.stderr
@@ -316,19 +322,19 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
 
 
 def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(small_disk, capsys):
-    record = Record(small_disk, 0, 9, is_main=True)
+    run_logger = RunLogger(small_disk, 0, 9, is_main=True)
     for step in range(1, 9):
         if step == 3:
             fill(small_disk)
         if step == 6:
             with pytest.raises(OSError, match="No space left"):
-                record.flush()
+                run_logger.flush()
             (small_disk / "filler").unlink()
-            record.flush()
-        record.scalars(step, {"a/b": step / 2}, facts="x" * 5000)
+            run_logger.flush()
+        run_logger.scalars(step, {"a/b": step / 2}, facts="x" * 5000)
         time.sleep(0.05)  # TensorBoard's thread
-    record.flush()
-    record.close()
+    run_logger.flush()
+    run_logger.close()
     written = [json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in written] == list(range(1, 9))
     shown = EventAccumulator(str(small_disk)).Reload().Scalars("a/b")
@@ -338,22 +344,22 @@ def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(s
 
 def test_the_savers_thread_reads_no_line_that_is_on_its_way(tmp_path, monkeypatch):
     """A checkpoint's writer flushes the record while the run appends half a line."""
-    record = Record(tmp_path, 0, 9, is_main=True)
-    record.scalars(1, {"a/b": 1.0})
-    with open(record.metrics, "a") as file:
+    run_logger = RunLogger(tmp_path, 0, 9, is_main=True)
+    run_logger.scalars(1, {"a/b": 1.0})
+    with open(run_logger.metrics, "a") as file:
         file.write('{"step": 2, "a')
-    record.flush()
-    assert record._whole == 1
-    record.close()
+    run_logger.flush()
+    assert run_logger._whole == 1
+    run_logger.close()
 
 
 def test_a_record_knows_the_step_of_its_last_line(tmp_path):
     for first, steps in ((0, (1, 3)), (3, (5,))):
-        record = Record(tmp_path, first, 9, is_main=True)
-        record.flush()
-        assert record._whole == first
+        run_logger = RunLogger(tmp_path, first, 9, is_main=True)
+        run_logger.flush()
+        assert run_logger._whole == first
         for step in steps:
-            record.scalars(step, {"a/b": 1.0})
-            record.flush()
-            assert record._whole == step
-        record.close()
+            run_logger.scalars(step, {"a/b": 1.0})
+            run_logger.flush()
+            assert run_logger._whole == step
+        run_logger.close()

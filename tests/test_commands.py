@@ -20,7 +20,8 @@ def command(monkeypatch):
 
     def start(name):
         monkeypatch.setattr(sys, "argv", [name, "--dry_run"])
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        for module in (name, f"{name}.__main__"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
         runpy.run_module(name, run_name="__main__")
 
     yield start
@@ -33,7 +34,7 @@ def test_a_command_that_is_interrupted_says_so_in_one_line(command, monkeypatch,
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", interrupt)
-    monkeypatch.setattr("trainer.config.in_order", interrupt)  # the comparison's first step
+    monkeypatch.setattr("trainer.config.parser.in_order", interrupt)  # the comparison's first step
     with pytest.raises(SystemExit) as stopped:
         command(name)
     assert (stopped.value.code, capsys.readouterr().err) == (130, "interrupted\n")
@@ -56,7 +57,7 @@ def test_a_command_is_interrupted_while_it_imports(command, monkeypatch, capfd, 
             raise AttributeError(name)
 
     monkeypatch.setattr(processes.os, "_exit", end)
-    monkeypatch.setitem(sys.modules, "trainer.config", Slow("trainer.config"))
+    monkeypatch.setitem(sys.modules, "trainer.distributed.exit", Slow("trainer.distributed.exit"))
     with pytest.raises(Ended, match="130"):
         command(name)
     assert capfd.readouterr().err == "interrupted\n"

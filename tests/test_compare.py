@@ -16,7 +16,8 @@ import yaml
 from accelerate.state import AcceleratorState
 from conftest import ROOT, TRAIN, Ranks
 
-from trainer import compare, extractor
+from trainer import compare
+from trainer.evaluate.extractors import demo_cnn
 from trainer.results import BY_KEY as MEASURES
 from trainer.results import FAILS, HOLDS, UNDECIDED, Entry, below, best, findings, lines_of
 
@@ -66,8 +67,8 @@ def compared(tmp_path_factory, digits, warm):
     fitted = []
 
     def fit(train, test, data, path, **_):
-        facts = {"accuracy": 1.0, "data": extractor._identity(train, test, data)}
-        path.write_bytes(safetensors.torch.save(extractor.DemoCNN(1, 10).state_dict(), {"demo-cnn": json.dumps(facts)}))
+        facts = {"accuracy": 1.0, "data": demo_cnn._identity(train, test, data)}
+        path.write_bytes(safetensors.torch.save(demo_cnn.DemoCNN(1, 10).state_dict(), {"demo-cnn": json.dumps(facts)}))
         fitted.append(path)
 
     def start(run, environment):
@@ -77,7 +78,7 @@ def compared(tmp_path_factory, digits, warm):
         return Forked(warm, run.folder / "log.txt", f"{arguments}\n{TRAIN}", env=environment)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extractor, "fit", fit)
+        patch.setattr(demo_cnn, "fit", fit)
         patch.setattr(compare, "_start", start)
         (path.parent / "out").mkdir()
         said = call(path)

@@ -8,15 +8,18 @@ import yaml
 from conftest import ROOT
 
 from models import VAEGAN
-from trainer.build import precision_of, shares
-from trainer.config import configure, differences, refusing
-from trainer.leave import parse
+from trainer.build import split_batch
+from trainer.config.parser import configure
+from trainer.config.resume import differences
+from trainer.distributed.accelerator import choose_precision
+from trainer.distributed.exit import user_errors
+from trainer.distributed.stop import parse_time_limit
 
 DATA = ["--data.train", "nowhere"]
 
 
 def refused(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stopped, refusing():
+    with pytest.raises(SystemExit) as stopped, user_errors():
         configure([*arguments]).system().players()
     message = capsys.readouterr().err
     assert stopped.value.code == 2
@@ -130,11 +133,11 @@ def test_dropped_settings_of_another_system_are_told(capsys):
 def test_one_setting_over_a_recipes_nested_ones_leaves_the_others():
     recipe = str(ROOT / "launch" / "recipes" / "digits-vaegan-ternary.yaml")
     config = configure(["--config", recipe, "--system.ternary.lr", "0.5", "--system.networks.width", "8"])
-    judge, plain = (
+    changed, plain = (
         config.system().players()[0].optimizer,
         configure(["--config", recipe]).system().players()[0].optimizer,
     )
-    assert judge == replace(plain, lr=0.5)
+    assert changed == replace(plain, lr=0.5)
     assert config.namespace.system.init_args.networks.family == "dcgan"
 
 
@@ -160,20 +163,20 @@ def test_differences_name_settings_that_matter():
 
 
 def test_shares_of_a_batch():
-    assert shares(64, None, 2) == (32, 32)
-    assert shares(64, 8, 2) == (32, 8)
-    assert [shares(48, 16, world) for world in (1, 2, 4, 8)] == [(48, 16), (24, 12), (12, 12), (6, 6)]
-    assert shares(48, 16, 2, group=4) == (24, 12)
+    assert split_batch(64, None, 2) == (32, 32)
+    assert split_batch(64, 8, 2) == (32, 8)
+    assert [split_batch(48, 16, world) for world in (1, 2, 4, 8)] == [(48, 16), (24, 12), (12, 12), (6, 6)]
+    assert split_batch(48, 16, 2, group=4) == (24, 12)
     with pytest.raises(
         ValueError, match=r"batch_size 64 cannot be dealt evenly to 3 processes: take 63 or 66.*1, 2, 4"
     ):
-        shares(64, None, 3)
+        split_batch(64, None, 3)
     with pytest.raises(ValueError, match=r"batch_size 1 .* take 4"):
-        shares(1, None, 4)
+        split_batch(1, None, 4)
     with pytest.raises(ValueError, match=r"minibatch_stddev 5 does not divide a process's 32 images"):
-        shares(64, None, 2, group=5)
+        split_batch(64, None, 2, group=5)
     with pytest.raises(ValueError, match=r"micro_batch 3 holds no whole group of minibatch_stddev 4: take one of 4, 8"):
-        shares(64, 3, 2, group=4)
+        split_batch(64, 3, 2, group=4)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_precision_is_the_one_asked_for_the_launchers_or_what_the_gpu_has(
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
-    assert precision_of(asked) == taken
+    assert choose_precision(asked) == taken
 
 
 @pytest.mark.parametrize(
@@ -204,13 +207,13 @@ def test_precision_is_the_one_asked_for_the_launchers_or_what_the_gpu_has(
     ],
 )
 def test_time_limits_are_written_as_slurms(limit, seconds):
-    assert parse(limit) == seconds
+    assert parse_time_limit(limit) == seconds
 
 
 @pytest.mark.parametrize("limit", ["", "soon", "1:2:3:4", "1-", "1-1:2:3:4"])
 def test_other_time_limits_are_refused(limit):
     with pytest.raises(ValueError, match=r"trainer\.time_limit is"):
-        parse(limit)
+        parse_time_limit(limit)
 
 
 RECIPES = [path for path in sorted((ROOT / "launch" / "recipes").glob("*.yaml")) if "compare" not in path.stem]

@@ -20,14 +20,16 @@ import xxhash
 from conftest import ROOT, wait_until
 from PIL import Image
 
-from data import images, index
+from data import images
+from data import index as index_command
 from data.errors import DataError
 from data.images import Limits, View, decode
 from data.loader import Augment, Batches, load, read
-from data.order import Order, tally
+from data.order import Order, sample_checksum
 from data.processes import PROCESSES, WARNING, heed_signals, prepare_workers
-from data.shards import Shards, write
-from trainer.config import Data
+from data.shards import index
+from data.shards.reader import Shards, write
+from trainer.config.settings import DataConfig
 
 
 def encoded(pixels: np.ndarray, form: str = "PNG", mode: str | None = None, **options) -> bytes:
@@ -101,7 +103,7 @@ def test_an_index_names_shards_wherever_they_are(numbered, tmp_path):
     """index.json itself, and one that `python -m data.index` makes of a brace pattern."""
     assert Shards(f"{numbered.source}/index.json").fingerprint() == numbered.fingerprint()
     out = tmp_path / "elsewhere" / "all.json"
-    index.main([f"{numbered.source}/0000{{0..7}}.tar", str(out)])
+    index_command.main([f"{numbered.source}/0000{{0..7}}.tar", str(out)])
     again = Shards(out)
     assert again.fingerprint() == numbered.fingerprint()
     assert again.image(33) == numbered.image(33)
@@ -191,7 +193,7 @@ def test_the_command_that_indexes_refuses_what_it_would_spoil(numbered, capsys):
         ([numbered.source, "o.json"], "is a folder, which is indexed when it is read"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            index.main([*arguments])
+            index_command.main([*arguments])
         assert (stopped.value.code, told in capsys.readouterr().err) == (2, True)
     assert (ROOT / numbered.paths[1]).read_bytes() == content
 
@@ -612,10 +614,10 @@ def test_strips_over_white_are_as_the_whole(monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_s_limits_are_its_settings(numbered, workers):
-    shards = Data(numbered.source, max_pixels=63).open([numbered.source])[0]
+    shards = DataConfig(numbered.source, max_pixels=63).open([numbered.source])[0]
     with pytest.raises(DataError, match=r"step 1: cannot decode.*8 x 8 pixels, more than 63 \(data.max_pixels, "):
         next(load(batches(shards), range(1), workers))
-    large = Data(numbered.source, max_bytes=10).open([numbered.source])[0]
+    large = DataConfig(numbered.source, max_bytes=10).open([numbered.source])[0]
     assert [len(content) for content in large.images(np.arange(3))[0]] == [11] * 3, "no more is read than tells"
     with pytest.raises(DataError, match=r"more than 10 bytes \(data.max_bytes, "):
         next(load(batches(large), range(1), 0))
@@ -686,8 +688,8 @@ def test_global_batches_do_not_depend_on_world_size_or_workers(tmp_path, world, 
 
 READER = """
 from data.loader import Augment, Batches, load
-from data.order import Order, tally
-from data.shards import Shards
+from data.order import Order, sample_checksum
+from data.shards.reader import Shards
 
 def work(source, log, rank, world, first, workers):
     shards, share = Shards(source), 8 // world
@@ -695,7 +697,8 @@ def work(source, log, rank, world, first, workers):
     batches = Batches([shards], [Order(shards.counts, 8, 0)], 32, 1, rows, Augment((0.3, 1), True))
     with open(log, "a", buffering=1) as file:
         for step, (images,) in enumerate(load(batches, range(first, 10**6), workers), first):
-            file.write(f"{step} {tally(step, 0, rows, images.position.numpy())} {images.image.long().sum()}\\n")
+            checksum = sample_checksum(step, 0, rows, images.position.numpy())
+            file.write(f"{step} {checksum} {images.image.long().sum()}\\n")
 """
 
 
@@ -721,7 +724,7 @@ def test_killed_readers_go_on_anywhere_in_any_number(forked, numbered, tmp_path)
     assert first > 10
     whole = load(batches(numbered, augment=Augment((0.3, 1), True)), range(first), 0)
     for step, (part,) in enumerate(whole):
-        assert seen[step] == (tally(step, 0, slice(0, 8), part.position.numpy()), part.image.long().sum())
+        assert seen[step] == (sample_checksum(step, 0, slice(0, 8), part.position.numpy()), part.image.long().sum())
 
 
 def test_two_unpaired_sets_have_orders_of_their_own(numbered, digits):
@@ -759,7 +762,7 @@ import multiprocessing, time
 from pathlib import Path
 from data.loader import Batches, load
 from data.order import Order
-from data.shards import Shards
+from data.shards.reader import Shards
 shards = Shards({numbered.source!r})
 arriving = load(Batches([shards], [Order(shards.counts, 8, 0)], 32, 1, slice(0, 8)), range(10**6), 2)
 next(arriving)

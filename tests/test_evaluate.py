@@ -16,12 +16,16 @@ from test_systems import SMALL
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from data.loader import read
-from data.shards import Shards, write
+from data.shards.reader import Shards, write
 from models import VAE, CycleGAN
 from trainer.batch import key, to_uint8
-from trainer.config import Data, Evaluate
-from trainer.evaluate import BLOCK, Evaluator, features_of, hints
-from trainer.extractor import build, demo_random, fit, inception, load_demo_cnn
+from trainer.config.settings import DataConfig, EvaluateConfig
+from trainer.evaluate.accumulators import extract_features
+from trainer.evaluate.evaluator import BLOCK, Evaluator
+from trainer.evaluate.extractors.build import build
+from trainer.evaluate.extractors.demo_cnn import demo_random, fit, load_demo_cnn
+from trainer.evaluate.extractors.inception import inception
+from trainer.evaluate.hints import hints
 
 
 def evaluator_of(data, path, num=200) -> Evaluator:
@@ -47,7 +51,7 @@ class Playback(VAE):
 
 def in_blocks(extractor, images):
     """Features and logits as they are scored: a convolution of another number of images rounds otherwise."""
-    found = [features_of(extractor, block) for block in images.split(BLOCK)]
+    found = [extract_features(extractor, block) for block in images.split(BLOCK)]
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
@@ -276,7 +280,7 @@ def test_statistics_are_kept_and_read_again(data, demo_cnn, tmp_path, monkeypatc
     expected = timeless(evaluator(tmp_path / "kept")(system))
     (path,) = (tmp_path / "kept").iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.evaluate.read", lambda *_: pytest.fail("real images were read again"))
+        patch.setattr("trainer.evaluate.evaluator.read", lambda *_: pytest.fail("real images were read again"))
         again = evaluator(tmp_path / "kept")
     assert timeless(again(system)) == expected
     with np.load(path) as kept:  # as pytorch-fid and clean-fid read it
@@ -381,11 +385,11 @@ def test_demo_cnn_is_the_same_when_trained_again(data, tmp_path):
 
 
 def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.extractor.fit", partial(fit, steps=2))
-    monkeypatch.setattr("trainer.extractor.ACCURACY_GATE", 0)
+    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.fit", partial(fit, steps=2))
+    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.ACCURACY_GATE", 0)
     kept = tmp_path / "demo-cnn-v1.safetensors"
     kept.write_bytes(demo_cnn.read_bytes())
-    settings, accelerator = Evaluate(extractor="demo-cnn"), Accelerator(cpu=True)
+    settings, accelerator = EvaluateConfig(extractor="demo-cnn"), Accelerator(cpu=True)
     train, test = Shards(data.train), Shards(data.test)
     build(settings, data, tmp_path, [train], [test], accelerator)
     assert kept.read_bytes() == demo_cnn.read_bytes()
@@ -407,7 +411,7 @@ def noise(labelled):
 
 
 def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
-    data = Data("", None, 32, 1, 0)
+    data = DataConfig("", None, 32, 1, 0)
     for kind, words in ((False, "needs a label"), (True, "held-out images rightly")):
         write(tmp_path / str(kind), noise(kind))
         shards = Shards(tmp_path / str(kind))
@@ -451,8 +455,8 @@ def box(image, size):
 
 def test_demo_random_needs_no_labels_and_takes_no_weights(tmp_path):
     write(tmp_path / "unlabelled", noise(False))
-    shards, data, accelerator = Shards(tmp_path / "unlabelled"), Data("", None, 32, 1, 0), Accelerator(cpu=True)
-    settings = Evaluate(extractor="demo-random")
+    shards, data, accelerator = Shards(tmp_path / "unlabelled"), DataConfig("", None, 32, 1, 0), Accelerator(cpu=True)
+    settings = EvaluateConfig(extractor="demo-random")
     extractor = build(settings, data, tmp_path, [shards], [shards], accelerator)
     assert (extractor.name, extractor.training) == ("demo-random-v1", False)
     settings.weights = "somewhere"
@@ -485,7 +489,9 @@ def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp
     assert features.shape == (2, extractor.dim)
     assert logits.shape == (2, extractor.classes)
     (tmp_path / "other.pth").write_bytes(b"nothing")
-    monkeypatch.setattr("trainer.extractor.INCEPTION_SHA256", extractor.sha256[:8])  # as the published file's would be
+    monkeypatch.setattr(
+        "trainer.evaluate.extractors.inception.INCEPTION_SHA256", extractor.sha256[:8]
+    )  # as the published file's would be
     assert inception(str(path)).name == "inception-v3"
     with pytest.raises(ValueError, match="does not hold the weights"):
         inception(str(tmp_path / "other.pth"))
@@ -498,7 +504,7 @@ def test_inception_without_weights_and_network_says_where_the_file_goes(data, tm
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: a machine without network
     train, test = Shards(data.train), Shards(data.test)
     with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-6726825d\.pth") as raised:
-        build(Evaluate(extractor="inception"), data, tmp_path, [train], [test], Accelerator(cpu=True))
+        build(EvaluateConfig(extractor="inception"), data, tmp_path, [train], [test], Accelerator(cpu=True))
     assert str(tmp_path) in str(raised.value)
     assert "demo-cnn" in str(raised.value)
 
@@ -520,7 +526,7 @@ def test_keys_are_pinned_and_distinct():
 def score_as_a_rank(train_folder: str, test_folder: str, weights: str, out: str) -> None:
     """One rank of test_scores_do_not_depend_on_the_number_of_processes."""
     rank = Accelerator(cpu=True).process_index
-    settings = Data(train_folder, test_folder, 32, 1, 0)
+    settings = DataConfig(train_folder, test_folder, 32, 1, 0)
     found = scores_of_a_fresh_vae(settings, Path(weights))
     told = refused = ""
     evaluator = evaluator_of(settings, Path(weights), 100)

@@ -9,10 +9,12 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from trainer.config import Data, Evaluate
-from trainer.extractor import LPIPS, build, inception
+from trainer.config.settings import DataConfig, EvaluateConfig
+from trainer.evaluate.extractors.build import build
+from trainer.evaluate.extractors.inception import inception
+from trainer.evaluate.extractors.lpips import LPIPS
 
-DATA = Data("", None, 32, 3, 0)
+DATA = DataConfig("", None, 32, 3, 0)
 
 
 class Small(nn.Module):
@@ -35,7 +37,7 @@ class Beside(nn.Module):
 
 
 def extractor(kind, weights=None):
-    return build(Evaluate(extractor=kind, weights=weights), DATA, None, [], [], Accelerator(cpu=True))
+    return build(EvaluateConfig(extractor=kind, weights=weights), DATA, None, [], [], Accelerator(cpu=True))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
@@ -134,7 +136,9 @@ def test_prefetch_fills_the_cache_with_what_is_the_published_file_only(tmp_path,
         assert stopped.value.code == 2
         assert words in capsys.readouterr().err
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    monkeypatch.setattr("trainer.extractor.INCEPTION_SHA256", hashlib.sha256(b"other weights").hexdigest()[:8])
+    monkeypatch.setattr(
+        "trainer.evaluate.extractors.inception.INCEPTION_SHA256", hashlib.sha256(b"other weights").hexdigest()[:8]
+    )
     with pytest.raises(SystemExit):
         main(["inception"])
     assert "does not hold the weights" in capsys.readouterr().err

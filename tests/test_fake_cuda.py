@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from models import System
 from trainer.batch import Batch
 from trainer.ema import EMA
-from trainer.metrics import Codes, InceptionScore, Moments, laplacian_variance, neighbours, psnr, radii
-from trainer.step import Step
+from trainer.evaluate.metrics import Codes, InceptionScore, Moments, laplacian_variance, neighbours, psnr, radii
+from trainer.step import TrainStep
 
 DEVICE = torch.device("cuda", 0)
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,19 +102,19 @@ def moved(system: System) -> System:
     return system
 
 
-def one_step(cuda: Cuda, system: System, precision="no", parts=1) -> Step:
+def one_step(cuda: Cuda, system: System, precision="no", parts=1) -> TrainStep:
     """One in which every player moves and every penalty is due; it refuses to make the host wait."""
     autocast = nullcontext if precision == "no" else functools.partial(torch.autocast, "cuda", DTYPES[precision])
     accelerator = SimpleNamespace(
         device=DEVICE, mixed_precision=precision, num_processes=1, autocast=autocast, reduce=lambda x, _: x
     )
-    mover, ema = Step(accelerator, system, 4), EMA(system, 20, 4)
+    train_step, ema = TrainStep(accelerator, system, 4), EMA(system, 20, 4)
     rows = 4 * parts
     images = tuple(torch.empty(rows, 1, 32, 32, device=DEVICE) for _ in range(2))
     cuda.strict = True
-    mover(Batch(images, slice(0, rows), rows, 0, 2).split(4), 2)
+    train_step(Batch(images, slice(0, rows), rows, 0, 2).split(4), 2)
     ema.update(3)
-    return mover
+    return train_step
 
 
 # EMA copies a system, and torch asks a tensor without values where its values are.
@@ -124,10 +124,12 @@ def test_every_system_trains_on_a_gpu_without_waiting_for_it(cuda, name):
     system = moved(SYSTEMS[name]())
     for precision in DTYPES:
         for parts in (1, 2):
-            mover = one_step(cuda, system, precision, parts)
-            assert {f"{player.name}/grad_norm" for player in system.players()} <= mover.meter.sums.keys(), "all moved"
-            assert all(m.scaler is None or m.scaler.is_enabled() for m in mover.movers)
-            for value in [mover.failure, *mover.meter.sums.values(), *system.state_dict().values()]:
+            train_step = one_step(cuda, system, precision, parts)
+            assert {f"{player.name}/grad_norm" for player in system.players()} <= train_step.meter.sums.keys(), (
+                "all moved"
+            )
+            assert all(m.scaler is None or m.scaler.is_enabled() for m in train_step.player_states)
+            for value in [train_step.failure, *train_step.meter.sums.values(), *system.state_dict().values()]:
                 assert value.device == DEVICE
             assert all(p.dtype == torch.float32 for p in system.parameters())
 

@@ -18,8 +18,9 @@ import torch
 from conftest import wait_until
 from test_run import alike, lines, weights
 
-from trainer import checkpoint, folder
-from trainer.leave import LEFT_EARLY
+from trainer.checkpoint import files as checkpoint_files
+from trainer.distributed.stop import EXIT_PREEMPTED
+from trainer.log import run_folder
 
 TERNARY = ["--system", "VAEGAN", "--system.discriminator", "ternary"]
 
@@ -35,7 +36,7 @@ def word(run_dir: Path) -> str:
 
 
 def saved(run_dir: Path) -> list[int]:
-    return [int(path.name.removeprefix("step_")) for path in checkpoint.newest(run_dir / "checkpoints")]
+    return [int(path.name.removeprefix("step_")) for path in checkpoint_files.list_checkpoints(run_dir / "checkpoints")]
 
 
 def same(one: Path, other: Path, logged: bool = True) -> None:
@@ -101,13 +102,13 @@ def test_twenty_kills_at_random_moments(ranks, scored, tmp_path, processes):
 
 SLOW_WRITES = """
 import time
-from trainer import checkpoint
-write = checkpoint._write
-checkpoint._write = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
+
+write = files.write_pieces
+files.write_pieces = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
 """
 SLOW_SCORES = """
 import time
-from trainer.evaluate import Evaluator
+from trainer.evaluate.evaluator import Evaluator
 score = Evaluator._reconstructions
 Evaluator._reconstructions = lambda *all: (time.sleep(2), score(*all))[1]
 """
@@ -159,7 +160,7 @@ def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(
     running(sent, *to, kill=kill)
     at = lines(tmp_path / "left")[-1]["step"]
     done = running.wait()
-    assert done.codes == [LEFT_EARLY, LEFT_EARLY], done.stderr
+    assert done.codes == [EXIT_PREEMPTED, EXIT_PREEMPTED], done.stderr
     assert word(tmp_path / "left") == "preempted"
     (step,) = saved(tmp_path / "left")
     if log_every == 1:
@@ -176,21 +177,21 @@ def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(
 def test_asked_to_leave_in_its_last_step_a_run_still_owes_its_scores(ranks, scored, tmp_path):
     late = """
 import os, signal, threading
-from trainer.launcher import Signals
-from trainer.step import Step
+from trainer.distributed.stop import Signals
+from trainer.step import TrainStep
 noted, note = threading.Event(), Signals._note
 Signals._note = lambda self, number: (note(self, number), noted.set())
-step = Step.__call__
+step = TrainStep.__call__
 def asked(self, batches, number):
     step(self, batches, number)
     if number == 6:
         os.kill(os.getpid(), signal.SIGTERM)
         noted.wait()
-Step.__call__ = asked
+TrainStep.__call__ = asked
 """
     run = [*scored, "--trainer.steps", "8", "--evaluate.every", "7", "--trainer.run_dir"]
     left = ranks(*run, tmp_path / "left", faults={0: late}).wait()
-    assert (left.returncode, word(tmp_path / "left"), saved(tmp_path / "left")[0]) == (LEFT_EARLY, "preempted", 8)
+    assert (left.returncode, word(tmp_path / "left"), saved(tmp_path / "left")[0]) == (EXIT_PREEMPTED, "preempted", 8)
     assert not any("eval/fid64/demo-cnn-v1" in line for line in lines(tmp_path / "left") if line["step"] == 8)
     shutil.copytree(tmp_path / "left", tmp_path / "unscored")
     rest = ranks(*run, tmp_path / "left").wait()
@@ -239,7 +240,7 @@ def test_interrupts_are_heard_while_a_rank_waits_for_another(ranks, tmp_path):
 def test_a_time_limit_is_kept(ranks, tmp_path):
     run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.steps", "1000000", "--trainer.time_limit", "0:06"]
     done = ranks(*run, processes=2).wait()
-    assert done.codes == [LEFT_EARLY, LEFT_EARLY], done.stderr
+    assert done.codes == [EXIT_PREEMPTED, EXIT_PREEMPTED], done.stderr
     # Either process may be the first to come near the limit, and the main one alone speaks.
     assert re.search(r"for (trainer\.time_limit|another process): all is saved", done.stderr)
     assert word(tmp_path) == "preempted"
@@ -265,7 +266,7 @@ def test_two_processes_go_on_as_one_or_four(ranks, tmp_path, then):
 def test_one_run_at_a_time_writes_a_folder(ranks, here, tmp_path, monkeypatch):
     running = ranks(*TERNARY, "--trainer.run_dir", tmp_path)
     wait_until((tmp_path / "metrics.jsonl").exists)
-    monkeypatch.setattr(folder, "WAIT", 1)
+    monkeypatch.setattr(run_folder, "WAIT", 1)
     second = here(*TERNARY, "--trainer.run_dir", tmp_path)
     assert second.returncode == 2
     assert f"trainer.run_dir {tmp_path} is being written by process {running.pids[0]} on" in second.stderr
@@ -290,7 +291,7 @@ def test_nothing_is_written_through_a_link_in_a_strangers_run_folder(here, tmp_p
     (run_dir / name).symlink_to(mine)
     if dry:
         with pytest.raises(ValueError, match=f"{name} is a link, or another special file"):
-            folder.RunFolder(run_dir).check_free()
+            run_folder.RunFolder(run_dir).check_free()
     else:
         done = here("--system", "AE", "--trainer.run_dir", run_dir, "--trainer.steps", "1")
         assert done.returncode == 2
@@ -301,11 +302,11 @@ def test_nothing_is_written_through_a_link_in_a_strangers_run_folder(here, tmp_p
 def test_special_files_in_a_run_folder_are_refused_and_the_folder_may_be_a_link(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "linked").symlink_to(tmp_path / "run")
-    with folder.RunFolder(tmp_path / "linked") as held:
+    with run_folder.RunFolder(tmp_path / "linked") as held:
         held.lock()
     os.mkfifo(tmp_path / "run" / "metrics.jsonl")
     with pytest.raises(ValueError, match=r"metrics.jsonl is a link, or another special file"):
-        folder.RunFolder(tmp_path / "linked").lock()
+        run_folder.RunFolder(tmp_path / "linked").lock()
 
 
 @pytest.mark.parametrize(
@@ -353,13 +354,13 @@ def test_processes_of_one_machine_listen_on_no_network(ranks, tmp_path):
 def test_a_rank_whose_weights_went_astray_is_named(ranks, tmp_path, processes):
     """The sign of a weight flips, after the third step on the last process."""
     flip = """
-from trainer.step import Step
-step = Step.__call__
+from trainer.step import TrainStep
+step = TrainStep.__call__
 def flipping(self, batches, number):
     step(self, batches, number)
-    if number == 2 and self.movers[0].optimizer.state:
+    if number == 2 and self.player_states[0].optimizer.state:
         self.system.decoder.module.stem.bias.data.view(-1)[:1].mul_(-1)
-Step.__call__ = flipping
+TrainStep.__call__ = flipping
 """
     run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.batch_size", "12", "--trainer.check_every", "6"]
     done = ranks(*run, processes=processes, faults={processes - 1: flip}).wait()
@@ -374,7 +375,7 @@ Step.__call__ = flipping
 
 ELSEWHERE = """
 import torch
-from trainer.config import Config
+from trainer.config.parser import Config
 system = Config.system
 def elsewhere(self):
     made = system(self)
@@ -398,12 +399,12 @@ def test_ranks_begin_with_the_weights_of_the_first(ranks, tmp_path, way):
 
 def test_a_statistic_that_went_astray_is_named(ranks, tmp_path):
     change = """
-from trainer.step import Step
-step = Step.__call__
+from trainer.step import TrainStep
+step = TrainStep.__call__
 def changing(self, batches, number):
     step(self, batches, number)
     self.system.lecam_discriminator_ternary.add_(1)
-Step.__call__ = changing
+TrainStep.__call__ = changing
 """
     run = [*TERNARY, "--system.ternary.lecam_weight", "1e-30", "--trainer.steps", "2", "--trainer.check_every", "1"]
     done = ranks(*run, "--trainer.run_dir", tmp_path, processes=2, faults={1: change}).wait()
@@ -413,14 +414,14 @@ Step.__call__ = changing
 
 def test_unlike_processors_are_told_where_weights_drift_apart(ranks, tmp_path):
     flip = """
-from trainer.step import Step
-from trainer import peers
-peers._processor = lambda device: "AVX1024"
-step = Step.__call__
+from trainer.step import TrainStep
+
+ranks._processor = lambda device: "AVX1024"
+step = TrainStep.__call__
 def flipping(self, batches, number):
     step(self, batches, number)
     self.system.get_submodule("decoder.module").stem.bias.data.view(-1)[:1].add_(1)
-Step.__call__ = flipping
+TrainStep.__call__ = flipping
 """
     run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.steps", "1"]
     done = ranks(*run, processes=2, faults={1: flip}).wait()
@@ -493,10 +494,10 @@ def left_behind(session: int) -> list[int]:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_unexpected_error_ends_all_processes_and_their_workers(ranks, tmp_path, temporary, processes):
     boom = """
-from trainer.step import Step
+from trainer.step import TrainStep
 def boom(self, batches, number):
     raise KeyError("boom")
-Step.__call__ = boom
+TrainStep.__call__ = boom
 """
     boom = own_folder_for_temporary(temporary) + boom
     run = [*TERNARY, "--trainer.grad_sync", "flat", "--trainer.run_dir", tmp_path / "run", "--data.workers", "1"]
@@ -547,9 +548,11 @@ if not private or libc.mount(b"", b"/dev/shm", b"tmpfs", 0, b"size=64k"):
 
 
 def test_signals_that_come_before_the_run_has_begun_are_noted(ranks, tmp_path):
-    early = "import os, signal\nfrom trainer.launcher import listen\nlisten()\nos.kill(os.getpid(), signal.SIGTERM)"
+    early = (
+        "import os, signal\nfrom trainer.distributed.stop import listen\nlisten()\nos.kill(os.getpid(), signal.SIGTERM)"
+    )
     done = ranks(*TERNARY, "--trainer.run_dir", tmp_path, faults={0: early}).wait()
-    assert (done.returncode, word(tmp_path), saved(tmp_path)) == (LEFT_EARLY, "preempted", [1]), done.stderr
+    assert (done.returncode, word(tmp_path), saved(tmp_path)) == (EXIT_PREEMPTED, "preempted", [1]), done.stderr
     assert "left at step 1 of 10000 for SIGTERM" in done.stderr
 
 

@@ -27,9 +27,12 @@ import models
 from data import inspect, prepare
 from data.errors import DataError
 from data.images import decode
-from data.shards import Shards
-from trainer import checkpoint, extractor, statistics
-from trainer.config import Data, Location, configure
+from data.shards.reader import Shards
+from trainer.checkpoint import files as checkpoint_files
+from trainer.config.parser import configure
+from trainer.config.settings import DataConfig, Location
+from trainer.evaluate import reference
+from trainer.evaluate.extractors import demo_cnn
 from trainer.results import lines_of
 
 SECONDS = 20.0  # of the processor, for one file: hundreds of times what the largest honest one here takes
@@ -297,7 +300,7 @@ def run(trained, tmp_path) -> Path:
 @pytest.mark.parametrize("name", ["manifest.json", "ema.decoder.safetensors", "optimizer.autoencoder.safetensors"])
 def test_checkpoints(fuzz, run, name, sealed, tries):
     """With checksums that tell, and with checksums made right again, as whoever means harm would make them."""
-    path = checkpoint.newest(run / "checkpoints")[0]
+    path = checkpoint_files.list_checkpoints(run / "checkpoints")[0]
     manifest = (path / "manifest.json").read_bytes()
 
     def read(content: bytes) -> None:
@@ -308,7 +311,7 @@ def test_checkpoints(fuzz, run, name, sealed, tries):
                 reseal(path)
         if name != "optimizer.autoencoder.safetensors":
             models.load(path).sample(torch.zeros(1, 4))
-        checkpoint.load(path)
+        checkpoint_files.load(path)
 
     fuzz((path / name).read_bytes(), read, 2 * tries)
 
@@ -316,13 +319,13 @@ def test_checkpoints(fuzz, run, name, sealed, tries):
 @pytest.mark.parametrize("tries", TRIES)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "scores.json"])
 def test_what_a_run_has_written_down(fuzz, run, name, tries):
-    path = checkpoint.newest(run / "checkpoints")[0]
+    path = checkpoint_files.list_checkpoints(run / "checkpoints")[0]
     scores = {"scores": {"eval/fid64/demo-cnn-v1": 3.5}, "evaluation": {"extractor": "demo-cnn-v1"}}
     content = json.dumps(scores).encode() if name == "scores.json" else (run / name).read_bytes()
 
     def read(content: bytes) -> None:
         (path / name if name == "scores.json" else run / name).write_bytes(content)
-        checkpoint.scores_of(path)
+        checkpoint_files.read_scores(path)
         lines_of(run)
 
     fuzz(content, read, 4 * tries)
@@ -337,7 +340,7 @@ def test_statistics(fuzz, tmp_path, save, tries):
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        statistics.load(path, None)
+        reference.load(path, None)
 
     fuzz(file.getvalue(), read, 8 * tries, refused=ValueError)
 
@@ -348,10 +351,10 @@ def test_a_runs_extractor(fuzz, tmp_path, tries):
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        extractor._is_fit(path, [], [], Data(Location("")))
-        extractor.load_demo_cnn(path, 1)
+        demo_cnn._is_fit(path, [], [], DataConfig(Location("")))
+        demo_cnn.load_demo_cnn(path, 1)
 
-    fuzz(safetensors.torch.save(extractor.DemoCNN(1, 2).state_dict(), meta), read, 8 * tries, refused=ValueError)
+    fuzz(safetensors.torch.save(demo_cnn.DemoCNN(1, 2).state_dict(), meta), read, 8 * tries, refused=ValueError)
 
 
 @pytest.mark.parametrize(
@@ -365,11 +368,11 @@ def test_a_runs_extractor(fuzz, tmp_path, tries):
 )
 def test_an_extractor_of_other_tensors_is_refused(tmp_path, name, value):
     path = tmp_path / "demo-cnn-v1.safetensors"
-    tensors = {**extractor.DemoCNN(1, 2).state_dict(), name: value}
+    tensors = {**demo_cnn.DemoCNN(1, 2).state_dict(), name: value}
     path.write_bytes(safetensors.torch.save(tensors, {"demo-cnn": "[1]"}))
-    assert not extractor._is_fit(path, [], [], Data(Location("")))
+    assert not demo_cnn._is_fit(path, [], [], DataConfig(Location("")))
     with pytest.raises(ValueError, match=r"evaluate.weights: .* is no demo-cnn's file"):
-        extractor.load_demo_cnn(path, 1)
+        demo_cnn.load_demo_cnn(path, 1)
 
 
 @pytest.mark.parametrize("tries", TRIES)

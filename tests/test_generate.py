@@ -16,7 +16,7 @@ from PIL import Image
 
 import models
 from data.loader import read
-from data.shards import Shards
+from data.shards.reader import Shards
 from models.load import checkpoint_of
 from trainer.batch import normalize, prior, to_uint8
 from trainer.generate import main

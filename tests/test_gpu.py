@@ -19,16 +19,17 @@ from test_systems import SYSTEMS
 import models
 from data.loader import Batches, load, read
 from data.order import Order
-from data.shards import Shards, write
+from data.shards.reader import Shards, write
 from trainer.batch import Batch, normalize
-from trainer.config import Data, Evaluate, configure
+from trainer.config.parser import configure
+from trainer.config.settings import DataConfig, EvaluateConfig
+from trainer.distributed.ranks import Ranks
+from trainer.distributed.stop import StopSignal
 from trainer.ema import EMA
-from trainer.evaluate import features_of
-from trainer.extractor import build
-from trainer.folder import RunFolder
-from trainer.leave import Leaving
-from trainer.peers import Peers
-from trainer.step import Step
+from trainer.evaluate.accumulators import extract_features
+from trainer.evaluate.extractors.build import build
+from trainer.log.run_folder import RunFolder
+from trainer.step import TrainStep
 from trainer.train import Run
 
 ON = os.environ.get("GPU_TESTS_ON", "cuda")
@@ -129,7 +130,7 @@ def test_compiled_networks_train_as_eager_ones(launched, tmp_path):
     launched(None, *run, "--trainer.run_dir", tmp_path / "compiled", "--trainer.compile", "true")
     assert weights(tmp_path / "eager").keys() == weights(tmp_path / "compiled").keys()
     for one, other in zip(lines(tmp_path / "eager"), lines(tmp_path / "compiled"), strict=True):
-        for key in ("autoencoder/reconstruction", "autoencoder/kl", "ternary/judge", "ternary/r1"):
+        for key in ("autoencoder/reconstruction", "autoencoder/kl", "ternary/discriminator_loss", "ternary/r1"):
             assert one[key] == pytest.approx(other[key], rel=2e-2), (key, one["step"])
     resumed = [*run, "--trainer.steps", "6", "--trainer.compile", "true"]
     assert "going on at step 4 of 6" in launched(None, *resumed, "--trainer.run_dir", tmp_path / "eager")
@@ -142,7 +143,7 @@ def test_copies_beside_a_busy_device_are_the_images(accelerator, digits, tmp_pat
     config = configure([*arguments, "--trainer.steps", "40", "--trainer.run_dir", str(tmp_path)])
     made = accelerator()
     with RunFolder(tmp_path) as folder:
-        run = Run(config, folder, made, Peers(made, 60), Leaving())
+        run = Run(config, folder, made, Ranks(made, 60), StopSignal())
         (shards,), (order,) = run.trains, run.orders
         busy = torch.rand(2048 if ON == "cuda" else 64, 2048 if ON == "cuda" else 64, device=made.device)
         seen = []
@@ -171,18 +172,18 @@ def test_no_step_waits_for_the_device(accelerator, name, precision):
     made = accelerator(precision)
     system = SYSTEMS[name]().to(made.device)
     before = copy.deepcopy(system.state_dict())
-    mover, ema = Step(made, system, 99), EMA(system, 100, 4)
+    train_step, ema = TrainStep(made, system, 99), EMA(system, 100, 4)
     images = tuple(torch.rand(4, 1, 32, 32, device=made.device) * 2 - 1 for _ in range(2))
     for step in range(5):
         if step == 2 and ON == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:
-            mover([Batch(images, slice(0, 4), 4, 0, step)], step)
+            train_step([Batch(images, slice(0, 4), 4, 0, step)], step)
             ema.update(step + 1)
         finally:
             if ON == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-    assert mover.failed() is None
+    assert train_step.failed() is None
     assert any(not torch.equal(value, before[key]) for key, value in system.state_dict().items())
 
 
@@ -190,11 +191,14 @@ def test_inception_on_the_device_agrees_with_a_cpu_and_scores_a_run(launched, ac
     """The real architecture with random weights, by the path that real ones take."""
     path, image = tmp_path / "weights.pth", torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
     random_inception(path)
-    data, settings = Data(str(digits / "train"), str(digits / "test"), 32, 1, 0), Evaluate(weights=str(path))
+    data, settings = (
+        DataConfig(str(digits / "train"), str(digits / "test"), 32, 1, 0),
+        EvaluateConfig(weights=str(path)),
+    )
     found = []
     for cpu in (ON == "cpu", True):
         made = accelerator(cpu=cpu)
-        found.append(features_of(build(settings, data, tmp_path, [], [], made), image.to(made.device)))
+        found.append(extract_features(build(settings, data, tmp_path, [], [], made), image.to(made.device)))
     for one, other in zip(*found, strict=True):
         distance = (one.cpu().double() - other.double()).norm() / other.double().norm()
         assert distance < 1e-4, distance  # TF32 keeps ten bits

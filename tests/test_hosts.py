@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import NETWORKS, ROOT, SMALL
 
-from trainer import checkpoint
+from trainer.checkpoint import files as checkpoint_files
 
 STEPS = 200
 # In a machine of its own: its name, and what the others are called.
@@ -92,7 +92,7 @@ def test_when_the_network_is_cut_both_sides_say_so_and_the_restarted_run_ends_as
 
     launched = hosts.launch("first", *arguments)
     try:
-        while not checkpoint.newest(checkpoints):
+        while not checkpoint_files.list_checkpoints(checkpoints):
             assert all(launcher.poll() is None for launcher in launched.values()), hosts.said("first")
         hosts.cable("down")
         codes = {name: launcher.wait(60) for name, launcher in launched.items()}
@@ -104,7 +104,7 @@ def test_when_the_network_is_cut_both_sides_say_so_and_the_restarted_run_ends_as
     assert "process 1 on b is gone or stands still (trainer.timeout 10 s)" in said["a"]
     assert "the machine of process 0 on a, or the network to it, is gone or stands still" in said["b"]
     assert (tmp_path / "cut" / "state").read_text() == "failed\n"
-    reached = int(checkpoint.newest(checkpoints)[0].name[5:])
+    reached = int(checkpoint_files.list_checkpoints(checkpoints)[0].name[5:])
     assert reached < STEPS
 
     hosts.cable("up")
@@ -115,7 +115,7 @@ def test_when_the_network_is_cut_both_sides_say_so_and_the_restarted_run_ends_as
     done = main(*settings, "--trainer.run_dir", tmp_path / "whole", processes=2)
     assert done.returncode == 0, done.stderr
     ours, theirs = (
-        checkpoint.load(tmp_path / name / "checkpoints" / f"step_{STEPS:08d}")[0] for name in ("cut", "whole")
+        checkpoint_files.load(tmp_path / name / "checkpoints" / f"step_{STEPS:08d}")[0] for name in ("cut", "whole")
     )
     assert ours.keys() == theirs.keys()
     for file in theirs:

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import models
-from models import GAN, VAE, VAEGAN, CycleGAN, Judge, Networks, Optimizer
+from models import GAN, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
 from models.load import checkpoint_of, import_paths, kind_of, names, settings_types
-from trainer import checkpoint
+from trainer.checkpoint import writer
 from trainer.ema import EMA
 
 NETWORKS = {"family": "dcgan", "width": 8}
-SMALL = Networks("dcgan", 8)
+SMALL = NetworkConfig("dcgan", 8)
 
 
 def saved(folder: Path, system: models.System, settings: dict, step: int = 3, averaged: float | None = 0.5) -> Path:
@@ -26,14 +26,14 @@ def saved(folder: Path, system: models.System, settings: dict, step: int = 3, av
     if statistics := dict(system.named_buffers(recurse=False)):
         tensors["statistics"] = statistics
     stated = {"class_path": f"models.{type(system).__name__}", "init_args": settings}
-    return checkpoint.save(folder / "checkpoints", step, tensors, {"configuration": {"system": stated}})
+    return writer.save(folder / "checkpoints", step, tensors, {"configuration": {"system": stated}})
 
 
 def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
     system = VAEGAN(
         *(32, 1, 4, SMALL, "both"),
-        binary=Judge(lecam_weight=0.1, spectral_norm=True),
-        ternary=Judge(lr=1e-3, augment=("color",)),
+        binary=DiscriminatorConfig(lecam_weight=0.1, spectral_norm=True),
+        ternary=DiscriminatorConfig(lr=1e-3, augment=("color",)),
         class_weights=(2.0, 1.0, 1.0),
     )
     torch.nn.init.constant_(system.lecam_discriminator_binary, 0.75)
@@ -56,8 +56,8 @@ def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
     assert loaded.lecam_discriminator_binary.tolist() == [0.75, 0.75]
     binary, ternary, _ = loaded.players()
     assert (binary.optimizer, ternary.optimizer) == (
-        Judge(lecam_weight=0.1, spectral_norm=True),
-        Judge(lr=1e-3, augment=("color",)),
+        DiscriminatorConfig(lecam_weight=0.1, spectral_norm=True),
+        DiscriminatorConfig(lr=1e-3, augment=("color",)),
     )
     assert loaded.adversaries["ternary"].class_weights == (2.0, 1.0, 1.0)
     assert torch.equal(models.load(path).encoder.head.bias, loaded.encoder.head.bias)
@@ -118,9 +118,11 @@ def test_a_setting_that_must_be_stated_is_named(tmp_path):
 
 def test_a_system_has_the_names_that_it_is_imported_by():
     assert names() == ["AE", "CycleGAN", "GAN", "GANVAE", "VAE", "VAEGAN"]
-    for name in ("CycleGAN", "models.CycleGAN", "models.cyclegan.CycleGAN"):
+    for name in ("CycleGAN", "models.CycleGAN", "models.systems.cyclegan.CycleGAN"):
         assert kind_of(name) is CycleGAN
-    assert import_paths(CycleGAN) == ["models.CycleGAN", "models.cyclegan.CycleGAN"]
+    assert import_paths(CycleGAN) == [
+        *("models.CycleGAN", "models.systems.CycleGAN", "models.systems.cyclegan.CycleGAN")
+    ]
     with pytest.raises(
         ValueError, match=r"^system.class_path is 'gan.GAN', expected one of AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN$"
     ):
@@ -128,5 +130,7 @@ def test_a_system_has_the_names_that_it_is_imported_by():
 
 
 def test_settings_within_settings_are_found():
-    assert settings_types(VAE) == [Networks, Optimizer]
-    assert settings_types(VAEGAN) == [Networks, Optimizer, Judge, Judge], "those that may be unset, too"
+    assert settings_types(VAE) == [NetworkConfig, OptimizerConfig]
+    assert settings_types(VAEGAN) == [NetworkConfig, OptimizerConfig, DiscriminatorConfig, DiscriminatorConfig], (
+        "those that may be unset, too"
+    )

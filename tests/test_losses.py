@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from models import Optimizer, losses
+from models import OptimizerConfig, losses
 from models.augment import DRAWS, augment
 from models.networks.blocks import minibatch_stddev
 from trainer.batch import Batch
@@ -56,7 +56,7 @@ def test_chance_is_the_least_loss_of_a_blind_judge(mode, kind, weights):
     optimizer = torch.optim.Adam([blind], 0.05)
     for _ in range(600):
         optimizer.zero_grad()
-        loss = losses.judge(blind, blind, blind, kind=kind, class_weights=weights)
+        loss = losses.discriminator_loss(blind, blind, blind, kind=kind, class_weights=weights)
         loss.backward()
         optimizer.step()
     assert loss.item() == pytest.approx(losses.chance(mode, kind, weights), abs=2e-2 if kind == "hinge" else 1e-4)
@@ -68,14 +68,16 @@ def test_chance_is_the_least_loss_of_a_blind_judge(mode, kind, weights):
 def test_adversarial_losses_by_hand(kind):
     real, fake = torch.tensor([[0.3], [-2.0]], dtype=F64), torch.tensor([[1.5], [0.2]], dtype=F64)
     s, f = real[:, 0], fake[:, 0]
-    judge, fool = {
+    discriminator_loss, generator_loss = {
         "logistic": (-(s.sigmoid().log() + (1 - f.sigmoid()).log()) / 2, -f.sigmoid().log()),
         "hinge": (((1 - s).clamp(min=0) + (1 + f).clamp(min=0)) / 2, -f),
         "least_squares": ((((s + 1) / 2 - 1) ** 2 + ((f + 1) / 2) ** 2) / 2, ((f + 1) / 2 - 1) ** 2),
         "relativistic": (-(s - f).sigmoid().log(), -(f - s).sigmoid().log()),
     }[kind]
-    assert losses.judge(real, fake, kind=kind).item() == pytest.approx(judge.mean().item(), rel=1e-12)
-    assert losses.fool(fake, kind, real).item() == pytest.approx(fool.mean().item(), rel=1e-12)
+    assert losses.discriminator_loss(real, fake, kind=kind).item() == pytest.approx(
+        discriminator_loss.mean().item(), rel=1e-12
+    )
+    assert losses.generator_loss(fake, kind, real).item() == pytest.approx(generator_loss.mean().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,14 +89,14 @@ def test_another_loss_replaces_the_realness_part_of_the_ternary_judge_only(kind)
         part = sum(torch.nn.functional.softplus(s[i] - s[0]).mean() for i in (1, 2)) / 2
     else:
         part = (losses.on_real(kind, s[0]).mean() + sum(losses.on_fake(kind, s[i]).mean() for i in (1, 2))) / 3
-    assert losses.judge(*logits, kind=kind).item() == pytest.approx((part + apart / 3).item(), rel=1e-12)
+    assert losses.discriminator_loss(*logits, kind=kind).item() == pytest.approx((part + apart / 3).item(), rel=1e-12)
 
 
 def test_class_weights_weigh_the_cross_entropy():
     logits, weights = [torch.randn(5, 3, dtype=F64) for _ in range(3)], (3.0, 0.5, 1.5)
     entropy = [torch.nn.functional.cross_entropy(part, torch.full((5,), i)) for i, part in enumerate(logits)]
     expected = sum(w * e for w, e in zip(weights, entropy, strict=True)) / 5
-    assert losses.judge(*logits, class_weights=weights).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert losses.discriminator_loss(*logits, class_weights=weights).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("own", [1, 2])
@@ -157,7 +159,7 @@ def test_adaptive_weight_of_a_gradient_that_is_not_finite_is_none(broken):
 def test_ternary_judge_is_the_mean_cross_entropy():
     logits = [torch.randn(5, 3, dtype=F64) for _ in range(3)]
     expected = sum(torch.nn.functional.cross_entropy(part, torch.full((5,), i)) for i, part in enumerate(logits)) / 3
-    assert losses.judge(*logits).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert losses.discriminator_loss(*logits).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_binary_judge_shows_real_and_fake_by_halves():
@@ -165,7 +167,7 @@ def test_binary_judge_shows_real_and_fake_by_halves():
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     fake = (bce(reconstructed, torch.zeros_like(real)) + bce(generated, torch.zeros_like(real))) / 2
     expected = (bce(real, torch.ones_like(real)) + fake) / 2
-    assert losses.judge(real, reconstructed, generated).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert losses.discriminator_loss(real, reconstructed, generated).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -173,13 +175,13 @@ def test_realness_and_fool_are_p_real(outputs):
     logits = torch.randn(7, outputs, dtype=F64)
     p_real = logits[:, 0].sigmoid() if outputs == 1 else logits.softmax(1)[:, 0]
     torch.testing.assert_close(losses.realness(logits).sigmoid(), p_real)
-    assert losses.fool(logits).item() == pytest.approx(-p_real.log().mean().item(), rel=1e-12)
+    assert losses.generator_loss(logits).item() == pytest.approx(-p_real.log().mean().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_fooling_raises_realness(outputs):
     logits = torch.randn(7, outputs, dtype=F64, requires_grad=True)
-    losses.fool(logits).backward()
+    losses.generator_loss(logits).backward()
     assert (losses.realness(logits - 0.1 * logits.grad) > losses.realness(logits)).all()
 
 
@@ -275,17 +277,17 @@ def test_lazy_penalties_equal_penalties_in_expectation():
     """Over n moves, one that counts n times weighs as n that count once."""
     from dataclasses import replace
 
-    from test_systems import JUDGE, batch_of, vaegan
+    from test_systems import DISCRIMINATOR, batch_of, vaegan
 
     shares = []
     for every in (1, 4):
         torch.manual_seed(0)
-        system = vaegan(judge=replace(JUDGE, penalty_every=every)).double()
+        system = vaegan(config=replace(DISCRIMINATOR, penalty_every=every)).double()
         player, total = system.players()[0], 0.0
         for step in range(4):
             batch = batch_of(dtype=F64, step=step)
             loss, terms, _ = player.loss(batch, system.passes(batch))
-            total += (loss - terms["judge"]).item()
+            total += (loss - terms["discriminator_loss"]).item()
         shares.append(total / 4)
     assert shares[0] == pytest.approx(shares[1], rel=1e-9)
 
@@ -293,12 +295,12 @@ def test_lazy_penalties_equal_penalties_in_expectation():
 def test_rates_at_their_ends():
     steps = 100
     for schedule in ("linear", "cosine"):
-        settings = Optimizer(lr=2.0, schedule=schedule, warmup=10, hold=0.5, final=0.1)
+        settings = OptimizerConfig(lr=2.0, schedule=schedule, warmup=10, hold=0.5, final=0.1)
         assert settings.rate(0, steps) == pytest.approx(0.2)
         assert settings.rate(9, steps) == settings.rate(50, steps) == pytest.approx(2.0)
         assert settings.rate(75, steps) == pytest.approx(2 * 0.55)
         assert settings.rate(100, steps) == pytest.approx(0.2)
-    assert Optimizer(lr=2.0).rate(99, steps) == 2.0
+    assert OptimizerConfig(lr=2.0).rate(99, steps) == 2.0
 
 
 def test_ramps_at_their_ends():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.order import Order, permutation, tally
+from data.order import Order, permutation, sample_checksum
 
 CASES = st.fixed_dictionaries(
     {
@@ -52,15 +52,15 @@ def test_any_order_deals_every_sample_once_an_epoch_to_any_ranks(case):
             parts = [again.rows(step, slice(rank * share, (rank + 1) * share)) for rank in range(world)]
             assert np.array_equal(np.concatenate(parts), batches[step])
             rows = [slice(rank * share, (rank + 1) * share) for rank in range(world)]
-            tallies = sum(tally(step, 0, row, part) for row, part in zip(rows, parts, strict=True))
-            assert tallies % 2**32 == tally(step, 0, slice(0, batch), batches[step])
+            tallies = sum(sample_checksum(step, 0, row, part) for row, part in zip(rows, parts, strict=True))
+            assert tallies % 2**32 == sample_checksum(step, 0, slice(0, batch), batches[step])
 
 
 def test_the_tally_tells_other_samples_places_steps_and_sets():
     rows, positions = slice(0, 4), [5, 6, 7, 8]
     given = [(3, 0, positions), (3, 0, [6, 5, 7, 8]), (3, 0, [5, 6, 7, 9]), (4, 0, positions), (3, 1, positions)]
-    assert len({tally(step, which, rows, np.array(seen)) for step, which, seen in given}) == 5
-    assert tally(3, 0, rows, np.array(positions)) == tally(3, 0, rows, np.array(positions))
+    assert len({sample_checksum(step, which, rows, np.array(seen)) for step, which, seen in given}) == 5
+    assert sample_checksum(3, 0, rows, np.array(positions)) == sample_checksum(3, 0, rows, np.array(positions))
 
 
 @pytest.mark.parametrize(("counts", "window"), [([50], 100), ([50], 25), ([25, 25], 25)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import order as module
-from data.order import Order, tally
+from data.order import Order, sample_checksum
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_fingerprints_are_pinned():
 
 def test_the_tally_is_pinned():
     """A run's record has it, whose continuation may be another version's."""
-    assert tally(3, 1, slice(2, 6), np.array([5, 6, 7, 8])) == 2_447_512_073
+    assert sample_checksum(3, 1, slice(2, 6), np.array([5, 6, 7, 8])) == 2_447_512_073
 
 
 def test_nothing_is_made_twice_and_nothing_is_kept_that_is_not_in_use(monkeypatch):

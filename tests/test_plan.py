@@ -14,11 +14,11 @@ from conftest import NETWORKS, ROOT, SMALL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from models.networks import Decoder, Networks
-from trainer.config import configure
+from models.networks import Decoder, NetworkConfig
+from trainer.config.parser import configure
 from trainer.memory import Busiest, OnGPU, _Alone
 from trainer.plan import Plan, dry_run
-from trainer.step import Step
+from trainer.step import TrainStep
 
 OTHERS = ["--system", "VAEGAN", "--system.discriminator", "both", "--system.adaptive", "true"]
 OTHERS += ["--system.binary.lecam_weight", "1", "--system.ternary.spectral_norm", "true"]
@@ -306,7 +306,7 @@ def taken(plan: Plan) -> int:
     """Bytes at the highest moment of a real step, by the allocator's own count."""
     config, data = plan.config, plan.data
     system = config.system()
-    step = Step(_Alone(1, config.trainer.precision, "cpu"), system, 100, config.trainer.share_passes)
+    step = TrainStep(_Alone(1, config.trainer.precision, "cpu"), system, 100, config.trainer.share_passes)
     step.movers = [replace(mover, player=replace(mover.player, every=1, start=0)) for mover in step.movers]
     image = torch.rand(plan.share, data.channels, data.size, data.size)
     parts = [slice(i, i + plan.micro) for i in range(0, plan.share, plan.micro)]
@@ -358,7 +358,7 @@ def test_gradients_in_buckets_do_not_count_twice(plan):
 
 def test_a_gpus_autocast_is_followed(monkeypatch):
     """Types of all layers' outputs, beside those by torch's own rules for CUDA, which need no GPU in a forward pass."""
-    settings = Networks("residual", 16, "group", 1, attention=(16,))
+    settings = NetworkConfig("residual", 16, "group", 1, attention=(16,))
 
     def types(device: str) -> list[torch.dtype]:
         with torch.device(device):

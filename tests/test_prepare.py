@@ -22,10 +22,11 @@ import pytest
 from conftest import wait_until
 from PIL import Image
 
-from data import index, inspect, prepare, sources
+from data import inspect, prepare, sources
 from data.errors import DataError
 from data.images import decode, setting
-from data.shards import Shards, write
+from data.shards import index
+from data.shards.reader import Shards, write
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,8 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data.errors import DataError
 from data.redact import redacted
-from trainer import checkpoint
-from trainer.config import configure
+from trainer.checkpoint import files as checkpoint_files
+from trainer.config.parser import configure
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_runs_credentials_are_in_its_own_recipe_alone(here, digits, tmp_path, 
         def _strip_protocol(cls, path):
             return path.rpartition("://me:hunter2@host")[2].partition("?")[0]
 
-    monkeypatch.setattr("data.remote.PAUSES", ())
+    monkeypatch.setattr("data.shards.remote.PAUSES", ())
     fsspec.register_implementation("guarded", Guarded, clobber=True)
     index = tmp_path / "index.json"
     index.write_text((digits / "train" / "index.json").read_text())
@@ -64,7 +64,7 @@ def test_a_runs_credentials_are_in_its_own_recipe_alone(here, digits, tmp_path, 
     assert kept[0].stat().st_mode & 0o777 == 0o600
     assert "hunter2" not in done.stderr
     assert "guarded://***@host" in done.stderr
-    manifest = checkpoint.load(run_dir / "checkpoints" / "step_00000001")[1]
+    manifest = checkpoint_files.load(run_dir / "checkpoints" / "step_00000001")[1]
     assert manifest["configuration"]["data"]["train"].startswith("guarded://***@host")
     assert configure(["--config", str(run_dir / "config.yaml")]).data.train == url, "it is still a recipe"
     again = here(*run, "--trainer.steps", "2")

@@ -17,14 +17,15 @@ from conftest import wait_until
 from remote_reader import ALL, SAMPLES, SHARDS, read_all
 from test_data import flat
 
-from data import index, remote
-from data.cache import Cache, _size
+from data import index as index_command
 from data.errors import DataError
 from data.loader import Batches, load
 from data.order import Order
 from data.processes import PROCESSES, heed_signals, prepare_workers
-from data.shards import Shards, write
-from trainer.config import Data
+from data.shards import remote
+from data.shards.cache import Cache, _size
+from data.shards.reader import Shards, write
+from trainer.config.settings import DataConfig
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +140,9 @@ def tars(shards: Shards, cache: Path) -> int:
 def test_shards_at_urls_read_as_those_here(server, bucket, folder, expected, tmp_path):
     local = Shards(folder)
     commands, braces = tmp_path / "commands.json", tmp_path / "braces.json"
-    index.main([*(f"pipe:cat {path}" for path in local.paths), str(commands)])
-    index.main([f"{server.url}/{{00000..00011}}.tar", str(braces)])
-    index.main([f"{server.url}/{{00000..00011}}.tar", str(folder / "whole.json")])  # URLs of its own host
+    index_command.main([*(f"pipe:cat {path}" for path in local.paths), str(commands)])
+    index_command.main([f"{server.url}/{{00000..00011}}.tar", str(braces)])
+    index_command.main([f"{server.url}/{{00000..00011}}.tar", str(folder / "whole.json")])  # URLs of its own host
     sources = [server.url, f"{server.url}/index.json", f"{server.url}/whole.json", bucket, f"file://{folder}"]
     sources += [str(commands), str(braces)]
     for i, source in enumerate(sources):
@@ -280,11 +281,11 @@ def test_a_run_s_manifest_names_no_commands_and_no_index_of_some(folder, tmp_pat
     commands.write_text(json.dumps({"shardlist": [entry]}))
     for source in ("pipe:touch ran", str(commands), f"file://{commands}", "reference://x", "x::file://y"):
         with pytest.raises(DataError, match="is taken from a command line, or from an index on this machine"):
-            Data(source, cache=str(tmp_path / "cache")).open([source], by_user=False)[0].image(0)
+            DataConfig(source, cache=str(tmp_path / "cache")).open([source], by_user=False)[0].image(0)
     assert not (tmp_path / "ran").exists()
-    assert len(Data(str(folder)).open([str(folder)], by_user=False)[0]) == len(ALL)
+    assert len(DataConfig(str(folder)).open([str(folder)], by_user=False)[0]) == len(ALL)
     with pytest.raises(DataError):  # it is asked for, by the user's own index, and is no tar
-        Data(str(commands), cache=str(tmp_path / "cache")).open([str(commands)])[0].image(0)
+        DataConfig(str(commands), cache=str(tmp_path / "cache")).open([str(commands)])[0].image(0)
     assert (tmp_path / "ran").exists()
 
 
@@ -292,7 +293,7 @@ def test_nothing_is_written_beside_data_that_a_manifest_names(folder, tmp_path):
     for tar in Path(folder).glob("*.tar"):
         shutil.copy(tar, tmp_path)
     before = sorted(tmp_path.iterdir())
-    shards = Data(str(tmp_path)).open([str(tmp_path)], by_user=False)[0]
+    shards = DataConfig(str(tmp_path)).open([str(tmp_path)], by_user=False)[0]
     assert [shards.image(position) for position in (0, 15)] == [Shards(folder).image(position) for position in (0, 15)]
     assert sorted(tmp_path.iterdir()) == before
     Shards(tmp_path)
@@ -423,7 +424,7 @@ def test_a_full_disk_is_told_and_what_a_kill_left_goes(server, folder, tmp_path,
     limit = room_for(Shards(folder), 2)
     shards = Shards(server.url, cache=Cache(tmp_path, limit))
     with monkeypatch.context() as patch:
-        patch.setattr("data.cache.save_table", lambda *_: False)
+        patch.setattr("data.shards.cache.save_table", lambda *_: False)
         with pytest.raises(DataError, match=r"data\.cache .*table cannot be written.*make room"):
             shards.image(0)
     for left in (".0123.tar.npy.77", "4567.tar.npy"):
@@ -439,7 +440,7 @@ def test_a_killed_fetch_is_taken_over(forked, server, expected, tmp_path):
     server.trouble, cache = lambda path, first: time.sleep(0.05) or "", tmp_path / "cache"
     reading = f"""
 from remote_reader import read_all
-from data import remote
+
 remote.CHUNK = 3000
 read_all({server.url!r}, {str(cache)!r}, 10**9, 5)
 """

@@ -18,16 +18,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from test_data import corrupt
 
-from models import Optimizer
-from trainer import checkpoint
-from trainer.build import keep_memory
+from models import OptimizerConfig
+from trainer.checkpoint import files as checkpoint_files
+from trainer.distributed.accelerator import keep_freed_memory
 
 
 def weights(run_dir, step=None) -> dict[str, torch.Tensor]:
     path = (
-        checkpoint.newest(run_dir / "checkpoints")[0] if step is None else run_dir / "checkpoints" / f"step_{step:08d}"
+        checkpoint_files.list_checkpoints(run_dir / "checkpoints")[0]
+        if step is None
+        else run_dir / "checkpoints" / f"step_{step:08d}"
     )
-    tensors, _ = checkpoint.load(path)
+    tensors, _ = checkpoint_files.load(path)
     return {f"{file}.{name}": value for file, content in tensors.items() for name, value in content.items()}
 
 
@@ -48,7 +50,7 @@ def alike(one: Path, other: Path) -> bool:
     a, b = ({key: value for key, value in weights(run).items() if "optimizer." not in key} for run in (one, other))
     assert a.keys() == b.keys()
     differences = torch.cat([(a[key] - b[key]).abs().flatten() for key in a])
-    return (differences < 1e-2 * Optimizer().lr).float().mean().item() > 0.98
+    return (differences < 1e-2 * OptimizerConfig().lr).float().mean().item() > 0.98
 
 
 def test_two_processes_train_as_one(main, ranks, tmp_path):
@@ -154,7 +156,7 @@ def test_processes_that_would_train_alone_are_refused(ranks, tmp_path):
 
 def test_an_error_of_one_process_alone_is_told(ranks, digits, tmp_path, demo_cnn):
     """A held-out image that only rank 1 reads is corrupt."""
-    from data.shards import Shards
+    from data.shards.reader import Shards
 
     shutil.copytree(digits / "test", tmp_path / "test")
     shards = Shards(tmp_path / "test")
@@ -186,7 +188,7 @@ def test_a_perceptual_networks_file_is_compared_by_its_content(here, tmp_path, m
         def forward(self, target, prediction):
             return (target - prediction).square().mean()
 
-    monkeypatch.setattr("models.vaegan.Perceptual", Pixels)
+    monkeypatch.setattr("models.systems.vaegan.Perceptual", Pixels)
     (tmp_path / "a").write_text("aaa")
     (tmp_path / "moved").write_text("aaa")
     (tmp_path / "b").write_text("bbb")
@@ -217,10 +219,10 @@ def test_the_run_folder(ranks, tmp_path, demo_cnn):
     board = EventAccumulator(str(run_dir)).Reload()
     tags = set(board.Tags()["scalars"])
     assert {
-        *("binary/judge", "binary/chance", "binary/r1", "binary/grad_norm", "binary/lr", "autoencoder/lr"),
+        *("binary/discriminator_loss", "binary/chance", "binary/r1", "binary/grad_norm", "binary/lr", "autoencoder/lr"),
         *("binary/accuracy/real", "binary/accuracy/reconstructed", "binary/accuracy/generated"),
         *("autoencoder/reconstruction", "autoencoder/reconstruction/features", "autoencoder/kl"),
-        *("autoencoder/fool/binary", "autoencoder/grad_norm", "speed/images_per_second", "speed/data_wait"),
+        *("autoencoder/generator_loss/binary", "autoencoder/grad_norm", "speed/images_per_second", "speed/data_wait"),
         *("eval/fid64/demo-cnn-v1", "eval/is64/demo-cnn-v1", "eval/rfid359/demo-cnn-v1", "eval/psnr359"),
         *("eval/ssim359", "eval/prior_gap359", "eval/active_units359", "eval/z_recovered64", "eval/sharpness64"),
     } <= tags
@@ -285,7 +287,7 @@ def test_a_world_size_that_does_not_divide_the_batch_is_told_once(ranks, tmp_pat
 
 
 def test_a_corrupt_image_stops_the_run_with_its_name(here, digits, tmp_path):
-    from data.shards import Shards
+    from data.shards.reader import Shards
 
     shutil.copytree(digits / "train", tmp_path / "train")
     shards = Shards(tmp_path / "train")
@@ -306,7 +308,7 @@ def seen(run_dir) -> dict[int, int]:
 
 def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(ranks, tmp_path):
     """Killed with -9 in the middle; each step sees the samples, in the places, that arithmetic says."""
-    from data.order import Order, tally
+    from data.order import Order, sample_checksum
 
     run = ["--system", "AE", "--trainer.log_every", "1", "--trainer.save_every", "5"]
     run += ["--trainer.batch_size", "64", "--trainer.steps", "26", "--trainer.run_dir", tmp_path]
@@ -319,11 +321,11 @@ def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(ranks, tmp_
     assert "going on at step" in one.stderr
     order, rows = Order([1438], 64, 0), slice(0, 64)
     assert order.steps_per_epoch == 22
-    assert seen(tmp_path) == {step + 1: tally(step, 0, rows, order[step]) for step in range(26)}
+    assert seen(tmp_path) == {step + 1: sample_checksum(step, 0, rows, order[step]) for step in range(26)}
 
 
 def test_damaged_images_are_skipped_and_told_up_to_a_share(here, digits, tmp_path):
-    from data.shards import Shards
+    from data.shards.reader import Shards
 
     shutil.copytree(digits / "train", tmp_path / "train")
     shards = Shards(tmp_path / "train")
@@ -377,11 +379,11 @@ def test_processes_with_different_data_are_refused(ranks, digits, tmp_path):
         shutil.copytree(digits / part, tmp_path / f"copy{rank}")
     (tmp_path / "data").symlink_to(tmp_path / "copy0")
     mine = """
-from trainer.config import Data
-here = Data.open
+from trainer.config.settings import DataConfig
+here = DataConfig.open
 def there(self, sources, *other):
     return here(self, [s.removesuffix("/data") + "/copy1" * s.endswith("/data") for s in sources], *other)
-Data.open = there
+DataConfig.open = there
 """
     run = ["--system", "AE", "--data.train", tmp_path / "data", "--trainer.run_dir", tmp_path / "run"]
     done = ranks(*run, processes=2, faults={1: mine}).wait()
@@ -420,7 +422,7 @@ def test_a_diverging_run_stops_and_names_step_player_and_term(here, digits, tmp_
 def samples_of(digits, step: int) -> list[str]:
     """Names of the samples that a step with SMALL sees."""
     from data.order import Order
-    from data.shards import Shards
+    from data.shards.reader import Shards
 
     shards = Shards(digits / "train")
     return [shards.name(position) for position in Order(shards.counts, 8, seed=0)[step - 1].tolist()]
@@ -461,8 +463,8 @@ def test_a_budget_leaves_evaluations_out_and_changes_no_step(here, demo_cnn, tmp
 
 FAULTS = """
 import resource, torch
-from trainer.build import keep_memory
-keep_memory()
+from trainer.distributed.accelerator import keep_freed_memory
+keep_freed_memory()
 torch.set_num_threads(1)
 for i in range(21):
     if i == 1:
@@ -490,5 +492,5 @@ def test_thresholds_of_malloc_that_the_environment_sets_stay(monkeypatch, enviro
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    keep_memory()
+    keep_freed_memory()
     assert len(set_to) == calls

@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import saving
 from benchmarks.scaling import Cluster, Move, Network, fill, fit, main, network_of, ring, tree
-from trainer import checkpoint
-from trainer.config import configure
+from trainer.checkpoint import files as checkpoint_files
+from trainer.checkpoint import writer
+from trainer.config.parser import configure
 
 CLUSTER = Cluster(alpha=1.0, intra=100.0, inter=50.0, gpus_per_node=8)
 MOVE = Move("player", ((0.0, 300), (0.25, 100), (0.5, 200)), ((8, 0), (16, 16)))
@@ -203,9 +204,9 @@ def test_a_save_beside_steps_holds_the_step_that_asked_for_it(tmp_path):
     saving.save_and_wait(training, tmp_path)
     training()
     weights = training.state.tensors()["decoder"]["stem.weight"].clone()
-    saving.save_beside(training, checkpoint.Saver(tmp_path, 1, None, print))
-    (path,) = checkpoint.newest(tmp_path)
-    tensors, manifest = checkpoint.load(path)
+    saving.save_beside(training, writer.Saver(tmp_path, 1, None, print))
+    (path,) = checkpoint_files.list_checkpoints(tmp_path)
+    tensors, manifest = checkpoint_files.load(path)
     assert manifest["step"] == 2
     assert torch.equal(tensors["decoder"]["stem.weight"], weights)
     training()

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from test_evaluate import in_blocks, random_inception
 
 from data.loader import read
-from data.shards import Shards
-from trainer.score import main
+from data.shards.reader import Shards
+from trainer.evaluate.command import main
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,14 @@ def test_images_are_scored_and_torch_fidelity_agrees(score, folders, demo_cnn):
 
 
 def test_an_audit_that_disagrees_fails_loudly(score, folders, demo_cnn, monkeypatch, capsys):
-    import trainer.audit
+    import trainer.evaluate.audit
 
     def meddled(**settings):
         told = trainer_metrics(**settings)
         return told | {"recall": told["recall"] * (1 + 2e-4)}
 
-    trainer_metrics = trainer.audit.calculate_metrics
-    monkeypatch.setattr(trainer.audit, "calculate_metrics", meddled)
+    trainer_metrics = trainer.evaluate.audit.calculate_metrics
+    monkeypatch.setattr(trainer.evaluate.audit, "calculate_metrics", meddled)
     with pytest.raises(SystemExit) as stopped:
         score(
             *(folders / "fake", "--against", folders / "real", "--extractor", "demo-cnn", "--weights", demo_cnn),
@@ -192,7 +192,7 @@ def test_two_processes_score_as_one(score, forked, folders, demo_cnn, tmp_path):
     arguments = [folders / "fake", "--against", folders / "real", "--extractor", "demo-cnn", "--weights", demo_cnn]
     _, expected = score(*arguments)
     command = [*map(str, [*arguments, "--audit", "--out", tmp_path / "out"])]
-    done = forked(f"from trainer.score import main\nmain({command!r})", processes=2).wait()
+    done = forked(f"from trainer.evaluate.command import main\nmain({command!r})", processes=2).wait()
     assert done.returncode == 0, done.stderr
     (line,) = [json.loads(text) for text in done.stderr.splitlines() if text.startswith("{")]
     scores = [name for name in expected if name.startswith("eval/") and "seconds" not in name]
@@ -225,7 +225,7 @@ def test_a_cyclegan_is_scored_in_both_directions_and_a_copied_checkpoint_leaves_
 
 
 def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cnn, tmp_path, capsys):
-    from trainer.extractor import load_demo_cnn
+    from trainer.evaluate.extractors.demo_cnn import load_demo_cnn
 
     images = torch.stack([torch.tensor(np.asarray(Image.open(p)))[None] for p in sorted((folders / "real").iterdir())])
     features = in_blocks(load_demo_cnn(demo_cnn, 1).eval(), images)[0].detach().double().numpy()
@@ -292,10 +292,10 @@ def test_what_cannot_be_scored_is_refused_in_words(arguments, words, folders, de
 SCORE = """
 import os, sys, traceback
 from pathlib import Path
-import trainer.score
+import trainer.evaluate.command
 {patch}
 try:
-    trainer.score.main({arguments!r})
+    trainer.evaluate.command.main({arguments!r})
 except SystemExit as stopped:
     os._exit(stopped.code)
 except BaseException:
@@ -313,7 +313,7 @@ def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ran
     first = tmp_path / "checkpoints" / "step_00000001"
     arguments = [str(tmp_path), "--extractor", "demo-random", "--num", "130"]  # three blocks, of two processes
     _, expected = score(first, *arguments[1:])
-    looks = {0: f"trainer.score.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}
+    looks = {0: f"trainer.evaluate.command.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}
     faults = {rank: SCORE.format(patch=patch, arguments=arguments) for rank, patch in looks.items()}
     both = ranks(processes=2, faults=faults).wait()
     assert both.codes == [0, 0], both.stderr
@@ -329,10 +329,12 @@ def test_processes_that_score_other_images_or_by_other_code_are_refused(ranks, f
     faults = {}
     for number, name in rank.items():
         arguments = [str(folders / "fake"), "--against", str(tmp_path / "images"), "--extractor", "demo-random"]
-        there = "listed = trainer.score._listed\ntrainer.score._listed = lambda name, *other: listed("
+        there = (
+            "listed = trainer.evaluate.command._listed\ntrainer.evaluate.command._listed = lambda name, *other: listed("
+        )
         there += f"{str(folders / name)!r} if name.endswith('images') else name, *other)"
         if named == "code" and number:
-            there = "trainer.score.code = lambda: 'other'"
+            there = "trainer.evaluate.command.code_checksum = lambda: 'other'"
         faults[number] = SCORE.format(patch=there, arguments=arguments)
     done = ranks(processes=2, faults=faults).wait()
     assert done.codes == [2, 2], done.stderr

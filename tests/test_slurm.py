@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import NETWORKS, ROOT, SMALL
 
-from trainer import checkpoint
+from trainer.checkpoint import files as checkpoint_files
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter")
@@ -86,8 +86,8 @@ def cluster(tmp_path_factory, digits):
         subprocess.run(["bash", scripts / "down.sh", folder], check=True, env=environment)
 
 
-def newest(run_dir: Path) -> int:
-    return max((int(path.name[5:]) for path in checkpoint.newest(run_dir / "checkpoints")), default=0)
+def list_checkpoints(run_dir: Path) -> int:
+    return max((int(path.name[5:]) for path in checkpoint_files.list_checkpoints(run_dir / "checkpoints")), default=0)
 
 
 def ranks(run_dir: Path) -> list[int]:
@@ -114,7 +114,7 @@ def test_a_job_that_is_preempted_and_killed_ends_as_one_that_never_was(cluster, 
 
     def after(step: int) -> int:
         """Wait for a checkpoint beyond a step."""
-        return eventually(lambda: (now := newest(run_dir)) > step and now, lambda: cluster.said(number))
+        return eventually(lambda: (now := list_checkpoints(run_dir)) > step and now, lambda: cluster.said(number))
 
     reached = [0]
     for restarts, name in enumerate(("USR1", "TERM"), 1):
@@ -138,7 +138,7 @@ def test_a_job_that_is_preempted_and_killed_ends_as_one_that_never_was(cluster, 
     done = main(*settings, "--trainer.run_dir", tmp_path / "whole", processes=2)
     assert done.returncode == 0, done.stderr
     ours, theirs = (
-        checkpoint.load(tmp_path / name / "checkpoints" / f"step_{STEPS:08d}")[0] for name in ("job", "whole")
+        checkpoint_files.load(tmp_path / name / "checkpoints" / f"step_{STEPS:08d}")[0] for name in ("job", "whole")
     )
     assert ours.keys() == theirs.keys()
     for file in theirs:

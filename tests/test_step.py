@@ -9,9 +9,9 @@ from accelerate.state import AcceleratorState
 from test_systems import SYSTEMS, cancelled
 
 from trainer.batch import Batch
-from trainer.build import WRAPPING
+from trainer.distributed.accelerator import DDP_SETTINGS
 from trainer.ema import EMA
-from trainer.step import Meter, Step
+from trainer.step import TermMeans, TrainStep
 
 STEPS = 4
 # How far sums in another order may lead. Of float64 gradients, clipped to a norm of 1 and with terms that are a hundred
@@ -28,21 +28,21 @@ def train(
     torch.manual_seed(0)
     system = SYSTEMS[name]().double()
     ema = EMA(system, 20, 8)
-    accelerator = Accelerator(cpu=True, kwargs_handlers=[WRAPPING])
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_SETTINGS])
     for child, network in list(system.named_children()):
         setattr(system, child, accelerator.prepare_model(network, evaluation_mode=flat))
-    mover = Step(accelerator, system, STEPS, share)
+    train_step = TrainStep(accelerator, system, STEPS, share)
     rows = slice(rank * 8 // world, (rank + 1) * 8 // world)
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
         images = [torch.rand(8, 1, 32, 32, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2)]
         batch = Batch(tuple(image[rows] for image in images), rows, 8, seed=0, step=step)
-        mover(batch.split(8 // world // parts), step)
+        train_step(batch.split(8 // world // parts), step)
         ema.update(step + 1)
-    assert mover.failed() is None
+    assert train_step.failed() is None
     weights = {key.replace(".module.", "."): value.detach() for key, value in system.named_parameters()}
     weights |= {key.replace(".module.", "."): value.clone() for key, value in system.named_buffers()}
-    terms = {key: torch.tensor(value) for key, value in mover.meter.read(accelerator).items()}
+    terms = {key: torch.tensor(value) for key, value in train_step.meter.read(accelerator).items()}
     return weights | terms | {f"ema.{key}": value for key, value in ema.system.named_parameters()}
 
 
@@ -71,11 +71,11 @@ def test_every_system_moves_under_bf16(name):
         system = SYSTEMS[name]()
         still = cancelled(system)
         before = {key: value.clone() for key, value in system.named_parameters()}
-        mover = Step(Accelerator(cpu=True, mixed_precision="bf16"), system, STEPS)
+        train_step = TrainStep(Accelerator(cpu=True, mixed_precision="bf16"), system, STEPS)
         for step in range(3):
             images = tuple(torch.rand(4, 1, 32, 32) * 2 - 1 for _ in range(2))
-            mover([Batch(images, slice(0, 4), 4, 0, step)], step)
-        assert mover.failed() is None
+            train_step([Batch(images, slice(0, 4), 4, 0, step)], step)
+        assert train_step.failed() is None
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     for key, value in system.named_parameters():
@@ -105,28 +105,31 @@ def test_two_ranks_equal_one(forked, tmp_path):
 def test_a_non_finite_loss_or_gradient_blocks_every_later_update(where):
     torch.manual_seed(0)
     system = SYSTEMS["binary"]()
-    mover = Step(Accelerator(cpu=True), system, 99)
+    train_step = TrainStep(Accelerator(cpu=True), system, 99)
     image = torch.rand(4, 1, 32, 32)
-    mover([Batch((image,), slice(0, 4), 4, 0, 0)], 0)
+    train_step([Batch((image,), slice(0, 4), 4, 0, 0)], 0)
     before = {key: value.clone() for key, value in system.state_dict().items()}
-    moments = {key: value.clone() for key, value in mover.movers[1].optimizer.state[system.decoder.stem.bias].items()}
+    moments = {
+        key: value.clone()
+        for key, value in train_step.player_states[1].optimizer.state[system.decoder.stem.bias].items()
+    }
     if where == "loss":
         broken = torch.where(torch.arange(4)[:, None, None, None] == 2, torch.nan, image)
-        mover([Batch((broken,), slice(0, 4), 4, 0, 1)], 1)
+        train_step([Batch((broken,), slice(0, 4), 4, 0, 1)], 1)
         expected = "binary"
     else:
         system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
         kept = {key: value.clone() for key, value in system.discriminator_binary.state_dict().items()}
-        mover([Batch((image,), slice(0, 4), 4, 0, 1)], 1)
+        train_step([Batch((image,), slice(0, 4), 4, 0, 1)], 1)
         assert not torch.equal(kept["head.weight"], system.discriminator_binary.head.weight), "it moved before that"
         before |= {f"discriminator_binary.{k}": v.clone() for k, v in system.discriminator_binary.state_dict().items()}
         expected = "autoencoder"
-    mover([Batch((image,), slice(0, 4), 4, 0, 2)], 2)
-    failed = mover.failed()
+    train_step([Batch((image,), slice(0, 4), 4, 0, 2)], 2)
+    failed = train_step.failed()
     assert failed is not None
     assert (failed[0], failed[1].name) == (1, expected)
     assert all(torch.equal(value, before[key]) for key, value in system.state_dict().items())
-    after = mover.movers[1].optimizer.state[system.decoder.stem.bias]
+    after = train_step.player_states[1].optimizer.state[system.decoder.stem.bias]
     assert all(torch.equal(after[key], moments[key]) for key in moments)
 
 
@@ -134,11 +137,11 @@ def test_a_player_moves_at_its_own_steps_only():
     from dataclasses import replace
 
     system = SYSTEMS["binary"]()
-    mover = Step(Accelerator(cpu=True), system, 99)
-    mover.movers[0].player = replace(mover.movers[0].player, every=2, start=1)
+    train_step = TrainStep(Accelerator(cpu=True), system, 99)
+    train_step.player_states[0].player = replace(train_step.player_states[0].player, every=2, start=1)
     for step in range(4):
         before = system.discriminator_binary.head.weight.clone()
-        mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
+        train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
         assert torch.equal(before, system.discriminator_binary.head.weight) == (step % 2 == 0)
 
 
@@ -148,22 +151,22 @@ def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
     for out, scale in ((plain, None), (scaled, 2.0**16)):
         torch.manual_seed(0)
         system = SYSTEMS["vae"]()
-        mover = Step(Accelerator(cpu=True), system, 99)
+        train_step = TrainStep(Accelerator(cpu=True), system, 99)
         if scale:
-            mover.movers[0].scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            train_step.player_states[0].scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         for step in range(2):
-            mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
+            train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
         out.append(torch.cat([p.detach().flatten() for p in system.parameters()]))
     assert torch.equal(plain[0], scaled[0])
     before = scaled[0]
     system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
-    mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, 2)], 2)
+    train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, 2)], 2)
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in system.parameters()]))
-    assert mover.movers[0].scaler.get_scale() == 2.0**15
-    assert mover.failed() is None
+    assert train_step.player_states[0].scaler.get_scale() == 2.0**15
+    assert train_step.failed() is None
     for step in range(3, 25):
-        mover([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
-    assert mover.failed()[0] == 21, "twenty in a row are a failure"
+        train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
+    assert train_step.failed()[0] == 21, "twenty in a row are a failure"
 
 
 def test_ema_by_hand():
@@ -182,7 +185,7 @@ def test_ema_holds_averaged_networks_only():
 
 
 def test_meter_averages_since_its_last_reading():
-    meter, accelerator = Meter(), Accelerator(cpu=True)
+    meter, accelerator = TermMeans(), Accelerator(cpu=True)
     for value in (1.0, 2.0, 6.0):
         meter.add("a", torch.tensor(value))
     meter.add("b", torch.tensor(4.0), 0.5)
@@ -197,15 +200,15 @@ def break_rank_one(rank: int) -> dict:
     system, accelerator = SYSTEMS["both"](), Accelerator(cpu=True)
     for child, network in list(system.named_children()):
         setattr(system, child, accelerator.prepare_model(network))
-    mover, rows = Step(accelerator, system, 99), slice(rank * 4, rank * 4 + 4)
+    train_step, rows = TrainStep(accelerator, system, 99), slice(rank * 4, rank * 4 + 4)
     before = {}
     for step in range(3):
         image = torch.rand(4, 1, 32, 32)
         if step == 1:
             before = {key: value.clone() for key, value in system.state_dict().items()}
             image[0, 0, 0, 0] = torch.nan if rank == 1 else 0
-        mover([Batch((image,), rows, 8, 0, step)], step)
-    failed = mover.failed()
+        train_step([Batch((image,), rows, 8, 0, step)], step)
+    failed = train_step.failed()
     assert failed is not None
     return {"failed": [failed[0], failed[1].name], "before": before, "weights": system.state_dict()}
 

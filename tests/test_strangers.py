@@ -16,8 +16,11 @@ from jsonargparse._common import parsing_settings
 import models
 from models import manifest
 from models.load import checkpoint_of
-from trainer import checkpoint, compare, generate, score
-from trainer.config import configure, refusing
+from trainer import compare, generate
+from trainer.checkpoint import files as checkpoint_files
+from trainer.config.parser import configure
+from trainer.distributed.exit import user_errors
+from trainer.evaluate import command as score_command
 from trainer.results import lines_of
 
 SAMPLES = ["--num", "2"]
@@ -58,7 +61,7 @@ def manifest_of(run: Path) -> dict:
 def told(capsys, work, *arguments) -> str:
     """The one block of text with which a program refuses, with exit code 2."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped, refusing():
+    with pytest.raises(SystemExit) as stopped, user_errors():
         work(*arguments)
     message = capsys.readouterr().err
     assert stopped.value.code == 2, message
@@ -76,7 +79,7 @@ def each_use(capsys, run: Path, out: Path) -> dict[str, str]:
     return {
         "models.load": str(refused.value),
         "generate": told(capsys, generate.main, sample),
-        "evaluate": told(capsys, score.main, [str(run), "--extractor", "demo-random", *SAMPLES]),
+        "evaluate": told(capsys, score_command.main, [str(run), "--extractor", "demo-random", *SAMPLES]),
     }
 
 
@@ -192,25 +195,25 @@ def test_an_extractor_that_is_code_is_the_command_lines_alone(capsys, run, progr
         patch.setattr(torch.jit, "load", loaded)
         patch.setattr(torch.export, "load", loaded)
         for arguments in ([], ["--weights", str(program)], ["--extractor", "file"]):
-            message = told(capsys, score.main, [str(run), *SAMPLES, *arguments])
+            message = told(capsys, score_command.main, [str(run), *SAMPLES, *arguments])
             assert "the run was scored by file, of the file" in message
             assert "name it with --extractor file --weights FILE. It is code" in message
     typed = ["--extractor", "file", "--weights", str(program), "--metrics", "fid"]
-    score.main([str(run), *SAMPLES, *typed])
+    score_command.main([str(run), *SAMPLES, *typed])
     assert f"eval/fid2/{program.stem}-" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["inception", "demo-cnn"])
 def test_weights_that_only_a_manifest_names_are_not_opened(capsys, run, demo_cnn, kind):
     said(run, "evaluate", extractor=kind, weights=str(demo_cnn))
-    message = told(capsys, score.main, [str(run), *SAMPLES])
+    message = told(capsys, score_command.main, [str(run), *SAMPLES])
     assert f"of the file '{demo_cnn}', and a file that a run's folder names is not opened: name it with" in message
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_commands_in_a_manifest_are_not_run(capsys, run, tmp_path, name):
     said(run, "data", **{name: f"pipe:touch {tmp_path / 'ran'}"})
-    message = told(capsys, score.main, [str(run), "--extractor", "demo-random", *SAMPLES])
+    message = told(capsys, score_command.main, [str(run), "--extractor", "demo-random", *SAMPLES])
     assert f"the run's data.{name}: the run's configuration names pipe:touch" in message
     assert not (tmp_path / "ran").exists()
 
@@ -219,7 +222,7 @@ def test_nothing_is_cached_where_a_manifest_says(capsys, run, tmp_path):
     shard = {"url": "http://127.0.0.1:9/0.tar", "nsamples": 9, "filesize": 20480}
     (tmp_path / "index.json").write_text(json.dumps({"shardlist": [shard]}))
     said(run, "data", test=str(tmp_path / "index.json"), cache=str(tmp_path / "cache"))
-    message = told(capsys, score.main, [str(run), "--extractor", "demo-random", *SAMPLES])
+    message = told(capsys, score_command.main, [str(run), "--extractor", "demo-random", *SAMPLES])
     assert "with --cache (and --cache_gb)" in message
     assert not (tmp_path / "cache").exists()
 
@@ -280,7 +283,7 @@ def refused_resume(here, run: Path) -> str:
 )
 def test_a_manifests_data_settings_have_a_shape(capsys, run, section, value, words):
     said(run, "data", **{section: value})
-    message = told(capsys, score.main, [str(run), "--extractor", "demo-random", *SAMPLES])
+    message = told(capsys, score_command.main, [str(run), "--extractor", "demo-random", *SAMPLES])
     assert words in message
 
 
@@ -294,7 +297,7 @@ def test_a_manifests_data_settings_have_a_shape(capsys, run, section, value, wor
         {"data": [{"images": 3}]},
         {"frozen": []},
         {"skipped": "none"},
-        {"owes": 1},
+        {"evaluation_pending": 1},
         {"scalers": [1]},
         {"configuration": {}},
     ],
@@ -349,7 +352,7 @@ def test_odd_lines_and_scores_are_none(here, run, scores, demo_cnn):
     kept = metrics.read_text()
     metrics.write_text("".join(f"{line}\n" for line in ODD) + kept)
     (checkpoint_of(run) / "scores.json").write_text(scores)
-    assert checkpoint.scores_of(checkpoint_of(run)) is None
+    assert checkpoint_files.read_scores(checkpoint_of(run)) is None
     known = [json.loads(line) for line in kept.splitlines()]
     assert [line for line in lines_of(run) if line not in known] == [json.loads(ODD[-2])]
     evaluate = ["--evaluate.every", "1", "--evaluate.num", "2", "--evaluate.metrics", "[fid]"]

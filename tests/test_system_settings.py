@@ -5,7 +5,7 @@ import torch
 from test_systems import SMALL, cyclegan, vaegan
 from torch import nn
 
-from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, Judge, Networks, Optimizer
+from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
 
 NOT_NEGATIVE = {
     "vae": (lambda **one: VAE(32, 1, 4, SMALL, **one), ("kl_weight", "kl_warmup", "free_bits")),
@@ -16,7 +16,16 @@ NOT_NEGATIVE = {
     ),
     "cyclegan": (lambda **one: cyclegan(**one), ("cycle_weight", "identity_weight", "pool")),
 }
-JUDGES = ("start", "ramp", "r1_weight", "r2_weight", "lecam_weight", "minibatch_stddev", "weight_decay", "warmup")
+DISCRIMINATORS = (
+    "start",
+    "ramp",
+    "r1_weight",
+    "r2_weight",
+    "lecam_weight",
+    "minibatch_stddev",
+    "weight_decay",
+    "warmup",
+)
 
 
 @pytest.mark.parametrize(
@@ -27,10 +36,10 @@ def test_weights_below_zero_are_refused(system, name):
         NOT_NEGATIVE[system][0](**{name: -0.5})
 
 
-@pytest.mark.parametrize("name", JUDGES)
+@pytest.mark.parametrize("name", DISCRIMINATORS)
 def test_weights_of_a_discriminator_below_zero_are_refused(name):
     with pytest.raises(ValueError, match=rf"^system\.binary\.{name} is -0\.5, expected 0 or more$"):
-        GANVAE(32, 1, 4, SMALL, binary=Judge(**{name: -0.5}))
+        GANVAE(32, 1, 4, SMALL, binary=DiscriminatorConfig(**{name: -0.5}))
 
 
 @pytest.mark.parametrize(
@@ -40,21 +49,24 @@ def test_weights_of_a_discriminator_below_zero_are_refused(name):
         ("latent_dim", lambda: VAEGAN(32, 1, 0, SMALL)),
         ("adaptive_limit", lambda: vaegan(adaptive=True, adaptive_limit=0)),
         *[
-            (f"binary.{name}", lambda build=build, name=name: build(Judge(**{name: 0})))
+            (f"binary.{name}", lambda build=build, name=name: build(DiscriminatorConfig(**{name: 0})))
             for build in (
                 cyclegan,
-                lambda judge: GANVAE(32, 1, 4, SMALL, binary=judge),
-                lambda judge: vaegan(judge=judge),
+                lambda config: GANVAE(32, 1, 4, SMALL, binary=config),
+                lambda config: vaegan(config=config),
             )
             for name in ("every", "penalty_every")
         ],
-        ("ternary.every", lambda: vaegan("both", ternary=Judge(every=0))),
+        ("ternary.every", lambda: vaegan("both", ternary=DiscriminatorConfig(every=0))),
         ("width", lambda: CycleGAN(32, 1, 0, 4)),
         ("discriminator_width", lambda: CycleGAN(32, 1, 4, 0)),
         ("blocks", lambda: CycleGAN(32, 1, 4, blocks=0)),
-        *[(f"binary.{name}", lambda name=name: GAN(32, 1, binary=Judge(**{name: 0}))) for name in ("every", "lr")],
-        ("binary.penalty_every", lambda: GAN(32, 1, binary=Judge(penalty_every=0))),
-        ("generator.lr", lambda: GAN(32, 1, 4, SMALL, Optimizer(0)).players()),
+        *[
+            (f"binary.{name}", lambda name=name: GAN(32, 1, binary=DiscriminatorConfig(**{name: 0})))
+            for name in ("every", "lr")
+        ],
+        ("binary.penalty_every", lambda: GAN(32, 1, binary=DiscriminatorConfig(penalty_every=0))),
+        ("generator.lr", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(0)).players()),
     ],
 )
 def test_what_must_be_above_zero_is_refused_at_zero(name, build):
@@ -65,23 +77,38 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
 @pytest.mark.parametrize(
     ("words", "build"),
     [
-        ("lecam_decay is -0.1", lambda: GAN(32, 1, binary=Judge(lecam_weight=1.0, lecam_decay=-0.1))),
+        ("lecam_decay is -0.1", lambda: GAN(32, 1, binary=DiscriminatorConfig(lecam_weight=1.0, lecam_decay=-0.1))),
         (
             r"^system\.binary\.lecam_decay has no effect while system\.binary\.lecam_weight is 0: leave it unset$",
-            lambda: GAN(32, 1, binary=Judge(lecam_decay=0.5)),
+            lambda: GAN(32, 1, binary=DiscriminatorConfig(lecam_decay=0.5)),
         ),
-        ("betas is", lambda: GAN(32, 1, 4, SMALL, Optimizer(betas=(0.5, 1.0))).players()),
-        ("betas is", lambda: GAN(32, 1, 4, SMALL, Optimizer(betas=(-0.1, 0.5))).players()),
-        ("hold and .final are -0.1", lambda: GAN(32, 1, 4, SMALL, Optimizer(schedule="linear", hold=-0.1)).players()),
-        ("final are 0.0 and -0.1", lambda: GAN(32, 1, 4, SMALL, Optimizer(schedule="linear", final=-0.1)).players()),
-        ("final are 0.0 and 1.1", lambda: GAN(32, 1, 4, SMALL, Optimizer(schedule="linear", final=1.1)).players()),
-        ("final have no effect", lambda: GAN(32, 1, 4, SMALL, Optimizer(final=0.1)).players()),
-        ("ramp have no effect in a GAN", lambda: GAN(32, 1, binary=Judge(ramp=1))),
+        ("betas is", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(betas=(0.5, 1.0))).players()),
+        ("betas is", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(betas=(-0.1, 0.5))).players()),
+        (
+            "hold and .final are -0.1",
+            lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(schedule="linear", hold=-0.1)).players(),
+        ),
+        (
+            "final are 0.0 and -0.1",
+            lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(schedule="linear", final=-0.1)).players(),
+        ),
+        (
+            "final are 0.0 and 1.1",
+            lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(schedule="linear", final=1.1)).players(),
+        ),
+        ("final have no effect", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(final=0.1)).players()),
+        ("ramp have no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(ramp=1))),
         ("expected 0 to 2", lambda: vaegan(reconstruction="features", feature_layer=-1)),
         ("feature_layer have no effect", lambda: vaegan(feature_discriminator="binary")),
-        ("opponent is not_own", lambda: vaegan("both", opponent="not_own", judge=Judge(adversarial="least_squares"))),
+        (
+            "opponent is not_own",
+            lambda: vaegan("both", opponent="not_own", config=DiscriminatorConfig(adversarial="least_squares")),
+        ),
         ("class_weights is", lambda: vaegan("ternary", class_weights=(-1.0, 1.0, 1.0))),
-        ("binary has no effect while system.discriminator is ternary", lambda: vaegan("ternary", binary=Judge())),
+        (
+            "binary has no effect while system.discriminator is ternary",
+            lambda: vaegan("ternary", binary=DiscriminatorConfig()),
+        ),
         ("perceptual_weight is 0.0", lambda: vaegan(perceptual_weights="vgg16.pth")),
     ],
 )
@@ -111,13 +138,13 @@ def test_the_reason_why_a_setting_has_no_effect_is_told(name, reason, build):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: Optimizer(1e-9, (0.0, 0.0), 0.0, 1e-9, "adam", "linear", 0, 0.0, 1.0).check("player"),
-        lambda: Optimizer(schedule="cosine", hold=0.999).check("player"),
-        lambda: Judge(lecam_weight=0.1, lecam_decay=0.0).check("binary"),
-        lambda: Judge(r1_weight=0.0, r2_weight=0.1, penalty_every=2).check("binary"),
-        lambda: Judge(r1_weight=0.0, lecam_weight=0.1, lecam_decay=0.5).check("binary"),
-        lambda: Judge(start=1, ramp=1, minibatch_stddev=2).check("binary"),
-        lambda: GAN(32, 1, 1, SMALL, binary=Judge(every=2)),
+        lambda: OptimizerConfig(1e-9, (0.0, 0.0), 0.0, 1e-9, "adam", "linear", 0, 0.0, 1.0).check("player"),
+        lambda: OptimizerConfig(schedule="cosine", hold=0.999).check("player"),
+        lambda: DiscriminatorConfig(lecam_weight=0.1, lecam_decay=0.0).check("binary"),
+        lambda: DiscriminatorConfig(r1_weight=0.0, r2_weight=0.1, penalty_every=2).check("binary"),
+        lambda: DiscriminatorConfig(r1_weight=0.0, lecam_weight=0.1, lecam_decay=0.5).check("binary"),
+        lambda: DiscriminatorConfig(start=1, ramp=1, minibatch_stddev=2).check("binary"),
+        lambda: GAN(32, 1, 1, SMALL, binary=DiscriminatorConfig(every=2)),
         lambda: GANVAE(32, 1, 1, SMALL, latent_weight=0.0),
         lambda: VAE(32, 1, 1, SMALL, kl_weight=0.0),
         lambda: VAE(32, 1, 1, SMALL, kl_warmup=1, free_bits=0.1),
@@ -128,7 +155,7 @@ def test_the_reason_why_a_setting_has_no_effect_is_told(name, reason, build):
         lambda: vaegan(reconstruction="features", feature_layer=2),
         lambda: vaegan(reconstruction="both", likelihood="laplace", feature_discriminator="binary"),
         lambda: vaegan("ternary", class_weights=(1e-9, 1.0, 1.0)),
-        lambda: vaegan("ternary", judge=Judge(adversarial="hinge")),
+        lambda: vaegan("ternary", config=DiscriminatorConfig(adversarial="hinge")),
         lambda: CycleGAN(32, 1, 1, 1, 1, 1, 0.0, 0.0, 0),
         lambda: CycleGAN(32, 1, 1, blocks=64, pool=0),
     ],
@@ -138,8 +165,8 @@ def test_settings_at_their_bounds_are_accepted(build):
 
 
 def test_micro_batches_hold_whole_groups_of_every_discriminator():
-    judges = {"binary": Judge(minibatch_stddev=4), "ternary": Judge(minibatch_stddev=6)}
-    assert vaegan("both", **judges).group == 12
+    configs = {"binary": DiscriminatorConfig(minibatch_stddev=4), "ternary": DiscriminatorConfig(minibatch_stddev=6)}
+    assert vaegan("both", **configs).group == 12
     assert vaegan("both").group == 1
 
 
@@ -170,7 +197,7 @@ def test_a_cyclegans_discriminators_judge_patches_by_instance_normalized_feature
 
 
 def test_a_code_may_be_a_map():
-    settings = Networks("dcgan", 8, latent_stride=8)
+    settings = NetworkConfig("dcgan", 8, latent_stride=8)
     for kind in (AE, VAE, GAN, GANVAE, VAEGAN):
         system = kind(32, 1, 3, settings)
         assert system.latent_shape == (3, 4, 4)
@@ -183,9 +210,11 @@ def test_unset_a_cyclegan_is_the_papers():
     assert system.pool_a.shape == system.pool_b.shape == (50, 3, 256, 256)
     assert [name for name, _ in system.named_buffers(recurse=False)] == ["pool_a", "pool_b", "pooled"]
     assert list(system.networks()) == ["discriminator_a", "discriminator_b", "translator_ab", "translator_ba"]
-    judge, translators = (player.optimizer for player in system.players())
-    assert translators == Optimizer(2e-4, (0.5, 0.999), schedule="linear", hold=0.5)
-    assert judge == Judge(2e-4, (0.5, 0.999), schedule="linear", hold=0.5, adversarial="least_squares", r1_weight=0.0)
+    config, translators = (player.optimizer for player in system.players())
+    assert translators == OptimizerConfig(2e-4, (0.5, 0.999), schedule="linear", hold=0.5)
+    assert config == DiscriminatorConfig(
+        2e-4, (0.5, 0.999), schedule="linear", hold=0.5, adversarial="least_squares", r1_weight=0.0
+    )
     widths = {system.discriminator_a.levels[0][0].out_channels, system.discriminator_b.levels[0][0].out_channels}
     assert widths == {64}
     assert next(system.translator_ab.parameters()).shape[0] == 64

@@ -7,27 +7,27 @@ import pytest
 import torch
 from torch import nn
 
-from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, Judge, Networks, Optimizer
+from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
 from models.losses import realness
 from models.networks import Decoder, Discriminator, Encoder
 from models.networks.translator import Translator
 from models.system import System, freeze_all_but
 from trainer.batch import Batch
 
-SMALL = Networks("dcgan", 8, "group")
-STEADY = Optimizer(lr=1e-3, clip=1.0)
-JUDGE = Judge(lr=1e-3, clip=1.0, r1_weight=1.0)
+SMALL = NetworkConfig("dcgan", 8, "group")
+STEADY = OptimizerConfig(lr=1e-3, clip=1.0)
+DISCRIMINATOR = DiscriminatorConfig(lr=1e-3, clip=1.0, r1_weight=1.0)
 
 
-def vaegan(discriminator="binary", autoencoder=STEADY, networks=SMALL, judge=JUDGE, **settings) -> VAEGAN:
+def vaegan(discriminator="binary", autoencoder=STEADY, networks=SMALL, config=DISCRIMINATOR, **settings) -> VAEGAN:
     playing = ("binary", "ternary") if discriminator == "both" else (discriminator,)
-    judges = {name: judge for name in playing} | {k: settings.pop(k) for k in playing if k in settings}
-    return VAEGAN(32, 1, 4, networks, discriminator, autoencoder=autoencoder, **judges, **settings)
+    configs = {name: config for name in playing} | {k: settings.pop(k) for k in playing if k in settings}
+    return VAEGAN(32, 1, 4, networks, discriminator, autoencoder=autoencoder, **configs, **settings)
 
 
-def cyclegan(judge=None, **settings) -> CycleGAN:
-    judge = judge or replace(JUDGE, adversarial="least_squares", schedule="linear", hold=0.5)
-    return CycleGAN(32, 1, 4, blocks=1, translators=STEADY, binary=judge, **settings)
+def cyclegan(config=None, **settings) -> CycleGAN:
+    config = config or replace(DISCRIMINATOR, adversarial="least_squares", schedule="linear", hold=0.5)
+    return CycleGAN(32, 1, 4, blocks=1, translators=STEADY, binary=config, **settings)
 
 
 # Every system, and every option that could break an equivalence.
@@ -36,8 +36,8 @@ SYSTEMS = {
     "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=STEADY),
     "vae, bernoulli": lambda: VAE(32, 1, 4, SMALL, "bernoulli", autoencoder=STEADY),
     "vae, all options": lambda: VAE(32, 1, 4, SMALL, "laplace", True, 2.0, 3, 0.1, STEADY),
-    "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, JUDGE),
-    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, JUDGE),
+    "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, DISCRIMINATOR),
+    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, DISCRIMINATOR),
     "binary": lambda: vaegan(),
     "ternary": lambda: vaegan("ternary"),
     "both": lambda: vaegan("both"),
@@ -46,23 +46,30 @@ SYSTEMS = {
         "both", reconstruction="both", feature_discriminator="ternary", feature_layer=1, opponent="not_own"
     ),
     "decoder only": lambda: vaegan("ternary", encoder_adversarial=False, class_weights=(2.0, 1.0, 1.0)),
-    "residual": lambda: vaegan("ternary", networks=Networks("residual", 8, attention=(8,), blocks=1)),
-    "maps": lambda: vaegan(networks=Networks("dcgan", 8, latent_stride=8, patches=True), likelihood="laplace"),
+    "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 8, attention=(8,), blocks=1)),
+    "maps": lambda: vaegan(networks=NetworkConfig("dcgan", 8, latent_stride=8, patches=True), likelihood="laplace"),
     "hinge, lecam, spectral": lambda: vaegan(
-        "ternary", judge=Judge(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0)
+        "ternary",
+        config=DiscriminatorConfig(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0),
     ),
-    "relativistic, r1 + r2": lambda: vaegan("both", judge=replace(JUDGE, adversarial="relativistic", r2_weight=1.0)),
+    "relativistic, r1 + r2": lambda: vaegan(
+        "both", config=replace(DISCRIMINATOR, adversarial="relativistic", r2_weight=1.0)
+    ),
     "least squares, lazy": lambda: vaegan(
-        "ternary", judge=replace(JUDGE, adversarial="least_squares", penalty_every=2)
+        "ternary", config=replace(DISCRIMINATOR, adversarial="least_squares", penalty_every=2)
     ),
     "augment, deviation": lambda: vaegan(
-        judge=replace(JUDGE, augment=("color", "translation", "cutout"), minibatch_stddev=2), reconstruction="both"
+        config=replace(DISCRIMINATOR, augment=("color", "translation", "cutout"), minibatch_stddev=2),
+        reconstruction="both",
     ),
     "adaptive, scheduled": lambda: vaegan(
-        "both", Optimizer(1e-3, schedule="cosine", warmup=2), adaptive=True, ternary=replace(JUDGE, start=1, ramp=2)
+        "both",
+        OptimizerConfig(1e-3, schedule="cosine", warmup=2),
+        adaptive=True,
+        ternary=replace(DISCRIMINATOR, start=1, ramp=2),
     ),
     "cyclegan": lambda: cyclegan(pool=11),
-    "cyclegan, lecam": lambda: cyclegan(replace(JUDGE, lecam_weight=0.3, spectral_norm=True), pool=0),
+    "cyclegan, lecam": lambda: cyclegan(replace(DISCRIMINATOR, lecam_weight=0.3, spectral_norm=True), pool=0),
 }
 
 
@@ -74,7 +81,7 @@ def batch_of(n=4, size=32, channels=1, dtype=torch.float32, step=9, domains=2) -
 
 def cancelled(system: System) -> set[str]:
     """Names of weights whose gradient is 0 in mathematics, so that rounding alone decides whether they move: biases
-    before an instance norm, which subtracts them, and that of a judge who compares its words on two images only."""
+    before an instance norm, which subtracts them, and that of a config who compares its words on two images only."""
     found = set()
     for name, module in system.named_modules():
         if isinstance(module, nn.Sequential):
@@ -120,7 +127,7 @@ def test_gradients_land_on_each_players_networks_only(name):
 
 
 def test_each_mode_has_its_own_network_settings_and_schedule():
-    binary, ternary = Judge(lr=1e-4, every=2), Judge(lr=3e-4, start=5, betas=(0, 0.9))
+    binary, ternary = DiscriminatorConfig(lr=1e-4, every=2), DiscriminatorConfig(lr=3e-4, start=5, betas=(0, 0.9))
     system = VAEGAN(32, 1, 4, SMALL, "both", binary=binary, ternary=ternary, autoencoder=STEADY)
     table = {player.name: (player.networks, player.optimizer.lr) for player in system.players()}
     assert table == {
@@ -137,11 +144,11 @@ def test_each_mode_has_its_own_network_settings_and_schedule():
     ]
 
 
-SILENT = replace(JUDGE, r1_weight=0.0)
+SILENT = replace(DISCRIMINATOR, r1_weight=0.0)
 GAMES = {
     **{
         f"{mode}, {kind}": lambda mode=mode, kind=kind: vaegan(
-            mode, reconstruction_weight=0.0, kl_weight=0.0, judge=replace(SILENT, adversarial=kind)
+            mode, reconstruction_weight=0.0, kl_weight=0.0, config=replace(SILENT, adversarial=kind)
         )
         for mode in ("binary", "ternary")
         for kind in ("logistic", "hinge", "least_squares", "relativistic")
@@ -178,11 +185,11 @@ def fakes_realness(system: nn.Module, beside_real: bool) -> float:
 
 @pytest.mark.parametrize("name", GAMES)
 def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it_for_the_judge(name):
-    """A shared, undetached graph would give the decoder the judge's gradient: the wrong sign (cosine -1)."""
+    """A shared, undetached graph would give the decoder the discriminator's gradient: the wrong sign (cosine -1)."""
     system = GAMES[name]().double()
     for player, sign in zip(system.players(), [-1, 1], strict=True):
         if sign < 0 and system.players()[0].optimizer.adversarial == "least_squares":
-            continue  # its judge moves fakes to -1 from either side
+            continue  # its discriminator moves fakes to -1 from either side
         before = fakes_realness(system, beside_real=sign < 0)
         freeze_all_but(system, player.networks)
         loss = player.loss(batch_of(dtype=torch.float64), system.passes(batch_of(dtype=torch.float64))).value
@@ -198,8 +205,8 @@ def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it
 
 
 def test_the_decoders_adversarial_gradient_is_the_fools_alone():
-    """cosine +1 with the gradient of -log p_real, by hand; Pythae's trainer adds the judge's and reaches -1."""
-    system = vaegan(reconstruction_weight=0.0, kl_weight=0.0, adversarial_weight=1.0, judge=SILENT).double()
+    """cosine +1 with the gradient of -log p_real, by hand; Pythae's trainer adds the discriminator's and reaches -1."""
+    system = vaegan(reconstruction_weight=0.0, kl_weight=0.0, adversarial_weight=1.0, config=SILENT).double()
     batch = batch_of(dtype=torch.float64)
     freeze_all_but(system, ("encoder", "decoder"))
     weights = list(system.decoder.parameters())
@@ -236,7 +243,7 @@ def test_players_of_a_step_see_the_same_draw():
 @pytest.mark.parametrize(("size", "channels"), [(32, 1), (48, 3), (64, 3), (96, 1), (128, 3), (256, 3)])
 def test_networks_fit_any_size(family, size, channels):
     image = torch.rand(2, channels, size, size)
-    settings = Networks(family, 8, blocks=1 if family == "residual" else 2)
+    settings = NetworkConfig(family, 8, blocks=1 if family == "residual" else 2)
     assert Encoder(settings, size, channels, 10)(image).shape == (2, 10)
     assert Decoder(settings, size, channels, 5)(torch.randn(2, 5)).shape == image.shape
     assert Discriminator(settings, size, channels, 3)(image).shape == (2, 3)
@@ -244,7 +251,7 @@ def test_networks_fit_any_size(family, size, channels):
 
 @pytest.mark.parametrize("stride", [4, 8])
 def test_codes_may_be_maps(stride):
-    settings = Networks("residual", 8, blocks=1, latent_stride=stride)
+    settings = NetworkConfig("residual", 8, blocks=1, latent_stride=stride)
     shape = settings.latent_shape(256, 4)
     assert shape == (4, 256 // stride, 256 // stride)
     assert Encoder(settings, 256, 3, 8)(torch.rand(1, 3, 256, 256)).shape == (1, 8, *shape[1:])
@@ -253,7 +260,7 @@ def test_codes_may_be_maps(stride):
 
 def test_a_patch_sees_70_pixels_at_256_and_16_at_64():
     for size, pixels in ((256, 70), (128, 34), (64, 16)):
-        network = Discriminator(Networks("dcgan", 4, patches=True), size, 1, 1)
+        network = Discriminator(NetworkConfig("dcgan", 4, patches=True), size, 1, 1)
         image = torch.rand(1, 1, size, size, requires_grad=True)
         logits = network(image)
         logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
@@ -262,14 +269,14 @@ def test_a_patch_sees_70_pixels_at_256_and_16_at_64():
 
 @pytest.mark.parametrize("family", ["dcgan", "residual"])
 def test_initial_activations_have_about_unit_scale(family):
-    settings = Networks(family, 16)
+    settings = NetworkConfig(family, 16)
     image = torch.randn(64, 3, 64, 64)
     assert 0.1 < Encoder(settings, 64, 3, 10)(image).std() < 3
     assert 0.2 < Decoder(settings, 64, 3, 16)(torch.randn(64, 16)).std() < 1
 
 
 def test_spectral_norm_iterates_once_a_move_and_finds_the_largest_singular_value():
-    system = vaegan(judge=replace(SILENT, spectral_norm=True))
+    system = vaegan(config=replace(SILENT, spectral_norm=True))
     network = system.discriminator_binary
     u = network.head.parametrizations.weight[0].u.clone()
     network(batch_of().image)
@@ -306,22 +313,22 @@ def test_the_image_pool_by_hand():
 
 
 def test_a_discriminator_counts_for_its_opponents_from_its_start_on():
-    judges = {"binary": SILENT, "ternary": replace(SILENT, start=4, ramp=4)}
-    system = VAEGAN(32, 1, 4, SMALL, "both", reconstruction_weight=0, kl_weight=0, adversarial_weight=1, **judges)
+    configs = {"binary": SILENT, "ternary": replace(SILENT, start=4, ramp=4)}
+    system = VAEGAN(32, 1, 4, SMALL, "both", reconstruction_weight=0, kl_weight=0, adversarial_weight=1, **configs)
     for step, weights in {3: (1.0, None), 4: (0.5, 0.0), 6: (0.5, 0.25), 8: (0.5, 0.5), 99: (0.5, 0.5)}.items():
         loss, terms, _ = system.loss(batch_of(step=step), system.passes(batch_of(step=step)))
-        expected = weights[0] * terms["fool/binary"]
-        assert ("fool/ternary" in terms) == (weights[1] is not None)
+        expected = weights[0] * terms["generator_loss/binary"]
+        assert ("generator_loss/ternary" in terms) == (weights[1] is not None)
         if weights[1] is not None:
-            expected = expected + weights[1] * terms["fool/ternary"]
+            expected = expected + weights[1] * terms["generator_loss/ternary"]
         torch.testing.assert_close(loss, expected)
 
 
 def test_an_adaptive_weight_keeps_the_adversarial_weight_and_the_ramp():
     def pull(weight: float, ramp: int) -> torch.Tensor:
         torch.manual_seed(0)
-        judge = replace(SILENT, ramp=ramp)
-        system = vaegan(adaptive=True, adversarial_weight=weight, reconstruction_weight=1.0, judge=judge).double()
+        config = replace(SILENT, ramp=ramp)
+        system = vaegan(adaptive=True, adversarial_weight=weight, reconstruction_weight=1.0, config=config).double()
         batch, player = batch_of(dtype=torch.float64, step=5), system.players()[-1]
         player.after(player.loss(batch, system.passes(batch)).statistics)
         without = system.loss(batch, system.passes(batch)).value
@@ -345,16 +352,18 @@ def adapted(system: VAEGAN, batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("encoder_adversarial", [True, False])
 def test_an_adaptive_weight_is_the_ratio_of_gradients_per_pixel(encoder_adversarial):
     system = vaegan(
-        judge=SILENT, adaptive=True, reconstruction_weight=3.0, encoder_adversarial=encoder_adversarial
+        config=SILENT, adaptive=True, reconstruction_weight=3.0, encoder_adversarial=encoder_adversarial
     ).double()
     batch = batch_of(dtype=torch.float64)
     found = adapted(system, batch)
     passes, last = system.passes(batch), system.decoder.last.weight
     reconstruction = 3 * (passes.reconstructed - batch.image).square().mean() / 2
-    fools = [-nn.functional.logsigmoid(system.discriminator_binary(x)) for x in (passes.fooling, passes.generated)]
+    generator_losses = [
+        -nn.functional.logsigmoid(system.discriminator_binary(x)) for x in (passes.adversarial, passes.generated)
+    ]
     norms = [
         torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
-        for loss in (reconstruction, torch.cat(fools).mean())
+        for loss in (reconstruction, torch.cat(generator_losses).mean())
     ]
     assert found.item() == pytest.approx((norms[0] / (norms[1] + 1e-4)).item(), rel=1e-9)
 
@@ -377,7 +386,7 @@ def test_an_adaptive_weight_in_fp16_is_that_in_fp32(size, settings):
 def test_an_adaptive_weight_says_when_it_is_at_its_limit_and_stays_where_a_gradient_overflows():
     shares = []
     for limit in (1e4, 1e-6):
-        system, batch = vaegan(judge=SILENT, adaptive=True, adaptive_limit=limit), batch_of()
+        system, batch = vaegan(config=SILENT, adaptive=True, adaptive_limit=limit), batch_of()
         before = adapted(system, batch).item()
         shares.append(system.loss(batch, system.passes(batch)).terms["adaptive_saturated"].item())
         finite = torch.ones(3)
@@ -413,37 +422,55 @@ def test_systems_say_what_they_can():
     ("build", "words"),
     [
         (lambda: VAE(32, 1, latent_dim=0), "system.latent_dim is 0"),
-        (lambda: AE(32, 1, networks=Networks(width=-1)), "system.networks.width is -1"),
-        (lambda: AE(32, 1, networks=Networks("dcgan", attention=(8,))), "system.networks.attention has no effect"),
-        (lambda: AE(32, 1, networks=Networks(attention=(5,))), r"system.networks.attention is \[5\]"),
-        (lambda: AE(32, 1, networks=Networks(latent_stride=16)), "system.networks.latent_stride is 16, expected 8"),
+        (lambda: AE(32, 1, networks=NetworkConfig(width=-1)), "system.networks.width is -1"),
+        (lambda: AE(32, 1, networks=NetworkConfig("dcgan", attention=(8,))), "system.networks.attention has no effect"),
+        (lambda: AE(32, 1, networks=NetworkConfig(attention=(5,))), r"system.networks.attention is \[5\]"),
+        (
+            lambda: AE(32, 1, networks=NetworkConfig(latent_stride=16)),
+            "system.networks.latent_stride is 16, expected 8",
+        ),
         (lambda: VAE(32, 1, kl_weight=-1), "system.kl_weight is -1"),
         (lambda: VAE(32, 1, likelihood="bernoulli", learned_scale=True), "system.learned_scale has no effect"),
         (lambda: AE(31, 1), "31 pixels"),
         (lambda: AE(512, 1), "512 pixels"),
         (lambda: VAEGAN(32, 1, feature_layer=1), "no effect"),
-        (lambda: VAEGAN(32, 1, ternary=Judge()), "system.ternary has no effect"),
+        (lambda: VAEGAN(32, 1, ternary=DiscriminatorConfig()), "system.ternary has no effect"),
         (lambda: VAEGAN(32, 1, opponent="not_own"), "system.opponent has no effect"),
         (lambda: VAEGAN(32, 1, class_weights=(1, 2, 1)), "system.class_weights has no effect"),
         (lambda: vaegan("ternary", class_weights=(1, 0, 1)), "system.class_weights is"),
-        (lambda: vaegan("ternary", opponent="not_own", judge=Judge(adversarial="hinge")), "ternary.adversarial"),
+        (
+            lambda: vaegan("ternary", opponent="not_own", config=DiscriminatorConfig(adversarial="hinge")),
+            "ternary.adversarial",
+        ),
         (lambda: vaegan("both", reconstruction="features"), "feature_discriminator"),
         (lambda: vaegan(reconstruction="features", feature_discriminator="ternary"), "is ternary"),
         (lambda: vaegan(reconstruction="features", feature_layer=3), "expected 0 to 2"),
         (lambda: vaegan(perceptual_weight=1.0), "perceptual_weights None"),
         (lambda: vaegan(perceptual_weight=1.0, perceptual_weights="none.pth"), "none.pth is not torchvision's"),
-        (lambda: VAE(32, 1, autoencoder=Optimizer(lr=-1)).players(), "system.autoencoder.lr is -1"),
-        (lambda: VAE(32, 1, autoencoder=Optimizer(betas=(1, 0.9))).players(), "system.autoencoder.betas"),
-        (lambda: VAE(32, 1, autoencoder=Optimizer(clip=0)).players(), "system.autoencoder.clip is 0"),
-        (lambda: VAE(32, 1, autoencoder=Optimizer(hold=0.5)).players(), "system.autoencoder.hold and .final have no"),
-        (lambda: VAE(32, 1, autoencoder=Optimizer(hold=1, schedule="linear")).players(), "0 <= hold < 1"),
-        (lambda: GAN(32, 1, binary=Judge(r1_weight=0, penalty_every=2)), "system.binary.penalty_every has no effect"),
-        (lambda: GAN(32, 1, binary=Judge(start=3)), "system.binary.start and .ramp have no effect in a GAN"),
-        (lambda: GAN(32, 1, binary=Judge(minibatch_stddev=1)), "system.binary.minibatch_stddev is 1"),
-        (lambda: AE(32, 1, networks=Networks("dcgan", blocks=3)), "system.networks.blocks has no effect"),
-        (lambda: GAN(32, 1, binary=Judge(every=0)), "system.binary.every is 0"),
-        (lambda: GAN(32, 1, binary=Judge(lecam_decay=1)), "system.binary.lecam_decay is 1"),
-        (lambda: GAN(32, 1, binary=Judge(lecam_decay=0.9)), "system.binary.lecam_decay has no effect while"),
+        (lambda: VAE(32, 1, autoencoder=OptimizerConfig(lr=-1)).players(), "system.autoencoder.lr is -1"),
+        (lambda: VAE(32, 1, autoencoder=OptimizerConfig(betas=(1, 0.9))).players(), "system.autoencoder.betas"),
+        (lambda: VAE(32, 1, autoencoder=OptimizerConfig(clip=0)).players(), "system.autoencoder.clip is 0"),
+        (
+            lambda: VAE(32, 1, autoencoder=OptimizerConfig(hold=0.5)).players(),
+            "system.autoencoder.hold and .final have no",
+        ),
+        (lambda: VAE(32, 1, autoencoder=OptimizerConfig(hold=1, schedule="linear")).players(), "0 <= hold < 1"),
+        (
+            lambda: GAN(32, 1, binary=DiscriminatorConfig(r1_weight=0, penalty_every=2)),
+            "system.binary.penalty_every has no effect",
+        ),
+        (
+            lambda: GAN(32, 1, binary=DiscriminatorConfig(start=3)),
+            "system.binary.start and .ramp have no effect in a GAN",
+        ),
+        (lambda: GAN(32, 1, binary=DiscriminatorConfig(minibatch_stddev=1)), "system.binary.minibatch_stddev is 1"),
+        (lambda: AE(32, 1, networks=NetworkConfig("dcgan", blocks=3)), "system.networks.blocks has no effect"),
+        (lambda: GAN(32, 1, binary=DiscriminatorConfig(every=0)), "system.binary.every is 0"),
+        (lambda: GAN(32, 1, binary=DiscriminatorConfig(lecam_decay=1)), "system.binary.lecam_decay is 1"),
+        (
+            lambda: GAN(32, 1, binary=DiscriminatorConfig(lecam_decay=0.9)),
+            "system.binary.lecam_decay has no effect while",
+        ),
         (lambda: vaegan(adaptive_limit=3), "system.adaptive_limit has no effect while system.adaptive is off"),
         (lambda: vaegan(adaptive=True, adversarial_weight=0), "system.adaptive has no effect"),
         (lambda: vaegan(kl_weight=0, kl_warmup=9), "system.kl_warmup has no effect while system.kl_weight is 0"),
@@ -452,9 +479,9 @@ def test_systems_say_what_they_can():
         (lambda: vaegan(perceptual="convnext"), "system.perceptual has no effect"),
         (lambda: VAE(32, 1, kl_weight=0, kl_warmup=9), "system.kl_warmup has no effect while system.kl_weight is 0"),
         (lambda: VAE(32, 1, kl_weight=0, free_bits=0.1), "system.free_bits has no effect"),
-        (lambda: VAE(32, 1, networks=Networks(patches=True)), "system.networks.patches has no effect"),
-        (lambda: AE(32, 1, networks=Networks(patches=True)), "system.networks.patches has no effect"),
-        (lambda: AE(64, 1, networks=Networks(latent_stride=4, attention=(8,))), "end at 16 pixels"),
+        (lambda: VAE(32, 1, networks=NetworkConfig(patches=True)), "system.networks.patches has no effect"),
+        (lambda: AE(32, 1, networks=NetworkConfig(patches=True)), "system.networks.patches has no effect"),
+        (lambda: AE(64, 1, networks=NetworkConfig(latent_stride=4, attention=(8,))), "end at 16 pixels"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(build, words):

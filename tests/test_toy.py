@@ -7,18 +7,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from models import GAN, GANVAE, VAE, VAEGAN, Judge, Networks, Optimizer
+from models import GAN, GANVAE, VAE, VAEGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
 from trainer.batch import Batch
 from trainer.ema import EMA
-from trainer.step import Step
+from trainer.step import TrainStep
 
 MODES, DEVIATION, BATCH = 8, 0.1, 128
-TINY = Networks("dcgan", 8)
-FAST = Optimizer(lr=2e-3, betas=(0.0, 0.99))
-JUDGE = Judge(lr=2e-3, betas=(0.0, 0.99), r1_weight=0.02)
+TINY = NetworkConfig("dcgan", 8)
+FAST = OptimizerConfig(lr=2e-3, betas=(0.0, 0.99))
+JUDGE = DiscriminatorConfig(lr=2e-3, betas=(0.0, 0.99), r1_weight=0.02)
 SHARP = {"reconstruction_weight": 5.0, "kl_weight": 0.3, "adversarial_weight": 10.0, "autoencoder": FAST}
 SYSTEMS = {
-    "vae": lambda: VAE(32, 1, 2, TINY, learned_scale=True, autoencoder=Optimizer(lr=1e-3)),
+    "vae": lambda: VAE(32, 1, 2, TINY, learned_scale=True, autoencoder=OptimizerConfig(lr=1e-3)),
     "gan": lambda: GAN(32, 1, 2, TINY, FAST, JUDGE),
     "ganvae": lambda: GANVAE(32, 1, 2, TINY, 0.02, FAST, JUDGE),
     "binary": lambda: VAEGAN(32, 1, 2, TINY, "binary", binary=JUDGE, **SHARP),
@@ -59,9 +59,9 @@ def test_the_ring_is_learnt(name):
     steps = 2000
     torch.manual_seed(0)
     system = planar(SYSTEMS[name]())
-    ema, mover = EMA(system, 20_000, BATCH), Step(Accelerator(cpu=True), system, steps)
+    ema, train_step = EMA(system, 20_000, BATCH), TrainStep(Accelerator(cpu=True), system, steps)
     for step in range(steps):
-        mover([Batch((ring(BATCH, step),), slice(0, BATCH), BATCH, 0, step)], step)
+        train_step([Batch((ring(BATCH, step),), slice(0, BATCH), BATCH, 0, step)], step)
         ema.update(step + 1)
     with torch.no_grad():
         samples = ema.system.sample(torch.randn(2000, 2))

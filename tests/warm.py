@@ -11,8 +11,8 @@ import sys
 import torch
 
 import trainer.evaluate
-import trainer.extractor
-import trainer.score
+import trainer.evaluate.command
+import trainer.evaluate.extractors.build
 import trainer.train  # noqa: F401
 from data.processes import run_program
 

@@ -34,7 +34,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 @contextmanager
-def exactly(device: torch.device) -> Iterator[None]:
+def strict_fp32(device: torch.device) -> Iterator[None]:
     """In float32 as it is written: no autocast, no TF32, no choice of algorithms by speed."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

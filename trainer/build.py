@@ -1,111 +1,15 @@
 """What a run is built from: processes and precision, image sets and their order, the shares of a batch."""
 
-import ctypes
-import logging
-import os
-import warnings
-from datetime import timedelta
-
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import DynamoBackend, parse_flag_from_env
-
 from data.errors import DataError
 from data.order import Order
-from data.shards import OnError, Shards
+from data.shards.reader import OnError, Shards
 from models import System
 from trainer.batch import key
-from trainer.config import Config, Data, Trainer
-from trainer.peers import MEETING
-
-# Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
-WRAPPING = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+from trainer.config.parser import Config
+from trainer.config.settings import DataConfig
 
 
-def accelerator_of(settings: Trainer) -> Accelerator:
-    """The launcher's processes and device, and the precision asked for.
-
-    Raises:
-        ValueError: fp16 on a CPU, or accelerate does not see the launcher's processes as one world.
-    """
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # Its successor forward_sync_buffers is not accelerate's to pass on yet.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
-    # Of a dimension of size 1, whose stride means nothing.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    _settle_cuda(settings)
-    if not _has_gpu():
-        keep_memory()
-    # NCCL's watchdog aborts a process: have the one that names who is missing be the first, peers.py's on the host.
-    patience = 2 if _has_gpu() else 1
-    waiting = InitProcessGroupKwargs(init_method=MEETING, timeout=timedelta(seconds=patience * settings.timeout))
-    accelerator = Accelerator(mixed_precision=precision_of(settings.precision), kwargs_handlers=[WRAPPING, waiting])
-    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
-        raise ValueError(
-            "the launcher's --dynamo_backend would compile discriminators, too, through which no gradient penalty can "
-            "go: take --dynamo_backend no and --trainer.compile true"
-        )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"the launcher started {launched} processes, but each would train alone: for CPU processes set "
-            "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
-        )
-    check_precision(accelerator.mixed_precision, accelerator.device.type, settings.precision)
-    return accelerator
-
-
-def check_precision(precision: str, device: str, asked: str | None) -> None:
-    """Refuse what would silently be another precision.
-
-    Raises:
-        ValueError: names the setting, `trainer.precision` if that was `asked` for.
-    """
-    if precision == "fp16" and device == "cpu":
-        source = "trainer.precision" if asked else "the launcher's --mixed_precision"
-        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
-
-
-def precision_of(asked: str | None) -> str:
-    """The one asked for, the launcher's, or bf16 where a GPU has it: accelerate's launcher says no by default."""
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked or launched != "no":
-        return asked or launched
-    return "bf16" if _has_gpu() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-
-
-def _has_gpu() -> bool:
-    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-
-
-def _settle_cuda(settings: Trainer) -> None:
-    """What CUDA and NCCL read when they start: the same bits each time, if asked for, and a record of what hung."""
-    if settings.deterministic:
-        torch.use_deterministic_algorithms(True)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-    for name, value in {
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{settings.run_dir}/nccl_rank_",
-    }.items():
-        os.environ.setdefault(name, value)
-
-
-def keep_memory() -> None:
-    """Have glibc keep what a step frees for the next: page by page from the kernel it takes up to a fifth of a step.
-
-    Where the environment sets malloc's thresholds (MALLOC_MMAP_THRESHOLD_=65536 saves memory), they stay.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    set_before = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
-    if mallopt and not set_before and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
-        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # all that older ones take
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def shares(batch_size: int, micro_batch: int | None, world_size: int, group: int = 1) -> tuple[int, int]:
+def split_batch(batch_size: int, micro_batch: int | None, world_size: int, group: int = 1) -> tuple[int, int]:
     """Images a step of one process, and how many of them go through the networks at once.
 
     Args:
@@ -145,7 +49,7 @@ def _some_of(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers if len(numbers) < 12 else [*numbers[:5], "...", *numbers[-5:]]))
 
 
-def open_sets(config: Config, system: System) -> tuple[list[Shards], list[Shards]]:
+def open_datasets(config: Config, system: System) -> tuple[list[Shards], list[Shards]]:
     """The training and the held-out shards of each data set that a system learns from.
 
     Raises:
@@ -157,7 +61,9 @@ def open_sets(config: Config, system: System) -> tuple[list[Shards], list[Shards
     return trains, _open(data, "data.test", data.tests, system) if data.tests else []
 
 
-def _open(data: Data, setting: str, folders: list[str], system: System, on_error: OnError = "stop") -> list[Shards]:
+def _open(
+    data: DataConfig, setting: str, folders: list[str], system: System, on_error: OnError = "stop"
+) -> list[Shards]:
     if len(folders) != system.domains:
         names = f"{len(folders)} folder{'s' if len(folders) > 1 else ''}"
         raise ValueError(
@@ -183,7 +89,7 @@ def check_held_out(tests: list[Shards]) -> None:
         )
 
 
-def orders_of(config: Config, trains: list[Shards]) -> list[Order]:
+def make_orders(config: Config, trains: list[Shards]) -> list[Order]:
     """The order of samples of each training set.
 
     Raises:

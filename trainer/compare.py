@@ -24,27 +24,20 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from data.errors import DataError
 from data.files import check_yaml, read
-from trainer import config
-from trainer.config import (
-    FREE,
-    Config,
-    Data,
-    Evaluate,
-    Location,
-    Parser,
-    Trainer,
-    differences,
-    in_order,
-    plain,
-    refuse,
-    refusing,
-)
-from trainer.folder import refuse_links
+from trainer.config import parser
+from trainer.config.messages import plain_message
+from trainer.config.parser import Config, Parser, in_order
+from trainer.config.resume import RESUMABLE_SETTINGS, differences
+from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
+from trainer.distributed.exit import exit_with_error, user_errors
+from trainer.log.run_folder import refuse_links
 from trainer.results import Entry, Scored, check_alike, lines_of
 
 MAIN = Path(__file__).resolve().with_name("main.py")
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # a run is a process of its own, whatever started this one
-FREE_HERE = FREE - {"evaluate.num", "evaluate.extractor", "system.init_args.perceptual_weights"} | {"trainer.precision"}
+FREE_HERE = RESUMABLE_SETTINGS - {"evaluate.num", "evaluate.extractor", "system.init_args.perceptual_weights"} | {
+    "trainer.precision"
+}
 
 
 @dataclass
@@ -67,9 +60,9 @@ class Compare:
 
 
 class Settings(NamedTuple):
-    data: Data
-    trainer: Trainer
-    evaluate: Evaluate
+    data: DataConfig
+    trainer: TrainerConfig
+    evaluate: EvaluateConfig
     compare: Compare
 
     @property
@@ -106,7 +99,7 @@ class ComparisonParser(Parser):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not there yet, then write the page of all that is."""
     settings = configure(arguments)
-    with refusing():
+    with user_errors():
         runs = plan(settings)
         refuse_links(settings.out)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `train` stops its runs on the way out
@@ -114,9 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         failed = train_all(runs, settings)
         write(runs, failed, settings)
     except KeyboardInterrupt:
-        refuse("interrupted; the same command goes on", code=130)
+        exit_with_error("interrupted; the same command goes on", code=130)
     if failed:
-        refuse(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}. The same command tries again", code=1)
+        exit_with_error(
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}. The same command tries again", code=1
+        )
 
 
 # ---- what to train
@@ -124,10 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def configure(arguments: Sequence[str] | None = None) -> Settings:
     """The settings of a command line, which override its file's; a mistake in them ends the process with code 2."""
-    config.bound_imports()
+    parser.bound_imports()
     made = ComparisonParser(prog="compare", description=__doc__)
     made.add_argument("--config", action="config", help="a YAML file of these settings")
-    sections = {"data": Data, "trainer": Trainer, "evaluate": Evaluate, "compare": Compare}
+    sections = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig, "compare": Compare}
     for section, kind in sections.items():
         made.add_class_arguments(kind, section)
     found = made.parse_args(in_order(sys.argv[1:] if arguments is None else arguments))
@@ -191,14 +186,14 @@ def _config(name: str, system: dict[str, Any], seed: int, settings: Settings) ->
         evaluate = replace(evaluate, weights=Location(settings.out / "demo-cnn-v1.safetensors"))
     if not evaluate.statistics:
         evaluate = replace(evaluate, statistics=Location(settings.out / "statistics"))
-    parser = config.parser()
-    parser.exit_on_error = False
+    made = parser.parser()
+    made.exit_on_error = False
     sections = {"data": asdict(settings.data), "trainer": asdict(trainer), "evaluate": asdict(evaluate)}
     try:
-        namespace = parser.parse_object({"system": given, **sections})
+        namespace = made.parse_object({"system": given, **sections})
     except ArgumentError as error:
-        raise ValueError(f'compare.systems, "{name}": {plain(str(error))}') from error
-    return Config(parser, namespace, settings.data, trainer, evaluate)
+        raise ValueError(f'compare.systems, "{name}": {plain_message(str(error))}') from error
+    return Config(made, namespace, settings.data, trainer, evaluate)
 
 
 # ---- the runs
@@ -261,10 +256,10 @@ def _fit_extractor(settings: Settings) -> None:
         return
     from accelerate import Accelerator  # these take seconds to import
 
-    from trainer.extractor import build
+    from trainer.evaluate.extractors.build import build
 
     print("preparing the demo-cnn for all runs", flush=True)
-    with refusing():
+    with user_errors():
         train, test = data.open(data.trains, data.on_error), data.open(data.tests)
         build(evaluate, data, settings.out, train, test, Accelerator(cpu=True))
 
@@ -315,7 +310,7 @@ def write(runs: list[Run], failed: dict[str, str], settings: Settings) -> None:
         check_alike(entries)
         report(entries, failed, settings.data, _shown(runs[0], settings.compare), settings.out)
     except (ValueError, DataError, OSError) as error:
-        refuse(str(error), code=1)
+        exit_with_error(str(error), code=1)
     print(f"written: {settings.out / 'index.html'}, compare.png and results.json", flush=True)
 
 

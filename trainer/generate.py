@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,28 +27,23 @@ from data.errors import DataError
 from data.files import read as read_file
 from data.images import LIMITS, decode
 from data.loader import read
-from data.shards import Shards
+from data.shards.reader import Shards
 from data.sources import find
 from models.load import checkpoint_of
 from trainer import schemas
-from trainer.batch import exactly, normalize, prior, to_uint8
-from trainer.config import refuse, refusing
-from trainer.pictures import Panels, grid, way
+from trainer.batch import normalize, prior, strict_fp32, to_uint8
+from trainer.distributed.exit import CommandParser, user_errors
+from trainer.log.pictures import Panels, grid, interpolate
 
 Use = Literal["sample", "reconstruct", "translate"]
 NEEDS: dict[str, Use] = dict(sample="sample", reconstruct="reconstruct", interpolate="sample", translate="translate")
 Blocks = Iterator[tuple[Sequence[str], Panels]]  # names of pictures, and the panels that each is laid out of
 
 
-class Parser(argparse.ArgumentParser):
-    """Says a user's mistake in one block and exits with code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        refuse(f"{message}\nSee {self.prog} --help")
-
-
-def parser() -> Parser:
-    made = Parser(prog="python -m trainer.generate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def parser() -> CommandParser:
+    made = CommandParser(
+        prog="python -m trainer.generate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
     sample = commands.add_parser("sample", help="images of draws from the prior")
     reconstruct = commands.add_parser("reconstruct", help="images beside their reconstructions")
@@ -75,7 +70,7 @@ def parser() -> Parser:
 def main(arguments: list[str] | None = None) -> None:
     settings = parser().parse_args(arguments)
     out, command = settings.out, settings.command
-    with refusing():
+    with user_errors():
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out} is a file: name a folder, new or not")
         maker = Maker(settings.checkpoint, command, settings.device)
@@ -151,7 +146,9 @@ class Maker:
                 f"{type(self.system).__name__} has no encoder, and --between names {' and '.join(between)}: give the "
                 "numbers of two samples, such as 0 1"
             )
-        codes = way(a.double(), b.double(), steps, prior=drawn).float()  # so that the ends are theirs to the bit
+        codes = interpolate(
+            a.double(), b.double(), steps, prior=drawn
+        ).float()  # so that the ends are theirs to the bit
         images = torch.cat([self._images(self.system.sample, z) for z in codes.split(self.block)])
         yield ["_to_".join(Path(end).stem for end in between)], {str(i): one[None] for i, one in enumerate(images)}
 
@@ -160,7 +157,7 @@ class Maker:
 
     def _whole(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         padding = given.new_zeros(self.block - len(given), *given.shape[1:])
-        with exactly(torch.device(self.device)):
+        with strict_fp32(torch.device(self.device)):
             return use(torch.cat([given, padding]).to(self.device))[: len(given)].cpu()
 
     def _images(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:

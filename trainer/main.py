@@ -7,7 +7,8 @@ if not __package__:  # run as a file: put the repository, not trainer/, on the p
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 if __name__ == "__main__":  # workers that read data import this file, too, and would import all the rest for nothing
-    from trainer.launcher import follow_launcher, listen
+    from trainer.distributed.launcher import follow_launcher
+    from trainer.distributed.stop import listen
 
     follow_launcher()
     dry = any(word.startswith("--dry_run") for word in sys.argv)
@@ -19,7 +20,7 @@ if __name__ == "__main__":  # workers that read data import this file, too, and 
     if dry:
         end_when_interrupted()
 
-    from trainer.config import configure
+    from trainer.config.parser import configure
 
     config = configure()
     # After a mistake in the settings has been told, for these imports take seconds.

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_iter
 
 from models import Loss, Player
 from trainer.batch import Batch
-from trainer.config import Config
+from trainer.config.parser import Config
 from trainer.ema import EMA
-from trainer.step import Step
+from trainer.step import TrainStep
 
 Device = Literal["cpu", "cuda"]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,8 +68,8 @@ class Rehearsal:
         # DDP averages gradients where they are; those that are averaged flat take memory, which the step shows.
         alone = _Alone(processes if settings.grad_sync == "flat" else 1, settings.precision, self.device)
         with self._playing():
-            self.step = Step(cast(Accelerator, alone), self.system, settings.steps, settings.share_passes)
-            for mover in self.step.movers:
+            self.step = TrainStep(cast(Accelerator, alone), self.system, settings.steps, settings.share_passes)
+            for mover in self.step.player_states:
                 for weight in mover.parameters.values():
                     weight.grad = torch.zeros_like(weight)
                 mover.optimizer.step()
@@ -86,13 +86,13 @@ class Rehearsal:
         with self._playing():
             batches = self._batches(share, micro)
             known = [*self._held(), *(image for batch in batches for image in batch.images)]
-            tally, movers = Tally(known, self._gradients, apart), self.step.movers
+            tally, movers = Tally(known, self._gradients, apart), self.step.player_states
             try:
-                self.step.movers = [replace(mover, player=tally.busy(mover.player)) for mover in movers]
+                self.step.player_states = [replace(mover, player=tally.busy(mover.player)) for mover in movers]
                 with tally:
                     self.step(batches, 0)
             finally:
-                self.step.movers = movers
+                self.step.player_states = movers
         return tally.peak
 
     def weights(self) -> int:
@@ -107,7 +107,7 @@ class Rehearsal:
 
     def moved(self) -> int:
         """Bytes of the weights that some player moves, which is what DDP holds for gradients."""
-        return size_of(weight for mover in self.step.movers for weight in mover.parameters.values())
+        return size_of(weight for mover in self.step.player_states for weight in mover.parameters.values())
 
     def images(self, share: int) -> int:
         data = self.config.data
@@ -132,7 +132,7 @@ class Rehearsal:
         yield from self._moments()
 
     def _moments(self) -> Iterator[Tensor]:
-        for mover in self.step.movers:
+        for mover in self.step.player_states:
             for state in mover.optimizer.state.values():
                 yield from state.values()
 

@@ -19,15 +19,21 @@ from torch import Tensor
 from data.files import shown
 from data.order import Order
 from data.redact import redacted
-from data.shards import Shards
-from models.system import Optimizer, Player
-from trainer import checkpoint
-from trainer.build import check_held_out, check_precision, open_sets, orders_of, precision_of, shares
-from trainer.config import Config, refusing
-from trainer.folder import RunFolder
-from trainer.leave import parse
+from data.shards.reader import Shards
+from models.settings import OptimizerConfig
+from models.system import Player
+from trainer.build import check_held_out, make_orders, open_datasets, split_batch
+from trainer.checkpoint import files as checkpoint_files
+from trainer.checkpoint import writer
+from trainer.checkpoint.state import TrainState
+from trainer.config.parser import Config
+from trainer.distributed.accelerator import check_precision, choose_precision
+from trainer.distributed.exit import user_errors
+from trainer.distributed.stop import parse_time_limit
+from trainer.evaluate.extractors import build as extractor_build
+from trainer.evaluate.extractors import demo_cnn, inception, registered
+from trainer.log.run_folder import RunFolder
 from trainer.memory import Device, Rehearsal, size_of
-from trainer.state import State
 
 Row = Sequence[object]
 NUMBER = re.compile(r"[\d.,e-]+( [kMGT]?B)?")
@@ -46,7 +52,7 @@ def dry_run(config: Config) -> int:
     """Tell of the run on stdout, from the first process alone. Returns the exit code."""
     if int(os.environ.get("RANK", "0")):
         return 0
-    with refusing():
+    with user_errors():
         for title, lines in Plan(config).blocks():
             print(f"\n{title}", *(f"  {shown(redacted(line))}".rstrip() for line in lines), sep="\n", flush=True)
     return 0
@@ -65,7 +71,7 @@ class Plan:
     def __init__(self, config: Config):
         self.config, self.data, self.settings = config, config.data, config.trainer
         if self.settings.time_limit is not None:
-            parse(self.settings.time_limit)
+            parse_time_limit(self.settings.time_limit)
         self.processes = config.dry_run or int(os.environ.get("WORLD_SIZE", "1"))
         self.device: Device = "cuda" if _has_gpu(elsewhere=bool(config.dry_run)) else "cpu"
         asked, precision = self.settings.precision, self._precision()
@@ -74,13 +80,13 @@ class Plan:
         self.rehearsal = Rehearsal(config, self.device)
         self.system = self.rehearsal.system
         sizes = self.settings.batch_size, self.settings.micro_batch, self.processes, self.system.group
-        self.share, self.micro = shares(*sizes)
-        self.trains, self.tests = open_sets(config, self.system)
-        self.orders = orders_of(config, self.trains)
+        self.share, self.micro = split_batch(*sizes)
+        self.trains, self.tests = open_datasets(config, self.system)
+        self.orders = make_orders(config, self.trains)
         self.rehearsal.prepare(self.processes)
-        self.movers = self.rehearsal.step.movers
+        self.player_states = self.rehearsal.step.player_states
         networks, ema = self.system.networks(), self.rehearsal.ema
-        self.state = State(config, self.system, networks, ema, self.movers, self.trains, self.orders)
+        self.state = TrainState(config, self.system, networks, ema, self.player_states, self.trains, self.orders)
 
     def blocks(self) -> Iterator[tuple[str, list[str]]]:
         """Titles, and the lines below them.
@@ -111,7 +117,7 @@ class Plan:
     def players(self) -> list[str]:
         head = ("player", "may change", "weights", "algorithm", "rate", "schedule", "moves", "clip")
         rows = []
-        for mover in self.movers:
+        for mover in self.player_states:
             player, settings = mover.player, mover.player.optimizer
             rule = settings.algorithm, f"{settings.lr:g}", schedule(settings, self.settings.steps), moves(player)
             clip = "" if settings.clip is None else f"{settings.clip:g}"
@@ -213,7 +219,7 @@ class Plan:
     def run_folder(self) -> list[str]:
         folder, steps = self.config.run_dir, self.settings.steps
         RunFolder(folder).check_free()
-        manifest, damaged = checkpoint.look(folder / "checkpoints")
+        manifest, damaged = checkpoint_files.verify_newest(folder / "checkpoints")
         lines = [str(folder), *(f"{problem}: it would be put aside" for problem in damaged)]
         if manifest is None:
             return [*lines, f"no checkpoint yet: the run starts at step 0 of {steps:,}"]
@@ -224,7 +230,7 @@ class Plan:
         return [*lines, f"the run goes on at step {step:,} of {steps:,}"]
 
     def _precision(self) -> str:
-        known = precision_of(self.settings.precision)
+        known = choose_precision(self.settings.precision)
         unknown = known == "no" and self.settings.precision is None and not torch.cuda.is_available()
         return "bf16" if self.device == "cuda" and unknown else known
 
@@ -238,7 +244,7 @@ class Plan:
 
     def _fits(self, processes: int) -> bool:
         try:
-            return bool(shares(self.settings.batch_size, self.settings.micro_batch, processes, self.system.group))
+            return bool(split_batch(self.settings.batch_size, self.settings.micro_batch, processes, self.system.group))
         except ValueError:
             return False
 
@@ -249,7 +255,7 @@ class Plan:
     def checkpoint(self) -> int:
         """Bytes of one."""
         more = {"owes": False, "skipped": 0, "code": "0" * 16}
-        return checkpoint.size_of(self.state.tensors(), self.state.manifest() | more)
+        return writer.checkpoint_bytes(self.state.tensors(), self.state.manifest() | more)
 
     def _kept(self) -> tuple[int, str]:
         """How many checkpoints there will be at most, besides one on its way."""
@@ -263,21 +269,21 @@ class Plan:
 
     def _extractor(self) -> str:
         """Where its weights come from; where they are given, they are looked at as the run would."""
-        from trainer import extractor  # takes seconds to import
+        # takes seconds to import
 
         settings, folder = self.config.evaluate, self.config.run_dir
-        extractor.check_name(settings.extractor)
+        registered.check_name(settings.extractor)
         if settings.weights or settings.extractor == "file":  # which refuses to have none
             alone = SimpleNamespace(device=torch.device("cpu"), is_main_process=True, wait_for_everyone=lambda: None)
             given = settings, self.data, folder, self.trains, self.tests
-            extractor.build(*given, cast(Accelerator, alone))
+            extractor_build.build(*given, cast(Accelerator, alone))
             return str(settings.weights)
         if settings.extractor == "inception":
-            path = Path(torch.hub.get_dir(), "checkpoints", extractor.INCEPTION_FILE)
+            path = Path(torch.hub.get_dir(), "checkpoints", inception.INCEPTION_FILE)
             return f"{path}{'' if path.exists() else ', which the run downloads first'}"
         if settings.extractor == "demo-cnn":
             if not any(shards.remote.any() for shards in (*self.trains, *self.tests)):
-                extractor.check_labels(self.trains, self.tests)
+                demo_cnn.check_labels(self.trains, self.tests)
             return "trained at the run's start, if it is not in its folder yet"
         if settings.extractor == "demo-random":
             return "made at the run's start"
@@ -296,7 +302,7 @@ def table(*rows: Row) -> list[str]:
     return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
-def schedule(optimizer: Optimizer, steps: int) -> str:
+def schedule(optimizer: OptimizerConfig, steps: int) -> str:
     """How a learning rate goes through a run."""
     rise = f"rises for {optimizer.warmup:,}, " if optimizer.warmup else ""
     if optimizer.schedule == "constant":

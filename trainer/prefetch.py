@@ -16,21 +16,22 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import refusing
-from trainer.extractor import digest_of, inception, registered
-from trainer.generate import Parser
+from trainer.distributed.exit import CommandParser, user_errors
+from trainer.evaluate.extractors.extractor import digest_of
+from trainer.evaluate.extractors.inception import inception
+from trainer.evaluate.extractors.registered import registered
 
 
 def main(arguments: list[str] | None = None) -> None:
     home = torch.hub.get_dir()
-    parser = Parser(
+    parser = CommandParser(
         prog="python -m trainer.prefetch",
         description=(__doc__ or "") % {"home": home},
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", metavar="NAME", nargs="+", help="of an extractor")
     for name in parser.parse_args(arguments).names:
-        with refusing():
+        with user_errors():
             print(f"{name}: {fetch(name)}", flush=True)
 
 

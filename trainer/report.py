@@ -20,8 +20,8 @@ from PIL import Image
 import models
 from data.loader import read
 from data.order import permutation
-from trainer.config import Data
-from trainer.pictures import Panels, grid, interpolated, panels
+from trainer.config.settings import DataConfig
+from trainer.log.pictures import Panels, grid, interpolation_rows, panels
 from trainer.results import HOLDS, MEASURES, TEXTS, Entry, Finding, best, findings, number
 
 matplotlib.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
@@ -54,7 +54,7 @@ caption { text-align: left; color: #657080; } details pre { font-size: .85em; }
 """
 
 
-def report(entries: list[Entry], failed: dict[str, str], data: Data, settings: dict[str, Any], out: Path) -> None:
+def report(entries: list[Entry], failed: dict[str, str], data: DataConfig, settings: dict[str, Any], out: Path) -> None:
     """Write index.html, compare.png and results.json into `out`.
 
     Raises:
@@ -101,7 +101,7 @@ def _numbers(entries: list[Entry], found: list[Finding], failed: dict[str, str])
 # ---- the page's words and tables
 
 
-def _head(entries: list[Entry], failed: dict[str, str], data: Data, settings: dict[str, Any]) -> list[str]:
+def _head(entries: list[Entry], failed: dict[str, str], data: DataConfig, settings: dict[str, Any]) -> list[str]:
     last = next(run for entry in entries for run in entry.runs).evaluations[-1]
     seeds, trainer = settings["compare"]["seeds"], settings["trainer"]
     title = f"{len(entries)} systems on {Path(data.trains[0]).parent.name}"
@@ -219,12 +219,12 @@ def _count(number: int, noun: str) -> str:
 
 
 @torch.no_grad()
-def _pictures(entry: Entry, data: Data) -> Panels:
+def _pictures(entry: Entry, data: DataConfig) -> Panels:
     """What a system makes of the same held-out images and prior draws as the others."""
     system, shards = models.load(entry.runs[0].folder), data.open(data.tests)[0]
     real = read(shards, permutation(len(shards), 0)[: ROWS * COLUMNS], data.size, data.channels).image
     z = torch.randn(ROWS * COLUMNS, *system.latent_shape, generator=torch.Generator().manual_seed(0))
-    return panels(system, [real], z) | {"interpolated": interpolated(system, real, z, ROWS, COLUMNS)}
+    return panels(system, [real], z) | {"interpolated": interpolation_rows(system, real, z, ROWS, COLUMNS)}
 
 
 def _figures(entries: list[Entry], pictures: dict[str, Panels]) -> list[str]:

@@ -96,7 +96,7 @@ class Kept(Struct):
     data: list[Source]
     frozen: dict[str, str]
     scalers: dict[str, Scaler]
-    owes: bool
+    evaluation_pending: bool
     skipped: Natural
     code: str
     windows: Annotated[list[Window], Meta(min_length=1)]

@@ -15,7 +15,7 @@ from trainer.batch import Batch
 
 
 @dataclass
-class Mover:
+class PlayerState:
     """A player with what moves it."""
 
     player: Player
@@ -26,7 +26,7 @@ class Mover:
     overflows: Tensor  # updates in a row that its scaler has skipped
 
     @classmethod
-    def of(cls, player: Player, system: System, scaler: torch.amp.GradScaler | None) -> "Mover":
+    def of(cls, player: Player, system: System, scaler: torch.amp.GradScaler | None) -> "PlayerState":
         networks = [system.get_submodule(name) for name in player.networks]
         parameters = {
             f"{name}.{key.removeprefix('module.')}": value
@@ -43,7 +43,7 @@ class Mover:
 
 
 @dataclass
-class Meter:
+class TermMeans:
     """Sums of terms on the device, read when logged only."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Meter:
         return means
 
 
-class Step:
+class TrainStep:
     """Moves the players of a system whose networks are wrapped for distribution already.
 
     A non-finite loss or gradient blocks its own and every later update, without the host's waiting: `failure` then
@@ -98,57 +98,63 @@ class Step:
         self.accelerator, self.system, self.steps, self.share_passes = accelerator, system, steps, share_passes
         self.overflows = overflows
         fp16 = accelerator.mixed_precision == "fp16"
-        self.movers = [
-            Mover.of(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
+        self.player_states = [
+            PlayerState.of(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
             for player in system.players()
         ]
-        self.meter = Meter()
+        self.meter = TermMeans()
         self.failure = torch.full((), -1, dtype=torch.int64, device=accelerator.device)
 
     def __call__(self, batches: list[Batch], step: int) -> None:
         """Move every player whose turn it is, on this process's micro-batches of one global batch."""
-        moving = [mover for mover in self.movers if mover.player.moves(step)]
+        moving = [player_state for player_state in self.player_states if player_state.player.moves(step)]
         shared = None
         if self.share_passes and len(batches) == 1:
-            # Made with a graph for the movers' own networks; each backward stops at its mover's weights.
-            freeze_all_but(self.system, [name for mover in moving for name in mover.player.networks])
+            # Made with a graph for the player_states' own networks; each backward stops at its player_state's weights.
+            freeze_all_but(self.system, [name for player_state in moving for name in player_state.player.networks])
             with self.accelerator.autocast():
                 shared = self.system.passes(batches[0])
-        for mover in moving:
-            freeze_all_but(self.system, mover.player.networks)
+        for player_state in moving:
+            freeze_all_but(self.system, player_state.player.networks)
             statistics: dict[str, Tensor] = {}
             for i, batch in enumerate(batches):
                 with ExitStack() as unsynchronized:
                     if i < len(batches) - 1:
-                        for network in mover.networks:
+                        for network in player_state.networks:
                             if isinstance(network, DistributedDataParallel):
                                 unsynchronized.enter_context(network.no_sync())
-                    self._gradients(mover, batch, shared, len(batches), step, statistics)
-            self._average(mover)
-            self._update(mover, step)
-            if mover.player.after is not None:
-                mover.player.after({name: self.accelerator.reduce(v, "mean") for name, v in statistics.items()})
+                    self._gradients(player_state, batch, shared, len(batches), step, statistics)
+            self._average(player_state)
+            self._update(player_state, step)
+            if player_state.player.after is not None:
+                player_state.player.after({name: self.accelerator.reduce(v, "mean") for name, v in statistics.items()})
 
     def _gradients(
-        self, mover: Mover, batch: Batch, shared: object, parts: int, step: int, statistics: dict[str, Tensor]
+        self,
+        player_state: PlayerState,
+        batch: Batch,
+        shared: object,
+        parts: int,
+        step: int,
+        statistics: dict[str, Tensor],
     ) -> None:
         with self.accelerator.autocast():
             passes = self.system.passes(batch) if shared is None else shared
-            loss, terms, observed = mover.player.loss(batch, passes)
-        self._block(~loss.isfinite(), mover, step)
+            loss, terms, observed = player_state.player.loss(batch, passes)
+        self._block(~loss.isfinite(), player_state, step)
         scaled = loss * torch.where(self.failure < 0, 1.0, torch.nan) / parts
-        if mover.scaler is not None:
-            scaled = mover.scaler.scale(scaled)
-        torch.autograd.backward(scaled, inputs=list(mover.parameters.values()))
+        if player_state.scaler is not None:
+            scaled = player_state.scaler.scale(scaled)
+        torch.autograd.backward(scaled, inputs=list(player_state.parameters.values()))
         for name, value in terms.items():
-            self.meter.add(f"{mover.player.name}/{name}", value, 1 / parts)
+            self.meter.add(f"{player_state.player.name}/{name}", value, 1 / parts)
         for name, value in observed.items():
             statistics[name] = value / parts + statistics.get(name, 0)
 
     @torch.no_grad()
-    def _average(self, mover: Mover) -> None:
+    def _average(self, player_state: PlayerState) -> None:
         """The mean over processes of all gradients of networks without DDP, as one vector: none can be missed."""
-        plain = [network for network in mover.networks if not isinstance(network, DistributedDataParallel)]
+        plain = [network for network in player_state.networks if not isinstance(network, DistributedDataParallel)]
         if self.accelerator.num_processes == 1 or not plain:
             return
         weights = [weight for network in plain for weight in network.parameters()]
@@ -157,30 +163,30 @@ class Step:
         for weight, part in zip(weights, mean.split([weight.numel() for weight in weights]), strict=True):
             weight.grad = part.view_as(weight)
 
-    def _update(self, mover: Mover, step: int) -> None:
-        optimizer, scaler, clip = mover.optimizer, mover.scaler, mover.player.optimizer.clip
+    def _update(self, player_state: PlayerState, step: int) -> None:
+        optimizer, scaler, clip = player_state.optimizer, player_state.scaler, player_state.player.optimizer.clip
         for group in optimizer.param_groups:
-            group["lr"] = mover.player.optimizer.rate(step, self.steps)
+            group["lr"] = player_state.player.optimizer.rate(step, self.steps)
         if scaler is not None:
             scaler.unscale_(optimizer)
-        norm = get_total_norm([p.grad for p in mover.parameters.values() if p.grad is not None])
+        norm = get_total_norm([p.grad for p in player_state.parameters.values() if p.grad is not None])
         if clip is not None:
-            clip_grads_with_norm_(mover.parameters.values(), clip, norm)
+            clip_grads_with_norm_(player_state.parameters.values(), clip, norm)
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
-            mover.overflows = torch.where(norm.isfinite(), 0.0, mover.overflows + 1)
-            self._block(mover.overflows >= self.overflows, mover, step)
+            player_state.overflows = torch.where(norm.isfinite(), 0.0, player_state.overflows + 1)
+            self._block(player_state.overflows >= self.overflows, player_state, step)
         else:
-            self._block(~norm.isfinite(), mover, step)
+            self._block(~norm.isfinite(), player_state, step)
             # Fused AdamW leaves weights and moments untouched where found_inf is 1.
             optimizer.grad_scale, optimizer.found_inf = None, (self.failure >= 0).float()  # type: ignore[attr-defined]
             optimizer.step()
         optimizer.zero_grad()
-        self.meter.add(f"{mover.player.name}/grad_norm", norm)
+        self.meter.add(f"{player_state.player.name}/grad_norm", norm)
 
-    def _block(self, bad: Tensor, mover: Mover, step: int) -> None:
-        code = step * len(self.movers) + self.movers.index(mover)
+    def _block(self, bad: Tensor, player_state: PlayerState, step: int) -> None:
+        code = step * len(self.player_states) + self.player_states.index(player_state)
         self.failure = torch.where((self.failure < 0) & bad, code, self.failure)
 
     def failed(self) -> tuple[int, Player] | None:
@@ -188,5 +194,5 @@ class Step:
         codes = [code for code in self.accelerator.gather(self.failure.reshape(1)).tolist() if code >= 0]
         if not codes:
             return None
-        step, player = divmod(min(codes), len(self.movers))
-        return step, self.movers[player].player
+        step, player = divmod(min(codes), len(self.player_states))
+        return step, self.player_states[player].player

@@ -17,43 +17,51 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.loader import Augment, Batches, load, read
-from data.order import permutation, tally
+from data.order import permutation, sample_checksum
 from data.processes import prepare_workers
 from models import Player
-from trainer import checkpoint
 from trainer.batch import Batch, key, normalize
-from trainer.build import accelerator_of, check_held_out, open_sets, orders_of, shares
-from trainer.config import Config, DivergedError, RunError, flat, refusing, stopping
+from trainer.build import check_held_out, make_orders, open_datasets, split_batch
+from trainer.checkpoint import files as checkpoint_files
+from trainer.checkpoint import writer
+from trainer.checkpoint.state import TrainState, frozen_checksums
+from trainer.config.parser import Config
+from trainer.config.resume import flatten
+from trainer.distributed.accelerator import make_accelerator
+from trainer.distributed.exit import run_errors, user_errors
+from trainer.distributed.ranks import ROOT, Ranks, code_checksum, tensors_of
+from trainer.distributed.rendezvous import rendezvous_errors
+from trainer.distributed.stop import StopSignal, exit_code
 from trainer.ema import EMA
-from trainer.folder import RunFolder, Word
-from trainer.leave import Leaving, exit_code
-from trainer.peers import ROOT, Peers, code, meeting, tensors_of
-from trainer.pictures import panels
-from trainer.record import Record
+from trainer.errors import DivergedError, RunError
+from trainer.log.logger import RunLogger
+from trainer.log.pictures import panels
+from trainer.log.run_folder import RunFolder, RunStatus
 from trainer.results import lines_of
-from trainer.state import State, frozen
-from trainer.step import Step
+from trainer.step import TrainStep
 
 if TYPE_CHECKING:
-    from trainer.evaluate import Evaluator
+    from trainer.evaluate.evaluator import Evaluator
 
 GRID = 48  # images in each panel of a grid
-FEW = 1000  # images, of which a share is not judged more finely
+FEW = 1000  # images, of which a share is measured no more finely
 
 
 def train(config: Config) -> int:
     """Train as configured; a run that is there already goes on. Returns the process's exit code."""
     settings = config.trainer
-    with refusing():
-        leaving = Leaving(settings.time_limit)
+    with user_errors():
+        leaving = StopSignal(settings.time_limit)
     with leaving.listening(), RunFolder(config.run_dir) as folder:
-        with refusing():
-            with meeting(settings.timeout):
-                accelerator = accelerator_of(settings)
-                peers = Peers(accelerator, settings.timeout)
-            with peers.missed():
+        with user_errors():
+            with rendezvous_errors(settings.timeout):
+                accelerator = make_accelerator(
+                    settings.precision, settings.timeout, settings.deterministic, config.run_dir
+                )
+                peers = Ranks(accelerator, settings.timeout)
+            with peers.naming_missing_ranks():
                 run = Run(config, folder, accelerator, peers, leaving)
-        with stopping():
+        with run_errors():
             return exit_code(left_early=run.go())
 
 
@@ -64,9 +72,9 @@ class Run:
         ValueError, DataError: something that the configuration asks for cannot be.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, accelerator: Accelerator, peers: Peers, leaving: Leaving):
+    def __init__(self, config: Config, folder: RunFolder, accelerator: Accelerator, peers: Ranks, leaving: StopSignal):
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        self.peers, self.leaving, self.code = peers, leaving, code()
+        self.peers, self.leaving, self.code = peers, leaving, code_checksum()
         settings = config.trainer
         if config.data.workers:
             prepare_workers()
@@ -75,12 +83,12 @@ class Run:
         torch.manual_seed(key(settings.seed, "weights"))
         self.system = config.system()
         self.system.players()  # checks their settings
-        self.share, self.micro = shares(
+        self.share, self.micro = split_batch(
             settings.batch_size, settings.micro_batch, accelerator.num_processes, self.system.group
         )
-        self.trains, self.tests = open_sets(config, self.system)
+        self.trains, self.tests = open_datasets(config, self.system)
         self._check_alike()
-        self.orders = orders_of(config, self.trains)
+        self.orders = make_orders(config, self.trains)
 
         self.system.to(accelerator.device)
         self.peers.share(self.system)  # processors draw other last digits from one seed
@@ -92,11 +100,13 @@ class Run:
             # For accelerate, a network that is evaluated only is not wrapped by DDP.
             prepared = accelerator.prepare_model(network, evaluation_mode=settings.grad_sync == "flat")
             setattr(self.system, name, prepared)
-        self.mover = self._mover()
-        self.state = State(config, self.system, self.networks, self.ema, self.mover.movers, self.trains, self.orders)
+        self.train_step = self._make_train_step()
+        self.state = TrainState(
+            config, self.system, self.networks, self.ema, self.train_step.player_states, self.trains, self.orders
+        )
         self._settle_buckets()
-        self.step = self.stood_in = 0  # images that others stood in for
-        self.owes = False  # the scores of the step that it goes on from
+        self.step = self.replaced = 0  # images that others stood in for
+        self.evaluation_pending = False  # the scores of the step that it goes on from
         self.seen, self.warned = 0, False
         self.skipped: list[str] = []
         self._resume()
@@ -104,8 +114,10 @@ class Run:
 
         self.evaluator = self._evaluator()
         self.panels = self._grid_source()
-        self.record = Record(self.folder.path, self.step, settings.steps, accelerator.is_main_process, self.owes)
-        self.saver = checkpoint.Saver(
+        self.record = RunLogger(
+            self.folder.path, self.step, settings.steps, accelerator.is_main_process, self.evaluation_pending
+        )
+        self.saver = writer.Saver(
             self.checkpoints, settings.keep, settings.keep_every, self.record.say, self.record.flush
         )
         self._announce()
@@ -133,7 +145,7 @@ class Run:
             DataError: a sample is damaged.
         """
         try:
-            with self.peers.missed():
+            with self.peers.naming_missing_ranks():
                 left = self._train()
                 self._say("preempted" if left else "finished")
                 self.accelerator.wait_for_everyone()
@@ -147,7 +159,7 @@ class Run:
 
     def _train(self) -> bool:
         settings, evaluation = self.config.trainer, self.config.evaluate
-        if self.owes:
+        if self.evaluation_pending:
             self._evaluate()
         batches = self._batches()
         since, began, waited, leave = self.step, time.monotonic(), 0.0, False
@@ -156,7 +168,7 @@ class Run:
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
-            self.mover(batch.split(self.micro), self.step)
+            self.train_step(batch.split(self.micro), self.step)
             self.step += 1
             self.ema.update(self.step)
             self.record.advance()
@@ -166,7 +178,7 @@ class Run:
             evaluating = due and (last or self._affords())
             saving = last or due or self.step % settings.save_every == 0
             checking = saving or self.step % settings.check_every == 0
-            # Leaving ends no window of the log, so that a run that goes on logs what one that never stopped does.
+            # StopSignal ends no window of the log, so that a run that goes on logs what one that never stopped does.
             logging = checking or self.step % settings.log_every == 0
             if logging or leave:
                 self._check(weights=checking or leave)
@@ -175,7 +187,7 @@ class Run:
             if saving:
                 self._draw()
             if saving or leave:
-                self._save(owes=evaluating)
+                self._save(evaluation_pending=evaluating)
             if evaluating and not leave:
                 self._evaluate()
             if logging:
@@ -201,7 +213,7 @@ class Run:
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         for step, sets in zip(steps, loader, strict=True):
             for which, images in enumerate(sets):
-                self.seen += tally(step, which, rows, images.position.numpy())
+                self.seen += sample_checksum(step, which, rows, images.position.numpy())
                 self.skipped += [f"step {step + 1}: {told}" for told in images.skipped]
             with torch.cuda.stream(copying):  # None leaves it as it is
                 copied = [images.image.to(device, non_blocking=True) for images in sets]
@@ -223,7 +235,7 @@ class Run:
 
     def _check(self, weights: bool) -> None:
         """Stop where a step was not finite, or where processes differ in their weights."""
-        if failed := self.mover.failed():
+        if failed := self.train_step.failed():
             raise self._diverged(*failed)
         if weights:
             averages = {f"the average of {name}": ema for name, ema in self.ema.system.named_children()}
@@ -232,33 +244,35 @@ class Run:
             self.peers.check_weights(parts | {f"the statistic {name}": [value] for name, value in statistics})
 
     def _log(self, steps: int, began: float, waited: float) -> None:
-        terms = self.mover.meter.read(self.accelerator)
+        terms = self.train_step.meter.read(self.accelerator)
         seconds = time.monotonic() - began  # after the reading, which waits for the device
         terms |= {
-            f"{mover.player.name}/lr": mover.player.optimizer.rate(self.step - 1, self.config.trainer.steps)
-            for mover in self.mover.movers
+            f"{player_state.player.name}/lr": player_state.player.optimizer.rate(
+                self.step - 1, self.config.trainer.steps
+            )
+            for player_state in self.train_step.player_states
         }
         terms["speed/images_per_second"] = steps * self.config.trainer.batch_size / seconds
         self._log_data(terms, waited / seconds)
 
     def _log_data(self, terms: dict[str, float], waited: float) -> None:
-        """Record a log line's terms with those of the data, of all ranks."""
+        """RunLogger a log line's terms with those of the data, of all ranks."""
         told = torch.tensor([self.seen % 2**32, len(self.skipped), round(waited * 1e6)], device=self.accelerator.device)
         seen, skipped, wait = self.accelerator.reduce(told, "sum").tolist()
         terms["speed/data_wait"] = wait / 1e6 / self.accelerator.num_processes
         settings, data = self.config.trainer, self.config.data
         if data.on_error == "skip":
-            self.stood_in += skipped
-            terms["data/skipped"] = self.stood_in
+            self.replaced += skipped
+            terms["data/skipped"] = self.replaced
         self.record.terms(self.step, terms, seen=seen % 2**32)
         if skipped:
             for line in gather_object(self.skipped):
                 self.record.say(line)
         self.seen, self.skipped = 0, []
         shown = self.step * settings.batch_size * len(self.trains)
-        if self.stood_in > data.max_skipped * max(shown, FEW):
+        if self.replaced > data.max_skipped * max(shown, FEW):
             raise RunError(
-                f"step {self.step}: {self.stood_in} of {shown:,} images were damaged, more than data.max_skipped "
+                f"step {self.step}: {self.replaced} of {shown:,} images were damaged, more than data.max_skipped "
                 f"{data.max_skipped:g} allows: mend the data (python -m data.inspect FOLDER --verify lists what is "
                 "wrong), or raise it"
             )
@@ -271,7 +285,7 @@ class Run:
 
     def _diverged(self, step: int, player: Player) -> DivergedError:
         """What is told of a step that is not finite, and written for whoever looks for the cause."""
-        terms = self.mover.meter.read(self.accelerator)
+        terms = self.train_step.meter.read(self.accelerator)
         bad = [name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)]
         told = f"step {step + 1}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}"
         with suppress(OSError):  # whatever else goes wrong, it is not to be started again
@@ -306,7 +320,7 @@ class Run:
 
     def _evaluate(self) -> None:
         """Score this step's averages, and add the scores to its checkpoint."""
-        from trainer.evaluate import hints  # torchmetrics takes seconds to import
+        from trainer.evaluate.hints import hints  # torchmetrics takes seconds to import
 
         assert self.evaluator is not None
         try:
@@ -347,11 +361,16 @@ class Run:
 
     # ---- its state
 
-    def _save(self, owes: bool) -> None:
-        """Begin to save; `owes`: its scores are still to come."""
+    def _save(self, evaluation_pending: bool) -> None:
+        """Begin to save; `evaluation_pending`: its scores are still to come."""
         # Empty, but for a step at which the run leaves.
-        window = {"terms": self.mover.meter.state(), "seen": self.seen, "skipped": self.skipped}
-        kept = {"owes": owes, "skipped": self.stood_in, "code": self.code, "windows": gather_object([window])}
+        window = {"terms": self.train_step.meter.state(), "seen": self.seen, "skipped": self.skipped}
+        kept = {
+            "evaluation_pending": evaluation_pending,
+            "skipped": self.replaced,
+            "code": self.code,
+            "windows": gather_object([window]),
+        }
         self._saving(lambda: self.saver.save(self.step, self.state.tensors(), self.state.manifest() | kept))
 
     def _saving(self, work: Callable[[], None]) -> None:
@@ -370,7 +389,7 @@ class Run:
                 "again, and it goes on from the newest"
             )
 
-    def _say(self, state: Word) -> None:
+    def _say(self, state: RunStatus) -> None:
         if self.accelerator.is_main_process:
             self.folder.say(state)
 
@@ -380,22 +399,22 @@ class Run:
         if self.accelerator.is_main_process:
             try:
                 self.folder.lock()
-                found = checkpoint.load_newest(self.checkpoints)
+                found = checkpoint_files.load_newest(self.checkpoints)
             except (ValueError, OSError) as error:
                 trouble = str(error)
         step = found and found[1]["step"]
-        scored = step is not None and checkpoint.scores_of(self._checkpoint(step)) is not None
+        scored = step is not None and checkpoint_files.read_scores(self._checkpoint(step)) is not None
         step, scored, trouble = broadcast_object_list([step, scored, trouble])
         if trouble:
             raise ValueError(trouble)
         if step is None:
             return
-        tensors, manifest = found or checkpoint.load(self._checkpoint(step))
+        tensors, manifest = found or checkpoint_files.load(self._checkpoint(step))
         self.state.check(manifest, speaks=self.accelerator.is_main_process)
         self.state.load(tensors, manifest)
-        self.step, self.stood_in = step, manifest["skipped"]
+        self.step, self.replaced = step, manifest["skipped"]
         self._resume_windows(manifest["windows"])
-        self.owes = manifest["owes"] and not scored and self.config.evaluate.every > 0
+        self.evaluation_pending = manifest["evaluation_pending"] and not scored and self.config.evaluate.every > 0
 
     def _resume_windows(self, windows: list[dict[str, Any]]) -> None:
         """Go on with what each process had not logged yet; as many other processes share it."""
@@ -405,20 +424,20 @@ class Run:
         elif self.accelerator.is_main_process:
             self.seen = sum(window["seen"] for window in windows)
             self.skipped = [told for window in windows for told in window["skipped"]]
-        self.mover.meter.load([window["terms"] for window in windows], self.accelerator.device)
+        self.train_step.meter.load([window["terms"] for window in windows], self.accelerator.device)
 
     def _check_alike(self) -> None:
         """All processes must run the same program with the same settings on the same images."""
-        own = {"code": self.code, **flat(self.config.resolved())}
+        own = {"code": self.code, **flatten(self.config.resolved())}
         for name in ("data.workers", "data.cache", "data.cache_gb"):  # a machine's own
             del own[name]
-        own |= frozen(self.system)
+        own |= frozen_checksums(self.system)
         own["shards"] = [shards.fingerprint() for shards in (*self.trains, *self.tests)]
         self.peers.check_alike(own)
 
-    def _mover(self) -> Step:
+    def _make_train_step(self) -> TrainStep:
         settings = self.config.trainer
-        return Step(self.accelerator, self.system, settings.steps, settings.share_passes, settings.overflows)
+        return TrainStep(self.accelerator, self.system, settings.steps, settings.share_passes, settings.overflows)
 
     def _settle_buckets(self) -> None:
         """Take a step that is then undone, so that every real one, a resumed run's first too, sums gradients alike.
@@ -430,10 +449,10 @@ class Run:
         before = copy.deepcopy(self.state.trained())
         data, settings = self.config.data, self.config.trainer
         image = torch.zeros(self.share, data.channels, data.size, data.size, device=self.accelerator.device)
-        mover = self._mover()
-        for start in {mover.player.start for mover in mover.movers}:
+        player_state = self._make_train_step()
+        for start in {player_state.player.start for player_state in player_state.player_states}:
             blank = Batch((image,) * self.system.domains, slice(0, self.share), settings.batch_size, 0, start)
-            mover(blank.split(self.micro), start)
+            player_state(blank.split(self.micro), start)
         self.state.load_networks(before)
 
     # ---- what it looks at
@@ -446,8 +465,9 @@ class Run:
         if self.accelerator.is_main_process:
             held_out = sum(len(shards) for shards in self.tests)
             print(f"preparing {settings.extractor} and {held_out:,} held-out images", file=sys.stderr, flush=True)
-        from trainer.evaluate import Evaluator  # torchmetrics takes seconds to import
-        from trainer.extractor import LPIPS, build
+        from trainer.evaluate.evaluator import Evaluator  # torchmetrics takes seconds to import
+        from trainer.evaluate.extractors.build import build
+        from trainer.evaluate.extractors.lpips import LPIPS
 
         extractor = build(settings, self.config.data, self.folder.path, self.trains, self.tests, self.accelerator)
         evaluator = Evaluator(
@@ -481,7 +501,11 @@ class Run:
         if self.accelerator.is_main_process:
             self.config.keep(self.folder.path / "config.yaml")
         self.record.configuration(self.config.shown())
-        modes = [mover.player.name for mover in self.mover.movers if mover.player.name in ("binary", "ternary")]
+        modes = [
+            player_state.player.name
+            for player_state in self.train_step.player_states
+            if player_state.player.name in ("binary", "ternary")
+        ]
         scored = {use for use in ("sample", "reconstruct", "translate") if self.evaluator and self.system.can(use)}
         if self.evaluator and "sample" in scored:
             scored |= {*self.evaluator.wanted} - ({"is"} if not self.evaluator.scored else set())

@@ -14,7 +14,7 @@ MOST_BLOCKS = 64  # at a size: a downloaded run's settings must not keep a machi
 
 
 @dataclass(frozen=True)
-class Networks:
+class NetworkConfig:
     """Settings of encoder, decoder and discriminators.
 
     Args:
@@ -47,7 +47,7 @@ class Networks:
                 raise ValueError(f"system.networks.{name} is {getattr(self, name)}, expected more than 0")
         if self.blocks > MOST_BLOCKS:
             raise ValueError(f"system.networks.blocks is {self.blocks}, expected {MOST_BLOCKS} at most")
-        if self.family == "dcgan" and self.blocks != Networks.blocks:
+        if self.family == "dcgan" and self.blocks != NetworkConfig.blocks:
             raise ValueError("system.networks.blocks has no effect in the dcgan family: take residual, or leave it")
         if self.attention and self.family == "dcgan":
             raise ValueError("system.networks.attention has no effect in the dcgan family: take residual, or leave it")
@@ -108,10 +108,10 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(max(1, channels // 8), channels) if kind == "group" else nn.Identity()
 
 
-def initialize(network: nn.Module, slope: float, quiet: bool = True) -> None:
+def initialize(network: nn.Module, slope: float, zero_init_residual: bool = True) -> None:
     """He's normal initialisation for a network of (leaky) ReLUs, zero biases (He et al. 2015, eq. 14).
 
-    Unless not `quiet`, residual branches begin at 0; a spectral norm cannot divide that by its norm.
+    Unless not `zero_init_residual`, residual branches begin at 0; a spectral norm cannot divide that by its norm.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -123,8 +123,8 @@ def initialize(network: nn.Module, slope: float, quiet: bool = True) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in network.modules():
-        if quiet and isinstance(module, (Residual, Attention)):
-            module.quiet()
+        if zero_init_residual and isinstance(module, (Residual, Attention)):
+            module.zero_init_residual()
 
 
 class Residual(nn.Module):
@@ -143,7 +143,7 @@ class Residual(nn.Module):
             nn.Conv2d(hidden, channels, 1, bias=False),
         )
 
-    def quiet(self) -> None:
+    def zero_init_residual(self) -> None:
         first, second, last = (module for module in self.branch if isinstance(module, nn.Conv2d))
         for convolution in (first, second):
             convolution.weight.data.mul_(self.blocks ** (-1 / 4))  # -1 / (2 * 3 layers - 2)
@@ -165,7 +165,7 @@ class Attention(nn.Module):
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def quiet(self) -> None:
+    def zero_init_residual(self) -> None:
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,20 +189,20 @@ class Resample(nn.Module):
         return interpolate(self.mix(x), scale_factor=self.scale, mode="bilinear", align_corners=False)
 
 
-def residuals(settings: Networks, channels: int, size: int, levels: int) -> nn.Module:
+def residuals(settings: NetworkConfig, channels: int, size: int, levels: int) -> nn.Module:
     """The residual blocks at one size of a network of so many levels, and attention where the settings have it."""
     norm, blocks = settings.norm, settings.blocks
     parts: list[nn.Module] = [Residual(channels, norm, blocks * (levels + 1)) for _ in range(blocks)]
     return nn.Sequential(*parts, *([Attention(channels)] if size in settings.attention else []))
 
 
-def down(settings: Networks, image_size: int, channels: int, levels: int) -> list[nn.Module]:
+def down(settings: NetworkConfig, image_size: int, channels: int, levels: int) -> list[nn.Module]:
     """Levels that each end with half the size: strided convolutions, or residual blocks and means."""
     make = _strided if settings.family == "dcgan" else _residual
     return [nn.Sequential(*parts) for parts in make(settings, image_size, channels, levels)]
 
 
-def _strided(settings: Networks, image_size: int, channels: int, levels: int) -> list[list[nn.Module]]:
+def _strided(settings: NetworkConfig, image_size: int, channels: int, levels: int) -> list[list[nn.Module]]:
     made = []
     for level in range(levels):
         wide = channels_at(settings.width, level)
@@ -213,7 +213,7 @@ def _strided(settings: Networks, image_size: int, channels: int, levels: int) ->
     return made
 
 
-def _residual(settings: Networks, image_size: int, channels: int, levels: int) -> list[list[nn.Module]]:
+def _residual(settings: NetworkConfig, image_size: int, channels: int, levels: int) -> list[list[nn.Module]]:
     made: list[list[nn.Module]] = []
     narrow, size = settings.width, image_size
     for level in range(levels):

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from models.losses import full
-from models.networks.blocks import SLOPE, Networks, Resample, channels_at, initialize, normalization, residuals
+from models.losses import at_least_fp32
+from models.networks.blocks import SLOPE, NetworkConfig, Resample, channels_at, initialize, normalization, residuals
 
 
 class Decoder(nn.Module):
@@ -18,7 +18,7 @@ class Decoder(nn.Module):
         latent_dim: numbers per code
     """
 
-    def __init__(self, settings: Networks, image_size: int, channels: int, latent_dim: int):
+    def __init__(self, settings: NetworkConfig, image_size: int, channels: int, latent_dim: int):
         super().__init__()
         settings.check(image_size)
         levels = settings.levels(image_size)
@@ -42,17 +42,17 @@ class Decoder(nn.Module):
         if self.flat:
             hidden = hidden.unflatten(1, (-1, self.size, self.size))
         # In half precision tanh would be 1 from 3.5 on, and a wrong pixel there would have no gradient.
-        return full(self.last(self.trunk(hidden))).tanh()
+        return at_least_fp32(self.last(self.trunk(hidden))).tanh()
 
 
-def _transposed(settings: Networks, widths: list[int]) -> list[nn.Module]:
+def _transposed(settings: NetworkConfig, widths: list[int]) -> list[nn.Module]:
     parts: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
         parts += [normalization(settings.norm, wide), nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, 2, 1)]
     return [*parts, normalization(settings.norm, widths[-1]), nn.ReLU()]
 
 
-def _residual(settings: Networks, widths: list[int], size: int) -> list[nn.Module]:
+def _residual(settings: NetworkConfig, widths: list[int], size: int) -> list[nn.Module]:
     parts = [residuals(settings, widths[0], size, len(widths))]
     for wide, narrow in zip(widths, [*widths[1:], widths[-1]], strict=True):
         size *= 2

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.networks.blocks import (
     SLOPE,
-    Networks,
+    NetworkConfig,
     channels_at,
     down,
     halvings,
@@ -36,7 +36,7 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        settings: Networks,
+        settings: NetworkConfig,
         image_size: int,
         channels: int,
         logits: int,
@@ -58,7 +58,7 @@ class Discriminator(nn.Module):
             parts = down(replace(settings, norm="none"), image_size, channels, levels)
             self.head = nn.Linear((channels_at(settings.width, levels - 1) + bool(group)) * size**2, logits)
         self.levels = nn.ModuleList(parts)
-        initialize(self, SLOPE, quiet=not spectral_norm)
+        initialize(self, SLOPE, zero_init_residual=not spectral_norm)
         nn.init.xavier_normal_(self.head.weight)
         if spectral_norm:
             normalize_spectrally(self)

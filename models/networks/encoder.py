@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.networks.blocks import SLOPE, Networks, channels_at, down, initialize
+from models.networks.blocks import SLOPE, NetworkConfig, channels_at, down, initialize
 
 
 class Encoder(nn.Module):
@@ -15,7 +15,7 @@ class Encoder(nn.Module):
         outputs: numbers per code: the code's, or twice that for a posterior's mean and log-variance
     """
 
-    def __init__(self, settings: Networks, image_size: int, channels: int, outputs: int):
+    def __init__(self, settings: NetworkConfig, image_size: int, channels: int, outputs: int):
         super().__init__()
         settings.check(image_size)
         levels = settings.levels(image_size)

@@ -1,0 +1,203 @@
+"""Remote shards, whole, in a folder of this machine that its processes share."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from data.errors import DataError
+from data.shards.index import Shard, load_table, save_table, scan, table_path
+from data.shards.remote import download
+
+WAIT = 0.05  # seconds between looks for room
+TABLES = 256  # kept in memory
+OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.[0-9a-f]+\.tar\.npy\.\d+")  # no other file is touched
+
+
+class Cache:
+    """Fetches shards once for all processes of a machine, and drops those unused for longest to stay within a limit.
+
+    A file is a shard, whole (`KEY.tar`, with its table), or on its way (`KEY.BYTES.part`), which counts for all of its
+    bytes from the beginning. Whoever fetches a shard holds an exclusive lock on it, whoever reads it a shared one, and
+    only what nobody holds is dropped; names change under the folder's lock alone. The kernel takes a killed process's
+    locks back, and another one goes on with what it has fetched. A shard's key holds what its index says of it, so a
+    set that was made anew at the same URL is another one.
+
+    Args:
+        folder: of a file system of this machine, for its locks; made when it is needed
+        limit: bytes that the files never pass together
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int):
+        self.folder, self.limit = Path(folder), limit
+        self._tables: dict[Path, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": {}}  # another process reads them itself
+
+    @contextmanager
+    def opened(self, url: str, shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
+        """A shard's file descriptor and table, fetched if it is not here, and not dropped meanwhile.
+
+        Nobody may hold one shard while asking for another: two could wait for each other's room.
+
+        Raises:
+            DataError: it cannot be fetched, differs from its index, is larger than the limit, or cannot be written.
+        """
+        path = self._path(url, shard)
+        while (file := self._held(path, shard)) is None:
+            self.fetch(url, shard)
+        with file:
+            yield file.fileno(), self._table(path, shard)
+
+    def fetch(self, url: str, shard: Shard) -> None:
+        """Have a shard in the folder; it may be dropped again at once.
+
+        Raises:
+            DataError: as `opened`.
+        """
+        path, need = self._path(url, shard), shard.filesize + 32 * shard.nsamples + 256
+        if need > self.limit:
+            raise DataError(
+                f"data.cache_gb is {self.limit / 1e9:g}, and the shard {url} alone has {need / 1e9:g} GB: raise it to "
+                "what the shards of some steps need together"
+            )
+        part = path.with_suffix(f".{need}.part")
+        try:
+            self._fetch(url, shard, path, part, need)
+        except OSError as error:
+            raise DataError(
+                f"data.cache {self.folder}: {error.strerror or error}, and remote shards are kept there: make room, or "
+                "name another folder"
+            ) from error
+
+    def _fetch(self, url: str, shard: Shard, path: Path, part: Path, need: int) -> None:
+        while not path.exists():
+            if not self._reserve(path, part, need):
+                time.sleep(WAIT)  # all is in use: reading a batch's part of a shard takes milliseconds
+                continue
+            with suppress(FileNotFoundError), open(part, "r+b") as file:  # not found: it is whole by now, or dropped
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if _is_at(file, part):
+                    download(url, file, shard.filesize)
+                    os.fsync(file.fileno())
+                    self._finish(part, path, url, shard)
+
+    def _finish(self, part: Path, path: Path, url: str, shard: Shard) -> None:
+        found, table = scan(part, bool(shard.checksum))
+        if found.nsamples != shard.nsamples or (shard.table and found.table != shard.table):
+            part.unlink()
+            raise DataError(
+                f"the shard {url} is another one than its index says ({found.nsamples:,} samples, {shard.nsamples:,} "
+                f"in the index{', ' + found.problems[0] if found.problems else ''}): index it anew"
+            )
+        if found.checksum != shard.checksum:
+            part.unlink()
+            raise DataError(
+                f"images of the shard {url} have other checksums than its index says: it was damaged, or made anew. "
+                "Fetch it again, and index it anew if that does not help"
+            )
+        with self._alone():
+            if not save_table(path, table):
+                raise OSError(errno.ENOSPC, "its table cannot be written")
+            part.rename(path)
+
+    def release(self, url: str, shard: Shard) -> None:
+        """Say that a shard will not be needed soon: it goes before those that are still to be used."""
+        with suppress(OSError):
+            os.utime(self._path(url, shard), (0, 0))
+
+    def _held(self, path: Path, shard: Shard) -> IO[bytes] | None:
+        """A whole shard, locked against being dropped while it is open; None if it is not here."""
+        try:
+            file = open(path, "rb")  # noqa: SIM115 - the caller closes it
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
+        is_here, is_whole = _is_at(file, path), os.fstat(file.fileno()).st_size == shard.filesize
+        if is_here and is_whole:
+            with suppress(OSError):  # another user's
+                os.utime(file.fileno())  # used just now
+            return file
+        file.close()
+        if is_here:  # what a failing disk may leave
+            with self._alone():
+                _dropped(path)
+        return None
+
+    def _table(self, path: Path, shard: Shard) -> np.ndarray:
+        if path not in self._tables:
+            if len(self._tables) >= TABLES:
+                del self._tables[next(iter(self._tables))]
+            table = load_table(path, shard)
+            self._tables[path] = scan(path, checksums=False)[1] if table is None else table
+        return self._tables[path]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _reserve(self, path: Path, part: Path, need: int) -> bool:
+        """Make room for a shard, and its unfinished file; False where all that is here is in use."""
+        with self._alone():
+            if part.exists() or path.exists():
+                return True
+            files = sorted(self._files())
+            room = self.limit - sum(size for _, size, _ in files)
+            for _, size, other in files:
+                if room >= need:
+                    break
+                room += size if _dropped(other) else 0
+            if room >= need:
+                part.touch()
+            return room >= need
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Last use, bytes and path of each shard; tables that a kill left alone go."""
+        ours = [path for path in sorted(self.folder.iterdir()) if OURS.fullmatch(path.name)]
+        for path in ours:
+            if path.suffix == ".part":
+                yield path.stat().st_mtime, int(path.suffixes[-2][1:]), path
+            elif path.suffix == ".tar":
+                yield path.stat().st_mtime, _size(path) + _size(table_path(path)), path
+            elif path.suffix != ".npy" or not path.with_suffix("").exists():
+                path.unlink(missing_ok=True)
+
+    def _path(self, url: str, shard: Shard) -> Path:
+        what = f"{url}\n{shard.filesize}\n{shard.mtime_ns}\n{shard.nsamples}\n{shard.table}{shard.checksum}"
+        return self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.tar"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one of that name: it may have been dropped or finished before its lock came."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _dropped(path: Path) -> bool:
+    """Drop a file, unless somebody holds it."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        path.unlink()
+        table_path(path).unlink(missing_ok=True)
+    return True

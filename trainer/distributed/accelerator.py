@@ -1,0 +1,100 @@
+"""accelerate's Accelerator, with the run's precision, timeouts and memory settings."""
+
+import ctypes
+import logging
+import os
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DynamoBackend, parse_flag_from_env
+
+from trainer.distributed.rendezvous import INIT_METHOD
+
+# Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
+DDP_SETTINGS = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def make_accelerator(precision: str | None, timeout: int, deterministic: bool, run_dir: Path) -> Accelerator:
+    """The launcher's processes and device, and the precision asked for.
+
+    Raises:
+        ValueError: fp16 on a CPU, or accelerate does not see the launcher's processes as one world.
+    """
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # Its successor forward_sync_buffers is not accelerate's to pass on yet.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
+    # Of a dimension of size 1, whose stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    _set_cuda_environment(deterministic, run_dir)
+    if not _has_gpu():
+        keep_freed_memory()
+    # NCCL's watchdog aborts a process: have the one that names who is missing be the first, peers.py's on the host.
+    patience = 2 if _has_gpu() else 1
+    waiting = InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=patience * timeout))
+    accelerator = Accelerator(mixed_precision=choose_precision(precision), kwargs_handlers=[DDP_SETTINGS, waiting])
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ValueError(
+            "the launcher's --dynamo_backend would compile discriminators, too, through which no gradient penalty can "
+            "go: take --dynamo_backend no and --trainer.compile true"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"the launcher started {launched} processes, but each would train alone: for CPU processes set "
+            "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
+        )
+    check_precision(accelerator.mixed_precision, accelerator.device.type, precision)
+    return accelerator
+
+
+def check_precision(precision: str, device: str, asked: str | None) -> None:
+    """Refuse what would silently be another precision.
+
+    Raises:
+        ValueError: names the setting, `trainer.precision` if that was `asked` for.
+    """
+    if precision == "fp16" and device == "cpu":
+        source = "trainer.precision" if asked else "the launcher's --mixed_precision"
+        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
+
+
+def choose_precision(asked: str | None) -> str:
+    """The one asked for, the launcher's, or bf16 where a GPU has it: accelerate's launcher says no by default."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked or launched != "no":
+        return asked or launched
+    return "bf16" if _has_gpu() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def _set_cuda_environment(deterministic: bool, run_dir: Path) -> None:
+    """What CUDA and NCCL read when they start: the same bits each time, if asked for, and a record of what hung."""
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    for name, value in {
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{run_dir}/nccl_rank_",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next: page by page from the kernel it takes up to a fifth of a step.
+
+    Where the environment sets malloc's thresholds (MALLOC_MMAP_THRESHOLD_=65536 saves memory), they stay.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    set_before = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
+    if mallopt and not set_before and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
+        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # all that older ones take
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
