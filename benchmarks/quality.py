@@ -26,7 +26,7 @@ from data.loader import read
 from data.order import Order
 from data.shards.reader import Shards
 from models import VAEGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
-from models.losses import ModeName
+from models.losses import Mode
 from trainer.batch import Batch, normalize
 from trainer.config.settings import DataConfig
 from trainer.ema import EMA
@@ -39,7 +39,7 @@ METHODS = ["ours, binary", "ours, ternary", "Pythae, lr 1e-4", "Pythae, lr 1e-3"
 BATCH_SIZE, HALF_LIFE = 32, 20_000
 
 
-def our_system(mode: ModeName) -> VAEGAN:
+def our_system(mode: Mode) -> VAEGAN:
     return VAEGAN(
         SIZE,
         channels=1,
@@ -56,7 +56,7 @@ def our_system(mode: ModeName) -> VAEGAN:
 class Ours:
     batch_size = BATCH_SIZE
 
-    def __init__(self, accelerator: Accelerator, mode: ModeName, seed: int):
+    def __init__(self, accelerator: Accelerator, mode: Mode, seed: int):
         system = our_system(mode)
         self.seed, self.move, self.ema = seed, TrainStep(accelerator, system, 1), EMA(system, HALF_LIFE, BATCH_SIZE)
 

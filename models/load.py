@@ -12,11 +12,8 @@ import torch
 
 from models import manifest
 from models.system import System
-from models.systems import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN
+from models.systems import SYSTEMS
 
-# The systems that a name in a file or on a command line may stand for: nothing else is imported by its name. A system
-# of one's own is added here, or by code: models.SYSTEMS.append(Mine).
-SYSTEMS: list[type[System]] = [AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN]
 PERCEPTUAL = ("perceptual", "perceptual_weight", "perceptual_weights")  # a training loss, needed no more
 
 

@@ -475,10 +475,10 @@ def test_a_fake_goes_into_the_slot_that_the_discriminator_was_told_of():
     batch = batch_of(2)
     draws = torch.tensor([[0.25, float(below)], [0.75, float(below)]])
     fakes = torch.ones(2, 1, 32, 32)
-    told = system._slots(draws, batch.positions())[0][0].item()
-    system._after({"draws": batch.placed(draws), "fakes/a": batch.placed(fakes), "fakes/b": batch.placed(fakes)})
+    told = system.pool.slots(draws, batch.positions())[0][0].item()
+    system.after({"draws": batch.placed(draws), "fakes/a": batch.placed(fakes), "fakes/b": batch.placed(fakes)})
     assert system.pool_a.amax((1, 2, 3)).nonzero().tolist() == [[told]]
-    assert system._from_pool(batch, "a", fakes.bfloat16()).dtype == torch.bfloat16
+    assert system.pool.mixed(batch, "a", fakes.bfloat16()).dtype == torch.bfloat16
 
 
 # ---- the step

@@ -206,7 +206,7 @@ def test_a_code_may_be_a_map():
 def test_unset_a_cyclegan_is_the_papers():
     """Zhu et al. 2017, sections 4 and 7.2: lambda is 10, identity half of it, and rates fall in the second half."""
     system = CycleGAN(256, 3)
-    assert (system.cycle_weight, system.identity_weight, system.pool) == (10, 5, 50)
+    assert (system.cycle_weight, system.identity_weight, system.pool.size) == (10, 5, 50)
     assert system.pool_a.shape == system.pool_b.shape == (50, 3, 256, 256)
     assert [name for name, _ in system.named_buffers(recurse=False)] == ["pool_a", "pool_b", "pooled"]
     assert list(system.networks()) == ["discriminator_a", "discriminator_b", "translator_ab", "translator_ba"]

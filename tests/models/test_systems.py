@@ -217,7 +217,7 @@ def test_the_image_pool_by_hand():
         batch = batch_of(n=3, step=step)
         fakes = torch.arange(3 * step, 3 * step + 3).float()[:, None, None, None].expand(3, 1, 32, 32)
         before = system.pool_a[:, 0, 0, 0].clone()
-        shown = system._from_pool(batch, "a", fakes)[:, 0, 0, 0]
+        shown = system.pool.mixed(batch, "a", fakes)[:, 0, 0, 0]
         u = batch.uniform("pool", (2,))
         for i in range(3):
             free, slot = 3 * step + i, int(u[i, 1] * 5)
@@ -228,7 +228,7 @@ def test_the_image_pool_by_hand():
                 before_slot = free if free < 5 else slot
                 seen.append((before_slot, fakes[i, 0, 0, 0].item()))
         placed = {f"fakes/{domain}": batch.placed(fakes) for domain in "ab"}
-        system._after(placed | {"draws": batch.placed(u)})
+        system.after(placed | {"draws": batch.placed(u)})
         assert system.pool_a[:, 0, 0, 0].tolist() == [dict(seen).get(slot, 0.0) for slot in range(5)]
     assert any(value > 5 for _, value in seen), "some were swapped"
 
@@ -366,7 +366,7 @@ def test_systems_say_what_they_can():
         (lambda: vaegan("both", reconstruction="features"), "feature_discriminator"),
         (lambda: vaegan(reconstruction="features", feature_discriminator="ternary"), "is ternary"),
         (lambda: vaegan(reconstruction="features", feature_layer=3), "expected 0 to 2"),
-        (lambda: vaegan(perceptual_weight=1.0), "perceptual_weights None"),
+        (lambda: vaegan(perceptual_weight=1.0), "perceptual_weights is None"),
         (lambda: vaegan(perceptual_weight=1.0, perceptual_weights="none.pth"), "none.pth is not torchvision's"),
         (lambda: VAE(32, 1, autoencoder=OptimizerConfig(lr=-1)).players(), "system.autoencoder.lr is -1"),
         (lambda: VAE(32, 1, autoencoder=OptimizerConfig(betas=(1, 0.9))).players(), "system.autoencoder.betas"),
