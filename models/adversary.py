@@ -146,18 +146,3 @@ class Adversary:
         if not self.config.augment:
             return image
         return augment(image, self.config.augment, batch.uniform(f"augment {self.network} {kind}", (DRAWS,)))
-
-
-def mean_generator_loss(
-    adversaries: list[Adversary], batch: Batch, image: Tensor, fakes: Images
-) -> tuple[Tensor | None, Terms]:
-    """Return the mean of the generator losses that have started, each times its ramp, and each one as a term.
-
-    The mean is None before the first discriminator has started.
-    """
-    started = [adversary for adversary in adversaries if adversary.has_started(batch)]
-    if not started:
-        return None, {}
-    terms = {adversary.mode: adversary.generator_loss(batch, image, fakes) for adversary in started}
-    weighted = [adversary.weight(batch) * terms[adversary.mode] for adversary in started]
-    return torch.stack(weighted).mean(), {f"generator_loss/{mode}": value for mode, value in terms.items()}

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, relu, softplus
 
+Likelihood = Literal["gaussian", "laplace", "bernoulli"]
+Mode = Literal["binary", "ternary"]
+LOGITS: dict[Mode, int] = {"binary": 1, "ternary": 3}  # real or fake; real, reconstructed or generated
+Adversarial = Literal["logistic", "hinge", "least_squares", "relativistic"]
+Opponent = Literal["real", "not_own"]
+
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """Return x as fp32 if it is in half precision, in which no loss is computed."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-# ---- codes
 
 
 def reparameterize(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
@@ -37,20 +40,10 @@ def gaussian_likelihood(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor
     return nll.flatten(1).sum(1).mean()
 
 
-# ---- images
-
-Likelihood = Literal["gaussian", "laplace", "bernoulli"]
-
-
-def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
-    """Return 1/2 ||target - prediction||^2, summed over all axes but the first: -log N(target; prediction, I) + c."""
-    return 0.5 * (target - prediction).square().flatten(1).sum(1).mean()
-
-
 def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: Tensor | None = None) -> Tensor:
     """Return -log p(target | prediction) in nats, summed over pixels, up to a constant.
 
-    Gaussian: ||x - y||^2 / (2 s^2) + D log s. Laplace: |x - y| / s + D log s. Bernoulli: the cross-entropy of pixels
+    Gaussian: 1/2 ||x - y||^2 / s^2 + D log s. Laplace: |x - y| / s + D log s. Bernoulli: the cross-entropy of pixels
     mapped from [-1, 1] to [0, 1], without a scale.
     """
     if kind == "bernoulli":
@@ -62,15 +55,6 @@ def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: 
     if log_scale is not None:
         error = error * (-(2 if kind == "gaussian" else 1) * log_scale).exp() + log_scale
     return error.flatten(1).sum(1).mean()
-
-
-# ---- discriminators
-
-
-Mode = Literal["binary", "ternary"]
-LOGITS: dict[Mode, int] = {"binary": 1, "ternary": 3}  # real or fake; real, reconstructed or generated
-Adversarial = Literal["logistic", "hinge", "least_squares", "relativistic"]
-Opponent = Literal["real", "not_own"]
 
 
 def realness(logits: Tensor) -> Tensor:

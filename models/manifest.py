@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: its manifest, whose shape is checked as it is read, and its files' checksums."""
+"""A checkpoint's manifest, which is validated when it is read, and the checksums of its files."""
 
 import hashlib
 import json
@@ -11,31 +11,31 @@ import safetensors.torch
 from msgspec import Meta
 from torch import Tensor
 
-LARGEST = 64 << 20  # bytes of a manifest
+LARGEST = 64 << 20  # bytes that a manifest may have
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safetensors$")]  # of the folder itself
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safetensors$")]
 
 
 class Manifest(msgspec.Struct):
-    """What every manifest has; the trainer's own fields are described in trainer/schemas.py."""
+    """The fields that every manifest has; trainer/schemas.py describes the trainer's own."""
 
     step: Annotated[int, Meta(ge=0, le=10**18)]
     files: dict[FileName, Digest]
-    sha256: Digest  # of the rest
+    sha256: Digest  # of the other fields
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's `checkpoints` folder, newest first."""
+    """Return the checkpoints in a run's `checkpoints` folder, newest first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_[0-9]{8,18}", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The manifest in a checkpoint's folder.
+    """Read and validate the manifest in a checkpoint's folder.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, or has another shape than a manifest.
+        ValueError: it is damaged or no manifest.
     """
     file = path / "manifest.json"
     check_regular(file)
@@ -56,13 +56,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def sealed(manifest: dict[str, Any]) -> bytes:
-    """A manifest with the checksum of its own content."""
+    """Encode a manifest together with the checksum of its content."""
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     return json.dumps(manifest | {"sha256": digest}, indent=1).encode()
 
 
 def tensors(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """The tensors in the file `name` of a checkpoint's folder.
+    """Read the tensors in the file `name` of a checkpoint's folder.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -77,31 +77,19 @@ def tensors(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what would not end when it is read, such as a pipe or a device; a missing file is left to who opens it.
-
-    Raises:
-        ValueError: it is there, and no regular file.
-    """
+    """Raise a ValueError if the path is something other than a regular file, such as a pipe, which might never end."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path.name} is no regular file")
 
 
 def check_digest(name: str, found: str, expected: str) -> None:
-    """Compare a file's sha256 with the manifest's.
-
-    Raises:
-        ValueError: they differ.
-    """
+    """Raise a ValueError if a file's sha256 differs from the manifest's."""
     if found != expected:
         raise ValueError(f"{name} does not match its checksum")
 
 
 def check_tensors(name: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Compare names, shapes and types of a file's tensors with those that they are to replace.
-
-    Raises:
-        ValueError: they differ; names the file and the first tensor.
-    """
+    """Raise a ValueError that names the first tensor whose name, shape or type differs from the expected ones."""
     here, there = ({key: _kind(value) for key, value in tensors.items()} for tensors in (expected, found))
     for key in sorted(here.keys() | there.keys()):
         if here.get(key) != there.get(key):

@@ -7,16 +7,11 @@ from models.system import Batch, System, Terms
 
 
 class ImagePool:
-    """A pool of fakes of each domain, which all processes share.
+    """A pool of `size` fakes of each domain, in buffers of the system.
 
-    A fake goes into a free slot while there is one; later ones, with a chance of one half, replace a random slot's and
-    the discriminator is shown the fake that was there. The slots follow from a step's draws and positions in the global
-    batch, so the number of processes changes nothing. The fakes are buffers of the system, saved with a checkpoint.
-
-    Args:
-        system: gets the buffers `pool_DOMAIN` and `pooled`, the number of slots in use
-        size: slots of each domain
-        shape: (channels, size, size) of the images
+    A fake goes into a free slot while there is one. After that it replaces, with a chance of one half, the fake in a
+    random slot, which is shown to the discriminator in its place. The slots follow from a step's draws and positions in
+    the global batch, so the number of processes changes nothing.
     """
 
     def __init__(self, system: System, size: int, shape: tuple[int, ...]):
@@ -26,14 +21,9 @@ class ImagePool:
         system.register_buffer("pooled", torch.zeros((), dtype=torch.int64))
 
     def slots(self, draws: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the slot of each fake, and whether an older fake is in it.
+        """Return the slot of each fake, `size` if it goes into none, and whether an older fake is in it, both [n].
 
-        Args:
-            draws: [n, 2] from U[0, 1)
-            positions: of the fakes in the global batch, [n]
-
-        Returns:
-            Slots [n], `size` for a fake that goes into none; and booleans [n].
+        `draws` are [n, 2] from U[0, 1), `positions` those of the fakes in the global batch, [n].
         """
         used = self.system.get_buffer("pooled")
         free = used + positions

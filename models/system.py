@@ -85,10 +85,12 @@ class Player:
 
 
 class System(nn.Module, ABC):
-    """Networks and how they are trained. A subclass's typed `__init__` is its configuration, its docstring the help.
+    """Networks and how they are trained.
 
-    The children are the networks. Buffers of the system itself are statistics that players keep from step to step. A
-    system defines those of `sample`, `reconstruct`, `posterior` and `translate` that it is capable of.
+    A subclass's typed `__init__` is its configuration, whose help is its docstring; it raises a ValueError that names
+    the setting if one is out of its range or has no effect. The children are the networks. Buffers of the system itself
+    are statistics that players keep from step to step. A system defines those of `sample`, `reconstruct`, `posterior`
+    and `translate` that it is capable of.
     """
 
     averaged: tuple[str, ...]  # networks that are used after training: the EMA averages these

@@ -15,18 +15,16 @@ class Family(NamedTuple):
     """How the networks of a family halve and double the size of an image.
 
     Args:
-        down: (config, image_size, channels, levels) -> one module per level, each of which halves the size and ends
-            with `config.channels(level)` channels
-        up: (config, widths, size) -> modules that double the size from `size` but for what `last` doubles; widths are
-            the channels of the levels, the widest first
-        last: (width, channels) -> the decoder's last convolution
+        down: (config, image_size, channels, levels) -> a module per level, which halves the size and has
+            `config.channels(level)` outputs
+        up: (config, widths, size, channels) -> modules that double the size from `size` on, and the last convolution,
+            with `channels` outputs; widths are the channels of the levels, the widest first
         slope: negative slope of the decoder's (leaky) ReLUs
         options: names of settings that not every family has and this one uses
     """
 
     down: Callable[[NetworkConfig, int, int, int], list[nn.Module]]
-    up: Callable[[NetworkConfig, list[int], int], list[nn.Module]]
-    last: Callable[[int, int], nn.Conv2d | nn.ConvTranspose2d]
+    up: Callable[[NetworkConfig, list[int], int, int], tuple[list[nn.Module], nn.Conv2d | nn.ConvTranspose2d]]
     slope: float = SLOPE
     options: tuple[str, ...] = ()
 
@@ -43,12 +41,10 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
 
 
 def initialize(network: nn.Module, slope: float, zero_init_residual: bool = True) -> None:
-    """Draw all weights from He's normal initialization and set biases to zero (He et al. 2015, eq. 14).
+    """Draw weights from He's normal initialization and set biases to zero (He et al. 2015, eq. 14).
 
-    Args:
-        network: its convolutions and linear layers are initialized
-        slope: negative slope of its (leaky) ReLUs
-        zero_init_residual: start residual branches at 0; must be off before spectral norm, which cannot normalize 0
+    `slope` is the negative slope of the network's ReLUs. Residual branches start at 0 unless `zero_init_residual` is
+    off, as it must be before spectral norm, which cannot normalize 0.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -66,14 +62,7 @@ def initialize(network: nn.Module, slope: float, zero_init_residual: bool = True
 
 
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """Append a channel with the mean standard deviation in each run of `group` images (Karras et al. 2018, section 3).
-
-    Args:
-        x: features [n, c, h, w]
-        group: images per run
-
-    Returns:
-        [n, c + 1, h, w].
+    """Append to x [n, c, h, w] the mean standard deviation in each run of `group` images (Karras et al. 2018, 3).
 
     Raises:
         ValueError: n is no multiple of the group.

@@ -35,29 +35,26 @@ class NetworkConfig:
     latent_stride: Literal[2, 4, 8, 16] | None = None
     patches: bool = False
 
-    def check(self, image_size: int) -> None:
-        """Raise a ValueError that names the first setting that is out of range for images of this size."""
+    def check(self, image_size: int, discriminator: bool = True) -> None:
+        """Raise a ValueError that names the first setting that is out of its range or has no effect.
+
+        `discriminator` is whether the system has one.
+        """
         _, levels = halvings(image_size)
         for name in ("width", "blocks"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"system.networks.{name} is {getattr(self, name)}, expected more than 0")
         if self.blocks > MAX_BLOCKS:
             raise ValueError(f"system.networks.blocks is {self.blocks}, expected {MAX_BLOCKS} at most")
-        sizes = _sizes(image_size, levels)
-        if not set(self.attention) <= set(sizes):
-            raise ValueError(f"system.networks.attention is {list(self.attention)}, expected some of {sizes}")
         if self.latent_stride and self.latent_stride > 2**levels:
             raise ValueError(f"system.networks.latent_stride is {self.latent_stride}, expected {2**levels} at most")
-
-    def check_without_discriminator(self, image_size: int) -> None:
-        """Raise a ValueError that names the first setting that only a discriminator would use."""
-        if self.patches:
+        if self.patches and not discriminator:
             raise ValueError("system.networks.patches has no effect in a system without a discriminator: leave it off")
-        sizes = _sizes(image_size, self.levels(image_size))
-        if self.latent_stride and not set(self.attention) <= set(sizes):
+        last = levels if discriminator else self.levels(image_size)
+        sizes = [image_size // 2**level for level in range(last + 1)]
+        if not set(self.attention) <= set(sizes):
             raise ValueError(
-                f"system.networks.attention is {list(self.attention)}, but encoder and decoder end at {sizes[-1]} "
-                f"pixels with a latent_stride of {self.latent_stride}: expected some of {sizes}"
+                f"system.networks.attention is {list(self.attention)}, expected some of {sizes}, the networks' sizes"
             )
 
     def latent_shape(self, image_size: int, latent_dim: int) -> tuple[int, ...]:
@@ -94,7 +91,3 @@ def halvings(image_size: int) -> tuple[int, int]:
             "two, from 32 to 256 (such as 32, 48, 64, 96, 128, 256); change data.size"
         )
     return size, n
-
-
-def _sizes(image_size: int, levels: int) -> list[int]:
-    return [image_size // 2**level for level in range(levels + 1)]

@@ -9,14 +9,7 @@ from models.networks.families import family_of
 
 
 class Decoder(nn.Module):
-    """One layer from the code, then levels that each double the size up to the image.
-
-    Args:
-        config: settings of the networks
-        image_size: side of the images in pixels
-        channels: channels of the images
-        latent_dim: numbers per code
-    """
+    """One layer from the code, then levels that each double the size up to the image."""
 
     def __init__(self, config: NetworkConfig, image_size: int, channels: int, latent_dim: int):
         super().__init__()
@@ -26,8 +19,7 @@ class Decoder(nn.Module):
         self.size, self.flat = image_size // 2**levels, not config.latent_stride
         wide = widths[0]
         self.stem = nn.Linear(latent_dim, wide * self.size**2) if self.flat else nn.Conv2d(latent_dim, wide, 3, 1, 1)
-        trunk = family.up(config, widths, self.size)
-        self.last = family.last(config.width, channels)
+        trunk, self.last = family.up(config, widths, self.size, channels)
         self.trunk = nn.Sequential(*trunk)
         initialize(self, family.slope)
         nn.init.xavier_normal_(self.last.weight)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.networks.blocks import SLOPE, initialize, minibatch_stddev
 from models.networks.config import NetworkConfig, halvings
+from models.networks.dcgan import strided
 from models.networks.families import family_of
 from models.networks.spectral_norm import add_spectral_norm
 
@@ -43,7 +44,8 @@ class Discriminator(nn.Module):
         if config.patches:
             if patch_halvings is None:
                 patch_halvings = max(1, (image_size // 32).bit_length() - 1)
-            levels = _patch_levels(config, patch_halvings, channels, instance_norm)
+            strides = [*[2] * patch_halvings, 1]
+            levels = strided(config, channels, strides, nn.InstanceNorm2d if instance_norm else None)
             width = config.channels(len(levels) - 1)
             self.head: nn.Module = nn.Conv2d(width + bool(group), logits, 4, 1, 1)
         else:
@@ -57,10 +59,9 @@ class Discriminator(nn.Module):
             add_spectral_norm(self)
 
     def forward(self, image: Tensor, feature_layer: int | None = None) -> Tensor:
-        """Map images [n, channels, size, size] to logits.
+        """Map images [n, channels, size, size] to logits [n, logits], or of patches [n, logits, h, w].
 
-        Returns:
-            [n, logits] of images, or [n, logits, h, w] of patches; with `feature_layer`, that level's activations.
+        With `feature_layer`, return that level's activations instead.
         """
         hidden = image
         for level, layer in enumerate(self.levels):
@@ -70,14 +71,3 @@ class Discriminator(nn.Module):
         if self.group:
             hidden = minibatch_stddev(hidden, self.group)
         return self.head(hidden if self.patches else hidden.flatten(1))
-
-
-def _patch_levels(config: NetworkConfig, halved: int, channels: int, instance_norm: bool) -> list[nn.Module]:
-    made: list[nn.Module] = []
-    for level in range(halved + 1):
-        width = config.channels(level)
-        parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2 if level < halved else 1, 1)]
-        parts += [nn.InstanceNorm2d(width)] if instance_norm and level else []
-        made.append(nn.Sequential(*parts, nn.LeakyReLU(SLOPE)))
-        channels = width
-    return made

@@ -10,11 +10,7 @@ from models.networks.families import family_of
 class Encoder(nn.Module):
     """Levels that each halve the size of the image, then one layer.
 
-    Args:
-        config: settings of the networks
-        image_size: side of the images in pixels
-        channels: channels of the images
-        outputs: numbers per code: `latent_dim`, or twice that for a posterior's mean and log-variance
+    `outputs` is the number of outputs per code: latent_dim, or twice that for a posterior's mean and log-variance.
     """
 
     def __init__(self, config: NetworkConfig, image_size: int, channels: int, outputs: int):

@@ -81,12 +81,12 @@ def down(config: NetworkConfig, image_size: int, channels: int, levels: int) -> 
     return [nn.Sequential(*parts) for parts in made]
 
 
-def up(config: NetworkConfig, widths: list[int], size: int) -> list[nn.Module]:
+def up(config: NetworkConfig, widths: list[int], size: int, channels: int) -> tuple[list[nn.Module], nn.Conv2d]:
     parts = [_blocks(config, widths[0], size, len(widths))]
     for wide, narrow in zip(widths, [*widths[1:], widths[-1]], strict=True):
         size *= 2
         parts += [Resample(wide, narrow, 2), _blocks(config, narrow, size, len(widths))]
-    return [*parts, nn.LeakyReLU(SLOPE)]
+    return [*parts, nn.LeakyReLU(SLOPE)], nn.Conv2d(config.width, channels, 3, 1, 1)
 
 
 def _blocks(config: NetworkConfig, channels: int, size: int, levels: int) -> nn.Module:
@@ -97,6 +97,4 @@ def _blocks(config: NetworkConfig, channels: int, size: int, levels: int) -> nn.
     return nn.Sequential(*parts, *([Attention(channels)] if size in config.attention else []))
 
 
-RESIDUAL = Family(
-    *(down, up), last=lambda width, channels: nn.Conv2d(width, channels, 3, 1, 1), options=("blocks", "attention")
-)
+RESIDUAL = Family(down, up, options=("blocks", "attention"))

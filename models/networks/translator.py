@@ -10,11 +10,6 @@ class Translator(nn.Module):
     """CycleGAN's generator: 7x7, two halvings, residual blocks, two doublings, 7x7 (Zhu et al. 2017, appendix 7.2).
 
     It has instance normalization, whose statistics are each image's own, and reflected edges.
-
-    Args:
-        channels: channels of the images
-        width: channels of the first convolution
-        blocks: residual blocks; the paper has 6 at 128 pixels and 9 from 256
     """
 
     def __init__(self, channels: int, width: int, blocks: int):

@@ -21,9 +21,6 @@ class AE(Autoencoding, System):
             sharper reconstructions
         networks: architecture of encoder and decoder
         autoencoder: optimizer of encoder and decoder
-
-    Raises:
-        ValueError: a setting is out of its range or has no effect.
     """
 
     averaged = ("encoder", "decoder")
@@ -37,7 +34,7 @@ class AE(Autoencoding, System):
         autoencoder: OptimizerConfig = OptimizerConfig(),
     ):
         super().__init__()
-        networks.check_without_discriminator(image_size)
+        networks.check(image_size, discriminator=False)
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.encoder = Encoder(networks, image_size, channels, latent_dim)
         self.decoder = Decoder(networks, image_size, channels, latent_dim)
@@ -47,7 +44,7 @@ class AE(Autoencoding, System):
         return self.decoder(self.encoder(batch.image))
 
     def loss(self, batch: Batch, reconstructed: Tensor) -> Loss:
-        reconstruction = losses.squared_error(batch.image, reconstructed)
+        reconstruction = losses.likelihood("gaussian", batch.image, reconstructed)
         return Loss(reconstruction, {"reconstruction": reconstruction})
 
     def players(self) -> list[Player]:

@@ -44,9 +44,6 @@ class CycleGAN(System):
         pool: fakes of each domain that are kept to show to the discriminators again; 0 shows them this step's only
         translators: optimizer of both translators
         binary: settings of both discriminators, which share one optimizer
-
-    Raises:
-        ValueError: a setting is out of its range or has no effect.
     """
 
     averaged = ("translator_ab", "translator_ba")

@@ -20,9 +20,6 @@ class GAN(System):
         networks: architecture of decoder and discriminator
         generator: optimizer of the decoder
         binary: settings of the discriminator
-
-    Raises:
-        ValueError: a setting is out of its range or has no effect.
     """
 
     averaged = ("decoder",)

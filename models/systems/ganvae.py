@@ -33,9 +33,6 @@ class GANVAE(Autoencoding, System):
             better, lower it for better samples
         generator: optimizer of decoder and encoder
         binary: settings of the discriminator
-
-    Raises:
-        ValueError: a setting is out of its range or has no effect.
     """
 
     averaged = ("encoder", "decoder")

@@ -50,9 +50,6 @@ class VAE(Autoencoding, System):
         free_bits: nats per number of a code below which the KL term does not count, against codes that carry nothing
             (Kingma et al. 2016)
         autoencoder: optimizer of encoder, decoder and scale
-
-    Raises:
-        ValueError: a setting is out of its range or has no effect.
     """
 
     averaged = ("encoder", "decoder")
@@ -72,7 +69,7 @@ class VAE(Autoencoding, System):
     ):
         super().__init__()
         check_kl(kl_weight, kl_warmup, free_bits)
-        networks.check_without_discriminator(image_size)
+        networks.check(image_size, discriminator=False)
         if learned_scale and likelihood == "bernoulli":
             raise ValueError("system.learned_scale has no effect while system.likelihood is bernoulli")
         self.latent_shape = networks.latent_shape(image_size, latent_dim)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import losses
-from models.adversary import Adversary, Images, mean_generator_loss
+from models.adversary import Adversary, Images
 from models.losses import Mode, Opponent
 from models.networks import Decoder, Discriminator, Encoder, NetworkConfig
 from models.networks.perceptual import Perceptual, PerceptualKind, WeightsFile
@@ -65,10 +65,10 @@ class VAEGAN(Autoencoding, System):
             (Kingma et al. 2016)
         adversarial_weight: weight of the mean generator loss, beside a reconstruction summed over pixels; raise it for
             sharper images, lower it if they get artefacts
-        adaptive: multiply adversarial_weight by the ratio of two gradients at the decoder's last layer (Esser et al.
-            2021, eq. 7), those of the reconstruction per image value and of the generator loss, taken in the step
-            before. The loss itself has the reconstruction as a sum over an image's values, VQGAN's as a mean. VQGAN's
-            weight of 0.8 is therefore adversarial_weight = 0.8 * channels * size^2 here
+        adaptive: multiply adversarial_weight by a ratio of gradient norms at the decoder's last layer (Esser et al.
+            2021, eq. 7), that of the reconstruction's mean over pixels and channels to that of the generator loss, both
+            of the step before. The reconstruction in the loss is a sum over pixels and channels, in VQGAN's a mean, so
+            VQGAN's weight of 0.8 is adversarial_weight = 0.8 * channels * size^2 here
         adaptive_limit: largest such ratio; the logged `adaptive_saturated` is the fraction of steps at this limit
         encoder_adversarial: let the adversarial gradient of reconstructions reach the encoder, which pulls its codes to
             the prior; off costs one more decoder pass
@@ -78,9 +78,6 @@ class VAEGAN(Autoencoding, System):
         autoencoder: optimizer of encoder and decoder
         binary: settings of the binary discriminator; null takes the defaults
         ternary: settings of the ternary discriminator; null takes the defaults
-
-    Raises:
-        ValueError: a setting is out of its range or has no effect.
     """
 
     averaged = ("encoder", "decoder")
@@ -164,11 +161,13 @@ class VAEGAN(Autoencoding, System):
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
         loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
         fakes = self.fakes(passes._replace(reconstructed=passes.adversarial))
-        adversaries = list(self.adversaries.values())
-        generator_loss, generator_losses = mean_generator_loss(adversaries, batch, batch.image, fakes)
-        terms |= {"kl": kl} | generator_losses
-        if generator_loss is None:
+        games = {mode: game for mode, game in self.adversaries.items() if game.has_started(batch)}
+        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in games.items()}
+        terms |= {"kl": kl} | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
+        if not games:
             return Loss(loss, terms)
+        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in games.items()]
+        generator_loss = torch.stack(weighted).mean()
         if not self.adaptive:
             return Loss(loss + self.adversarial_weight * generator_loss, terms)
         # The ratio is taken of losses without weight and ramp, or it would cancel these.
@@ -186,7 +185,7 @@ class VAEGAN(Autoencoding, System):
         if self.reconstruction != "pixels":
             adversary = self.adversaries[self.feature_mode]
             features = adversary.features(batch, self.feature_layer, [batch.image, reconstructed])
-            terms["reconstruction/features"] = losses.squared_error(*features)
+            terms["reconstruction/features"] = losses.likelihood("gaussian", *features)
         if self.perceptual_weight:
             terms["perceptual"] = self.perceptual(batch.image, reconstructed)
         return terms
@@ -233,11 +232,9 @@ class VAEGAN(Autoencoding, System):
         """The discriminator and the level whose features are compared."""
         playing = list(self.adversaries)
         if self.reconstruction == "pixels":
-            if mode is not None or layer is not None:
-                raise ValueError(
-                    "system.feature_discriminator and system.feature_layer have no effect while system.reconstruction "
-                    "is pixels: set it to features or both, or leave them unset"
-                )
+            check_unused(
+                "system.reconstruction is pixels", feature_discriminator=(mode, None), feature_layer=(layer, None)
+            )
             return playing[0], 0
         if mode is None and len(playing) == 2:
             raise ValueError(

@@ -41,7 +41,7 @@ def test_squared_error_is_a_gaussians_log_likelihood():
     x, mean = torch.randn(6, 2, 3, 3, dtype=F64), torch.randn(6, 2, 3, 3, dtype=F64)
     log_likelihood = Normal(mean, 1.0).log_prob(x).flatten(1).sum(1).mean()
     constant = 18 / 2 * math.log(2 * math.pi)
-    assert losses.squared_error(x, mean).item() == pytest.approx(-log_likelihood.item() - constant, rel=1e-12)
+    assert losses.likelihood("gaussian", x, mean).item() == pytest.approx(-log_likelihood.item() - constant, rel=1e-12)
 
 
 KINDS = ["logistic", "hinge", "least_squares", "relativistic"]

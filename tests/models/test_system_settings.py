@@ -99,7 +99,7 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
         ("final have no effect", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(final=0.1)).players()),
         ("ramp have no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(ramp=1))),
         ("expected 0 to 2", lambda: vaegan(reconstruction="features", feature_layer=-1)),
-        ("feature_layer have no effect", lambda: vaegan(feature_discriminator="binary")),
+        ("feature_discriminator has no effect", lambda: vaegan(feature_discriminator="binary")),
         (
             "opponent is not_own",
             lambda: vaegan("both", opponent="not_own", config=DiscriminatorConfig(adversarial="least_squares")),

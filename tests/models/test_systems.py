@@ -402,7 +402,10 @@ def test_systems_say_what_they_can():
         (lambda: VAE(32, 1, kl_weight=0, free_bits=0.1), "system.free_bits has no effect"),
         (lambda: VAE(32, 1, networks=NetworkConfig(patches=True)), "system.networks.patches has no effect"),
         (lambda: AE(32, 1, networks=NetworkConfig(patches=True)), "system.networks.patches has no effect"),
-        (lambda: AE(64, 1, networks=NetworkConfig(latent_stride=4, attention=(8,))), "end at 16 pixels"),
+        (
+            lambda: AE(64, 1, networks=NetworkConfig(latent_stride=4, attention=(8,))),
+            r"attention is \[8\], expected some of \[64, 32, 16\]",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_by_name(build, words):
