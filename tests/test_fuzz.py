@@ -30,7 +30,7 @@ from data.images import decode
 from data.shards import Shards
 from trainer import checkpoint, extractor, statistics
 from trainer.config import Data, Location, configure
-from trainer.results import lines_of
+from trainer.log.metrics_file import read_metrics
 
 SECONDS = 20.0  # of the processor, for one file: hundreds of times what the largest honest one here takes
 MEMORY = 2**31  # bytes by which the process may grow: an image of max_pixels, in colour, and its conversions
@@ -323,7 +323,7 @@ def test_what_a_run_has_written_down(fuzz, run, name, tries):
     def read(content: bytes) -> None:
         (path / name if name == "scores.json" else run / name).write_bytes(content)
         checkpoint.scores_of(path)
-        lines_of(run)
+        read_metrics(run)
 
     fuzz(content, read, 4 * tries)
 

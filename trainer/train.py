@@ -27,10 +27,10 @@ from trainer.config import Config, DivergedError, RunError, flat, refusing, stop
 from trainer.ema import EMA
 from trainer.folder import RunFolder, Word
 from trainer.leave import Leaving, exit_code
+from trainer.log.metrics_file import read_metrics
 from trainer.peers import ROOT, Peers, code, meeting, tensors_of
 from trainer.pictures import panels
 from trainer.record import Record
-from trainer.results import lines_of
 from trainer.state import State, frozen
 from trainer.step import Step
 
@@ -313,7 +313,7 @@ class Run:
             scores = self.evaluator(self.ema.system)
         except FloatingPointError as error:
             raise self._unusable(str(error)) from error
-        past = lines_of(self.folder.path) if self.accelerator.is_main_process else []
+        past = read_metrics(self.folder.path) if self.accelerator.is_main_process else []
         told = hints(past, scores, self.evaluator.facts)
         facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
         facts |= {**self.evaluator.recipe, **({"hints": told} if told else {})}
@@ -462,7 +462,7 @@ class Run:
             Path(settings.statistics or self.folder.path / "statistics"),
             LPIPS(settings.lpips, self.accelerator.device) if settings.lpips else None,
         )
-        evaluator.go_on(lines_of(self.folder.path) if self.accelerator.is_main_process else [])
+        evaluator.go_on(read_metrics(self.folder.path) if self.accelerator.is_main_process else [])
         return evaluator
 
     def _grid_source(self) -> tuple[list[Tensor], Tensor]:
