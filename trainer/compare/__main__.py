@@ -63,10 +63,9 @@ def write(runs: list[Run], failed: dict[str, str], settings: Settings) -> None:
     entries = []
     for name in settings.compare.systems:
         own = [run for run in runs if run.name == name]
-        complete = [run for run in own if str(run) not in failed and run.is_complete()]
+        complete = [EvaluatedRun(run.seed, run.folder) for run in own if str(run) not in failed and run.is_complete()]
         system = own[0].config.resolved()["system"]
-        evaluated = [EvaluatedRun(run.seed, run.folder) for run in complete]
-        entries.append(Entry(name, system["class_path"].rpartition(".")[2], system["init_args"], evaluated))
+        entries.append(Entry(name, system["class_path"].rpartition(".")[2], system["init_args"], complete))
     if not any(entry.runs for entry in entries):
         return
     from trainer.compare.page import write_page  # importing matplotlib takes seconds

@@ -87,7 +87,7 @@ def _lower(key: str, lows: list[Entry], highs: list[Entry], times: float = 1.0) 
             if a and b:
                 figures = f"{measure.head} {measure.spread(a)} against {measure.spread(b)}"
                 if measure.better == "one" and min(a + b) > 1:
-                    figures += " (all above 1, which is a sign of noise rather than of edges)"
+                    figures += " (all above 1: noise rather than edges)"
                 parts.append(Part(f"{low.name} and {high.name}", below(a, b, times), figures))
     return parts
 

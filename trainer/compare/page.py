@@ -13,17 +13,11 @@ from PIL import Image
 
 from trainer.compare.figures import IMAGES_PER_ROW, draw_curves, draw_overview, draw_panels
 from trainer.compare.findings import FAILS, HOLDS, Finding, find
-from trainer.compare.results import COLUMNS, DESCRIPTIONS, KINDS, MEASURES, MISSING, Entry, table
+from trainer.compare.results import COLUMNS, KINDS, MEASURES, MISSING, Entry, table
 from trainer.config import Data
 from trainer.pictures import grid
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
 
 def write_page(entries: list[Entry], failed: dict[str, str], data: Data, settings: dict[str, Any], out: Path) -> None:
@@ -46,6 +40,7 @@ def write_page(entries: list[Entry], failed: dict[str, str], data: Data, setting
     draw_overview(rows, pictures).savefig(out / "compare.png", dpi=110)
     page = TEMPLATES.get_template("page.html.j2").render(
         entries=entries,
+        trained=trained,
         failed=failed,
         settings=settings,
         settings_yaml=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
@@ -54,9 +49,7 @@ def write_page(entries: list[Entry], failed: dict[str, str], data: Data, setting
         last=trained[0].runs[0].evaluations[-1],
         findings=findings,
         classes={HOLDS: "holds", FAILS: "fails"},
-        fewest=min(len(entry.runs) for entry in trained),
         measures=COLUMNS,
-        descriptions=DESCRIPTIONS,
         missing=MISSING,
         rows=rows,
         images={name: _base64(grid(panels, IMAGES_PER_ROW)) for name, panels in pictures.items()},

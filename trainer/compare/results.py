@@ -23,7 +23,7 @@ class Measure(NamedTuple):
 
     @property
     def arrow(self) -> str:
-        return {"lower": "↓", "higher": "↑", "one": "→ 1"}[self.better]
+        return {"lower": "↓", "higher": "↑", "one": "→\N{NO-BREAK SPACE}1"}[self.better]
 
     def value(self, line: Line) -> float | None:
         """Return its value in an evaluation's line, None if the system cannot have it."""
@@ -54,29 +54,13 @@ COLUMNS = [
     Measure("psnr", "PSNR", "higher", 1),
     Measure("ssim", "SSIM", "higher", 3),
     Measure("sharpness", "sharpness, samples", "one", 2),
-    Measure("sharpness_reconstructed", "sharpness, reconstr.", "one", 2),
+    Measure("sharpness_reconstructed", "sharpness, reconstructed", "one", 2),
     Measure("prior_gap", "prior gap", "lower", 2),
     Measure("active_units", "active units", "higher", 1),
     Measure("z_recovered", "z recovered", "higher", 2),
     Measure("images_per_second", "images/s", "higher", 0),
 ]
 MEASURES = {measure.key: measure for measure in COLUMNS}
-DESCRIPTIONS = {
-    "fid": "Fréchet distance between the features of samples and of held-out images: low if the two sets are alike.",
-    "is": "Inception score: high if each sample clearly shows one of the extractor's classes, and all classes occur.",
-    "kid": "Kernel distance between the same features: like FID, but without its bias when there are few images.",
-    "precision": "Share of the samples that lie near a held-out image: are the samples realistic?",
-    "recall": "Share of the held-out images that lie near a sample: do the samples cover all of the data?",
-    "rfid": "FID of the reconstructions of held-out images.",
-    "psnr": "Peak signal-to-noise ratio of the reconstructions in decibels: how close is each pixel?",
-    "ssim": "Structural similarity of the reconstructions: how close is the local structure? 1 means identical.",
-    "sharpness": "Variance of the Laplacian over that of real images: below 1 is blurrier. Noise counts as sharp.",
-    "sharpness_reconstructed": "The same for the reconstructions.",
-    "prior_gap": "Fréchet distance between the codes of held-out images and the prior N(0, I): 0 if the codes fill it.",
-    "active_units": "Number of latent dimensions that vary between images. The others carry no information.",
-    "z_recovered": "R² of the encoder's estimate of z from its image G(z): 1 is exact, 0 no better than a guess.",
-    "images_per_second": "Training speed: the median of the log lines. Runs that share a machine slow each other down.",
-}
 
 
 @dataclass(frozen=True)
@@ -87,16 +71,12 @@ class EvaluatedRun:
     folder: Path
 
     @cached_property
-    def _lines(self) -> list[Line]:
-        return read_metrics(self.folder)
-
-    @property
     def evaluations(self) -> list[Line]:
-        return [line for line in self._lines if is_evaluation(line)]
+        return [line for line in read_metrics(self.folder) if is_evaluation(line)]
 
-    @property
+    @cached_property
     def logs(self) -> list[Line]:
-        return [line for line in self._lines if "speed/images_per_second" in line]
+        return [line for line in read_metrics(self.folder) if "speed/images_per_second" in line]
 
     @cached_property
     def scores(self) -> dict[str, float]:
@@ -104,13 +84,6 @@ class EvaluatedRun:
         found = {measure.key: measure.value(self.evaluations[-1]) for measure in COLUMNS}
         found["images_per_second"] = statistics.median(line["speed/images_per_second"] for line in self.logs)
         return {key: value for key, value in found.items() if value is not None}
-
-
-class Confusion(NamedTuple):
-    """Shares of each kind of image (rows) that a ternary discriminator classified as each kind (columns)."""
-
-    step: int
-    shares: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -142,16 +115,19 @@ class Entry:
         steps = sorted(step for step, values in found.items() if len(values) == len(self.runs))
         return steps, [statistics.mean(found[step]) for step in steps]
 
-    def confusions(self) -> list[Confusion]:
-        """Return the confusion matrices of the first and the last log line; empty without a ternary discriminator."""
+    def confusions(self) -> list[tuple[int, list[list[float]]]]:
+        """Return the steps and confusion matrices of the first and the last log line.
+
+        Rows are the kinds of images, columns the shares that a ternary discriminator classified as each kind. The list
+        is empty without such a discriminator.
+        """
         logs = [[line for line in run.logs if "ternary/named/real/real" in line] for run in self.runs]
         if not logs or not all(logs):
             return []
+        ends = [lines[0] for lines in logs], [lines[-1] for lines in logs]
         return [
-            Confusion(
-                lines[0]["step"], [[_mean(lines, f"ternary/named/{row}/{name}") for name in KINDS] for row in KINDS]
-            )
-            for lines in ([own[0] for own in logs], [own[-1] for own in logs])
+            (lines[0]["step"], [[_mean(lines, f"ternary/named/{kind}/{name}") for name in KINDS] for kind in KINDS])
+            for lines in ends
         ]
 
 
