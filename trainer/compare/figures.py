@@ -37,34 +37,27 @@ def draw_panels(entry: Entry, data: Data) -> Panels:
 
 
 class Chart(NamedTuple):
-    """Curves over the steps of a run, one per system.
-
-    Args:
-        key: of a measure or of a term of the log lines
-        points: the fewest that make a curve
-        chance: the log lines' term that has the chance level of a loss; "" for a score, whose axis is logarithmic
-    """
+    """A curve per system over the training steps: of a score, on a logarithmic axis, or of a loss."""
 
     title: str
-    key: str
-    points: int = 1
-    chance: str = ""
+    key: str  # of a measure, or of a term of the log lines
+    chance: str = ""  # the term of the log lines that has a loss's chance level
 
 
 CHARTS = [
-    Chart("FID (lower is better)", "fid", points=2),
-    Chart("prior gap (lower is better)", "prior_gap", points=2),
-    Chart("loss of the binary discriminator (dashed: chance level)", "binary/judge", chance="binary/chance"),
-    Chart("loss of the ternary discriminator (dashed: chance level)", "ternary/judge", chance="ternary/chance"),
+    Chart("FID (lower is better)", "fid"),
+    Chart("prior gap (lower is better)", "prior_gap"),
+    Chart("loss of the binary discriminator (dashed: chance level)", "binary/judge", "binary/chance"),
+    Chart("loss of the ternary discriminator (dashed: chance level)", "ternary/judge", "ternary/chance"),
 ]
 
 
 def draw_curves(entries: list[Entry]) -> Figure | None:
-    """Return the charts for which there are enough points, None if there is no such chart."""
+    """Return the charts that have any curve, None if there are none. A single score makes no curve."""
     drawn = []
     for chart in CHARTS:
-        curves = {entry.name: entry.curve(chart.key) for entry in entries}
-        if curves := {name: curve for name, curve in curves.items() if len(curve[0]) >= chart.points}:
+        fewest, curves = 1 if chart.chance else 2, {entry.name: entry.curve(chart.key) for entry in entries}
+        if curves := {name: curve for name, curve in curves.items() if len(curve[0]) >= fewest}:
             drawn.append((chart, curves))
     if not drawn:
         return None
