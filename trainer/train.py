@@ -35,9 +35,9 @@ from trainer.distributed.stop import StopSignal, exit_code
 from trainer.ema import EMA
 from trainer.errors import DivergedError, RunError
 from trainer.log.logger import RunLogger
+from trainer.log.metrics_file import read_metrics
 from trainer.log.pictures import panels
 from trainer.log.run_folder import RunFolder, RunStatus
-from trainer.results import lines_of
 from trainer.step import TrainStep
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ class Run:
             scores = self.evaluator(self.ema.system)
         except FloatingPointError as error:
             raise self._unusable(str(error)) from error
-        past = lines_of(self.folder.path) if self.accelerator.is_main_process else []
+        past = read_metrics(self.folder.path) if self.accelerator.is_main_process else []
         told = hints(past, scores, self.evaluator.facts)
         facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
         facts |= {**self.evaluator.recipe, **({"hints": told} if told else {})}
@@ -482,7 +482,7 @@ class Run:
             Path(settings.statistics or self.folder.path / "statistics"),
             LPIPS(settings.lpips, self.accelerator.device) if settings.lpips else None,
         )
-        evaluator.go_on(lines_of(self.folder.path) if self.accelerator.is_main_process else [])
+        evaluator.go_on(read_metrics(self.folder.path) if self.accelerator.is_main_process else [])
         return evaluator
 
     def _grid_source(self) -> tuple[list[Tensor], Tensor]:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from data.files import shown
 from data.redact import redacted, redacted_all
 from trainer.files import write_atomically
+from trainer.log.metrics_file import Line, read_metrics
 from trainer.log.pictures import Panels, grid
-from trainer.results import Line, lines_of
 
 SCORES = {  # charts: of what, and the tags of
     "FID and rFID": ("fid", "eval/fid.*", "eval/rfid.*"),
@@ -61,7 +61,7 @@ class RunLogger:
         self._whole = step  # so far the curves are on the disk
         self._last = 0  # step of the last line
         if self.metrics.exists():
-            kept = [line for line in lines_of(folder) if _is_kept(line, step, evaluation_pending)]
+            kept = [line for line in read_metrics(folder) if _is_kept(line, step, evaluation_pending)]
             write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
             self._last = kept[-1]["step"] if kept else 0
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
@@ -225,7 +225,7 @@ class RunLogger:
         """Begin TensorBoard's file anew after a failure, with what came since it was last whole."""
         self.board = SummaryWriter(str(self.folder), purge_step=self._whole + 1)
         with self._lock:  # or a line might be on its way
-            lines = lines_of(self.folder)
+            lines = read_metrics(self.folder)
         for line in lines:
             if line["step"] > self._whole:
                 self._plot(line["step"], line)
