@@ -21,7 +21,7 @@ from trainer.distributed.rendezvous import is_network_error
 from trainer.distributed.store import STORE_TIMEOUT, ask_store
 from trainer.errors import RunError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 
