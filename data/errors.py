@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data.files import shown
-from data.redact import redacted
+from data.redact import printable, redacted
 
 
 class DataError(RuntimeError):
@@ -21,6 +20,6 @@ def telling(parser: argparse.ArgumentParser, stopped: str = "stopped") -> Iterat
     try:
         yield
     except (DataError, ValueError, OSError) as error:
-        parser.exit(2, shown(f"error: {redacted(str(error))}\n", keep="\n"))
+        parser.exit(2, printable(f"error: {error}\n"))
     except KeyboardInterrupt:
         parser.exit(130, f"{stopped}\n")

@@ -16,9 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
-from data.files import shown
 from data.order import Order
-from data.redact import redacted
+from data.redact import printable
 from data.shards.reader import Shards
 from models.settings import OptimizerConfig
 from models.system import Player
@@ -54,7 +53,7 @@ def dry_run(config: Config) -> int:
         return 0
     with user_errors():
         for title, lines in Plan(config).blocks():
-            print(f"\n{title}", *(f"  {shown(redacted(line))}".rstrip() for line in lines), sep="\n", flush=True)
+            print(f"\n{title}", *(f"  {printable(line, keep='')}".rstrip() for line in lines), sep="\n", flush=True)
     return 0
 
 

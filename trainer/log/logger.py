@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.files import shown
-from data.redact import redacted, redacted_all
+from data.redact import printable, redacted_all
 from trainer.files import write_atomically
 from trainer.log.pictures import Panels, grid
 from trainer.results import Line, lines_of
@@ -100,7 +99,7 @@ class RunLogger:
     def say(self, text: str) -> None:
         """A line for the terminal, above the bar if there is one."""
         if self.is_main:
-            tqdm.write(shown(redacted(text), keep="\n"), file=sys.stderr)
+            tqdm.write(printable(text), file=sys.stderr)
 
     def scalars(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """Scores or terms at a step; `facts` go into metrics.jsonl only."""
