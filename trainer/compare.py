@@ -243,7 +243,7 @@ def train(runs: list[Run], jobs: int, threads: int) -> Iterator[tuple[Run, int, 
 def _start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
     recipe = run.folder / "recipe.yaml"
-    run.config.keep(recipe)
+    run.config.write(recipe)
     with open(run.folder / "log.txt", "wb") as log:
         command = [sys.executable, str(MAIN), "--config", str(recipe)]
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)

@@ -28,7 +28,6 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.parser import Config
 from trainer.distributed.accelerator import check_precision, choose_precision
 from trainer.distributed.exit import user_errors
-from trainer.distributed.stop import parse_time_limit
 from trainer.evaluate.extractors import build as extractor_build
 from trainer.evaluate.extractors import demo_cnn, inception, registered
 from trainer.log.run_folder import RunFolder
@@ -69,8 +68,6 @@ class Plan:
 
     def __init__(self, config: Config):
         self.config, self.data, self.settings = config, config.data, config.trainer
-        if self.settings.time_limit is not None:
-            parse_time_limit(self.settings.time_limit)
         self.processes = config.dry_run or int(os.environ.get("WORLD_SIZE", "1"))
         self.device: Device = "cuda" if _has_gpu(elsewhere=bool(config.dry_run)) else "cpu"
         asked, precision = self.settings.precision, self._precision()
@@ -93,7 +90,7 @@ class Plan:
         Raises:
             ValueError, DataError: as the class.
         """
-        yield "configuration", self.config.shown().splitlines()
+        yield "configuration", self.config.redacted_yaml().splitlines()
         yield "networks", self.networks()
         yield "players, in the order of their moves", self.players()
         yield "images", self.images()

@@ -31,7 +31,7 @@ from trainer.distributed.accelerator import make_accelerator
 from trainer.distributed.exit import run_errors, user_errors
 from trainer.distributed.ranks import ROOT, Ranks, code_checksum, tensors_of
 from trainer.distributed.rendezvous import rendezvous_errors
-from trainer.distributed.stop import StopSignal, exit_code
+from trainer.distributed.stop import StopSignal, exit_code, listening
 from trainer.ema import EMA
 from trainer.errors import DivergedError, RunError
 from trainer.log.logger import RunLogger
@@ -50,9 +50,7 @@ FEW = 1000  # images, of which a share is measured no more finely
 def train(config: Config) -> int:
     """Train as configured; a run that is there already goes on. Returns the process's exit code."""
     settings = config.trainer
-    with user_errors():
-        leaving = StopSignal(settings.time_limit)
-    with leaving.listening(), RunFolder(config.run_dir) as folder:
+    with listening(settings.time_limit) as leaving, RunFolder(config.run_dir) as folder:
         with user_errors():
             with rendezvous_errors(settings.timeout):
                 accelerator = make_accelerator(
@@ -91,7 +89,7 @@ class Run:
         self.orders = make_orders(config, self.trains)
 
         self.system.to(accelerator.device)
-        self.peers.share(self.system)  # processors draw other last digits from one seed
+        self.peers.broadcast_weights(self.system)  # processors draw other last digits from one seed
         self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
         self.networks = self.system.networks()
         for name, network in self.networks.items():
@@ -164,7 +162,7 @@ class Run:
         batches = self._batches()
         since, began, waited, leave = self.step, time.monotonic(), 0.0, False
         while self.step < settings.steps and not leave:
-            leave = self.peers.agree(self.leaving.asked(self.saver.seconds), self.step)
+            leave = self.peers.agree(self.leaving.should_stop(self.saver.seconds), self.step)
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
@@ -433,7 +431,7 @@ class Run:
             del own[name]
         own |= frozen_checksums(self.system)
         own["shards"] = [shards.fingerprint() for shards in (*self.trains, *self.tests)]
-        self.peers.check_alike(own)
+        self.peers.check_same(own)
 
     def _make_train_step(self) -> TrainStep:
         settings = self.config.trainer
@@ -499,8 +497,8 @@ class Run:
         world, settings = self.accelerator.num_processes, self.config.trainer
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
         if self.accelerator.is_main_process:
-            self.config.keep(self.folder.path / "config.yaml")
-        self.record.configuration(self.config.shown())
+            self.config.write(self.folder.path / "config.yaml")
+        self.record.configuration(self.config.redacted_yaml())
         modes = [
             player_state.player.name
             for player_state in self.train_step.player_states
@@ -511,7 +509,7 @@ class Run:
             scored |= {*self.evaluator.wanted} - ({"is"} if not self.evaluator.scored else set())
         self.record.layout(modes, scored)
         self.record.say(
-            f"{self.config.shown()}\n"
+            f"{self.config.redacted_yaml()}\n"
             f"{type(self.system).__name__}: {', '.join(f'{name} {size:,} weights' for name, size in sizes.items())}\n"
             f"{' + '.join(f'{len(shards):,}' for shards in self.trains)} training images, "
             f"{self.orders[0].steps_per_epoch} steps an epoch; {world} "
