@@ -259,7 +259,7 @@ def test_two_processes_go_on_as_one_or_four(ranks, tmp_path, then):
     assert {1: "8 images a step = 1 x 4 x 2", 4: "8 images a step = 4 x 1 x 2"}[then] in rest.stderr
     assert alike(tmp_path / "whole", tmp_path / "elastic")
     for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "elastic"), strict=True):
-        assert one["seen"] == other["seen"]
+        assert one["sample_checksum"] == other["sample_checksum"]
         assert one["autoencoder/reconstruction"] == pytest.approx(other["autoencoder/reconstruction"], rel=1e-4)
 
 
@@ -457,7 +457,7 @@ EMA.update = far
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        ("import trainer.train\ntrainer.train.code = lambda: 'other'", "differ in code: "),
+        ("import trainer.train\ntrainer.train.code_checksum = lambda: 'other'", "differ in code: "),
         ("arguments += ['--system.autoencoder.lr', '0.5']", "differ in system.autoencoder.lr: "),
     ],
 )

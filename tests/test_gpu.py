@@ -89,7 +89,7 @@ def test_bf16_is_the_default_and_fp32_agrees_with_a_cpu(launched, main, tmp_path
     assert done.returncode == 0, done.stderr
     for name, rounding in {"unset": 0.05, "bf16": 0.05, "fp32": 5e-3}.items():  # convolutions in fp32 are TF32's
         for one, other in zip(lines(tmp_path / name), lines(tmp_path / "cpu"), strict=True):
-            assert one["seen"] == other["seen"]
+            assert one["sample_checksum"] == other["sample_checksum"]
             key = "autoencoder/reconstruction"
             assert one[key] == pytest.approx(other[key], rel=rounding), (name, one["step"])
 
@@ -239,6 +239,6 @@ def test_two_gpus_train_as_one(launched, tmp_path, way):
     launched("one_gpu", *run, *one)
     launched("one_node", *run, "--trainer.grad_sync", way, "--trainer.run_dir", tmp_path / "two", processes=2)
     for first, second in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
-        assert first["seen"] == second["seen"]
+        assert first["sample_checksum"] == second["sample_checksum"]
         key = "autoencoder/reconstruction"
         assert first[key] == pytest.approx(second[key], rel=1e-3)
