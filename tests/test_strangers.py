@@ -293,8 +293,8 @@ def test_a_manifests_data_settings_have_a_shape(capsys, run, section, value, wor
     "changes",
     [
         {"windows": []},
-        {"windows": [{"terms": {"a/b": 3}, "seen": 0, "skipped": []}]},
-        {"windows": [{"terms": [], "seen": 0, "skipped": []}]},
+        {"windows": [{"terms": {"a/b": 3}, "sample_checksum": 0, "skipped": []}]},
+        {"windows": [{"terms": [], "sample_checksum": 0, "skipped": []}]},
         {"data": []},
         {"data": [{"images": 3}]},
         {"frozen": []},

@@ -25,8 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from data.files import shown
-from data.redact import redacted
+from data.redact import printable
 from data.tables import amount, table
 from models import OptimizerConfig, Player
 from trainer.batch import Batch
@@ -37,7 +36,6 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.parser import Config
 from trainer.distributed.accelerator import check_precision, choose_precision
 from trainer.distributed.exit import user_errors
-from trainer.distributed.stop import parse_time_limit
 from trainer.ema import EMA
 from trainer.log.run_folder import RunFolder
 from trainer.step import TrainStep
@@ -55,7 +53,7 @@ def dry_run(config: Config) -> int:
     if not int(os.environ.get("RANK", "0")):
         with user_errors():
             for title, lines in Report(config).sections():
-                print(f"\n{title}", *(f"  {shown(redacted(line))}".rstrip() for line in lines), sep="\n", flush=True)
+                print(f"\n{title}", *(f"  {printable(line, keep='')}".rstrip() for line in lines), sep="\n", flush=True)
     return 0
 
 
@@ -71,8 +69,6 @@ class Report:
 
     def __init__(self, config: Config):
         self.config, self.settings = config, config.trainer
-        if self.settings.time_limit is not None:
-            parse_time_limit(self.settings.time_limit)
         self.processes = config.dry_run or int(os.environ.get("WORLD_SIZE", "1"))
         # A given number of processes plans a launch on other machines, which are assumed to have GPUs.
         here, requested = torch.cuda.is_available(), self.settings.precision
@@ -98,7 +94,7 @@ class Report:
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield the title and the lines of each section; raises what the class raises."""
         evaluate, place = self.config.evaluate, {"cpu": "CPU", "cuda": "GPU"}[self.device]
-        yield "configuration", self.config.shown().splitlines()
+        yield "configuration", self.config.redacted_yaml().splitlines()
         yield "players, in the order of their updates", self._players()
         yield "data", self._data()
         yield "batch", self._batch()

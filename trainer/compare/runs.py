@@ -65,7 +65,7 @@ def start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start the process of a run, which writes its output to log.txt in the run folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     recipe = run.folder / "recipe.yaml"
-    run.config.keep(recipe)
+    run.config.write(recipe)
     with open(run.folder / "log.txt", "wb") as log:
         command = [sys.executable, str(MAIN), "--config", str(recipe)]
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
