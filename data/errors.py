@@ -15,7 +15,7 @@ class DataError(RuntimeError):
 
 
 @contextmanager
-def telling(parser: argparse.ArgumentParser, stopped: str = "stopped") -> Iterator[None]:
+def command_errors(parser: argparse.ArgumentParser, stopped: str = "stopped") -> Iterator[None]:
     """Within a command: a mistake or a fault of the data ends it with one block of text and code 2, Ctrl-C with 130."""
     try:
         yield

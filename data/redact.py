@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from data.files import shown
+from data.files import escaped
 
 HIDDEN = "***"
 URL = re.compile(r"://[^\s'\"]*")  # from where its kind ends
@@ -24,7 +24,7 @@ def redacted(text: str) -> str:
 
 def printable(text: str, keep: str = "\n") -> str:
     """Return a text that is safe to print: credentials are hidden, control characters but for `keep` escaped."""
-    return shown(redacted(text), keep)
+    return escaped(redacted(text), keep)
 
 
 def _without_credentials(url: re.Match[str]) -> str:

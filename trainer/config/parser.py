@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 import models
-from data.files import check_yaml, regular
+from data.files import check_yaml, regular_file
 from data.redact import redacted_all
 from models.load import import_paths, names, settings_types
 from trainer.config.messages import plain_message
@@ -155,7 +155,7 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
     made, words = parser(), in_order(sys.argv[1:] if arguments is None else arguments)
     for recipe in _recipes(words):
         try:
-            regular(recipe)
+            regular_file(recipe)
         except FileNotFoundError:
             continue  # the parser says so
         except OSError as error:
