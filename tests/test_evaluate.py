@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from systems_under_test import SMALL
 from test_metrics import fidelity
-from test_systems import SMALL
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from data.loader import read

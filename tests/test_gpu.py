@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import NETWORKS, ROOT
+from systems_under_test import SYSTEMS
 from test_evaluate import random_inception
 from test_run import lines, weights
-from test_systems import SYSTEMS
 
 import models
 from data.loader import Batches, load, read

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_
 import models
 from data.files import check_yaml, regular_file
 from data.redact import redacted_all
-from models.load import import_paths, names, settings_types
+from models.load import import_paths, settings_types, system_names
 from trainer.config.messages import plain_message
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
@@ -132,7 +132,7 @@ def parser() -> Parser:
     bound_imports()
     made = Parser(prog="main.py", description="Train a system of the VAE/GAN family on WebDataset shards.")
     made.add_argument("--config", action="config", help="a recipe: a YAML file of these settings")
-    known = ", ".join(names())
+    known = ", ".join(system_names())
     made.add_argument("--system", type=models.System, required=True, help=f"one of {known}, and its settings")
     made.add_argument(
         "--dry_run",
