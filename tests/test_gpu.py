@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import NETWORKS, ROOT
+from evaluators import random_inception
 from systems_under_test import SYSTEMS
-from test_evaluate import random_inception
 from test_run import lines, weights
 
 import models
