@@ -1,4 +1,4 @@
-"""A checkpoint's manifest, which is validated when it is read, and the checksums of its files."""
+"""What a checkpoint says of itself: its manifest, whose shape is checked as it is read, and its files' checksums."""
 
 import hashlib
 import json
@@ -11,31 +11,31 @@ import safetensors.torch
 from msgspec import Meta
 from torch import Tensor
 
-LARGEST = 64 << 20  # bytes that a manifest may have
+LARGEST = 64 << 20  # bytes of a manifest
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safetensors$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safetensors$")]  # of the folder itself
 
 
 class Manifest(msgspec.Struct):
-    """The fields that every manifest has; trainer/schemas.py describes the trainer's own."""
+    """What every manifest has; the trainer's own fields are described in trainer/schemas.py."""
 
     step: Annotated[int, Meta(ge=0, le=10**18)]
     files: dict[FileName, Digest]
-    sha256: Digest  # of the other fields
+    sha256: Digest  # of the rest
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a run's `checkpoints` folder, newest first."""
+    """The checkpoints in a run's `checkpoints` folder, newest first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_[0-9]{8,18}", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read and validate the manifest in a checkpoint's folder.
+    """The manifest in a checkpoint's folder.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged or no manifest.
+        ValueError: it is damaged, or has another shape than a manifest.
     """
     file = path / "manifest.json"
     check_regular(file)
@@ -56,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def sealed(manifest: dict[str, Any]) -> bytes:
-    """Encode a manifest together with the checksum of its content."""
+    """A manifest with the checksum of its own content."""
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     return json.dumps(manifest | {"sha256": digest}, indent=1).encode()
 
