@@ -50,6 +50,12 @@ class Adversary:
         **options: Any,
     ):
         config.check(mode)
+        if not all(weight > 0 for weight in class_weights):
+            raise ValueError(f"system.class_weights is {list(class_weights)}, expected three numbers above 0")
+        if opponent == "not_own" and config.adversarial != "logistic":
+            raise ValueError(
+                "system.opponent is not_own, a term of the cross-entropy: set system.ternary.adversarial to logistic"
+            )
         self.system, self.mode, self.config, self.network = system, mode, config, network or f"discriminator_{mode}"
         self.opponent, self.class_weights = opponent, class_weights
         self.chance = losses.chance(mode, config.adversarial, class_weights)

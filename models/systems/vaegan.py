@@ -120,7 +120,9 @@ class VAEGAN(Autoencoding, System):
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
         self.decoder = Decoder(networks, image_size, channels, latent_dim)
-        _check_ternary(discriminator, opponent, class_weights, ternary)
+        if discriminator == "binary":
+            unused = {"opponent": (opponent, "real"), "class_weights": (class_weights, (1, 1, 1))}
+            check_unused("system.discriminator is binary", **unused)
         self.adversaries: dict[Mode, Adversary] = {}
         configs: dict[Mode, DiscriminatorConfig | None] = {"binary": binary, "ternary": ternary}
         for mode, config in configs.items():
@@ -262,20 +264,3 @@ class VAEGAN(Autoencoding, System):
             self.perceptual = Perceptual(kind, weights)
         else:
             check_unused("system.perceptual_weight is 0", perceptual=(kind, "lpips"))
-
-
-def _check_ternary(
-    discriminator: str,
-    opponent: Opponent,
-    class_weights: tuple[float, float, float],
-    ternary: DiscriminatorConfig | None,
-) -> None:
-    if not all(weight > 0 for weight in class_weights):
-        raise ValueError(f"system.class_weights is {list(class_weights)}, expected three numbers above 0")
-    if discriminator == "binary":
-        changed = {"opponent": (opponent, "real"), "class_weights": (class_weights, (1, 1, 1))}
-        check_unused("system.discriminator is binary", **changed)
-    elif opponent == "not_own" and (ternary or DiscriminatorConfig()).adversarial != "logistic":
-        raise ValueError(
-            "system.opponent is not_own, which is a term of the cross-entropy: set system.ternary.adversarial logistic"
-        )

@@ -130,7 +130,7 @@ def test_what_is_out_of_its_range_is_refused(words, build):
         ("free_bits", "kl_weight is 0", lambda: VAE(32, 1, kl_weight=0, free_bits=0.1)),
     ],
 )
-def test_the_reason_why_a_setting_has_no_effect_is_told(name, reason, build):
+def test_the_reason_why_a_setting_has_no_effect_is_named(name, reason, build):
     with pytest.raises(ValueError, match=rf"^system\.{name} has no effect while system\.{reason}: leave it unset$"):
         build()
 
@@ -180,7 +180,7 @@ def test_a_cyclegans_size_decides_what_is_unset():
 
 
 @pytest.mark.parametrize(("levels", "pixels"), [(1, 16), (2, 34), (None, 34)])
-def test_a_cyclegans_discriminators_judge_patches_by_instance_normalized_features(levels, pixels):
+def test_a_cyclegans_discriminators_classify_patches_by_instance_normalized_features(levels, pixels):
     """34 pixels where nothing is set, at 128."""
     system = CycleGAN(128, 1, 2, 3, levels, 1)
     for network in (system.discriminator_a, system.discriminator_b):
@@ -203,7 +203,7 @@ def test_a_code_may_be_a_map():
         assert system.latent_shape == (3, 4, 4)
 
 
-def test_unset_a_cyclegan_is_the_papers():
+def test_by_default_a_cyclegan_is_the_papers():
     """Zhu et al. 2017, sections 4 and 7.2: lambda is 10, identity half of it, and rates fall in the second half."""
     system = CycleGAN(256, 3)
     assert (system.cycle_weight, system.identity_weight, system.pool.size) == (10, 5, 50)

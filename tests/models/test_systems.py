@@ -105,7 +105,7 @@ def fakes_realness(system: nn.Module, beside_real: bool) -> float:
 
 
 @pytest.mark.parametrize("name", GAMES)
-def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it_for_the_judge(name):
+def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it_for_the_discriminator(name):
     """A shared, undetached graph would give the decoder the discriminator's gradient: the wrong sign (cosine -1)."""
     system = GAMES[name]().double()
     for player, sign in zip(system.players(), [-1, 1], strict=True):
@@ -125,7 +125,7 @@ def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it
                 parameter += 1e-4 * gradient
 
 
-def test_the_decoders_adversarial_gradient_is_the_fools_alone():
+def test_the_decoders_adversarial_gradient_is_the_generator_losss_alone():
     """cosine +1 with the gradient of -log p_real, by hand; Pythae's trainer adds the discriminator's and reaches -1."""
     system = vaegan(reconstruction_weight=0.0, kl_weight=0.0, adversarial_weight=1.0, config=SILENT).double()
     batch = batch_of(dtype=torch.float64)
@@ -145,7 +145,7 @@ def test_the_decoders_adversarial_gradient_is_the_fools_alone():
 
 
 @pytest.mark.parametrize("adversarial", [True, False])
-def test_encoder_adversarial_decides_whether_the_encoder_hears_the_discriminator(adversarial):
+def test_encoder_adversarial_decides_whether_the_encoder_gets_its_gradient(adversarial):
     system = vaegan(reconstruction_weight=0.0, kl_weight=0.0, encoder_adversarial=adversarial)
     player = system.players()[-1]
     freeze_all_but(system, player.networks)
