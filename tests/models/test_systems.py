@@ -344,6 +344,7 @@ def test_systems_say_what_they_can():
     [
         (lambda: VAE(32, 1, latent_dim=0), "system.latent_dim is 0"),
         (lambda: AE(32, 1, networks=NetworkConfig(width=-1)), "system.networks.width is -1"),
+        (lambda: AE(32, 1, networks=NetworkConfig("vgg")), "system.networks.family is 'vgg', expected"),
         (lambda: AE(32, 1, networks=NetworkConfig("dcgan", attention=(8,))), "system.networks.attention has no effect"),
         (lambda: AE(32, 1, networks=NetworkConfig(attention=(5,))), r"system.networks.attention is \[5\]"),
         (
