@@ -402,7 +402,7 @@ def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tm
 
 
 def noise(labelled):
-    from test_data import encoded
+    from sample_images import encoded
 
     generator = np.random.default_rng(0)
     for i in range(200):

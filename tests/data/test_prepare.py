@@ -19,26 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import ROOT, wait_until
 from PIL import Image
+from sample_images import encoded, flat
 
 from data import index as index_command
 from data import inspect, prepare, sources
 from data.errors import DataError
 from data.images import decode, limit_settings
 from data.shards.reader import Shards, write
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def encoded(pixels: np.ndarray, form: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, form, **options)
-    return file.getvalue()
-
-
-def grey(value: int) -> bytes:
-    return encoded(np.full((8, 8), value, np.uint8))
 
 
 def noise(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -49,7 +38,7 @@ def folder_of_images(root: Path, classes=("a", "b"), n=20) -> Path:
     for c, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(n):
-            (root / name / f"{i}.png").write_bytes(grey(100 * c + i))
+            (root / name / f"{i}.png").write_bytes(flat(100 * c + i))
     return root
 
 
@@ -108,7 +97,7 @@ def test_a_folder_is_split_by_its_paths(tmp_path):
     assert all((decode(content, 8, 1)[0, 0, 0] >= 100) == label for label, content in splits["train"])
     assert not seen["train"] & seen["test"]
     assert max(described(tmp_path / "out")["splits"]["train"]["shards"], key=lambda s: s["images"])["images"] == 9
-    (source / "a" / "new.png").write_bytes(grey(99))
+    (source / "a" / "new.png").write_bytes(flat(99))
     prepare.prepare(str(source), tmp_path / "again", test_fraction=0.25)
     again = {decode(content, 8, 1)[0, 0, 0] for _, content in held(tmp_path / "again")["test"]}
     assert again - {99} == seen["test"], "files that come do not move others"
@@ -175,19 +164,19 @@ def test_hostile_names_touch_nothing(tmp_path, form):
         with tarfile.open(packed, "w") as tar:
             for i, name in enumerate(names[:-1]):
                 member = tarfile.TarInfo(name)
-                member.size = len(grey(i))
-                tar.addfile(member, io.BytesIO(grey(i)))
+                member.size = len(flat(i))
+                tar.addfile(member, io.BytesIO(flat(i)))
             link = tarfile.TarInfo(names[-1])
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             tar.addfile(link)
     else:
         with zipfile.ZipFile(packed, "w") as archive:
             for i, name in enumerate(names[:-1]):
-                archive.writestr(name.encode("utf-8", "replace").decode(), grey(i))
+                archive.writestr(name.encode("utf-8", "replace").decode(), flat(i))
     before = sorted(tmp_path.rglob("*"))
     prepare.prepare(str(packed), tmp_path / "out", test_fraction=0)
     assert [path for path in sorted(tmp_path.rglob("*")) if tmp_path / "out" not in (path, *path.parents)] == before
-    assert sorted(content for _, content in held(tmp_path / "out")["train"]) == sorted(map(grey, range(4)))
+    assert sorted(content for _, content in held(tmp_path / "out")["train"]) == sorted(map(flat, range(4)))
 
 
 def parquet(path: Path, rows: list[tuple[bytes | None, int | None]], names=("cat", "dog"), column="image") -> None:
@@ -208,7 +197,7 @@ def parquet(path: Path, rows: list[tuple[bytes | None, int | None]], names=("cat
 
 @pytest.mark.parametrize("column", ["image", "img"])
 def test_parquet_as_hugging_face_has_it(tmp_path, column):
-    rows = [(grey(i), i % 2) for i in range(10)]
+    rows = [(flat(i), i % 2) for i in range(10)]
     parquet(tmp_path / "set" / "data" / "train-00000-of-00002.parquet", rows[:4], column=column)
     parquet(tmp_path / "set" / "data" / "train-00001-of-00002.parquet", rows[4:8], column=column)
     parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [(rows[8][0], None), rows[9]], column=column)
@@ -225,7 +214,7 @@ def test_parquet_of_plain_columns(tmp_path):
     import pyarrow
     from pyarrow.parquet import write_table
 
-    content = [grey(i) for i in range(4)]
+    content = [flat(i) for i in range(4)]
     write_table(pyarrow.table({"picture": content, "label": ["b", "a", "b", None]}), tmp_path / "x.parquet")
     prepare.prepare(str(tmp_path / "x.parquet"), tmp_path / "out", test_fraction=0)
     assert sorted(held(tmp_path / "out")["train"]) == sorted(zip([1, 0, 1, -1], content, strict=True))
@@ -233,7 +222,7 @@ def test_parquet_of_plain_columns(tmp_path):
     write_table(pyarrow.table({"text": ["a"], "label": [0]}), tmp_path / "none.parquet")
     with pytest.raises(DataError, match=r"none of them called image.*text \(string\), label \(int64\)"):
         prepare.prepare(str(tmp_path / "none.parquet"), tmp_path / "other")
-    parquet(tmp_path / "elsewhere.parquet", [(grey(0), 0), (None, 1)])
+    parquet(tmp_path / "elsewhere.parquet", [(flat(0), 0), (None, 1)])
     with pytest.raises(DataError, match=r"1 of 2 images .*\n  elsewhere.parquet, row 1: it holds no bytes"):
         prepare.prepare(str(tmp_path / "elsewhere.parquet"), tmp_path / "other", test_fraction=0)
 
@@ -279,7 +268,7 @@ def test_torchvision_arrays_and_files(tmp_path, capsys):
     assert described(tmp_path / "out")["classes"][3] == "3 - three"
     folder_of_images(tmp_path / "folder", n=3)
     prepare.prepare("torchvision:ImageFolder", tmp_path / "files", root=tmp_path / "folder", test_fraction=0)
-    expected = [(c, grey(100 * c + i)) for c in range(2) for i in range(3)]
+    expected = [(c, flat(100 * c + i)) for c in range(2) for i in range(3)]
     assert sorted(held(tmp_path / "files")["train"]) == sorted(expected), "files keep their bytes"
     code, text = run(prepare.main, "torchvision:CIFAR10", tmp_path / "no", "--root", tmp_path, capsys=capsys)
     assert code == 2
@@ -513,10 +502,10 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, f
 def test_a_zip_s_members_are_bounded_and_of_known_kinds(tmp_path):
     packed = tmp_path / "x.zip"
     with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("good.png", grey(0))
+        archive.writestr("good.png", flat(0))
         archive.writestr("large.png", bytes(2000))
         for name, method in {"bzip.png": zipfile.ZIP_BZIP2, "lzma.png": zipfile.ZIP_LZMA}.items():
-            archive.writestr(name, grey(0), method)
+            archive.writestr(name, flat(0), method)
     prepare.prepare(str(packed), tmp_path / "out", test_fraction=0, max_rejected=0.9, max_bytes=1000)
     reasons = {one["file"]: one["reason"] for one in described(tmp_path / "out")["rejected"]}
     assert reasons["large.png"] == f"it has 2,000 bytes, more than 1,000 ({limit_settings('bytes')})"
@@ -531,7 +520,7 @@ def test_a_zip_s_members_are_bounded_and_of_known_kinds(tmp_path):
 
 @pytest.mark.parametrize("label", [2**62, -5, 10**9])
 def test_a_label_that_no_class_has_is_refused(tmp_path, label):
-    parquet(tmp_path / "x.parquet", [(grey(0), 0), (grey(1), label)])
+    parquet(tmp_path / "x.parquet", [(flat(0), 0), (flat(1), label)])
     with pytest.raises(DataError, match=r"a label of .*x\.parquet: .* expected 0 to 1,048,575"):
         prepare.prepare(str(tmp_path / "x.parquet"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -600,7 +589,7 @@ def test_a_killed_run_goes_on(forked, tmp_path):
 
 def test_a_split_named_by_some_files_only_is_refused(tmp_path):
     for i, name in enumerate(("train-0", "test-0", "more")):
-        parquet(tmp_path / "set" / f"{name}.parquet", [(grey(i), 0)])
+        parquet(tmp_path / "set" / f"{name}.parquet", [(flat(i), 0)])
     with pytest.raises(
         DataError, match=r"names its splits \(train, test\), but not that of 1 images, such as more.parq"
     ):
@@ -618,12 +607,12 @@ def test_dataset_json_says_what_there_is(tmp_path):
     pixels = [noise(i, 8 + i, 10) for i in range(3)]
     for i, one in enumerate(pixels):
         (tmp_path / "in" / "a" / f"{i}.png").write_bytes(encoded(one))
-    (tmp_path / "in" / "3.png").write_bytes(grey(77))
+    (tmp_path / "in" / "3.png").write_bytes(flat(77))
     prepare.prepare(str(tmp_path / "in"), tmp_path / "out", test_fraction=0, per_shard=2)
     train = described(tmp_path / "out")["splits"]["train"]
-    flat = np.concatenate([*(one.reshape(-1, 3) for one in pixels), np.full((64, 3), 77)]) / 255
-    assert train["mean"] == pytest.approx(flat.mean(0), abs=1e-6)
-    assert train["std"] == pytest.approx(flat.std(0), abs=1e-6)
+    every = np.concatenate([*(one.reshape(-1, 3) for one in pixels), np.full((64, 3), 77)]) / 255
+    assert train["mean"] == pytest.approx(every.mean(0), abs=1e-6)
+    assert train["std"] == pytest.approx(every.std(0), abs=1e-6)
     assert train["images"] == 4
     assert (train["labels"], train["unlabelled"]) == ({"0": 3}, 1)
     assert train["modes"] == {"L": 1, "RGB": 3}
@@ -696,8 +685,8 @@ def double(path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         for name in ("a.png", "b.png", "a.png", "c.txt"):
             member = tarfile.TarInfo(name)
-            member.size = len(grey(0))
-            tar.addfile(member, io.BytesIO(grey(0)))
+            member.size = len(flat(0))
+            tar.addfile(member, io.BytesIO(flat(0)))
 
 
 def test_inspect_reads_shards_of_any_origin(numbered_shards, tmp_path, capsys):
@@ -716,7 +705,7 @@ def test_inspect_reads_shards_of_any_origin(numbered_shards, tmp_path, capsys):
 
 @pytest.fixture
 def numbered_shards(tmp_path) -> Path:
-    samples = [{"__key__": f"{i}", "png": grey(i)} | ({"cls": str(i % 50)} if i > 2 else {}) for i in range(100)]
+    samples = [{"__key__": f"{i}", "png": flat(i)} | ({"cls": str(i % 50)} if i > 2 else {}) for i in range(100)]
     write(tmp_path / "numbered", samples, per_shard=40)
     return tmp_path / "numbered"
 
@@ -743,7 +732,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").write_text("no image")
-    (tmp_path / "a.png").write_bytes(grey(0))
+    (tmp_path / "a.png").write_bytes(flat(0))
     (tmp_path / "broken.zip").write_bytes(b"PK")
     folder_of_images(tmp_path / "three", classes=("a",), n=3)
     before = sorted(tmp_path.rglob("*"))
@@ -791,7 +780,7 @@ DESCRIBED = {"splits": {"train": SPLIT}, "classes": [], "fingerprint": "0", "rej
     ids=json.dumps,
 )
 def test_a_dataset_json_of_another_shape_is_refused(tmp_path, capsys, content):
-    write(tmp_path / "train", [{"__key__": "0", "png": grey(0)}])
+    write(tmp_path / "train", [{"__key__": "0", "png": flat(0)}])
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     for options in ([], ["--verify", "--workers", "1"]):
         code, text = run(inspect.main, tmp_path, *options, capsys=capsys)
@@ -803,7 +792,7 @@ def test_a_dataset_json_of_another_shape_is_refused(tmp_path, capsys, content):
 
 
 def test_deep_json_and_fifos_are_refused(tmp_path, capsys):
-    write(tmp_path / "train", [{"__key__": "0", "png": grey(0)}])
+    write(tmp_path / "train", [{"__key__": "0", "png": flat(0)}])
     (tmp_path / "dataset.json").write_text("[" * 10**5)
     assert "dataset.json is damaged (it is nested too deeply)" in run(inspect.main, tmp_path, capsys=capsys)[1]
     (tmp_path / "dataset.json").unlink()
@@ -836,7 +825,7 @@ def test_names_are_printed_without_what_a_terminal_obeys(tmp_path, capsys):
 
 
 def test_the_contact_sheet_is_written_through_no_link(tmp_path, capsys):
-    write(tmp_path / "set", [{"__key__": "0", "png": grey(0)}])
+    write(tmp_path / "set", [{"__key__": "0", "png": flat(0)}])
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "set" / "contact_sheet.png").symlink_to(tmp_path / "precious")
     assert run(inspect.main, tmp_path / "set", "--workers", 1, capsys=capsys)[0] == 0
@@ -848,7 +837,7 @@ def test_ctrl_c_ends_a_command_with_130_and_no_traceback(tmp_path, monkeypatch, 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    write(tmp_path / "set", [{"__key__": "0", "png": grey(0)}])
+    write(tmp_path / "set", [{"__key__": "0", "png": flat(0)}])
     for module in (prepare, inspect):
         monkeypatch.setattr(module, "run_in_parallel", interrupted)
     for main, words in ((prepare.main, ("digits", tmp_path / "out")), (inspect.main, (tmp_path / "set", "--verify"))):

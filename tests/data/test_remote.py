@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import wait_until
 from remote_reader import ALL, SAMPLES, SHARDS, read_all
-from test_data import flat
+from sample_images import flat
 
 from data import index as index_command
 from data.errors import DataError
