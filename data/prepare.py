@@ -36,7 +36,7 @@ from data.images import FORMATS, LIMITS, Limits, decode_whole
 from data.inspect import DatasetSummary, add_limits, describe_shard, fingerprint
 from data.processes import run_in_parallel
 from data.shards.reader import Shards
-from data.sources import MAX_RATIO, SPLITS, Bounds, Item, Reader, Source, open_source
+from data.sources import MAX_RATIO, SPLITS, Bounds, Item, Source, open_source
 
 ENDINGS = {  # of a shard's members, by Pillow's name of the format; the first where the file's own does not fit
     "PNG": ("png",),
@@ -269,7 +269,7 @@ def convert(content: bytes, settings: Settings) -> tuple[str, bytes]:
 class Writer:
     """Writes one shard a call, in any process: OUT/SPLIT/NUMBER.tar, and before it a report of what it holds."""
 
-    read: Reader
+    read: Callable[[Item], tuple[bytes, int]]
     settings: Settings
     unfinished: Path
 
