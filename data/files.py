@@ -1,11 +1,13 @@
-"""The door for files that others wrote: regular ones only, JSON of a known shape, YAML within bounds, names escaped."""
+"""Files: those of strangers are read within bounds, and ours are written whole or not at all."""
 
 import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 import yaml
@@ -100,3 +102,39 @@ def escaped(text: str, keep: str = "") -> str:
         keep: characters that stay, such as the ends of a message's lines
     """
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a file that appears as `path` when all of it is on the disk, and replaces any link that lies there.
+
+    Args:
+        path: of the file
+        temporary: its path until then, on the same disk; by default a hidden one beside `path`
+    """
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def try_write(path: Path, content: bytes) -> bool:
+    """Write a small file whole or not at all; return False if it cannot be written."""
+    try:
+        with atomic_file(path) as file:
+            file.write(content)
+    except OSError:
+        return False
+    return True
