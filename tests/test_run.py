@@ -250,7 +250,10 @@ def test_the_run_folder(ranks, tmp_path, demo_cnn):
         (["--data.train", "nowhere"], "nowhere does not exist"),
         (["--evaluate.every", "2", "--evaluate.extractor", "inception", "--evaluate.weights", "none.pth"], "none.pth"),
         (["--trainer.precision", "fp16"], "fp16, which a CPU would silently train in fp32"),
-        (["--trainer.time_limit", "soon"], "trainer.time_limit is 'soon', expected minutes, MM:SS, HH:MM:SS"),
+        (
+            ["--trainer.time_limit", "soon"],
+            "trainer.time_limit must be minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, such as 23:30:00; got 'soon'",
+        ),
         (["--trainer.run_dir", "/dev/null/run"], "/dev/null/run"),
     ],
 )
@@ -301,9 +304,9 @@ def test_a_corrupt_image_stops_the_run_with_its_name(here, digits, tmp_path):
     assert weights(tmp_path / "run"), "the last checkpoint is intact"
 
 
-def seen(run_dir) -> dict[int, int]:
+def sample_checksums(run_dir) -> dict[int, int]:
     """The checksum of the samples that each logged step saw."""
-    return {line["step"]: line["seen"] for line in lines(run_dir) if "seen" in line}
+    return {line["step"]: line["sample_checksum"] for line in lines(run_dir) if "sample_checksum" in line}
 
 
 def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(ranks, tmp_path):
@@ -321,7 +324,7 @@ def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(ranks, tmp_
     assert "going on at step" in one.stderr
     order, rows = Order([1438], 64, 0), slice(0, 64)
     assert order.steps_per_epoch == 22
-    assert seen(tmp_path) == {step + 1: sample_checksum(step, 0, rows, order[step]) for step in range(26)}
+    assert sample_checksums(tmp_path) == {step + 1: sample_checksum(step, 0, rows, order[step]) for step in range(26)}
 
 
 def test_damaged_images_are_skipped_and_told_up_to_a_share(here, digits, tmp_path):

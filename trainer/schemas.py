@@ -73,7 +73,7 @@ class Window(Struct):
     """What a process had not logged yet."""
 
     terms: dict[str, tuple[float, float]]
-    seen: Natural
+    sample_checksum: Natural
     skipped: list[str]
 
 

@@ -31,13 +31,13 @@ from trainer.distributed.accelerator import make_accelerator
 from trainer.distributed.exit import run_errors, user_errors
 from trainer.distributed.ranks import ROOT, Ranks, code_checksum, tensors_of
 from trainer.distributed.rendezvous import rendezvous_errors
-from trainer.distributed.stop import StopSignal, exit_code
+from trainer.distributed.stop import StopSignal, exit_code, listening
 from trainer.ema import EMA
 from trainer.errors import DivergedError, RunError
 from trainer.log.logger import RunLogger
+from trainer.log.metrics_file import read_metrics
 from trainer.log.pictures import panels
 from trainer.log.run_folder import RunFolder, RunStatus
-from trainer.results import lines_of
 from trainer.step import TrainStep
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ FEW = 1000  # images, of which a share is measured no more finely
 def train(config: Config) -> int:
     """Train as configured; a run that is there already goes on. Returns the process's exit code."""
     settings = config.trainer
-    with user_errors():
-        leaving = StopSignal(settings.time_limit)
-    with leaving.listening(), RunFolder(config.run_dir) as folder:
+    with listening(settings.time_limit) as leaving, RunFolder(config.run_dir) as folder:
         with user_errors():
             with rendezvous_errors(settings.timeout):
                 accelerator = make_accelerator(
@@ -91,7 +89,7 @@ class Run:
         self.orders = make_orders(config, self.trains)
 
         self.system.to(accelerator.device)
-        self.peers.share(self.system)  # processors draw other last digits from one seed
+        self.peers.broadcast_weights(self.system)  # processors draw other last digits from one seed
         self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
         self.networks = self.system.networks()
         for name, network in self.networks.items():
@@ -107,7 +105,7 @@ class Run:
         self._settle_buckets()
         self.step = self.replaced = 0  # images that others stood in for
         self.evaluation_pending = False  # the scores of the step that it goes on from
-        self.seen, self.warned = 0, False
+        self.sample_checksum, self.warned = 0, False
         self.skipped: list[str] = []
         self._resume()
         self.first = self.step
@@ -118,11 +116,11 @@ class Run:
             self.folder.path, self.step, settings.steps, accelerator.is_main_process, self.evaluation_pending
         )
         self.saver = writer.Saver(
-            self.checkpoints, settings.keep, settings.keep_every, self.record.say, self.record.flush
+            self.checkpoints, settings.keep, settings.keep_every, self.record.message, self.record.flush
         )
         self._announce()
         for problem in [problem for shards in self.trains for problem in shards.problems]:
-            self.record.say(f"left out: {problem}")
+            self.record.message(f"left out: {problem}")
 
     @property
     def checkpoints(self) -> Path:
@@ -147,7 +145,7 @@ class Run:
         try:
             with self.peers.naming_missing_ranks():
                 left = self._train()
-                self._say("preempted" if left else "finished")
+                self._set_status("preempted" if left else "finished")
                 self.accelerator.wait_for_everyone()
         except BaseException:
             with suppress(OSError):
@@ -164,7 +162,7 @@ class Run:
         batches = self._batches()
         since, began, waited, leave = self.step, time.monotonic(), 0.0, False
         while self.step < settings.steps and not leave:
-            leave = self.peers.agree(self.leaving.asked(self.saver.seconds), self.step)
+            leave = self.peers.agree(self.leaving.should_stop(self.saver.seconds), self.step)
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
@@ -195,7 +193,7 @@ class Run:
         batches.close()
         self._saving(self.saver.finish)
         done = self.step == settings.steps and not (leave and self.evaluator)
-        self.record.say(
+        self.record.message(
             f"finished at step {self.step}: pictures in {self.folder.path / 'samples'}, curves by {self._board()}"
             if done
             else f"left at step {self.step} of {settings.steps} for {self.leaving.reason or 'another process'}: all is "
@@ -213,7 +211,7 @@ class Run:
         copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         for step, sets in zip(steps, loader, strict=True):
             for which, images in enumerate(sets):
-                self.seen += sample_checksum(step, which, rows, images.position.numpy())
+                self.sample_checksum += sample_checksum(step, which, rows, images.position.numpy())
                 self.skipped += [f"step {step + 1}: {told}" for told in images.skipped]
             with torch.cuda.stream(copying):  # None leaves it as it is
                 copied = [images.image.to(device, non_blocking=True) for images in sets]
@@ -257,18 +255,20 @@ class Run:
 
     def _log_data(self, terms: dict[str, float], waited: float) -> None:
         """RunLogger a log line's terms with those of the data, of all ranks."""
-        told = torch.tensor([self.seen % 2**32, len(self.skipped), round(waited * 1e6)], device=self.accelerator.device)
-        seen, skipped, wait = self.accelerator.reduce(told, "sum").tolist()
+        told = torch.tensor(
+            [self.sample_checksum % 2**32, len(self.skipped), round(waited * 1e6)], device=self.accelerator.device
+        )
+        checksum, skipped, wait = self.accelerator.reduce(told, "sum").tolist()
         terms["speed/data_wait"] = wait / 1e6 / self.accelerator.num_processes
         settings, data = self.config.trainer, self.config.data
         if data.on_error == "skip":
             self.replaced += skipped
             terms["data/skipped"] = self.replaced
-        self.record.terms(self.step, terms, seen=seen % 2**32)
+        self.record.terms(self.step, terms, sample_checksum=checksum % 2**32)
         if skipped:
             for line in gather_object(self.skipped):
-                self.record.say(line)
-        self.seen, self.skipped = 0, []
+                self.record.message(line)
+        self.sample_checksum, self.skipped = 0, []
         shown = self.step * settings.batch_size * len(self.trains)
         if self.replaced > data.max_skipped * max(shown, FEW):
             raise RunError(
@@ -278,7 +278,7 @@ class Run:
             )
         if terms["speed/data_wait"] > 0.1 and not self.warned and self.step > self.first + settings.log_every:
             self.warned = True
-            self.record.say(
+            self.record.message(
                 f"steps wait for data {terms['speed/data_wait']:.0%} of the time: raise --data.workers (now "
                 f"{data.workers}), or prepare smaller images (python -m data.prepare --size {data.size})"
             )
@@ -289,7 +289,7 @@ class Run:
         bad = [name for name, value in terms.items() if name.startswith(f"{player.name}/") and not math.isfinite(value)]
         told = f"step {step + 1}: player {player.name}: not finite: {', '.join(bad) or 'its gradient'}"
         with suppress(OSError):  # whatever else goes wrong, it is not to be started again
-            self._say("diverged")
+            self._set_status("diverged")
         if self.accelerator.is_main_process:
             batch = [order[step] for order in self.orders]
             samples = [
@@ -315,7 +315,7 @@ class Run:
         assert self.evaluator is not None
         fits = budget == 1 or self.evaluator.affordable(budget)
         if not fits:
-            self.record.say(f"step {self.step}: not scored, or it would take more than evaluate.budget {budget:g}")
+            self.record.message(f"step {self.step}: not scored, or it would take more than evaluate.budget {budget:g}")
         return fits
 
     def _evaluate(self) -> None:
@@ -327,13 +327,13 @@ class Run:
             scores = self.evaluator(self.ema.system)
         except FloatingPointError as error:
             raise self._unusable(str(error)) from error
-        past = lines_of(self.folder.path) if self.accelerator.is_main_process else []
+        past = read_metrics(self.folder.path) if self.accelerator.is_main_process else []
         told = hints(past, scores, self.evaluator.facts)
         facts = {"weights": "ema", "seed": self.config.trainer.seed, "world_size": self.accelerator.num_processes}
         facts |= {**self.evaluator.recipe, **({"hints": told} if told else {})}
         self.record.scores(self.step, scores, **self.evaluator.facts, **facts)
         for hint in told:
-            self.record.say(f"step {self.step}: {hint}")
+            self.record.message(f"step {self.step}: {hint}")
         evaluation = self.evaluator.facts
         self._saving(lambda: self.saver.score(self.step, scores, evaluation))
 
@@ -352,7 +352,7 @@ class Run:
     def _unusable(self, trouble: str) -> DivergedError:
         """What is told of averages that make images which are not finite, though every loss and gradient was."""
         with suppress(OSError):
-            self._say("diverged")
+            self._set_status("diverged")
         kept = f" The checkpoints in {self.checkpoints} are intact." if self.checkpoints.exists() else ""
         return DivergedError(
             f"step {self.step}: the averaged networks' images cannot be used: {trouble}.{kept} Start again in another "
@@ -364,7 +364,11 @@ class Run:
     def _save(self, evaluation_pending: bool) -> None:
         """Begin to save; `evaluation_pending`: its scores are still to come."""
         # Empty, but for a step at which the run leaves.
-        window = {"terms": self.train_step.meter.state(), "seen": self.seen, "skipped": self.skipped}
+        window = {
+            "terms": self.train_step.meter.state(),
+            "sample_checksum": self.sample_checksum,
+            "skipped": self.skipped,
+        }
         kept = {
             "evaluation_pending": evaluation_pending,
             "skipped": self.replaced,
@@ -389,9 +393,9 @@ class Run:
                 "again, and it goes on from the newest"
             )
 
-    def _say(self, state: RunStatus) -> None:
+    def _set_status(self, status: RunStatus) -> None:
         if self.accelerator.is_main_process:
-            self.folder.say(state)
+            self.folder.set_status(status)
 
     def _resume(self) -> None:
         """Load the newest whole checkpoint, the same one on every process; without one the run starts at step 0."""
@@ -420,9 +424,9 @@ class Run:
         """Go on with what each process had not logged yet; as many other processes share it."""
         if len(windows) == self.accelerator.num_processes:
             windows = [windows[self.accelerator.process_index]]
-            self.seen, self.skipped = windows[0]["seen"], windows[0]["skipped"]
+            self.sample_checksum, self.skipped = windows[0]["sample_checksum"], windows[0]["skipped"]
         elif self.accelerator.is_main_process:
-            self.seen = sum(window["seen"] for window in windows)
+            self.sample_checksum = sum(window["sample_checksum"] for window in windows)
             self.skipped = [told for window in windows for told in window["skipped"]]
         self.train_step.meter.load([window["terms"] for window in windows], self.accelerator.device)
 
@@ -433,7 +437,7 @@ class Run:
             del own[name]
         own |= frozen_checksums(self.system)
         own["shards"] = [shards.fingerprint() for shards in (*self.trains, *self.tests)]
-        self.peers.check_alike(own)
+        self.peers.check_same(own)
 
     def _make_train_step(self) -> TrainStep:
         settings = self.config.trainer
@@ -482,7 +486,7 @@ class Run:
             Path(settings.statistics or self.folder.path / "statistics"),
             LPIPS(settings.lpips, self.accelerator.device) if settings.lpips else None,
         )
-        evaluator.go_on(lines_of(self.folder.path) if self.accelerator.is_main_process else [])
+        evaluator.go_on(read_metrics(self.folder.path) if self.accelerator.is_main_process else [])
         return evaluator
 
     def _grid_source(self) -> tuple[list[Tensor], Tensor]:
@@ -499,8 +503,8 @@ class Run:
         world, settings = self.accelerator.num_processes, self.config.trainer
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
         if self.accelerator.is_main_process:
-            self.config.keep(self.folder.path / "config.yaml")
-        self.record.configuration(self.config.shown())
+            self.config.write(self.folder.path / "config.yaml")
+        self.record.configuration(self.config.redacted_yaml())
         modes = [
             player_state.player.name
             for player_state in self.train_step.player_states
@@ -510,8 +514,8 @@ class Run:
         if self.evaluator and "sample" in scored:
             scored |= {*self.evaluator.wanted} - ({"is"} if not self.evaluator.scored else set())
         self.record.layout(modes, scored)
-        self.record.say(
-            f"{self.config.shown()}\n"
+        self.record.message(
+            f"{self.config.redacted_yaml()}\n"
             f"{type(self.system).__name__}: {', '.join(f'{name} {size:,} weights' for name, size in sizes.items())}\n"
             f"{' + '.join(f'{len(shards):,}' for shards in self.trains)} training images, "
             f"{self.orders[0].steps_per_epoch} steps an epoch; {world} "

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from data.redact import printable, redacted_all
 from trainer.files import write_atomically
+from trainer.log.metrics_file import Line, read_metrics
 from trainer.log.pictures import Panels, grid
-from trainer.results import Line, lines_of
 
 SCORES = {  # charts: of what, and the tags of
     "FID and rFID": ("fid", "eval/fid.*", "eval/rfid.*"),
@@ -60,7 +60,7 @@ class RunLogger:
         self._whole = step  # so far the curves are on the disk
         self._last = 0  # step of the last line
         if self.metrics.exists():
-            kept = [line for line in lines_of(folder) if _is_kept(line, step, evaluation_pending)]
+            kept = [line for line in read_metrics(folder) if _is_kept(line, step, evaluation_pending)]
             write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
             self._last = kept[-1]["step"] if kept else 0
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
@@ -96,7 +96,7 @@ class RunLogger:
         if self.is_main:
             self.bar.update()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A line for the terminal, above the bar if there is one."""
         if self.is_main:
             tqdm.write(printable(text), file=sys.stderr)
@@ -119,7 +119,7 @@ class RunLogger:
         lines = textwrap.wrap(
             f"step {step}  by {extractor}:  {text}", 120, subsequent_indent="    ", break_on_hyphens=False
         )
-        self.say("\n".join(lines))
+        self.message("\n".join(lines))
 
     def terms(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """A log line's terms: recorded, and the main ones shown."""
@@ -134,7 +134,7 @@ class RunLogger:
         text = "  ".join(f"{name} {value}" for name, value in shown.items())
         if self.bar.disable:
             left = (time.monotonic() - self.began) / (step - self.first) * (self.steps - step)
-            self.say(f"step {step}/{self.steps}  {text}  eta {tqdm.format_interval(left)}")
+            self.message(f"step {step}/{self.steps}  {text}  eta {tqdm.format_interval(left)}")
         else:
             self.bar.set_postfix_str(text)
 
@@ -224,7 +224,7 @@ class RunLogger:
         """Begin TensorBoard's file anew after a failure, with what came since it was last whole."""
         self.board = SummaryWriter(str(self.folder), purge_step=self._whole + 1)
         with self._lock:  # or a line might be on its way
-            lines = lines_of(self.folder)
+            lines = read_metrics(self.folder)
         for line in lines:
             if line["step"] > self._whole:
                 self._plot(line["step"], line)
@@ -242,7 +242,7 @@ class RunLogger:
         except OSError as error:
             if what not in self._failed:
                 self._failed.add(what)
-                self.say(f"{what} cannot be written in {self.folder}: {error}. The run goes on")
+                self.message(f"{what} cannot be written in {self.folder}: {error}. The run goes on")
 
 
 def _told_here(thrown: threading.ExceptHookArgs, others: Callable[..., Any] = threading.excepthook) -> None:

@@ -53,16 +53,16 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.word: RunStatus | None = None  # once it is this run's
+        self.status: RunStatus | None = None  # once it is this run's
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.word == "running" and any(error):
+        if self.status == "running" and any(error):
             with suppress(OSError):
-                self.say("failed")
+                self.set_status("failed")
         if self._lock is not None:
             self._lock.close()
 
@@ -92,7 +92,7 @@ class RunFolder:
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         with suppress(OSError):  # a full disk
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}, since {began}".encode())
-        self.say("running")
+        self.set_status("running")
 
     def check_free(self) -> None:
         """Refuse a folder that another run holds at this moment, or that has links in it; nothing is written.
@@ -113,20 +113,20 @@ class RunFolder:
             "--trainer.run_dir"
         )
 
-    def say(self, state: RunStatus) -> None:
+    def set_status(self, status: RunStatus) -> None:
         """Write how the run is into the file `state`, for job scripts.
 
         Raises:
             OSError: it cannot be written.
         """
-        self.word, path = state, self.path / "state"
+        self.status, path = status, self.path / "state"
         try:
-            write_atomically(path, f"{state}\n")
+            write_atomically(path, f"{status}\n")
         except OSError as error:
             if error.errno not in FULL or not path.exists():
                 raise
             with open(path, "r+b") as file:  # a full disk still has the block that the word before is in
-                file.write(f"{state}\n".encode())
+                file.write(f"{status}\n".encode())
                 file.truncate()
 
 
