@@ -65,10 +65,10 @@ class Dataset(msgspec.Struct):
     source: str = ""
     settings: dict[str, Any] = {}
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> str:
         fields = ("source", "settings", "fingerprint", "classes", "splits", "ignored", "rejected")
         content = msgspec.to_builtins(self)
-        return json.dumps({name: content[name] for name in fields}, indent=1).encode()
+        return json.dumps({name: content[name] for name in fields}, indent=1)
 
     def class_name(self, label: int) -> str:
         return self.classes[label] if label < len(self.classes) else str(label)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.files import atomic_file
+from data.files import atomically
 from data.inspect.dataset import Dataset, Split, fingerprint
 from data.inspect.summary import DatasetSummary
 from data.inspect.verify import describe_split
@@ -62,8 +62,8 @@ def prepare(
         dataset = Dataset(whole, opened.classes, splits, rejected, ignored, source, asdict(chosen))
         for split in splits:
             Shards(unfinished / "out" / split)  # writes the index
-        with atomic_file(unfinished / "out" / "dataset.json", unfinished / "dataset.json") as file:
-            file.write(dataset.to_json())
+        with atomically(unfinished / "out" / "dataset.json", unfinished / "dataset.json") as path:
+            path.write_text(dataset.to_json())
         os.rename(unfinished / "out", out)
         shutil.rmtree(unfinished)
     return {name: split.images for name, split in splits.items()}
@@ -91,8 +91,8 @@ def _begin(unfinished: Path, planned: dict[str, Any]) -> None:
     path = unfinished / "plan.json"
     if not (path.exists() and any((unfinished / "out").glob("*/*.tar"))):
         shutil.rmtree(unfinished / "out", ignore_errors=True)
-        with atomic_file(path) as file:
-            file.write(json.dumps(planned).encode())
+        with atomically(path) as temporary:
+            temporary.write_text(json.dumps(planned))
     before = json.loads(path.read_text())
     if before != planned:
         raise DataError(

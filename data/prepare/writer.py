@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image, ImageOps
 
 from data.errors import DataError
-from data.files import atomic_file, escaped
+from data.files import atomically, escaped
 from data.images import FORMATS, decode_whole
 from data.inspect.dataset import Rejected
 from data.inspect.summary import DatasetSummary
@@ -50,8 +50,8 @@ class Writer:
         summary, rejected = DatasetSummary(), list[Rejected]()
         tar = self.unfinished / "out" / task.tar
         tar.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(tar, self.unfinished / f"{task.report}.tar") as file:
-            with webdataset.TarWriter(file, mtime=0) as writer:
+        with atomically(tar, self.unfinished / f"{task.report}.tar") as path:
+            with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0) as writer:
                 for key, item in task.items:
                     try:
                         content, label = self.read(item)
@@ -62,9 +62,9 @@ class Writer:
                     else:
                         writer.write({"__key__": key, ending: content, **({"cls": str(label)} if label >= 0 else {})})
                     advance(1)
-            with atomic_file(self.unfinished / task.report) as report:
-                listed = [[one.file, one.reason] for one in rejected]
-                report.write(json.dumps({"summary": summary.to_json(), "rejected": listed}).encode())
+            listed = [[one.file, one.reason] for one in rejected]
+            with atomically(self.unfinished / task.report) as path:
+                path.write_text(json.dumps({"summary": summary.to_json(), "rejected": listed}))
         return rejected
 
     def report(self, task: Task) -> tuple[DatasetSummary, list[Rejected]]:
