@@ -24,9 +24,10 @@ from conftest import NETWORKS, SMALL, reseal
 from PIL import Image
 
 import models
-from data import inspect, prepare
 from data.errors import DataError
 from data.images import decode
+from data.inspect.__main__ import main as inspect_command
+from data.prepare import prepare
 from data.shards.reader import Shards
 from trainer.checkpoint import files as checkpoint_files
 from trainer.config.parser import configure
@@ -234,7 +235,7 @@ def test_archives_that_are_prepared(fuzz, tmp_path, form, tries):
         for old in tmp_path.glob("*out*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         archive.write_bytes(content)
-        prepare.prepare(str(archive), out, max_rejected=1.0)
+        prepare(str(archive), out, max_rejected=1.0)
 
     fuzz(packed(form), read, tries)
 
@@ -244,7 +245,7 @@ def small(tmp_path) -> Path:
     """A prepared data set of six images."""
     archive = tmp_path / "images.tar"
     archive.write_bytes(packed("tar"))
-    prepare.prepare(str(archive), tmp_path / "set", test_fraction=0.0)
+    prepare(str(archive), tmp_path / "set", test_fraction=0.0)
     return tmp_path / "set"
 
 
@@ -257,7 +258,7 @@ def test_data_sets(fuzz, small, name, tries):
             shards = Shards(small / "train")
             for position in range(len(shards)):
                 shards.image(position)
-        inspect.main([str(small)])
+        inspect_command([str(small)])
 
     fuzz((small / name).read_bytes(), read, 2 * tries)
 

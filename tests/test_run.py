@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 from conftest import NETWORKS, wait_until
+from sample_images import corrupt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
-from test_data import corrupt
 
 from models import OptimizerConfig
 from trainer.checkpoint import files as checkpoint_files

@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 
 import models
+from data.command import add_limits
 from data.errors import DataError
 from data.images import Limits, header
-from data.inspect import add_limits
 from data.loader import Samples, read
 from data.order import permutation
 from data.redact import redacted_all

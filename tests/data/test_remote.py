@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import wait_until
 from remote_reader import ALL, SAMPLES, SHARDS, read_all
-from test_data import flat
+from sample_images import flat
 
 from data import index as index_command
 from data.errors import DataError
@@ -440,7 +440,7 @@ def test_a_killed_fetch_is_taken_over(forked, server, expected, tmp_path):
     server.trouble, cache = lambda path, first: time.sleep(0.05) or "", tmp_path / "cache"
     reading = f"""
 from remote_reader import read_all
-
+from data.shards import remote
 remote.CHUNK = 3000
 read_all({server.url!r}, {str(cache)!r}, 10**9, 5)
 """
