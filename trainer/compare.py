@@ -35,7 +35,7 @@ from trainer.results import Entry, Scored, check_alike, lines_of
 
 MAIN = Path(__file__).resolve().with_name("main.py")
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # a run is a process of its own, whatever started this one
-FREE_HERE = RESUMABLE_SETTINGS - {"evaluate.num", "evaluate.extractor", "system.init_args.perceptual_weights"} | {
+FREE_HERE = RESUMABLE_SETTINGS - {"evaluate.num", "evaluate.extractor", "system.perceptual_weights"} | {
     "trainer.precision"
 }
 
@@ -271,7 +271,7 @@ def _other_run(run: Run) -> str | None:
         return None
     try:
         check_yaml(text := read(kept).decode())
-        changed = differences(yaml.safe_load(text), run.config.resolved(), free=FREE_HERE)
+        changed = differences(yaml.safe_load(text), run.config.resolved(), resumable=FREE_HERE)
     except (yaml.YAMLError, ValueError, AttributeError) as error:
         return f"{kept} is no configuration of a run ({error}): take another --compare.out, or remove the folder"
     if run.scored() > run.config.trainer.steps:

@@ -219,7 +219,7 @@ class Plan:
         lines = [str(folder), *(f"{problem}: it would be put aside" for problem in damaged)]
         if manifest is None:
             return [*lines, f"no checkpoint yet: the run starts at step 0 of {steps:,}"]
-        self.state.check(manifest, speaks=True)
+        self.state.check(manifest, verbose=True)
         step = manifest["step"]
         if step >= steps:
             return [*lines, f"all {steps:,} steps are done, and nothing is left to train"]

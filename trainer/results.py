@@ -81,10 +81,10 @@ def line_of(text: str) -> Line | None:
     """A line of metrics.jsonl; None for one that was cut short by a kill, or that no run writes."""
     try:
         line = json.loads(text)
-        schemas.checked(line, schemas.Logged, "a line")
+        schemas.checked(line, schemas.MetricsLine, "a line")
         schemas.checked({name: value for name, value in line.items() if "/" in name}, dict[str, float], "a line")
         if "extractor" in line:
-            schemas.checked(line, schemas.Evaluated, "a line")
+            schemas.checked(line, schemas.EvaluationLine, "a line")
     except (ValueError, RecursionError):
         return None
     return line
