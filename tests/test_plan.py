@@ -85,9 +85,15 @@ def test_it_is_no_setting_and_may_stand_anywhere(words, processes):
 def test_its_mistakes_are_named(capsys, tmp_path):
     (tmp_path / "mine.yaml").write_text("{system: AE, data: {train: x}, dry_run: 3}")
     for arguments, words in (
-        (["--system", "AE", "--data.train", "x", "--dry_run", "0"], "'0' is no number of processes"),
-        (["--system", "AE", "--data.train", "x", "--dry_run", "many"], "'many' is no number of processes"),
-        (["--config", str(tmp_path / "mine.yaml")], "dry_run is no setting"),
+        (
+            ["--system", "AE", "--data.train", "x", "--dry_run", "0"],
+            "--dry_run must be a number of processes, at least 1; got '0'",
+        ),
+        (
+            ["--system", "AE", "--data.train", "x", "--dry_run", "many"],
+            "--dry_run must be a number of processes, at least 1; got 'many'",
+        ),
+        (["--config", str(tmp_path / "mine.yaml")], "--dry_run is an option of the command line"),
     ):
         with pytest.raises(SystemExit, match="2"):
             configure(arguments)
