@@ -11,6 +11,7 @@ import safetensors.torch
 from msgspec import Meta
 from torch import Tensor
 
+FORMAT = 3  # of checkpoints; manifests of older formats do not state one
 LARGEST = 64 << 20  # bytes of a manifest
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safetensors$")]  # of the folder itself
@@ -19,9 +20,14 @@ FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safet
 class Manifest(msgspec.Struct):
     """What every manifest has; the trainer's own fields are described in trainer/schemas.py."""
 
+    format: int
     step: Annotated[int, Meta(ge=0, le=10**18)]
     files: dict[FileName, Digest]
     sha256: Digest  # of the rest
+
+
+class FormatError(ValueError):
+    """A checkpoint was written in another format than this version reads."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -35,6 +41,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
+        FormatError: the checkpoint has another format.
         ValueError: it is damaged, or has another shape than a manifest.
     """
     file = path / "manifest.json"
@@ -44,15 +51,25 @@ def read(path: Path) -> dict[str, Any]:
     content = file.read_bytes()
     try:
         manifest = json.loads(content)
+        whole = isinstance(manifest, dict) and content == sealed({k: v for k, v in manifest.items() if k != "sha256"})
+        _check_format(manifest, whole)
         msgspec.convert(manifest, Manifest)
-        whole = content == sealed({name: value for name, value in manifest.items() if name != "sha256"})
     except RecursionError as error:
         raise ValueError("its manifest is nested too deeply") from error
+    except FormatError:
+        raise
     except ValueError as error:
         raise ValueError(f"its manifest is not one: {error}") from error
     if not whole:
         raise ValueError("its manifest does not match its checksum")
     return manifest
+
+
+def _check_format(manifest: Any, whole: bool) -> None:
+    """Refuse another format; without a format number a manifest is older, unless it is damaged."""
+    found = manifest.get("format", FORMAT - 1 if whole else None) if isinstance(manifest, dict) else None
+    if isinstance(found, int) and found != FORMAT:
+        raise FormatError(f"it has format {found}, and this version reads format {FORMAT}")
 
 
 def sealed(manifest: dict[str, Any]) -> bytes:

@@ -66,9 +66,12 @@ def test_it_is_no_setting_and_may_stand_anywhere():
 def test_its_mistakes_are_named(capsys, tmp_path):
     (tmp_path / "mine.yaml").write_text("{system: AE, data: {train: x}, dry_run: 3}")
     for arguments, message in (
-        ([*AE, "--data.train", "x", "--dry_run", "0"], "'0' is no number of processes"),
-        ([*AE, "--data.train", "x", "--dry_run", "many"], "'many' is no number of processes"),
-        (["--config", str(tmp_path / "mine.yaml")], "dry_run is no setting"),
+        ([*AE, "--data.train", "x", "--dry_run", "0"], "--dry_run must be a number of processes, at least 1; got '0'"),
+        (
+            [*AE, "--data.train", "x", "--dry_run", "many"],
+            "--dry_run must be a number of processes, at least 1; got 'many'",
+        ),
+        (["--config", str(tmp_path / "mine.yaml")], "--dry_run is an option of the command line"),
     ):
         with pytest.raises(SystemExit, match="2"):
             configure(arguments)

@@ -102,9 +102,9 @@ def test_twenty_kills_at_random_moments(ranks, scored, tmp_path, processes):
 
 SLOW_WRITES = """
 import time
-
-write = files.write_pieces
-files.write_pieces = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
+from trainer.checkpoint import writer
+write = writer.write_pieces
+writer.write_pieces = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
 """
 SLOW_SCORES = """
 import time
@@ -117,7 +117,7 @@ Evaluator._reconstructions = lambda *all: (time.sleep(2), score(*all))[1]
 @pytest.mark.parametrize(
     ("fault", "moment"),
     [
-        (SLOW_WRITES, lambda path: list(path.glob(".unfinished.step_00000006/*"))),
+        (SLOW_WRITES, lambda path: list(path.glob(".unfinished.step_00000006.*/*"))),
         (SLOW_SCORES, lambda path: (path / "step_00000006").exists()),
     ],
     ids=["while saving", "while evaluating"],

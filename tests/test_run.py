@@ -200,7 +200,7 @@ def test_a_perceptual_networks_file_is_compared_by_its_content(here, tmp_path, m
     assert [run(1, "a").returncode, run(2, "moved").returncode] == [0, 0]
     done = run(3, "b")
     assert done.returncode == 2
-    assert "system.perceptual_weights: a file of sha256 aaa in the checkpoint, bbb now" in done.stderr
+    assert "system.perceptual_weights: a file with sha256 aaa in the checkpoint, bbb now" in done.stderr
 
 
 def test_the_run_folder(ranks, tmp_path, demo_cnn):
@@ -371,7 +371,7 @@ def test_other_data_or_batches_are_refused_unless_accepted(here, digits, tmp_pat
     assert "accept_new_data" not in refused.stderr
     lanes = here(*other, "--trainer.steps", "5", "--data.window", "100", "--data.lanes", "2")
     assert lanes.returncode == 2
-    assert "data: another order of samples than in the checkpoint" in lanes.stderr
+    assert "data: data.lanes or data.window gives another order of samples than in the checkpoint" in lanes.stderr
     same = here(*other, "--trainer.steps", "5", "--data.window", "1000", "--data.lanes", "2")
     assert same.returncode == 0, "a set within the window has one order"
 

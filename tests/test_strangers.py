@@ -370,7 +370,7 @@ def test_fewer_steps_than_were_made_are_refused(here, run):
     assert (run / "state").read_text() == "finished\n"
     done = here(*run_of, "1")
     assert done.returncode == 2
-    assert f"trainer.steps is 1, and {run} holds a run that has made 2 already: raise it, or take" in done.stderr
+    assert f"trainer.steps is 1, but the run in {run} has already made 2: raise it, or choose" in done.stderr
     assert (run / "state").read_text() == "failed\n"
     assert here(*run_of, "2").returncode == 0
     assert (run / "state").read_text() == "finished\n"

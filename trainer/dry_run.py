@@ -220,7 +220,7 @@ class Report:
         RunFolder(folder).check_free()
         manifest, damaged = checkpoint_files.verify_newest(folder / "checkpoints")
         if manifest:
-            self.state.check(manifest, speaks=True)
+            self.state.check(manifest, verbose=True)
         yield from (str(folder), *(f"{problem}; the run would put it aside" for problem in damaged))
         step, start = (manifest["step"], "the run resumes") if manifest else (0, "no checkpoint yet: the run starts")
         done = f"all {steps:,} steps are done: nothing is left to train"

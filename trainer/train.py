@@ -414,7 +414,7 @@ class Run:
         if step is None:
             return
         tensors, manifest = found or checkpoint_files.load(self._checkpoint(step))
-        self.state.check(manifest, speaks=self.accelerator.is_main_process)
+        self.state.check(manifest, verbose=self.accelerator.is_main_process)
         self.state.load(tensors, manifest)
         self.step, self.replaced = step, manifest["skipped"]
         self._resume_windows(manifest["windows"])

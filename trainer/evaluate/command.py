@@ -322,7 +322,7 @@ def _asked(settings: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in ("against", "unverified") if (value := getattr(settings, name))}
 
 
-def _data(settings: argparse.Namespace, known: schemas.Images) -> DataConfig:
+def _data(settings: argparse.Namespace, known: schemas.ManifestData) -> DataConfig:
     """A run's data settings, less those by which its folder would have something run or written on this machine."""
     train, test = (
         [*map(Location, [named] if isinstance(named, str) else named or [])] for named in (known.train, known.test)
@@ -338,7 +338,9 @@ def _limits(settings: argparse.Namespace) -> Limits:
     return Limits(settings.max_pixels, settings.max_bytes, settings.max_scans)
 
 
-def _extractor_of(settings: argparse.Namespace, known: schemas.Extractor | None, run: Path | None) -> EvaluateConfig:
+def _extractor_of(
+    settings: argparse.Namespace, known: schemas.ManifestEvaluate | None, run: Path | None
+) -> EvaluateConfig:
     """The extractor of the command line, or else the run's, whose demo-cnn is taken as it was trained.
 
     A file is opened only if the command line names it: a run's folder may be a stranger's, and such a file code.

@@ -6,7 +6,6 @@ what images, seen how, by which extractor; KID and precision compare with `featu
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from data.files import escaped, regular_file
 from trainer.evaluate.metrics import Gaussian, root
+from trainer.files import atomically
 
 FORMAT = 2
 MEMBERS = ("mu", "sigma", "n", "meta", "sharpness", "features")
@@ -71,15 +71,8 @@ class ReferenceStatistics:
         if self.features is not None:
             content["features"] = self.features.cpu().numpy()
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-        try:
-            with open(unfinished, "wb") as file:
-                np.savez(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with atomically(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez(file, **content)
 
 
 def key(meta: dict[str, Any]) -> str:
