@@ -74,7 +74,7 @@ class Window(Struct):
 
     terms: dict[str, tuple[float, float]]
     sample_checksum: Natural
-    skipped: list[str]
+    replaced: list[str]
 
 
 class Scaler(Struct, rename={"growth_tracker": "_growth_tracker"}):
@@ -97,7 +97,7 @@ class Kept(Struct):
     frozen: dict[str, str]
     scalers: dict[str, Scaler]
     evaluation_pending: bool
-    skipped: Natural
+    replaced: Natural
     code: str
     windows: Annotated[list[Window], Meta(min_length=1)]
 
