@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data.files import shown
-from data.redact import redacted
+from data.redact import printable, redacted
 
 
 class DataError(RuntimeError):
@@ -16,11 +15,11 @@ class DataError(RuntimeError):
 
 
 @contextmanager
-def telling(parser: argparse.ArgumentParser, stopped: str = "stopped") -> Iterator[None]:
+def command_errors(parser: argparse.ArgumentParser, stopped: str = "stopped") -> Iterator[None]:
     """Within a command: a mistake or a fault of the data ends it with one block of text and code 2, Ctrl-C with 130."""
     try:
         yield
     except (DataError, ValueError, OSError) as error:
-        parser.exit(2, shown(f"error: {redacted(str(error))}\n", keep="\n"))
+        parser.exit(2, printable(f"error: {error}\n"))
     except KeyboardInterrupt:
         parser.exit(130, f"{stopped}\n")

@@ -19,7 +19,7 @@ DEPTH = 100  # lists and mappings in one another: libyaml's recursion ends the p
 NODES = 100_000  # with every alias replaced by what it stands for
 
 
-def regular(path: str | os.PathLike[str]) -> Path:
+def regular_file(path: str | os.PathLike[str]) -> Path:
     """The path itself, of a regular file or a link to one. To open any other file may wait for ever.
 
     Raises:
@@ -37,7 +37,7 @@ def read(path: str | os.PathLike[str], limit: int = MAX_JSON) -> bytes:
     Raises:
         OSError: it cannot be read, or is larger than the limit.
     """
-    with open(regular(path), "rb") as file:
+    with open(regular_file(path), "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", os.fspath(path))
@@ -71,7 +71,9 @@ def check_yaml(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise yaml.YAMLError(f"the alias *{shown(str(event.anchor))} stands for nothing, or for what it is in")
+                raise yaml.YAMLError(
+                    f"the alias *{escaped(str(event.anchor))} stands for nothing, or for what it is in"
+                )
             open_nodes[-1] += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             open_nodes[-1] += 1
@@ -91,7 +93,7 @@ def check_yaml(text: str) -> None:
             raise yaml.YAMLError(f"its aliases stand for more than {NODES:,} values")
 
 
-def shown(text: str, keep: str = "") -> str:
+def escaped(text: str, keep: str = "") -> str:
     """A text that came from a file, with all that a terminal would obey or not show written as Python's escapes.
 
     Args:

@@ -56,14 +56,14 @@ class View(NamedTuple):
     flip: bool = False
 
 
-CENTRE = View()
+CENTRE_CROP = View()
 
 
 def decode(
     content: bytes,
     size: int,
     channels: int,
-    view: View = CENTRE,
+    view: View = CENTRE_CROP,
     out: np.ndarray | None = None,
     limits: Limits = LIMITS,
 ) -> np.ndarray:
@@ -78,12 +78,12 @@ def decode(
     out = np.empty((size, size, channels), np.uint8) if out is None else out
     _check(content, limits)
     if content.startswith(JPEG) and (not _has_exif(content) or _is_upright(content)):
-        if view is CENTRE and _fits(content, out):
+        if view is CENTRE_CROP and _fits(content, out):
             return out
         pixels = _jpeg(content, channels, size, view, limits)
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     else:
-        image, mode = upright(content, limits), "L" if channels == 1 else "RGB"
+        image, mode = decode_whole(content, limits), "L" if channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
     if view.area:
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=_box(*image.size, view))
@@ -95,7 +95,7 @@ def decode(
     return out
 
 
-def upright(content: bytes, limits: Limits = LIMITS) -> Image.Image:
+def decode_whole(content: bytes, limits: Limits = LIMITS) -> Image.Image:
     """An encoded image, whole, of mode L or RGB: the first frame, turned as its Exif says, transparency over white,
     sixteen bits to eight by their high byte.
 
@@ -170,7 +170,7 @@ def _is_upright(content: bytes) -> bool:
 
 def _check(content: bytes, limits: Limits) -> None:
     if len(content) > limits.bytes:
-        raise ValueError(f"it has more than {limits.bytes:,} bytes ({setting('bytes')})")
+        raise ValueError(f"it has more than {limits.bytes:,} bytes ({limit_settings('bytes')})")
     if content.startswith(JPEG) and content.count(SCAN) > limits.scans:  # a preview or what follows END may hold some
         _check_scans(content, limits)
 
@@ -184,18 +184,18 @@ def _check_scans(content: bytes, limits: Limits) -> None:
             return
         scans += found[0] == SCAN
         if scans > limits.scans:
-            raise ValueError(f"it has more than {limits.scans:,} scans ({setting('scans')}): encode it anew")
+            raise ValueError(f"it has more than {limits.scans:,} scans ({limit_settings('scans')}): encode it anew")
         place = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2]))
     raise ValueError(f"it has more than {MAX_SEGMENTS:,} segments: encode it anew")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.pixels:
-        most = f"{limits.pixels:,} ({setting('pixels')})"
+        most = f"{limits.pixels:,} ({limit_settings('pixels')})"
         raise ValueError(f"it has {width} x {height} pixels, more than {most}: scale it down")
 
 
-def setting(limit: str) -> str:
+def limit_settings(limit: str) -> str:
     """Where a limit is set, for messages."""
     return f"data.max_{limit}, or --max_{limit} of data.prepare, data.inspect and trainer.evaluate"
 

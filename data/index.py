@@ -15,8 +15,8 @@ from braceexpand import braceexpand
 from msgspec.structs import replace
 from tqdm import tqdm
 
-from data.errors import telling
-from data.files import shown
+from data.errors import command_errors
+from data.files import escaped
 from data.shards.index import Shard, _json, keep, save_table, scan
 
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     if settings.out.suffix != ".json":
         parser.error(f"OUT.json, the last word, is {settings.out}: expected the name of the index to write, x.json")
-    with telling(parser):
+    with command_errors(parser):
         urls = [url for given in settings.shards for url in braceexpand(given)]
         if folders := [url for url in urls if os.path.isdir(url)]:
             raise ValueError(f"{folders[0]} is a folder, which is indexed when it is read: name tars")
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"{settings.out} cannot be written: name another OUT.json")
     for shard in shards:
         for problem in shard.problems:
-            print(shown(f"{shard.url}: {problem}"))
+            print(escaped(f"{shard.url}: {problem}"))
     print(f"{settings.out}: {sum(shard.nsamples for shard in shards):,} images in {len(shards):,} shards")
 
 

@@ -24,10 +24,10 @@ import msgspec
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from data.errors import DataError, telling
-from data.files import parse, read, regular, shown
-from data.images import FORMATS, LIMITS, Limits, decode, upright
-from data.processes import in_parallel
+from data.errors import DataError, command_errors
+from data.files import escaped, parse, read, regular_file
+from data.images import FORMATS, LIMITS, Limits, decode, decode_whole
+from data.processes import run_in_parallel
 from data.shards import index
 from data.shards.index import checksum, digest, known, load_table, samples
 from data.shards.reader import Shards
@@ -59,7 +59,7 @@ class DatasetSummary:
         Raises:
             ValueError: a run could not read the image; nothing has been counted.
         """
-        image = upright(content, limits)
+        image = decode_whole(content, limits)
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             mode, form = header.mode, str(header.format)
         if form in ("JPEG", "MPO"):
@@ -151,7 +151,7 @@ def measure(shard: Shard, advance: Callable[[int], Any], limits: Limits = LIMITS
     entry = shard.entry
     table = None if entry is None else load_table(shard.path, entry)
     try:
-        with open(regular(shard.path), "rb") as file:
+        with open(regular_file(shard.path), "rb") as file:
             for sample in samples(shard.path):
                 advance(1)
                 content = os.pread(file.fileno(), min(sample.size, limits.bytes + 1), sample.offset)
@@ -166,7 +166,7 @@ def measure(shard: Shard, advance: Callable[[int], Any], limits: Limits = LIMITS
                     if table is not None and (len(found) > len(table) or found[-1] != table[len(found) - 1, 3]):
                         raise ValueError("its bytes are not those that were indexed")
                 except ValueError as error:
-                    problems.append(f"{shard.path}, member {shown(sample.name or sample.key)}: {error}")
+                    problems.append(f"{shard.path}, member {escaped(sample.name or sample.key)}: {error}")
     except (tarfile.TarError, OSError, ValueError) as error:
         problems.append(f"{shard.path}: it is damaged, cut short or no tar: {error}")
     if entry is not None and entry.checksum and not problems and entry.checksum != digest(np.array(found, np.int64)):
@@ -213,7 +213,7 @@ def inspect(
         return described, []
     measured: list[Measured] = []
     total = sum(split["images"] for split in described["splits"].values()) if described else None
-    in_parallel(partial(measure, limits=limits), shards, workers, measured.append, "verifying", total)
+    run_in_parallel(partial(measure, limits=limits), shards, workers, measured.append, "verifying", total)
     measured.sort(key=lambda one: one.shard)
     problems = [problem for one in measured for problem in one.problems]
     splits: dict[str, dict[str, Any]] = {}
@@ -347,11 +347,11 @@ def table(folder: Path, described: dict[str, Any]) -> str:
     if rejected := described["rejected"]:
         text += [f"rejected: {len(rejected):,}", *(f"  {one['file']}: {one['reason']}" for one in rejected[:20])]
         text += ["  ... all are in dataset.json"] if len(rejected) > 20 else []
-    return "\n".join(shown(line) for line in text)
+    return "\n".join(escaped(line) for line in text)
 
 
 def _class(label: int, classes: list[str]) -> str:
-    return shown(classes[label]) if label < len(classes) else str(label)
+    return escaped(classes[label]) if label < len(classes) else str(label)
 
 
 def sheet(folder: Path, described: dict[str, Any]) -> Image.Image:
@@ -369,8 +369,8 @@ def sheet(folder: Path, described: dict[str, Any]) -> Image.Image:
     page = Image.new("RGB", (columns * width + MARGIN, top + down * height + MARGIN), "white")
     draw = ImageDraw.Draw(page)
     note = f"{len(shards):,} images" + (f", {len(labels):,} classes" if len(labels) > 1 else "")
-    note += f", of which {len(chosen)} are shown" if len(chosen) < len(labels) else ""
-    draw.text((2 * MARGIN, 10), shown(f"{folder.resolve().name}, {split}"), "black", title)
+    note += f", of which {len(chosen)} are escaped" if len(chosen) < len(labels) else ""
+    draw.text((2 * MARGIN, 10), escaped(f"{folder.resolve().name}, {split}"), "black", title)
     draw.text((2 * MARGIN, 36), note, "dimgray", small)
     for number, (label, name) in enumerate(zip(chosen, names, strict=True)):
         positions = np.flatnonzero(shards.labels == label)
@@ -390,7 +390,7 @@ def _spaced(values: np.ndarray, most: int) -> np.ndarray:
 
 def _tile(shards: Shards, position: int) -> Image.Image:
     try:
-        image = upright(shards.image(position)).convert("RGB")
+        image = decode_whole(shards.image(position)).convert("RGB")
     except ValueError:  # --verify says which
         tile = Image.new("RGB", (TILE, TILE), "mistyrose")
         ImageDraw.Draw(tile).text((8, 8), "damaged", "firebrick", ImageFont.load_default(14))
@@ -423,7 +423,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parser.parse_args(arguments)
     path = settings.sheet or settings.folder / "contact_sheet.png"
     limits = Limits(settings.max_pixels, settings.max_bytes, settings.max_scans)
-    with telling(parser):
+    with command_errors(parser):
         described, problems = inspect(settings.folder, settings.workers, settings.verify, limits)
         print(table(settings.folder, described))
         if not problems:  # to open the shards would index anew those that have changed, and hide it from the next look
@@ -433,7 +433,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise DataError(f"{path} cannot be written: name another --sheet")
             print(f"contact sheet: {path}")
     if problems:
-        told = "".join(f"  {shown(problem)}\n" for problem in problems)
+        told = "".join(f"  {escaped(problem)}\n" for problem in problems)
         changed = "If shards were made anew, remove their index.json.\n" * any(
             "were indexed" in one for one in problems
         )

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.errors import DataError
-from data.images import CENTRE, Limits, View, decode
-from data.order import Order, raw
+from data.images import CENTRE_CROP, Limits, View, decode
+from data.order import Order, random_bits
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards.reader import OnError, Shards
 
@@ -78,8 +78,10 @@ class Augment(NamedTuple):
     def views(self, batch: int, seed: int, step: int) -> list[View]:
         """Of each row of a global batch: a pure function of (seed, step, row)."""
         if self.crop is None and not self.flip:
-            return [CENTRE] * batch
-        area, ratio, x, y, side = (raw(5 * batch, seed, step, 0, 3) >> np.uint64(11)).reshape(batch, 5).T * 2.0**-53
+            return [CENTRE_CROP] * batch
+        area, ratio, x, y, side = (random_bits(5 * batch, seed, step, 0, 3) >> np.uint64(11)).reshape(
+            batch, 5
+        ).T * 2.0**-53
         low, high = self.crop or (0.0, 0.0)
         area, ratio = low + (high - low) * area, (2 * ratio - 1) * math.log(4 / 3)
         flip = (side < 0.5) & self.flip
@@ -92,7 +94,7 @@ def read(shards: Samples, positions: np.ndarray, size: int, channels: int) -> Im
     Raises:
         DataError: one cannot be read, or is damaged; names shard and member.
     """
-    images = _read(shards, positions, size, channels, [CENTRE] * len(positions), lambda: positions)
+    images = _read(shards, positions, size, channels, [CENTRE_CROP] * len(positions), lambda: positions)
     return images._replace(image=images.image.contiguous())
 
 

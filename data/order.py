@@ -13,7 +13,7 @@ from data.errors import DataError
 KEPT = 2  # epochs, blocks: a step may see the end of one and the beginning of the next
 
 
-def raw(n: int, *key: int) -> np.ndarray:
+def random_bits(n: int, *key: int) -> np.ndarray:
     """uint64 [n], random, a pure function of the key, whose zeros at the end do not count.
 
     numpy keeps a bit generator's output stable between versions; what `Generator` makes of it, it does not.
@@ -23,7 +23,7 @@ def raw(n: int, *key: int) -> np.ndarray:
 
 def permutation(n: int, *key: int) -> np.ndarray:
     """A permutation of range(n), int64, a pure function of n and key."""
-    return raw(n, *key).argsort(kind="stable")
+    return random_bits(n, *key).argsort(kind="stable")
 
 
 class Line(NamedTuple):
@@ -112,7 +112,7 @@ class Order:
     def _line(self, epoch: int) -> Line:
         shards = permutation(len(self.counts), self.seed, epoch, 0, 1)
         ends, starts = np.cumsum(self.counts[shards]), np.cumsum(self.counts) - self.counts
-        offset = int(raw(1, self.seed, epoch, 0, 2)[0] % self.n)
+        offset = int(random_bits(1, self.seed, epoch, 0, 2)[0] % self.n)
         return Line(offset, ends, starts[shards] - (ends - self.counts[shards]))
 
     def _block(self, epoch: int, block: int, first: int, last: int) -> np.ndarray:

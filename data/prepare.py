@@ -30,11 +30,11 @@ from typing import IO, Any, NamedTuple
 import webdataset
 from PIL import Image, ImageOps
 
-from data.errors import DataError, telling
-from data.files import shown
-from data.images import FORMATS, LIMITS, Limits, upright
+from data.errors import DataError, command_errors
+from data.files import escaped
+from data.images import FORMATS, LIMITS, Limits, decode_whole
 from data.inspect import DatasetSummary, add_limits, describe_shard, fingerprint
-from data.processes import in_parallel
+from data.processes import run_in_parallel
 from data.shards.reader import Shards
 from data.sources import MAX_RATIO, SPLITS, Bounds, Item, Reader, Source, open_source
 
@@ -241,13 +241,13 @@ def convert(content: bytes, settings: Settings) -> tuple[str, bytes]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             form, (width, height) = str(header.format).replace("MPO", "JPEG"), header.size  # MPO: a JPEG and more
     except Exception:
-        upright(content, settings.limits)  # says what is wrong, in words
+        decode_whole(content, settings.limits)  # says what is wrong, in words
         raise
     wanted = form if settings.format == "keep" else settings.format.upper()
     sized = settings.size in (None, min(width, height)) and not (settings.crop and width != height)
     if sized and wanted == form:
         return form, content
-    image = upright(content, settings.limits)
+    image = decode_whole(content, settings.limits)
     if settings.crop:
         side = settings.size or min(image.size)
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)  # as a run does that reads it
@@ -309,7 +309,7 @@ def _write_all(tasks: list[Task], writer: Writer, workers: int, max_rejected: fl
     def collect(more: list[dict[str, str]]) -> None:
         rejected.extend(more)
         if len(rejected) > max_rejected * total:
-            reasons = "".join(f"\n  {shown(one['file'])}: {one['reason']}" for one in rejected[:10])
+            reasons = "".join(f"\n  {escaped(one['file'])}: {one['reason']}" for one in rejected[:10])
             raise DataError(
                 f"{len(rejected):,} of {total:,} images could not be read, more than --max_rejected {max_rejected}. "
                 f"Mend or remove them, or raise --max_rejected to leave them out; the first are:{reasons}"
@@ -320,7 +320,7 @@ def _write_all(tasks: list[Task], writer: Writer, workers: int, max_rejected: fl
     for task in tasks:
         if task.tar in done:
             collect(json.loads((writer.unfinished / task.report).read_text())["rejected"])
-    in_parallel(writer, todo, workers, collect, "preparing", total, total - sum(len(task.items) for task in todo))
+    run_in_parallel(writer, todo, workers, collect, "preparing", total, total - sum(len(task.items) for task in todo))
     return sorted(rejected, key=lambda one: one["file"])
 
 
@@ -421,13 +421,13 @@ def main(arguments: list[str] | None = None) -> None:
     add("--root", type=Path, default=Path("datasets/torchvision"), help="torchvision's folder (default: %(default)s)")
     add("--download", action="store_true", help="let torchvision fetch what is not there")
     settings = parser.parse_args(arguments)
-    with telling(parser, "stopped: the same command goes on from here"):
+    with command_errors(parser, "stopped: the same command goes on from here"):
         counts = prepare(**vars(settings))
         described = json.loads((settings.out / "dataset.json").read_text())
     classes = len(described["classes"])
     print(f"{settings.out}: {', '.join(f'{n:,} images in {split}' for split, n in counts.items())}, {classes} classes")
     if ignored := described["ignored"]:
-        print("ignored: " + ", ".join(f"{count:,} {shown(ending)}" for ending, count in ignored.items()))
+        print("ignored: " + ", ".join(f"{count:,} {escaped(ending)}" for ending, count in ignored.items()))
     if rejected := described["rejected"]:
         print(f"rejected: {len(rejected):,} images, listed with their reasons in {settings.out / 'dataset.json'}")
 

@@ -125,7 +125,7 @@ def end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def in_parallel(
+def run_in_parallel(
     work: Callable[[Task, Callable[[int], Any]], Result],
     tasks: Sequence[Task],
     workers: int,
@@ -172,7 +172,7 @@ def in_parallel(
                 raise
 
 
-def heed_signals() -> None:
+def unblock_signals() -> None:
     """In a worker of a pool, which could not end it otherwise; Ctrl-C stays the parent's to handle."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGINT})
 
@@ -185,7 +185,7 @@ def _enter(work: Callable[..., Any], progress: Any) -> None:
         with progress.get_lock():
             progress.value += more
 
-    heed_signals()
+    unblock_signals()
     end_with_parent()
     _worker = work, advance
 

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from data.files import escaped
+
 HIDDEN = "***"
 URL = re.compile(r"://[^\s'\"]*")  # from where its kind ends
 COMMAND = re.compile(r"pipe:.*")
@@ -20,16 +22,21 @@ def redacted(text: str) -> str:
     return COMMAND.sub(lambda command: WORDS.sub(rf"\1{HIDDEN}", command[0]), text)
 
 
+def printable(text: str, keep: str = "\n") -> str:
+    """Return a text that is safe to print: credentials are hidden, control characters but for `keep` escaped."""
+    return escaped(redacted(text), keep)
+
+
 def _without_credentials(url: re.Match[str]) -> str:
     """The URL, or several in a chain, without what stands before a host, and any query: most are signatures."""
     places, mark, query = url[0].partition("?")
     hosts = (place.partition("/") for place in places.split("://"))
-    shown = "://".join(
+    clean = "://".join(
         f"{HIDDEN}@{host.rpartition('@')[2]}{slash}{rest}" if "@" in host else f"{host}{slash}{rest}"
         for host, slash, rest in hosts
     )
     after = query[len(query.rstrip(":,.;)")) :]  # the punctuation of a sentence
-    return f"{shown}?{HIDDEN}{after}" if mark else shown
+    return f"{clean}?{HIDDEN}{after}" if mark else clean
 
 
 def redacted_all(value: Any) -> Any:

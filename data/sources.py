@@ -32,8 +32,8 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.files import parse, read, regular, shown
-from data.images import LIMITS, Limits, header, setting
+from data.files import escaped, parse, read, regular_file
+from data.images import LIMITS, Limits, header, limit_settings
 from data.shards.index import IMAGE_EXTENSIONS, label_of, members, samples
 from data.shards.reader import OnError
 
@@ -179,7 +179,7 @@ class Listed:
             raise ValueError("it is in colour, and the first image grey: say how to see them all by --channels 3, or 1")
 
     def name(self, position: int) -> str:
-        return f"{self.source_name}, {shown(self.source.items[position].name)}"
+        return f"{self.source_name}, {escaped(self.source.items[position].name)}"
 
     def bounds(self, position: int) -> tuple[int, int]:
         return 0, len(self)
@@ -422,7 +422,7 @@ class RangeReader(_Opens):
         if number not in self.opened:
             if len(self.opened) >= 100:
                 self.opened.pop(next(iter(self.opened))).close()
-            self.opened[number] = open(regular(self.paths[number]), "rb")  # noqa: SIM115
+            self.opened[number] = open(regular_file(self.paths[number]), "rb")  # noqa: SIM115
         content = os.pread(self.opened[number].fileno(), size, offset)
         if len(content) != size:
             raise DataError(f"{self.paths[number]} ends within {item.name}: it was cut short while in use")
@@ -439,7 +439,7 @@ class ZipReader(_Opens):
     def open(self) -> zipfile.ZipFile:
         try:
             if not self.opened:
-                self.opened[self.path] = zipfile.ZipFile(regular(self.path))
+                self.opened[self.path] = zipfile.ZipFile(regular_file(self.path))
             return self.opened[self.path]
         except OSError:
             raise
@@ -515,7 +515,7 @@ def _bytes(path: Path, most: int) -> bytes:
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
-        raise ValueError(f"it has {size:,} bytes, more than {most:,} ({setting('bytes')})")
+        raise ValueError(f"it has {size:,} bytes, more than {most:,} ({limit_settings('bytes')})")
 
 
 def _read_digit(item: Item) -> tuple[bytes, int]:
@@ -643,7 +643,7 @@ def _rows(path: Path) -> Iterator[tuple[bytes, int | str | None, list[str]]]:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(regular(path))
+        file = parquet.ParquetFile(regular_file(path))
         image, label, names = _columns(path, file.schema_arrow)
         for batch in file.iter_batches(64, columns=[image, label] if label else [image]):
             for row in batch.to_pylist():
@@ -693,7 +693,7 @@ def _laid_out(path: Path, opener: Callable[..., Any], spool: Path, bounds: Bound
     """The plain tar in a compressed one, which cannot be read from the middle."""
     size = path.stat().st_size
     try:
-        with opener(regular(path), "rb") as packed, open(spool, "wb") as file:
+        with opener(regular_file(path), "rb") as packed, open(spool, "wb") as file:
             while content := packed.read(2**20):
                 file.write(content)
                 bounds.check(file.tell(), path, size)

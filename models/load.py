@@ -66,7 +66,7 @@ def load(path: str | Path) -> System:
     try:
         saved = manifest.read(path)
         stated = msgspec.convert(saved, Trained).configuration.system
-        kind, settings = kind_of(stated.class_path), dict(stated.init_args)
+        kind, settings = find_system(stated.class_path), dict(stated.init_args)
         for name in PERCEPTUAL:
             settings.pop(name, None)
         given = _settings(kind, settings)
@@ -89,7 +89,7 @@ def load(path: str | Path) -> System:
     return system.eval().requires_grad_(False)
 
 
-def kind_of(class_path: str) -> type[System]:
+def find_system(class_path: str) -> type[System]:
     """The system that a name stands for, such as `VAE` or `models.VAE`; nothing is imported.
 
     Raises:
@@ -98,10 +98,10 @@ def kind_of(class_path: str) -> type[System]:
     for kind in SYSTEMS:
         if class_path in (kind.__name__, *import_paths(kind)):
             return kind
-    raise ValueError(f"system.class_path is {class_path!r}, expected one of {', '.join(names())}")
+    raise ValueError(f"system.class_path is {class_path!r}, expected one of {', '.join(system_names())}")
 
 
-def names() -> list[str]:
+def system_names() -> list[str]:
     """The known systems' names."""
     return sorted(kind.__name__ for kind in SYSTEMS)
 

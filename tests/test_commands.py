@@ -57,7 +57,8 @@ def test_a_command_is_interrupted_while_it_imports(command, monkeypatch, capfd, 
             raise AttributeError(name)
 
     monkeypatch.setattr(processes.os, "_exit", end)
-    monkeypatch.setitem(sys.modules, "trainer.distributed.exit", Slow("trainer.distributed.exit"))
+    for slow in ("trainer.distributed.exit", "trainer.config.parser", "trainer.evaluate.command"):
+        monkeypatch.setitem(sys.modules, slow, Slow(slow))
     with pytest.raises(Ended, match="130"):
         command(name)
     assert capfd.readouterr().err == "interrupted\n"

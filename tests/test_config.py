@@ -212,7 +212,7 @@ def test_time_limits_are_written_as_slurms(limit, seconds):
 
 @pytest.mark.parametrize("limit", ["", "soon", "1:2:3:4", "1-", "1-1:2:3:4"])
 def test_other_time_limits_are_refused(limit):
-    with pytest.raises(ValueError, match=r"trainer\.time_limit is"):
+    with pytest.raises(ValueError, match=r"trainer\.time_limit must be"):
         parse_time_limit(limit)
 
 

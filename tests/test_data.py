@@ -26,7 +26,7 @@ from data.errors import DataError
 from data.images import Limits, View, decode
 from data.loader import Augment, Batches, load, read
 from data.order import Order, sample_checksum
-from data.processes import PROCESSES, WARNING, heed_signals, prepare_workers
+from data.processes import PROCESSES, WARNING, prepare_workers, unblock_signals
 from data.shards import index
 from data.shards.reader import Shards, write
 from trainer.config.settings import DataConfig
@@ -204,7 +204,7 @@ def test_several_processes_index_one_folder(numbered):
     prepare_workers()
     prepare_workers()
     assert sys.warnoptions.count(WARNING) == 1, "however often a process asks for workers"
-    with PROCESSES.Pool(3, heed_signals) as pool:
+    with PROCESSES.Pool(3, unblock_signals) as pool:
         assert {shards.fingerprint() for shards in pool.map(Shards, [numbered.source] * 6)} == {numbered.fingerprint()}
 
 
@@ -573,7 +573,7 @@ def test_what_cannot_be_decoded_is_a_value_error():
             ),
             (Limits(bytes=len(content) - 1), r"bytes \(data.max_bytes, "),
         ):
-            for look in (lambda content, limits: decode(content, 32, 3, limits=limits), images.upright):
+            for look in (lambda content, limits: decode(content, 32, 3, limits=limits), images.decode_whole):
                 with pytest.raises(ValueError, match=told):
                     look(content, limits)
 
@@ -606,10 +606,10 @@ def test_only_a_jpeg_s_own_scans_are_counted(size):
 
 def test_strips_over_white_are_as_the_whole(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)
-    whole = images.upright(encoded(pixels))
+    whole = images.decode_whole(encoded(pixels))
     expected = Image.alpha_composite(Image.new("RGBA", (30, 40), "white"), Image.fromarray(pixels)).convert("RGB")
     monkeypatch.setattr(images, "STRIP", 7)
-    assert whole.tobytes() == images.upright(encoded(pixels)).tobytes() == expected.tobytes()
+    assert whole.tobytes() == images.decode_whole(encoded(pixels)).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

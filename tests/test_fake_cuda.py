@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_systems import SYSTEMS
+from systems_under_test import SYSTEMS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import binary_cross_entropy
 from torch.utils._pytree import tree_leaves

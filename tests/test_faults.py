@@ -179,10 +179,10 @@ def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(
 def test_asked_to_leave_in_its_last_step_a_run_still_owes_its_scores(ranks, scored, tmp_path):
     late = """
 import os, signal, threading
-from trainer.distributed.stop import Signals
+from trainer.distributed.stop import StopSignal
 from trainer.step import TrainStep
-noted, note = threading.Event(), Signals._note
-Signals._note = lambda self, number: (note(self, number), noted.set())
+noted, note = threading.Event(), StopSignal._note
+StopSignal._note = lambda self, number: (note(self, number), noted.set())
 step = TrainStep.__call__
 def asked(self, batches, number):
     step(self, batches, number)
@@ -215,15 +215,15 @@ def test_a_refused_start_is_no_longer_what_it_was(here, tmp_path):
 
 
 def test_the_second_interrupt_leaves_at_once(ranks, tmp_path):
-    sleep = "import time\nfrom trainer import checkpoint\ncheckpoint.save = lambda *all: time.sleep(99)"
+    sleep = "import time\nfrom trainer.checkpoint import writer\nwriter.save = lambda *all: time.sleep(99)"
     running = ranks(*TERNARY, "--trainer.run_dir", tmp_path / "run", faults={0: sleep})
     wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
     running(signal.SIGINT)
-    wait_until(lambda: "saving, then leaving" in running.output.read_text())
+    wait_until(lambda: "press Ctrl-C again" in running.output.read_text())
     running(signal.SIGINT)
     done = running.wait()
     assert done.returncode == 128 + signal.SIGINT
-    assert "left at once" in done.stderr
+    assert "Exited at once" in done.stderr
 
 
 def test_interrupts_are_heard_while_a_rank_waits_for_another(ranks, tmp_path):
@@ -232,7 +232,7 @@ def test_interrupts_are_heard_while_a_rank_waits_for_another(ranks, tmp_path):
     running(signal.SIGSTOP, 1)
     time.sleep(1)
     running(signal.SIGINT, 0)
-    wait_until(lambda: "saving, then leaving" in running.output.read_text())
+    wait_until(lambda: "press Ctrl-C again" in running.output.read_text())
     running(signal.SIGINT, 0)
     wait_until(lambda: gone(running.pids[0]), 20)
     running(signal.SIGKILL, 1)
@@ -552,9 +552,12 @@ if not private or libc.mount(b"", b"/dev/shm", b"tmpfs", 0, b"size=64k"):
 
 
 def test_signals_that_come_before_the_run_has_begun_are_noted(ranks, tmp_path):
-    early = (
-        "import os, signal\nfrom trainer.distributed.stop import listen\nlisten()\nos.kill(os.getpid(), signal.SIGTERM)"
-    )
+    early = """
+import os, signal
+from trainer.distributed.stop import listen_early
+listen_early()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
     done = ranks(*TERNARY, "--trainer.run_dir", tmp_path, faults={0: early}).wait()
     assert (done.returncode, word(tmp_path), saved(tmp_path)) == (EXIT_PREEMPTED, "preempted", [1]), done.stderr
     assert "Stopped at step 1 of 10000 (SIGTERM). Checkpoint saved; run the same command to resume" in done.stderr

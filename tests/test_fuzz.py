@@ -33,7 +33,7 @@ from trainer.config.parser import configure
 from trainer.config.settings import DataConfig, Location
 from trainer.evaluate import reference
 from trainer.evaluate.extractors import demo_cnn
-from trainer.results import lines_of
+from trainer.log.metrics_file import read_metrics
 
 SECONDS = 20.0  # of the processor, for one file: hundreds of times what the largest honest one here takes
 MEMORY = 2**31  # bytes by which the process may grow: an image of max_pixels, in colour, and its conversions
@@ -326,7 +326,7 @@ def test_what_a_run_has_written_down(fuzz, run, name, tries):
     def read(content: bytes) -> None:
         (path / name if name == "scores.json" else run / name).write_bytes(content)
         checkpoint_files.read_scores(path)
-        lines_of(run)
+        read_metrics(run)
 
     fuzz(content, read, 4 * tries)
 

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import NETWORKS, ROOT
-from test_evaluate import random_inception
+from evaluators import random_inception
+from systems_under_test import SYSTEMS
 from test_run import lines, weights
-from test_systems import SYSTEMS
 
 import models
 from data.loader import Batches, load, read
@@ -39,6 +39,7 @@ pytestmark = [
 ]
 only_cuda = pytest.mark.skipif(ON != "cuda", reason="only CUDA has it")
 TERNARY = ["--system", "VAEGAN", "--system.discriminator", "ternary"]
+FP16 = ["--trainer.precision", "fp16"]
 RESIDUAL = ["--system.networks.family", "residual", "--system.networks.width", "8", "--system.networks.attention"]
 
 
@@ -94,14 +95,14 @@ def test_bf16_is_the_default_and_fp32_agrees_with_a_cpu(launched, main, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("configuration", "options"),
+    "options",
     [
-        ("one_gpu", [*TERNARY, *RESIDUAL, "[8]", "--system.adaptive", "true"]),
-        pytest.param("one_gpu_fp16", ["--system", "VAEGAN", "--system.discriminator", "both"], marks=only_cuda),
-        ("one_gpu", ["--system", "CycleGAN", "--system.width", "4", "--system.blocks", "1"]),
+        [*TERNARY, *RESIDUAL, "[8]", "--system.adaptive", "true"],
+        pytest.param([*FP16, "--system", "VAEGAN", "--system.discriminator", "both"], marks=only_cuda),
+        ["--system", "CycleGAN", "--system.width", "4", "--system.blocks", "1"],
     ],
 )
-def test_resumed_equals_uninterrupted_bit_for_bit(launched, digits, tmp_path, configuration, options):
+def test_resumed_equals_uninterrupted_bit_for_bit(launched, digits, tmp_path, options):
     """With `--trainer.deterministic`; under fp16 every player has a scaler of its own, saved by its name."""
     small = NETWORKS
     if "CycleGAN" in options:
@@ -110,16 +111,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(launched, digits, tmp_path, co
     run = [*options, "--trainer.deterministic", "true", "--trainer.steps", "8", "--trainer.save_every", "4"]
     run += ["--trainer.log_every", "1", "--data.workers", "1", "--evaluate.every", "8", "--evaluate.num", "64"]
     run += ["--evaluate.extractor", "demo-random"]
-    launched(configuration, *run, "--trainer.run_dir", tmp_path / "whole", small=small)
+    launched("one_gpu", *run, "--trainer.run_dir", tmp_path / "whole", small=small)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000008")
-    told = launched(configuration, *run, "--trainer.run_dir", tmp_path / "cut", small=small)
+    told = launched("one_gpu", *run, "--trainer.run_dir", tmp_path / "cut", small=small)
     assert "Resuming at step 4 of 8" in told
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert one.keys() == other.keys()
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
-    players = {"binary", "ternary", "autoencoder"} if configuration == "one_gpu_fp16" else set()
+    players = {"binary", "ternary", "autoencoder"} if "fp16" in options else set()
     assert scalers(tmp_path / "whole").keys() == players
     assert scalers(tmp_path / "whole") == scalers(tmp_path / "cut")
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_by_hand import Line, line_batch
+from systems_under_test import Line, line_batch
 from torch import nn
 
 from models import Loss, OptimizerConfig, Player

@@ -22,10 +22,10 @@ import pytest
 from conftest import wait_until
 from PIL import Image
 
+from data import index as index_command
 from data import inspect, prepare, sources
 from data.errors import DataError
-from data.images import decode, setting
-from data.shards import index
+from data.images import decode, limit_settings
 from data.shards.reader import Shards, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -519,7 +519,7 @@ def test_a_zip_s_members_are_bounded_and_of_known_kinds(tmp_path):
             archive.writestr(name, grey(0), method)
     prepare.prepare(str(packed), tmp_path / "out", test_fraction=0, max_rejected=0.9, max_bytes=1000)
     reasons = {one["file"]: one["reason"] for one in described(tmp_path / "out")["rejected"]}
-    assert reasons["large.png"] == f"it has 2,000 bytes, more than 1,000 ({setting('bytes')})"
+    assert reasons["large.png"] == f"it has 2,000 bytes, more than 1,000 ({limit_settings('bytes')})"
     assert reasons["bzip.png"] == "it is packed by method 12, expected none or deflate: pack it anew"
     assert reasons.keys() == {"large.png", "bzip.png", "lzma.png"}
     content = bytearray(packed.read_bytes())
@@ -826,7 +826,7 @@ def test_names_are_printed_without_what_a_terminal_obeys(tmp_path, capsys):
     code, wrong = run(inspect.main, tmp_path / "out", "--verify", "--workers", 1, capsys=capsys)
     assert code == 1
     command = [str(path) for path in (tmp_path / "out" / "train").glob("*.tar")]
-    indexed = run(index.main, *command, tmp_path / "x.json", capsys=capsys)[1]
+    indexed = run(index_command.main, *command, tmp_path / "x.json", capsys=capsys)[1]
     for text in (stopped, told, seen, wrong, indexed):
         assert all(c.isprintable() or c == "\n" for c in text), text
     assert r"1 .e\x1b[2j" in told
@@ -850,7 +850,7 @@ def test_ctrl_c_ends_a_command_with_130_and_no_traceback(tmp_path, monkeypatch, 
 
     write(tmp_path / "set", [{"__key__": "0", "png": grey(0)}])
     for module in (prepare, inspect):
-        monkeypatch.setattr(module, "in_parallel", interrupted)
+        monkeypatch.setattr(module, "run_in_parallel", interrupted)
     for main, words in ((prepare.main, ("digits", tmp_path / "out")), (inspect.main, (tmp_path / "set", "--verify"))):
         code, text = run(main, *words, capsys=capsys)
         assert code == 130

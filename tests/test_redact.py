@@ -79,13 +79,13 @@ def test_a_runs_credentials_are_in_its_own_recipe_alone(here, digits, tmp_path, 
 
 def test_a_recipe_without_credentials_is_as_readable_as_other_files(tmp_path):
     config = configure(["--system", "AE", "--data.train", "https://host/train"])
-    config.keep(tmp_path / "config.yaml")
+    config.write(tmp_path / "config.yaml")
     (tmp_path / "other").touch()
     assert (tmp_path / "config.yaml").stat().st_mode == (tmp_path / "other").stat().st_mode
-    assert config.shown() == config.yaml() == (tmp_path / "config.yaml").read_text()
+    assert config.redacted_yaml() == config.yaml() == (tmp_path / "config.yaml").read_text()
     secret = configure(["--system", "AE", "--data.train", "https://me:word@host/train"])
-    assert yaml.safe_load(secret.shown()) == secret.resolved()
-    assert list(yaml.safe_load(secret.shown())) == list(yaml.safe_load(config.shown()))
+    assert yaml.safe_load(secret.redacted_yaml()) == secret.resolved()
+    assert list(yaml.safe_load(secret.redacted_yaml())) == list(yaml.safe_load(config.redacted_yaml()))
 
 
 @pytest.mark.parametrize("piece", ["://", "://a@", ":", "token", "token ", "a@", "?", "pipe:"])

@@ -21,7 +21,7 @@ from data import index as index_command
 from data.errors import DataError
 from data.loader import Batches, load
 from data.order import Order
-from data.processes import PROCESSES, heed_signals, prepare_workers
+from data.processes import PROCESSES, prepare_workers, unblock_signals
 from data.shards import remote
 from data.shards.cache import Cache, _size
 from data.shards.reader import Shards, write
@@ -321,7 +321,7 @@ def test_a_cache_leaves_other_files_alone(server, folder, tmp_path):
 
 def in_processes(jobs: list[tuple]) -> list[list[bytes]]:
     prepare_workers()
-    with PROCESSES.Pool(len(jobs), heed_signals) as pool:
+    with PROCESSES.Pool(len(jobs), unblock_signals) as pool:
         return pool.starmap(read_all, jobs)
 
 

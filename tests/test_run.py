@@ -250,7 +250,10 @@ def test_the_run_folder(ranks, tmp_path, demo_cnn):
         (["--data.train", "nowhere"], "nowhere does not exist"),
         (["--evaluate.every", "2", "--evaluate.extractor", "inception", "--evaluate.weights", "none.pth"], "none.pth"),
         (["--trainer.precision", "fp16"], "fp16, which a CPU would silently train in fp32"),
-        (["--trainer.time_limit", "soon"], "trainer.time_limit is 'soon', expected minutes, MM:SS, HH:MM:SS"),
+        (
+            ["--trainer.time_limit", "soon"],
+            "trainer.time_limit must be minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, such as 23:30:00; got 'soon'",
+        ),
         (["--trainer.run_dir", "/dev/null/run"], "/dev/null/run"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from test_systems import SYSTEMS, cancelled
+from systems_under_test import SYSTEMS, cancelled
 
 from trainer.batch import Batch
 from trainer.distributed.accelerator import DDP_SETTINGS

@@ -75,7 +75,7 @@ def build(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunParts:
     orders = make_orders(config, trains)
 
     system.to(accelerator.device)
-    ranks.share(system)  # from one seed, different processors draw weights that differ in their last digits
+    ranks.broadcast_weights(system)  # from one seed, different processors draw weights that differ in their last digits
     ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
     networks = system.networks()
     for name, network in networks.items():
@@ -92,7 +92,7 @@ def _check_same_run(config: Config, system: System, shards: list[Shards], code: 
     own = {"code": code, **flatten(config.resolved()), **frozen_checksums(system)}
     for name in OF_A_MACHINE:
         del own[name]
-    ranks.check_alike(own | {"shards": [one.fingerprint() for one in shards]})
+    ranks.check_same(own | {"shards": [one.fingerprint() for one in shards]})
 
 
 def make_train_step(parts: RunParts, accelerator: Accelerator) -> TrainStep:

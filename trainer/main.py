@@ -8,12 +8,12 @@ if not __package__:  # run as a file: put the repository, not trainer/, on the p
 
 if __name__ == "__main__":  # workers that read data import this file, too, and would import all the rest for nothing
     from trainer.distributed.launcher import follow_launcher
-    from trainer.distributed.stop import listen
+    from trainer.distributed.stop import listen_early
 
     follow_launcher()
     dry = any(word.startswith("--dry_run") for word in sys.argv)
     if not dry:
-        listen()
+        listen_early()
 
     from data.processes import end_when_interrupted, run_program
 
@@ -27,5 +27,5 @@ if __name__ == "__main__":  # workers that read data import this file, too, and 
     if config.dry_run is None:
         from trainer.train import train as work
     else:
-        from trainer.plan import dry_run as work
+        from trainer.dry_run import dry_run as work
     run_program(lambda: work(config))

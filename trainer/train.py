@@ -17,7 +17,7 @@ from trainer.distributed.accelerator import make_accelerator
 from trainer.distributed.exit import run_errors, user_errors
 from trainer.distributed.ranks import ROOT, Ranks, run_on_main, tensors_of
 from trainer.distributed.rendezvous import rendezvous_errors
-from trainer.distributed.stop import StopSignal, exit_code
+from trainer.distributed.stop import StopSignal, exit_code, listening
 from trainer.evaluate.periodic import PeriodicEvaluator
 from trainer.log.charts import chart_layout
 from trainer.log.data_health import DataHealth
@@ -33,9 +33,7 @@ def train(config: Config) -> int:
     """Train as configured, resume if the run folder holds checkpoints, and return the process's exit code."""
     settings = config.trainer
     hide_tensorboard_tracebacks()
-    with user_errors():
-        stop = StopSignal(settings.time_limit)
-    with stop.listening(), RunFolder(config.run_dir) as folder:
+    with listening(settings.time_limit) as stop, RunFolder(config.run_dir) as folder:
         with user_errors():
             with rendezvous_errors(settings.timeout):
                 accelerator = make_accelerator(
@@ -120,7 +118,7 @@ class Run:
         batches, stopping = self.batches(), False
         self.window.start(self.step)
         while self.step < self.config.trainer.steps and not stopping:
-            stopping = self.ranks.agree(self.stop.asked(self.saver.seconds), self.step)
+            stopping = self.ranks.agree(self.stop.should_stop(self.saver.seconds), self.step)
             with self.window.waiting_for_data():
                 batch = next(batches)
             self.train_step(batch.split(self.parts.micro_batch), self.step)
@@ -229,10 +227,10 @@ class Run:
 
     def _announce(self) -> None:
         if self.accelerator.is_main_process:
-            self.config.keep(self.folder.path / "config.yaml")
+            self.config.write(self.folder.path / "config.yaml")
         players = [player_state.player.name for player_state in self.train_step.player_states]
         charts = chart_layout(players, self.evaluator.measured if self.evaluator else set())
-        self.logger.start(self.config.shown(), charts)
+        self.logger.start(self.config.redacted_yaml(), charts)
         self.logger.message(run_summary(self.parts, self.accelerator, self.step))
         for problem in [problem for shards in self.parts.trains for problem in shards.problems]:
             self.logger.message(f"left out: {problem}")

@@ -24,7 +24,7 @@ from webdataset.tariterators import base_plus_ext
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from data.errors import DataError
-from data.files import parse, read, regular, shown
+from data.files import escaped, parse, read, regular_file
 
 IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"})
 BY = "vaegan-trainer"
@@ -154,7 +154,7 @@ def save_table(shard: Path, table: np.ndarray) -> bool:
 def load_table(shard: Path, expected: Shard) -> np.ndarray | None:
     """int64 [samples, 4] as kept beside a shard, mapped; None where it is not there, or is another one's."""
     try:
-        table = np.asarray(np.load(regular(table_path(shard)), mmap_mode="r", allow_pickle=False))
+        table = np.asarray(np.load(regular_file(table_path(shard)), mmap_mode="r", allow_pickle=False))
     except Exception:  # on damaged bytes numpy raises nearly anything, of Python's own parser, too
         return None
     fits = table.shape == (expected.nsamples, 4) and table.dtype == np.int64
@@ -172,19 +172,21 @@ def scan(path: Path, checksums: bool = True) -> tuple[Shard, np.ndarray]:
     problems: list[str] = []
     keys: set[str] = set()
     try:
-        with open(regular(path), "rb", buffering=0) as file:
+        with open(regular_file(path), "rb", buffering=0) as file:
             stat = os.fstat(file.fileno())
             for sample in samples(path):
                 if sample.key in keys:
-                    problems.append(f"the key {shown(sample.key)} appears twice")
+                    problems.append(f"the key {escaped(sample.key)} appears twice")
                 keys.add(sample.key)
                 if sample.images > 1:
-                    problems.append(f"sample {shown(sample.key)} has {sample.images} images")
+                    problems.append(f"sample {escaped(sample.key)} has {sample.images} images")
                 if sample.images:
                     summed = checksum(file.fileno(), sample.offset, sample.size) if checksums else 0
                     rows.append((sample.offset, sample.size, sample.label, summed))
                 else:
-                    problems.append(f"sample {shown(sample.key)} has no image ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+                    problems.append(
+                        f"sample {escaped(sample.key)} has no image ({', '.join(sorted(IMAGE_EXTENSIONS))})"
+                    )
         if not keys:
             problems.append("it holds no samples")
     except OSError as error:
@@ -235,7 +237,7 @@ def samples(path: Path) -> Iterator[Sample]:
         tarfile.TarError, OSError, ValueError: as `members`; or a class is no number.
     """
     sample = None
-    with open(regular(path), "rb") as file:
+    with open(regular_file(path), "rb") as file:
         for name, offset, size in members(path):
             key, extension = base_plus_ext(name)
             if key is None:
@@ -279,20 +281,20 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
         OSError: it cannot be read, or is no regular file.
     """
     files: dict[str, tuple[int, int]] = {}
-    with open(regular(path), "rb") as file:
+    with open(regular_file(path), "rb") as file:
         end, place = os.fstat(file.fileno()).st_size, -1
         try:
             with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                     if not place < tar.offset or member.size < 0 or member.offset_data > end:
-                        raise tarfile.ReadError(f"the header of member {shown(member.name)} leads nowhere")
+                        raise tarfile.ReadError(f"the header of member {escaped(member.name)} leads nowhere")
                     place = tar.offset
                     if member.islnk() and member.linkname in files:
                         yield member.name, *files[member.linkname]
                     elif member.isfile():
                         if member.issparse() or member.size > end - member.offset_data:
-                            raise tarfile.ReadError(f"member {shown(member.name)} is cut short, or sparse")
+                            raise tarfile.ReadError(f"member {escaped(member.name)} is cut short, or sparse")
                         files[member.name] = member.offset_data, member.size
                         yield member.name, *files[member.name]
                 if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
@@ -319,10 +321,10 @@ def _scans(paths: Sequence[Path]) -> Iterable[tuple[Shard, np.ndarray]]:
     """Of each of some shards, in their order; by all cores where there is much to read."""
     if sum(_state(path)[0] for path in paths) < PARALLEL:
         return map(scan, paths)
-    from data.processes import in_parallel  # which needs this module
+    from data.processes import run_in_parallel  # which needs this module
 
     found: dict[int, tuple[Shard, np.ndarray]] = {}
-    in_parallel(
+    run_in_parallel(
         _numbered,
         list(enumerate(paths)),
         len(os.sched_getaffinity(0)),

@@ -244,7 +244,7 @@ class Shards:
     def _open_local(self, shard: int) -> IO[bytes]:
         path, entry = self.paths[shard], self.shards[shard]
         try:
-            file = open(files.regular(path), "rb", buffering=0)  # noqa: SIM115 - closed when others have been used since
+            file = open(files.regular_file(path), "rb", buffering=0)  # noqa: SIM115 - closed when others have been used since
         except OSError as error:
             raise DataError(f"cannot open shard {path}: {error.strerror}") from error
         stat = os.fstat(file.fileno())

@@ -14,7 +14,7 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from data.errors import DataError
-from data.files import MAX_JSON, shown
+from data.files import MAX_JSON, escaped
 
 CHUNK = 2**24  # bytes asked for at once: what a failure costs
 STALL = 60.0  # seconds in which a chunk has to come
@@ -41,8 +41,8 @@ def check_named_by_file(sources: Iterable[str], where: str) -> None:
     for source in sources:
         if is_remote(source) and ("::" in source or source.partition(":")[0] not in PLAIN):
             raise DataError(
-                f"{where} names {shown(source)}: a command, or a URL of another kind than {', '.join(sorted(PLAIN))}, "
-                "is taken from a command line, or from an index on this machine that it names, alone"
+                f"{where} names {escaped(source)}: a command, or a URL of another kind than {', '.join(sorted(PLAIN))}"
+                ", is taken from a command line, or from an index on this machine that it names, alone"
             )
 
 
@@ -58,8 +58,8 @@ def check_same_origin(urls: Iterable[str], where: str) -> None:
     for url in urls:
         if "::" in url or os.path.isabs(url) or (is_remote(url) and _origin(url) != _origin(where)):
             raise DataError(
-                f"the index {where} names the shard {shown(url)}: an index that is elsewhere may name shards relative "
-                "to itself, or on its own host, alone. Make an index of your own: python -m data.index SHARDS OUT.json"
+                f"the index {where} names the shard {escaped(url)}: an index that is elsewhere may name shards "
+                "relative to itself, or on its own host, alone. Make your own: python -m data.index SHARDS OUT.json"
             )
 
 

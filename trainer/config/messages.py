@@ -2,14 +2,14 @@
 
 import re
 
-from models.load import names
+from models.load import system_names
 
 DENIED = re.compile(r"Importing '(.*?)' is not allowed, denied by .*? to allow it\.")  # jsonargparse's words
 
 
 def plain_message(message: str) -> str:
     """jsonargparse's message on one line, without Python's class paths, naming settings and choices in full."""
-    known = f"system is one of {', '.join(names())}"
+    known = f"system is one of {', '.join(system_names())}"
     if "Expected a dot import path string" in message:
         message += f" ({known.replace('system is', 'expected')})"
     message = DENIED.sub(rf"class_path \1 is not imported: {known}, and no other setting names a class", message)

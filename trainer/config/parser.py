@@ -13,9 +13,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 import models
-from data.files import check_yaml, regular
+from data.files import check_yaml, regular_file
 from data.redact import redacted_all
-from models.load import import_paths, names, settings_types
+from models.load import import_paths, settings_types, system_names
 from trainer.config.messages import plain_message
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
@@ -59,19 +59,19 @@ class Config:
         """Every setting as plain data without credentials: what is compared, and what a checkpoint keeps."""
         return redacted_all(yaml.safe_load(self.yaml()))
 
-    def shown(self) -> str:
+    def redacted_yaml(self) -> str:
         """What `yaml` gives, without credentials."""
         text, resolved = self.yaml(), self.resolved()
         return text if yaml.safe_load(text) == resolved else yaml.safe_dump(resolved, sort_keys=False)
 
-    def keep(self, path: Path) -> None:
+    def write(self, path: Path) -> None:
         """Write the settings as a recipe; with credentials, only its owner may read it.
 
         Raises:
             OSError: it cannot be written.
         """
         text = self.yaml()
-        if text == self.shown():
+        if text == self.redacted_yaml():
             path.write_text(text)
             return
         with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
@@ -132,7 +132,7 @@ def parser() -> Parser:
     bound_imports()
     made = Parser(prog="main.py", description="Train a system of the VAE/GAN family on WebDataset shards.")
     made.add_argument("--config", action="config", help="a recipe: a YAML file of these settings")
-    known = ", ".join(names())
+    known = ", ".join(system_names())
     made.add_argument("--system", type=models.System, required=True, help=f"one of {known}, and its settings")
     made.add_argument(
         "--dry_run",
@@ -155,7 +155,7 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
     made, words = parser(), in_order(sys.argv[1:] if arguments is None else arguments)
     for recipe in _recipes(words):
         try:
-            regular(recipe)
+            regular_file(recipe)
         except FileNotFoundError:
             continue  # the parser says so
         except OSError as error:
@@ -172,7 +172,8 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
         namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
     with user_errors():
         data, evaluate = DataConfig(**namespace.data.as_dict()), EvaluateConfig(**namespace.evaluate.as_dict())
-    return Config(made, namespace, data, TrainerConfig(**namespace.trainer.as_dict()), evaluate, made.dry_run)
+        trainer = TrainerConfig(**namespace.trainer.as_dict())
+    return Config(made, namespace, data, trainer, evaluate, made.dry_run)
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
 from models.networks.perceptual import WeightsFile
+from trainer.distributed.stop import parse_time_limit
 
 Metric = Literal["fid", "is", "kid", "prdc"]
 METRICS: tuple[Metric, ...] = ("fid", "is", "kid", "prdc")  # of samples; prdc: precision, recall, density, coverage
@@ -152,6 +153,10 @@ class TrainerConfig:
     compile: bool = False
     share_passes: bool = True
     accept_new_data: bool = False
+
+    def __post_init__(self) -> None:
+        if self.time_limit is not None:
+            parse_time_limit(self.time_limit)
 
 
 @dataclass

@@ -11,8 +11,7 @@ import torch
 import torch.distributed
 
 from data.errors import DataError
-from data.files import shown
-from data.redact import redacted
+from data.redact import printable
 from trainer.distributed.launcher import is_local_main
 from trainer.distributed.store import STORE_TIMEOUT, ask_store
 from trainer.errors import RunError
@@ -29,7 +28,7 @@ def _is_first_to_tell() -> bool:
 def exit_with_error(message: str, code: int = 2) -> NoReturn:
     """Say an error in one block, on one process alone, and exit."""
     if _is_first_to_tell():
-        print(shown(f"error: {redacted(message)}", keep="\n"), file=sys.stderr, flush=True)
+        print(printable(f"error: {message}"), file=sys.stderr, flush=True)
         if torch.distributed.is_initialized():
             time.sleep(1)  # this process may host the store in which others look whether it has been told
     raise SystemExit(code)

@@ -21,7 +21,7 @@ from trainer.distributed.rendezvous import is_network_error
 from trainer.distributed.store import STORE_TIMEOUT, ask_store
 from trainer.errors import RunError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 
@@ -96,7 +96,7 @@ class Ranks:
             return f"the machine of {self.name(0)}, or the network to it,"
         return ", ".join(map(self.name, missing)) or "a process that has answered again"
 
-    def check_alike(self, own: dict[str, Any]) -> None:
+    def check_same(self, own: dict[str, Any]) -> None:
         """All processes must agree on `own`, or each would train a run of its own.
 
         Raises:
@@ -111,7 +111,7 @@ class Ranks:
                     )
 
     @torch.no_grad()
-    def share(self, system: System) -> None:
+    def broadcast_weights(self, system: System) -> None:
         """Give all processes the main one's weights and statistics, of the networks that somebody moves."""
         if self.world > 1:
             for name, value in system.state_dict().items():

@@ -1,4 +1,7 @@
-"""When a run stops early: a signal, a time limit, the death of its launcher."""
+"""When a run stops early: on a signal, at its time limit, or after its launcher is gone.
+
+trainer/main.py imports this module before the heavy ones, so it imports none of those itself.
+"""
 
 import math
 import os
@@ -12,140 +15,131 @@ import psutil
 
 from trainer.distributed.launcher import is_local_main
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: all is saved, and the same command goes on
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the checkpoint is saved, and the same command resumes
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-GRACE = 60  # seconds that a process whose launcher is gone has to save
+SECONDS_TO_SAVE = 60  # for a process whose launcher is gone
 
 
-class Signals:
-    """Notes signals from now on, in place of dying of them; the second Ctrl-C ends the process at once.
+class StopSignal:
+    """Whether this process should stop early, and why.
 
-    A thread notes them: handlers would wait as long as the main one waits for a device or for another process.
+    A thread notes signals, because a Python handler waits for as long as the main thread waits for a device or another
+    process. The second Ctrl-C ends the process at once.
+
+    Attributes:
+        reason: the first signal's name, "trainer.time_limit", or None
+        limit: seconds that this process may live
+        run_began: whether there may be anything to save
     """
 
     def __init__(self) -> None:
-        self.reason: str | None = None  # the first one's name
-        self.begun = False  # whether there may be anything to save
+        self.reason: str | None = None
+        self.limit = math.inf
+        self.run_began = False
         self._interrupted = False
         self._launcher = os.getppid()
+        self._process_start = time.monotonic() - (time.time() - psutil.Process().create_time())
+        self._longest_step, self._last_call = 0.0, math.inf
+
+    def should_stop(self, save_seconds: float) -> bool:
+        """Return whether to stop now; to be called once a step.
+
+        The time limit counts as reached when two more steps, as long as the longest so far with its evaluation, could
+        pass it: one step goes by until all processes know.
+
+        Args:
+            save_seconds: how long a checkpoint takes to save
+        """
+        now = time.monotonic()
+        self._longest_step, self._last_call = max(self._longest_step, now - self._last_call), now
+        if now - self._process_start + 2 * (self._longest_step + save_seconds) + 1 > self.limit:
+            self.reason = self.reason or "trainer.time_limit"
+        return self.reason is not None
+
+    def listen(self) -> None:
+        """Note signals from now on, instead of letting them end the process."""
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._descriptor = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        threading.Thread(target=self._listen, args=(reading,), daemon=True).start()
+        threading.Thread(target=self._read_signals, args=(reading,), daemon=True).start()
 
     def close(self) -> None:
-        """Have signals do again what they did before."""
+        """Restore the signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._descriptor)
         os.close(self._writing)
 
-    def _listen(self, reading: int) -> None:
-        with open(reading, "rb", buffering=0) as arriving:
-            while number := arriving.read(1):
+    def _read_signals(self, reading: int) -> None:
+        with open(reading, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
                 if number[0] in SIGNALS:
                     self._note(signal.Signals(number[0]))
 
     def _note(self, number: signal.Signals) -> None:
         if number == signal.SIGINT:
             if self._interrupted:
-                _tell("left at once: what was done since the last checkpoint is lost")
+                _print_at_once("Exited at once: steps since the last checkpoint are lost")
                 os._exit(128 + number)
-            _tell("saving, then leaving; once more leaves at once")
+            _print_at_once("Stopping after a checkpoint is saved; press Ctrl-C again to exit at once")
             self._interrupted = True
         self.reason = self.reason or number.name
         if os.getppid() != self._launcher:
-            if not self.begun:
+            if not self.run_began:
                 os._exit(EXIT_PREEMPTED)
-            timer = threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGKILL))
+            timer = threading.Timer(SECONDS_TO_SAVE, os.kill, (os.getpid(), signal.SIGKILL))
             timer.daemon = True
             timer.start()
 
 
-_early: Signals | None = None
+_early: StopSignal | None = None
 
 
-def listen() -> Signals:
-    """Note signals from now on, for the run that is to begin: they would end the process before it has imported all."""
+def listen_early() -> None:
+    """Note signals for the run to come, which would otherwise end the process during its imports."""
     global _early
-    _early = Signals()
-    return _early
+    _early = StopSignal()
+    _early.listen()
 
 
 @contextmanager
-def listening() -> Iterator[Signals]:
-    """The signals that `listen` notes, or where it was not called, those that come in this context."""
-    signals = _early or Signals()
-    signals.begun = True
+def listening(time_limit: str | None = None) -> Iterator[StopSignal]:
+    """A context that yields the stop signal of a run: the one of `listen_early`, or a new one.
+
+    Args:
+        time_limit: of the process's life, as `parse_time_limit` reads it; None: none
+    """
+    stop = _early or StopSignal()
+    if stop is not _early:
+        stop.listen()
+    stop.limit = math.inf if time_limit is None else parse_time_limit(time_limit)
+    stop.run_began = True
     try:
-        yield signals
+        yield stop
     finally:
-        if signals is not _early:
-            signals.close()
+        if stop is not _early:
+            stop.close()
 
 
-def _tell(text: str) -> None:
-    """Say something at once, whatever the main thread holds."""
+def _print_at_once(text: str) -> None:
+    """Print without a lock, which the main thread may hold."""
     if is_local_main():
         os.write(2, f"\n{text}\n".encode())
 
 
-class StopSignal:
-    """Whether this process has been asked to leave.
-
-    Args:
-        time_limit: of the process's life, as SLURM writes it; None: none
-
-    Raises:
-        ValueError: the limit is no time.
-    """
-
-    def __init__(self, time_limit: str | None = None):
-        self.seconds = None if time_limit is None else parse_time_limit(time_limit)
-        self._signals: Signals | None = None
-        self._late = False
-        self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
-        self._longest, self._last = 0.0, math.inf
-
-    def asked(self, saving: float) -> bool:
-        """Whether to leave now; to be called once a step.
-
-        A limit is met where two steps as long as the longest so far, its evaluation included, for it takes one more
-        until all have heard, and the time that a save takes might pass it.
-
-        Args:
-            saving: seconds
-        """
-        now = time.monotonic()
-        self._longest, self._last = max(self._longest, now - self._last), now
-        if self.seconds is not None and now - self._began + 2 * (self._longest + saving) + 1 > self.seconds:
-            self._late = True
-        return self.reason is not None
-
-    @property
-    def reason(self) -> str | None:
-        return (self._signals and self._signals.reason) or ("trainer.time_limit" if self._late else None)
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Leave for the signals, too, that have come since the program began, or come now; see `Signals`."""
-        with listening() as self._signals:
-            yield
-
-
 def exit_code(left_early: bool) -> int:
-    """Of a run that ended well."""
-    # A launcher that may restart its processes would restart one that leaves with another code.
+    """Return the exit code of a run without errors."""
+    # A launcher that may restart its processes would restart one with a code other than 0.
     restarted = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
     return EXIT_PREEMPTED if left_early and not restarted else 0
 
 
 def parse_time_limit(limit: str) -> float:
-    """Seconds of a time as SLURM writes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
+    """Return the seconds of a time as SLURM writes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a time.
     """
     days, dash, clock = limit.rpartition("-")
     try:
@@ -157,5 +151,5 @@ def parse_time_limit(limit: str) -> float:
         return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
     except (ValueError, KeyError):
         raise ValueError(
-            f"trainer.time_limit is {limit!r}, expected minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, such as 23:30:00"
+            f"trainer.time_limit must be minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, such as 23:30:00; got {limit!r}"
         ) from None

@@ -195,7 +195,7 @@ def _found(path: Path) -> Path | None:
 def _check_alike(settings: argparse.Namespace, accelerator: Accelerator, **own: Any) -> None:
     """All processes must score the same by the same program, or they would add up what has no common meaning."""
     asked = {name: str(value) for name, value in vars(settings).items()}
-    Ranks(accelerator, int(TIMEOUT.total_seconds())).check_alike({"code": code_checksum(), **asked, **own})
+    Ranks(accelerator, int(TIMEOUT.total_seconds())).check_same({"code": code_checksum(), **asked, **own})
 
 
 def _identity(settings: argparse.Namespace, real: Samples | ReferenceStatistics) -> str:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from trainer.build import RunParts, check_held_out
 from trainer.evaluate.hints import hints
-from trainer.results import lines_of
+from trainer.log.metrics_file import read_metrics
 
 
 class Evaluation(NamedTuple):
@@ -89,4 +89,4 @@ class PeriodicEvaluator:
         return Evaluation(scores, facts | ({"hints": found} if found else {}), found)
 
     def _past(self) -> list[dict[str, Any]]:
-        return lines_of(self.folder) if self.accelerator.is_main_process else []
+        return read_metrics(self.folder) if self.accelerator.is_main_process else []

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.files import regular, shown
+from data.files import escaped, regular_file
 from trainer.evaluate.metrics import Gaussian, root
 
 FORMAT = 2
@@ -107,7 +107,7 @@ def load(path: Path, expected: dict[str, Any] | None) -> ReferenceStatistics:
         features = torch.from_numpy(found["features"]) if "features" in found else None
         sharpness = float(found["sharpness"]) if "sharpness" in found else None
     except Exception as error:  # zipfile's, zlib's, NumPy's and JSON's many ways to say that a file is another one
-        reason = shown(str(error)) or type(error).__name__
+        reason = escaped(str(error)) or type(error).__name__
         raise ValueError(f"{path} holds no statistics of images (an .npz of mu and sigma): {reason}") from error
     shapes = tuple(gaussian.mu.shape), tuple(gaussian.sigma.shape)
     dim = gaussian.mu.numel()
@@ -125,7 +125,7 @@ def load(path: Path, expected: dict[str, Any] | None) -> ReferenceStatistics:
 
 def _members(path: Path) -> dict[str, np.ndarray]:
     """What a file holds of the known names, if all of it may be unpacked."""
-    with zipfile.ZipFile(regular(path)) as archive:
+    with zipfile.ZipFile(regular_file(path)) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > MAX_BYTES:
         raise ValueError(f"it unpacks to {size:,} bytes, expected at most {MAX_BYTES:,}")
@@ -140,7 +140,7 @@ def check(path: Path, meta: dict[str, Any], expected: dict[str, Any]) -> None:
         ValueError: naming every field that differs.
     """
     differing = [
-        shown(f"{name}: {meta.get(name, 'not said')} in the file, {expected.get(name, 'not said')} here")
+        escaped(f"{name}: {meta.get(name, 'not said')} in the file, {expected.get(name, 'not said')} here")
         for name in sorted(meta.keys() | expected.keys())
         if meta.get(name) != expected.get(name)
     ]

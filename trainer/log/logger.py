@@ -19,11 +19,10 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.files import shown
-from data.redact import redacted
+from data.redact import printable
 from trainer.files import write_atomically
+from trainer.log.metrics_file import Line, read_metrics
 from trainer.log.pictures import Panels, grid
-from trainer.results import Line, lines_of
 
 PLAIN_TERMS = ("discriminator_loss", "generator_loss", "reconstruction", "kl")
 CURVES = "TensorBoard's curves"
@@ -51,7 +50,7 @@ class RunLogger:
         self._flushed_step = step  # of the last line whose curves are on the disk
         self._failed_outputs: set[str] = set()
         if self.metrics.exists():
-            kept = [line for line in lines_of(folder) if _is_kept(line, step, evaluation_pending)]
+            kept = [line for line in read_metrics(folder) if _is_kept(line, step, evaluation_pending)]
             write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
             self._last_step = kept[-1]["step"] if kept else 0
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
@@ -72,7 +71,7 @@ class RunLogger:
     def message(self, text: str) -> None:
         """Print a line in the terminal, above the progress bar."""
         if self.is_main:
-            tqdm.write(shown(redacted(text), keep="\n"), file=sys.stderr)
+            tqdm.write(printable(text), file=sys.stderr)
 
     def scalars(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """Record scores or terms at a step; `facts` are written to metrics.jsonl only."""
@@ -176,7 +175,7 @@ class RunLogger:
         """Start a new TensorBoard file with all curves since the last flush, after the old one could not be written."""
         self.board = SummaryWriter(str(self.folder), purge_step=self._flushed_step + 1)
         with self._lock:  # the run may be appending a line
-            lines = lines_of(self.folder)
+            lines = read_metrics(self.folder)
         for line in lines:
             if line["step"] > self._flushed_step:
                 self._plot(line["step"], line)

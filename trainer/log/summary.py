@@ -10,7 +10,7 @@ def run_summary(parts: RunParts, accelerator: Accelerator, step: int) -> str:
     config, world = parts.config, accelerator.num_processes
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in parts.networks.items()}
     return (
-        f"{config.shown()}\n"
+        f"{config.redacted_yaml()}\n"
         f"{type(parts.system).__name__}: {', '.join(f'{name} {size:,} weights' for name, size in sizes.items())}\n"
         f"{' + '.join(f'{len(shards):,}' for shards in parts.trains)} training images, "
         f"{parts.orders[0].steps_per_epoch} steps an epoch; {world} process{'es' if world > 1 else ''} on "

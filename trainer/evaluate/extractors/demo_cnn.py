@@ -81,7 +81,7 @@ def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
             with torch.device("meta"):
                 check_tensors("it", tensors, DemoCNN(seen, classes).state_dict())
     except (OSError, ValueError, LookupError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"evaluate.weights: {path} is no demo-cnn's file: {files.shown(str(error))}") from error
+        raise ValueError(f"evaluate.weights: {path} is no demo-cnn's file: {files.escaped(str(error))}") from error
     if seen != channels:
         raise ValueError(f"evaluate.weights: {path} sees {seen} channels, but data.channels is {channels}")
     extractor = DemoCNN(channels, classes)
@@ -173,7 +173,7 @@ def check_labels(train: Sets, test: Sets) -> None:
 def _is_fit(path: Path, train: Sets, test: Sets, data: DataConfig) -> bool:
     """Whether a demo-cnn was trained on these very shards, read like this."""
     try:
-        with safetensors.safe_open(files.regular(path), "pt") as file:
+        with safetensors.safe_open(files.regular_file(path), "pt") as file:
             facts = files.parse(file.metadata()["demo-cnn"].encode(), dict[str, Any])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
         return False

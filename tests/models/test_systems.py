@@ -1,96 +1,18 @@
 """Gradients land exactly where the table of players says, in the right direction; impossible options are refused."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
+from systems_under_test import SILENT, SMALL, STEADY, SYSTEMS, batch_of, cancelled, cyclegan, vaegan
 from torch import nn
 
 from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
 from models.losses import realness
 from models.networks import Decoder, Discriminator, Encoder
 from models.networks.translator import Translator
-from models.system import System, freeze_all_but
+from models.system import freeze_all_but
 from trainer.batch import Batch
-
-SMALL = NetworkConfig("dcgan", 8, "group")
-STEADY = OptimizerConfig(lr=1e-3, clip=1.0)
-DISCRIMINATOR = DiscriminatorConfig(lr=1e-3, clip=1.0, r1_weight=1.0)
-
-
-def vaegan(discriminator="binary", autoencoder=STEADY, networks=SMALL, config=DISCRIMINATOR, **settings) -> VAEGAN:
-    playing = ("binary", "ternary") if discriminator == "both" else (discriminator,)
-    configs = {name: config for name in playing} | {k: settings.pop(k) for k in playing if k in settings}
-    return VAEGAN(32, 1, 4, networks, discriminator, autoencoder=autoencoder, **configs, **settings)
-
-
-def cyclegan(config=None, **settings) -> CycleGAN:
-    config = config or replace(DISCRIMINATOR, adversarial="least_squares", schedule="linear", hold=0.5)
-    return CycleGAN(32, 1, 4, blocks=1, translators=STEADY, binary=config, **settings)
-
-
-# Every system, and every option that could break an equivalence.
-SYSTEMS = {
-    "ae": lambda: AE(32, 1, 4, SMALL, STEADY),
-    "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=STEADY),
-    "vae, bernoulli": lambda: VAE(32, 1, 4, SMALL, "bernoulli", autoencoder=STEADY),
-    "vae, all options": lambda: VAE(32, 1, 4, SMALL, "laplace", True, 2.0, 3, 0.1, STEADY),
-    "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, DISCRIMINATOR),
-    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, DISCRIMINATOR),
-    "binary": lambda: vaegan(),
-    "ternary": lambda: vaegan("ternary"),
-    "both": lambda: vaegan("both"),
-    "features": lambda: vaegan(reconstruction="features"),
-    "both, both": lambda: vaegan(
-        "both", reconstruction="both", feature_discriminator="ternary", feature_layer=1, opponent="not_own"
-    ),
-    "decoder only": lambda: vaegan("ternary", encoder_adversarial=False, class_weights=(2.0, 1.0, 1.0)),
-    "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 8, attention=(8,), blocks=1)),
-    "maps": lambda: vaegan(networks=NetworkConfig("dcgan", 8, latent_stride=8, patches=True), likelihood="laplace"),
-    "hinge, lecam, spectral": lambda: vaegan(
-        "ternary",
-        config=DiscriminatorConfig(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0),
-    ),
-    "relativistic, r1 + r2": lambda: vaegan(
-        "both", config=replace(DISCRIMINATOR, adversarial="relativistic", r2_weight=1.0)
-    ),
-    "least squares, lazy": lambda: vaegan(
-        "ternary", config=replace(DISCRIMINATOR, adversarial="least_squares", penalty_every=2)
-    ),
-    "augment, deviation": lambda: vaegan(
-        config=replace(DISCRIMINATOR, augment=("color", "translation", "cutout"), minibatch_stddev=2),
-        reconstruction="both",
-    ),
-    "adaptive, scheduled": lambda: vaegan(
-        "both",
-        OptimizerConfig(1e-3, schedule="cosine", warmup=2),
-        adaptive=True,
-        ternary=replace(DISCRIMINATOR, start=1, ramp=2),
-    ),
-    "cyclegan": lambda: cyclegan(pool=11),
-    "cyclegan, lecam": lambda: cyclegan(replace(DISCRIMINATOR, lecam_weight=0.3, spectral_norm=True), pool=0),
-}
-
-
-def batch_of(n=4, size=32, channels=1, dtype=torch.float32, step=9, domains=2) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    images = [torch.rand(n, channels, size, size, generator=generator) * 2 - 1 for _ in range(domains)]
-    return Batch(tuple(image.to(dtype) for image in images), slice(0, n), n, seed=0, step=step)
-
-
-def cancelled(system: System) -> set[str]:
-    """Names of weights whose gradient is 0 in mathematics, so that rounding alone decides whether they move: biases
-    before an instance norm, which subtracts them, and that of a config who compares its words on two images only."""
-    found = set()
-    for name, module in system.named_modules():
-        if isinstance(module, nn.Sequential):
-            pairs = pairwise(module.named_children())
-            found |= {f"{name}.{one}.bias" for (one, _), (_, norm) in pairs if isinstance(norm, nn.InstanceNorm2d)}
-    for game in getattr(system, "adversaries", {}).values():
-        if game.settings.adversarial == "relativistic" and game.mode.name == "binary":
-            found.add(f"{game.network}.head.bias")
-    return found
 
 
 def awaken(system: nn.Module) -> None:
@@ -144,7 +66,6 @@ def test_each_mode_has_its_own_network_settings_and_schedule():
     ]
 
 
-SILENT = replace(DISCRIMINATOR, r1_weight=0.0)
 GAMES = {
     **{
         f"{mode}, {kind}": lambda mode=mode, kind=kind: vaegan(

@@ -7,7 +7,7 @@ import torch
 
 import models
 from models import GAN, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
-from models.load import checkpoint_of, import_paths, kind_of, names, settings_types
+from models.load import checkpoint_of, find_system, import_paths, settings_types, system_names
 from trainer.checkpoint import writer
 from trainer.ema import EMA
 
@@ -117,16 +117,16 @@ def test_a_setting_that_must_be_stated_is_named(tmp_path):
 
 
 def test_a_system_has_the_names_that_it_is_imported_by():
-    assert names() == ["AE", "CycleGAN", "GAN", "GANVAE", "VAE", "VAEGAN"]
+    assert system_names() == ["AE", "CycleGAN", "GAN", "GANVAE", "VAE", "VAEGAN"]
     for name in ("CycleGAN", "models.CycleGAN", "models.systems.cyclegan.CycleGAN"):
-        assert kind_of(name) is CycleGAN
+        assert find_system(name) is CycleGAN
     assert import_paths(CycleGAN) == [
         *("models.CycleGAN", "models.systems.CycleGAN", "models.systems.cyclegan.CycleGAN")
     ]
     with pytest.raises(
         ValueError, match=r"^system.class_path is 'gan.GAN', expected one of AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN$"
     ):
-        kind_of("gan.GAN")
+        find_system("gan.GAN")
 
 
 def test_settings_within_settings_are_found():

@@ -1,4 +1,4 @@
-"""A comparison trains what is missing, shows the runs' own numbers, and claims what they bear out."""
+"""A comparison trains the missing runs, and its page and results.json show the numbers of the runs."""
 
 import hashlib
 import json
@@ -16,10 +16,11 @@ import yaml
 from accelerate.state import AcceleratorState
 from conftest import ROOT, TRAIN, Ranks
 
-from trainer import compare
+from trainer.compare import runs
+from trainer.compare.__main__ import configure, main
+from trainer.compare.settings import plan_runs
 from trainer.evaluate.extractors import demo_cnn
-from trainer.results import BY_KEY as MEASURES
-from trainer.results import FAILS, HOLDS, UNDECIDED, Entry, below, best, findings, lines_of
+from trainer.log.metrics_file import read_metrics
 
 RECIPE = ROOT / "launch" / "recipes" / "compare-digits.yaml"
 TERNARY = {"class_path": "VAEGAN", "init_args": {"discriminator": "ternary", "adversarial_weight": 10}}
@@ -27,7 +28,7 @@ SMALL = {
     "trainer": {"steps": 10, "batch_size": 8, "log_every": 5},
     "evaluate": {"every": 5, "num": 64, "extractor": "demo-cnn"},
 }
-START = compare._start
+START = runs.start
 COMMON = {"networks": {"family": "dcgan", "width": 8}, "latent_dim": 4}
 
 
@@ -40,12 +41,12 @@ def recipe(folder: Path, digits: Path, **settings) -> Path:
 
 
 def call(path: Path) -> str:
-    """What a comparison in this process prints."""
+    """Return what a comparison in this process prints."""
     handler, said = signal.getsignal(signal.SIGTERM), StringIO()
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with redirect_stdout(said):
-            compare.main(["--config", str(path)])
+            main(["--config", str(path)])
     finally:
         signal.signal(signal.SIGTERM, handler)
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -53,7 +54,7 @@ def call(path: Path) -> str:
 
 
 class Forked(Ranks):
-    """What the comparison uses of a subprocess.Popen."""
+    """A forked process with the methods of subprocess.Popen that the comparison calls."""
 
     def poll(self) -> int:
         self.returncode = self.wait().returncode
@@ -78,8 +79,8 @@ def compared(tmp_path_factory, digits, warm):
         return Forked(warm, run.folder / "log.txt", f"{arguments}\n{TRAIN}", env=environment)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_cnn, "fit", fit)
-        patch.setattr(compare, "_start", start)
+        patch.setattr("trainer.evaluate.extractors.build.fit", fit)
+        patch.setattr(runs, "start", start)
         (path.parent / "out").mkdir()
         said = call(path)
         yield SimpleNamespace(path=path, out=path.parent / "out", said=said, fitted=fitted)
@@ -89,8 +90,8 @@ def test_all_runs_are_trained_and_scored_alike(compared):
     assert compared.said.count("trained in") == 4
     assert len(compared.fitted) == 1
     sha256 = hashlib.sha256(compared.fitted[0].read_bytes()).hexdigest()
-    runs = [compared.out / name / f"seed_{seed}" for name in ("GAN", "T") for seed in (0, 1)]
-    assert [line["extractor_sha256"] for run in runs for line in lines_of(run)[-1:]] == [sha256] * 4
+    folders = [compared.out / name / f"seed_{seed}" for name in ("GAN", "T") for seed in (0, 1)]
+    assert [line["extractor_sha256"] for folder in folders for line in read_metrics(folder)[-1:]] == [sha256] * 4
 
 
 def test_the_page_holds_all_that_it_shows(compared):
@@ -107,7 +108,7 @@ def test_the_numbers_are_the_runs_own(compared):
     results = json.loads((compared.out / "results.json").read_text())
     assert len(results["runs"]) == 4
     for run in results["runs"]:
-        last = lines_of(compared.out / run["system"] / f"seed_{run['seed']}")[-1]
+        last = read_metrics(compared.out / run["system"] / f"seed_{run['seed']}")[-1]
         assert run["step"] == last["step"] == 10
         assert run["fid"] == last["eval/fid64/demo-cnn-v1"]
         assert run.get("prior_gap") == last.get("eval/prior_gap359")
@@ -125,14 +126,14 @@ def test_only_what_is_missing_is_trained(compared):
     assert "0 to train" in said
     assert metrics() == before
     gone = compared.out / "T" / "seed_1"
-    kept = lines_of(gone)[-1]
+    kept = read_metrics(gone)[-1]
     shutil.rmtree(gone)
     said = call(compared.path)
     assert "1 to train" in said
     assert "[1/1] T, seed 1: trained" in said
     assert len(compared.fitted) == 1
     assert {path for path, time in metrics().items() if time != before[path]} == {gone / "metrics.jsonl"}
-    assert lines_of(gone)[-1]["eval/prior_gap359"] == pytest.approx(kept["eval/prior_gap359"])
+    assert read_metrics(gone)[-1]["eval/prior_gap359"] == pytest.approx(kept["eval/prior_gap359"])
 
 
 def test_a_run_with_other_settings_is_no_part_of_it(compared, capsys):
@@ -149,9 +150,9 @@ def test_a_run_with_other_settings_is_no_part_of_it(compared, capsys):
 def test_a_failed_run_is_told_and_the_rest_goes_on(tmp_path, digits, monkeypatch, capsys):
     broken = tmp_path / "main.py"
     broken.write_text("import sys\nsys.exit('warning\\nerror: no loss')\n")
-    monkeypatch.setattr(compare, "MAIN", broken)
-    monkeypatch.setattr(compare, "_start", START)
-    monkeypatch.setattr(compare, "_fit_extractor", lambda settings: None)
+    monkeypatch.setattr(runs, "MAIN", broken)
+    monkeypatch.setattr(runs, "start", START)
+    monkeypatch.setattr(runs, "fit_extractor", lambda settings: None)
     with pytest.raises(SystemExit) as stopped:
         call(recipe(tmp_path, digits))
     told = capsys.readouterr().err
@@ -170,7 +171,7 @@ def test_a_failed_run_is_told_and_the_rest_goes_on(tmp_path, digits, monkeypatch
         ({"systems": {"A": {"class_path": "VAE", "init_args": {"kl_weight": -1}}}}, ['"A"', "kl_weight is -1"]),
         ({"systems": {"A/B": {"class_path": "AE"}}}, ['"A/B"', "folder"]),
         ({"systems": {"A": "AE"}}, ["compare.systems", "dict"]),
-        ({"seeds": [1, 1]}, ["compare.seeds is [1, 1]", "different"]),
+        ({"seeds": [1, 1]}, ["compare.seeds", "[1, 1]", "different"]),
         ({"seed": [1]}, ["compare", "option 'seed'"]),
         ({"jobs": 0}, ["compare.jobs"]),
     ],
@@ -188,67 +189,11 @@ def test_mistakes_are_named(tmp_path, digits, capsys, settings, words):
 
 @pytest.mark.parametrize("name", ["compare-digits", "compare-mnist"])
 def test_the_recipes_plan_seven_systems_from_three_seeds(name):
-    settings = compare.configure(["--config", str(ROOT / "launch" / "recipes" / f"{name}.yaml")])
-    assert len(compare.plan(settings)) == 21
+    settings = configure(["--config", str(ROOT / "launch" / "recipes" / f"{name}.yaml")])
+    assert len(plan_runs(settings)) == 21
 
 
 def test_the_command_line_overrides_the_file():
     over = ["--trainer.steps", "60", "--compare.out", "here", "--compare.seeds", "[4, 5]"]
-    settings = compare.configure([*over, "--config", str(RECIPE)])
+    settings = configure([*over, "--config", str(RECIPE)])
     assert (settings.trainer.steps, settings.compare.seeds, settings.out) == (60, [4, 5], Path.cwd() / "here")
-
-
-# ---- findings, of made-up numbers
-
-
-def entry(name: str, kind: str, settings: dict | None = None, **scores: list[float]) -> Entry:
-    seeds = range(len(next(iter(scores.values()))))
-    runs = [SimpleNamespace(scores={key: values[seed] for key, values in scores.items()}) for seed in seeds]
-    return Entry(name, kind, settings or {}, runs)
-
-
-def test_a_claim_holds_where_no_seed_contradicts_it():
-    assert below([1, 2], [3, 4]) == HOLDS
-    assert below([3, 4], [1, 2]) == FAILS
-    assert below([1, 3], [2, 4]) == UNDECIDED
-    assert below([1, 2], [3, 9], times=2) == UNDECIDED
-    assert below([1, 2], [5, 9], times=2) == HOLDS
-
-
-def test_systems_are_found_by_what_they_are():
-    found = findings(
-        [
-            entry("a", "VAE", sharpness=[0.5, 0.6], fid=[5, 6]),
-            entry("b", "VAEGAN", {"discriminator": "binary"}, sharpness=[0.9, 1.0], fid=[3, 4], prior_gap=[2, 3]),
-            entry("c", "VAEGAN", {"discriminator": "ternary"}, sharpness=[0.55, 0.9], fid=[5, 6], prior_gap=[0, 1]),
-        ]
-    )
-    said = {finding.claim.split(" samples")[0]: finding for finding in found}
-    assert [part.verdict for part in found[0].parts] == [HOLDS, UNDECIDED]
-    assert found[0].verdict == "holds in 1 of 2"
-    assert found[0].parts[0].about == "a and b"
-    assert "0.55 (0.50 to 0.60) against 0.95 (0.90 to 1.00)" in found[0].parts[0].figures
-    assert said["The ternary discriminator brings codes nearer to the prior"].verdict == HOLDS
-    assert said["The ternary discriminator makes better"].verdict == FAILS
-    assert not any("autoencoder" in claim or "GAN-VAE reads" in claim for claim in said)
-
-
-def test_an_autoencoders_samples_and_a_gan_vaes_codes():
-    found = findings(
-        [
-            entry("AE", "AE", fid=[20, 30], z_recovered=[-9, -8]),
-            entry("VAE", "VAE", fid=[5, 6], z_recovered=[0.5, 0.99]),
-            entry("GANVAE", "GANVAE", fid=[5, 6], z_recovered=[0.95, 0.97]),
-        ]
-    )
-    assert [finding.verdict for finding in found] == [HOLDS, HOLDS, "holds in 1 of 2"]
-    assert found[-1].parts[1].verdict == UNDECIDED
-
-
-def test_the_best_mean_is_marked_as_shown():
-    entries = [entry("a", "VAE", sharpness=[0.8], fid=[2.001]), entry("b", "AE", sharpness=[1.1], fid=[2.002])]
-    assert best(entries, MEASURES["sharpness"]) == {"b"}
-    assert best(entries, MEASURES["fid"]) == set()
-    entries.append(entry("c", "GAN", fid=[3]))
-    assert best(entries, MEASURES["fid"]) == {"a", "b"}
-    assert best(entries, MEASURES["psnr"]) == set()

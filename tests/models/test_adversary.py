@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_systems import SMALL, SYSTEMS, batch_of, cyclegan, vaegan
+from systems_under_test import SMALL, SYSTEMS, batch_of, cyclegan, vaegan
 
 from models import GAN, GANVAE, DiscriminatorConfig, losses
 from models.augment import DRAWS, augment

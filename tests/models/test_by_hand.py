@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_systems import SMALL, batch_of, cyclegan
+from systems_under_test import SMALL, STEEPNESS, Line, batch_of, cyclegan, line_batch
 from torch import nn
 
 from models import (
@@ -20,10 +20,7 @@ from models import (
     VAEGAN,
     CycleGAN,
     DiscriminatorConfig,
-    Loss,
     OptimizerConfig,
-    Player,
-    System,
     losses,
 )
 from trainer.batch import Batch, strict_fp32
@@ -530,41 +527,6 @@ def test_a_rate_stays_at_what_is_left_after_the_runs_end():
     assert OptimizerConfig(2.0, schedule="linear", final=0.1).rate(150, 100) == pytest.approx(0.2, rel=1e-12)
     assert OptimizerConfig(2.0, schedule="cosine").rate(150, 100) == pytest.approx(0.0, abs=1e-12)
     assert OptimizerConfig(2.0).rate(150, 100) == 2.0
-
-
-class Line(System):
-    """Two networks of one player, whose gradients at step k are (k + 1) times the weights' `steepness`."""
-
-    averaged = ("first", "second")
-
-    def __init__(self, optimizer: OptimizerConfig):
-        super().__init__()
-        self.first, self.second = nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)
-        self.optimizer = optimizer
-        with torch.no_grad():
-            self.first.weight.copy_(torch.tensor([[0.5, -2.0]]))
-            self.second.weight.copy_(torch.tensor([[1.5]]))
-
-    def passes(self, batch: Batch) -> torch.Tensor:
-        return self.first(batch.image[:, :2]) + self.second(batch.image[:, 2:])
-
-    def loss(self, batch: Batch, passes: torch.Tensor) -> Loss:
-        return Loss(passes.mean(), {"height": passes.mean()})
-
-    def players(self) -> list[Player]:
-        return [Player("player", ("first", "second"), self.loss, self.optimizer)]
-
-    def weights(self) -> list[float]:
-        return [*self.first.weight[0].tolist(), *self.second.weight[0].tolist()]
-
-
-STEEPNESS = np.array([3.0, -4.0, 12.0])  # of norm 13
-
-
-def line_batch(step: int) -> Batch:
-    """Four rows whose mean is (step + 1) times the steepness."""
-    rows = (step + 1) * torch.from_numpy(STEEPNESS) * torch.tensor([0.5, 1.5, 3.0, -1.0], dtype=F64)[:, None]
-    return Batch((rows,), slice(0, 4), 4, seed=0, step=step)
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "adamw"])

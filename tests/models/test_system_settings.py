@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_systems import SMALL, cyclegan, vaegan
+from systems_under_test import SMALL, cyclegan, vaegan
 from torch import nn
 
 from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from evaluators import fidelity
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -99,15 +99,6 @@ def test_frechet_distance_in_closed_form():
     assert frechet(one, other) == pytest.approx(expected, rel=1e-7)
     assert frechet(other, one) == pytest.approx(expected, rel=1e-7)
     assert frechet(one, one) == pytest.approx(0, abs=1e-6)
-
-
-def fidelity(fake: torch.Tensor, real: torch.Tensor):
-    """torch-fidelity's Frechet distance, within what float64 leaves of it: it takes roots of the D eigenvalues of A B,
-    each of which is known to D 2^-52 of |A| |B|, so that one that is 0 adds the root of that, twice."""
-    stats = [fid_features_to_statistics(part.double()) for part in (fake, real)]
-    expected = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
-    size, dim = np.prod([np.linalg.norm(part["sigma"], 2) for part in stats]), fake.shape[1]
-    return pytest.approx(expected, abs=2 * dim * (dim * 2**-52 * size) ** 0.5)
 
 
 @pytest.mark.parametrize("n", [300, 12])  # of 16 features: of full rank, and not

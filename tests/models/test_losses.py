@@ -277,7 +277,7 @@ def test_lazy_penalties_equal_penalties_in_expectation():
     """Over n moves, one that counts n times weighs as n that count once."""
     from dataclasses import replace
 
-    from test_systems import DISCRIMINATOR, batch_of, vaegan
+    from systems_under_test import DISCRIMINATOR, batch_of, vaegan
 
     shares = []
     for every in (1, 4):

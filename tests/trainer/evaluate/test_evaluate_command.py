@@ -8,8 +8,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from evaluators import in_blocks, random_inception
 from PIL import Image, ImageOps
-from test_evaluate import in_blocks, random_inception
 
 from data.loader import read
 from data.shards.reader import Shards

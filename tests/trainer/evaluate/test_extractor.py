@@ -1,16 +1,26 @@
 """Extractors from files and from torch-fidelity's registry, and LPIPS; nothing is downloaded."""
 
 import hashlib
+import io
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from evaluators import Playback, random_inception
 from PIL import Image
+from systems_under_test import SMALL
 from torch import nn
 
+from data.loader import read
+from data.shards.reader import Shards, write
+from models import VAE
+from trainer.batch import to_uint8
 from trainer.config.settings import DataConfig, EvaluateConfig
+from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.extractors.build import build
+from trainer.evaluate.extractors.demo_cnn import demo_random, fit
 from trainer.evaluate.extractors.inception import inception
 from trainer.evaluate.extractors.lpips import LPIPS
 
@@ -163,3 +173,120 @@ def test_prefetch_fills_the_cache_with_what_is_the_published_file_only(tmp_path,
     monkeypatch.setattr("torch.hub.load", lambda *_, **__: Vision())
     main(["dinov2-vit-s-14"])
     assert "dinov2-vit-s-14: in " in capsys.readouterr().out
+
+
+def test_demo_cnn_is_the_same_when_trained_again(data, tmp_path):
+    for name in ("one", "again"):
+        fit([Shards(data.train)], [Shards(data.test)], data, tmp_path / name, steps=20)
+        torch.rand(1)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "one").read_bytes()
+
+
+def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.fit", partial(fit, steps=2))
+    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.ACCURACY_GATE", 0)
+    kept = tmp_path / "demo-cnn-v1.safetensors"
+    kept.write_bytes(demo_cnn.read_bytes())
+    settings, accelerator = EvaluateConfig(extractor="demo-cnn"), Accelerator(cpu=True)
+    train, test = Shards(data.train), Shards(data.test)
+    build(settings, data, tmp_path, [train], [test], accelerator)
+    assert kept.read_bytes() == demo_cnn.read_bytes()
+    images = zip(map(train.image, range(len(train) - 1)), train.labels.tolist(), strict=False)
+    samples = ({"__key__": f"{i}", "png": image, "cls": str(label)} for i, (image, label) in enumerate(images))
+    write(tmp_path / "other", samples)
+    train = Shards(tmp_path / "other")
+    build(settings, data, tmp_path, [train], [test], accelerator)
+    assert kept.read_bytes() != demo_cnn.read_bytes()
+
+
+def noise(labelled):
+    generator = np.random.default_rng(0)
+    for i in range(200):
+        file = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (32, 32), np.uint8)).save(file, "PNG")
+        sample = {"__key__": str(i), "png": file.getvalue()}
+        yield sample | ({"cls": str(i % 5)} if labelled else {})
+
+
+def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
+    data = DataConfig("", None, 32, 1, 0)
+    for kind, words in ((False, "needs a label"), (True, "held-out images rightly")):
+        write(tmp_path / str(kind), noise(kind))
+        shards = Shards(tmp_path / str(kind))
+        with pytest.raises(ValueError, match=words):
+            fit([shards], [shards], data, tmp_path / "never", steps=5)
+    assert not (tmp_path / "never").exists()
+
+
+def test_demo_random_is_the_same_for_the_same_data_and_leaves_the_training_randomness(data):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = demo_random([Shards(data.train)], data)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(6)
+    second = demo_random([Shards(data.train)], data)
+    assert first.sha256 == second.sha256
+    assert all(torch.equal(a, second.state_dict()[name]) for name, a in first.state_dict().items())
+    train = read(Shards(data.train), np.arange(1438), 32, 1).image
+    assert first(train)[0].var(0).mean().item() == pytest.approx(1, abs=1e-3)
+    assert first.sha256 != demo_random([Shards(data.test)], data).sha256
+
+
+def test_demo_randoms_fid_grows_with_blur_and_noise_and_is_its_only_score_of_samples(data):
+    extractor = demo_random([Shards(data.train)], data).eval().requires_grad_(False)
+    evaluator = Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, 359, 0, VAE(32, 1, 4, SMALL))
+    train = read(Shards(data.train), np.arange(359), 32, 1).image
+    blurs = [train, *(to_uint8(box(train.float() / 127.5 - 1, size)) for size in (3, 5, 9))]
+    noises = [(train + deviation * torch.randn(train.shape)).clamp(0, 255).byte() for deviation in (0, 20, 40, 80)]
+    for images in (blurs, noises):
+        scores = [evaluator(Playback(image)) for image in images]
+        fids = [score["eval/fid359/demo-random-v1"] for score in scores]
+        assert 0 < fids[0] < fids[1] < fids[2] < fids[3]
+        assert fids[3] > 3 * fids[0]
+        assert scores[0]["eval/rfid359/demo-random-v1"] < 1e-6
+        assert not any(name.startswith("eval/is") for name in scores[0])
+
+
+def box(image, size):
+    return torch.nn.functional.avg_pool2d(image, size, 1, size // 2, count_include_pad=False)
+
+
+def test_demo_random_needs_no_labels_and_takes_no_weights(tmp_path):
+    write(tmp_path / "unlabelled", noise(False))
+    shards, data, accelerator = Shards(tmp_path / "unlabelled"), DataConfig("", None, 32, 1, 0), Accelerator(cpu=True)
+    settings = EvaluateConfig(extractor="demo-random")
+    extractor = build(settings, data, tmp_path, [shards], [shards], accelerator)
+    assert (extractor.name, extractor.training) == ("demo-random-v1", False)
+    settings.weights = "somewhere"
+    with pytest.raises(ValueError, match=r"evaluate\.weights has no effect"):
+        build(settings, data, tmp_path, [shards], [shards], accelerator)
+
+
+def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path, monkeypatch):
+    """The path that real weights take."""
+    path = tmp_path / "weights.pth"
+    random_inception(path)
+    extractor = inception(str(path)).eval()
+    assert extractor.name.startswith("inception-v3-weights-")
+    features, logits = extractor(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
+    assert features.shape == (2, extractor.dim)
+    assert logits.shape == (2, extractor.classes)
+    (tmp_path / "other.pth").write_bytes(b"nothing")
+    monkeypatch.setattr(
+        "trainer.evaluate.extractors.inception.INCEPTION_SHA256", extractor.sha256[:8]
+    )  # as the published file's would be
+    assert inception(str(path)).name == "inception-v3"
+    with pytest.raises(ValueError, match="does not hold the weights"):
+        inception(str(tmp_path / "other.pth"))
+    with pytest.raises(ValueError, match="does not exist"):
+        inception(str(tmp_path / "nowhere.pth"))
+
+
+def test_inception_without_weights_and_network_says_where_the_file_goes(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: a machine without network
+    train, test = Shards(data.train), Shards(data.test)
+    with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-6726825d\.pth") as raised:
+        build(EvaluateConfig(extractor="inception"), data, tmp_path, [train], [test], Accelerator(cpu=True))
+    assert str(tmp_path) in str(raised.value)
+    assert "demo-cnn" in str(raised.value)

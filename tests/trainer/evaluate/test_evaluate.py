@@ -3,56 +3,23 @@
 import json
 import time
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
-from test_metrics import fidelity
-from test_systems import SMALL
+from evaluators import Playback, evaluator_of, fidelity, in_blocks, scores_of_a_fresh_vae, timeless
+from systems_under_test import SMALL
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from data.loader import read
 from data.shards.reader import Shards, write
 from models import VAE, CycleGAN
 from trainer.batch import key, to_uint8
-from trainer.config.settings import DataConfig, EvaluateConfig
-from trainer.evaluate.accumulators import extract_features
-from trainer.evaluate.evaluator import BLOCK, Evaluator
-from trainer.evaluate.extractors.build import build
-from trainer.evaluate.extractors.demo_cnn import demo_random, fit, load_demo_cnn
-from trainer.evaluate.extractors.inception import inception
+from trainer.evaluate.evaluator import Evaluator
+from trainer.evaluate.extractors.demo_cnn import load_demo_cnn
 from trainer.evaluate.hints import hints
-
-
-def evaluator_of(data, path, num=200) -> Evaluator:
-    extractor = load_demo_cnn(path, 1).eval().requires_grad_(False)
-    return Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, num, 0, VAE(32, 1, 4, SMALL))
-
-
-class Playback(VAE):
-    """A "system" whose samples and reconstructions are given images."""
-
-    def __init__(self, samples, reconstruct=lambda image: image):
-        super().__init__(32, 1, 4, SMALL)
-        self.samples, self.transform, self.at = samples, reconstruct, 0
-        self.eval()
-
-    def sample(self, z):
-        self.at += len(z)
-        return self.samples[self.at - len(z) : self.at].float() / 127.5 - 1
-
-    def reconstruct(self, image):
-        return self.transform(image)
-
-
-def in_blocks(extractor, images):
-    """Features and logits as they are scored: a convolution of another number of images rounds otherwise."""
-    found = [extract_features(extractor, block) for block in images.split(BLOCK)]
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def test_fid_and_is_agree_with_torch_fidelity(data, demo_cnn):
@@ -166,7 +133,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(forked, data, demo_cnn,
     """Three ranks, the last of which gets no block of the samples; of eight, two get some. Then one of them fails, and
     one has another extractor."""
     arguments = [data.train, data.test, str(demo_cnn), str(tmp_path)]
-    done = forked(f"import test_evaluate\ntest_evaluate.score_as_a_rank(*{arguments!r})", processes=world).wait()
+    done = forked(f"import evaluators\nevaluators.score_as_a_rank(*{arguments!r})", processes=world).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     expected = scores_of_a_fresh_vae(data, demo_cnn)
     assert {"fid100", "is100", "kid100", "recall100"} <= {name.split("/")[1] for name in expected}
@@ -176,30 +143,6 @@ def test_scores_do_not_depend_on_the_number_of_processes(forked, data, demo_cnn,
         assert told == ("1 of 1024" if rank == 1 else "process 1: 1 of 1024")
         assert "networks differ between processes" in refused
         assert "'other'} on process 1. Give" in refused
-
-
-def scores_of_a_fresh_vae(data, path) -> dict[str, float]:
-    torch.manual_seed(0)
-    scores = evaluator_of(data, path, 100)(VAE(32, 1, 4, SMALL).eval())
-    return timeless(scores)
-
-
-class FailsOnOneRank(VAE):
-    """Its samples have a pixel that is not finite, on rank 1."""
-
-    def __init__(self, rank):
-        super().__init__(32, 1, 4, SMALL)
-        self.rank = rank
-        self.eval()
-
-    def sample(self, z):
-        image = super().sample(z)[:1].clone()
-        image[0, 0, 0, 0] = float("nan") if self.rank == 1 else 0.0
-        return torch.cat([image, torch.zeros(len(z) - 1, 1, 32, 32)]) if self.rank != 1 else image
-
-
-def timeless(scores) -> dict[str, float]:
-    return {name: score for name, score in scores.items() if not name.startswith("eval/seconds")}
 
 
 def test_a_non_finite_image_is_an_error_and_no_score(data, demo_cnn):
@@ -377,138 +320,6 @@ def test_one_held_out_image_is_refused(data, demo_cnn, tmp_path):
         Evaluator(Accelerator(cpu=True), extractor, [test], data, 20, 0, VAE(32, 1, 4, SMALL))
 
 
-def test_demo_cnn_is_the_same_when_trained_again(data, tmp_path):
-    for name in ("one", "again"):
-        fit([Shards(data.train)], [Shards(data.test)], data, tmp_path / name, steps=20)
-        torch.rand(1)
-    assert (tmp_path / "again").read_bytes() == (tmp_path / "one").read_bytes()
-
-
-def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.fit", partial(fit, steps=2))
-    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.ACCURACY_GATE", 0)
-    kept = tmp_path / "demo-cnn-v1.safetensors"
-    kept.write_bytes(demo_cnn.read_bytes())
-    settings, accelerator = EvaluateConfig(extractor="demo-cnn"), Accelerator(cpu=True)
-    train, test = Shards(data.train), Shards(data.test)
-    build(settings, data, tmp_path, [train], [test], accelerator)
-    assert kept.read_bytes() == demo_cnn.read_bytes()
-    images = zip(map(train.image, range(len(train) - 1)), train.labels.tolist(), strict=False)
-    samples = ({"__key__": f"{i}", "png": image, "cls": str(label)} for i, (image, label) in enumerate(images))
-    write(tmp_path / "other", samples)
-    train = Shards(tmp_path / "other")
-    build(settings, data, tmp_path, [train], [test], accelerator)
-    assert kept.read_bytes() != demo_cnn.read_bytes()
-
-
-def noise(labelled):
-    from test_data import encoded
-
-    generator = np.random.default_rng(0)
-    for i in range(200):
-        sample = {"__key__": str(i), "png": encoded(generator.integers(0, 256, (32, 32), np.uint8))}
-        yield sample | ({"cls": str(i % 5)} if labelled else {})
-
-
-def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
-    data = DataConfig("", None, 32, 1, 0)
-    for kind, words in ((False, "needs a label"), (True, "held-out images rightly")):
-        write(tmp_path / str(kind), noise(kind))
-        shards = Shards(tmp_path / str(kind))
-        with pytest.raises(ValueError, match=words):
-            fit([shards], [shards], data, tmp_path / "never", steps=5)
-    assert not (tmp_path / "never").exists()
-
-
-def test_demo_random_is_the_same_for_the_same_data_and_leaves_the_training_randomness(data):
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    first = demo_random([Shards(data.train)], data)
-    assert torch.equal(state, torch.get_rng_state())
-    torch.manual_seed(6)
-    second = demo_random([Shards(data.train)], data)
-    assert first.sha256 == second.sha256
-    assert all(torch.equal(a, second.state_dict()[name]) for name, a in first.state_dict().items())
-    train = read(Shards(data.train), np.arange(1438), 32, 1).image
-    assert first(train)[0].var(0).mean().item() == pytest.approx(1, abs=1e-3)
-    assert first.sha256 != demo_random([Shards(data.test)], data).sha256
-
-
-def test_demo_randoms_fid_grows_with_blur_and_noise_and_is_its_only_score_of_samples(data):
-    extractor = demo_random([Shards(data.train)], data).eval().requires_grad_(False)
-    evaluator = Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, 359, 0, VAE(32, 1, 4, SMALL))
-    train = read(Shards(data.train), np.arange(359), 32, 1).image
-    blurs = [train, *(to_uint8(box(train.float() / 127.5 - 1, size)) for size in (3, 5, 9))]
-    noises = [(train + deviation * torch.randn(train.shape)).clamp(0, 255).byte() for deviation in (0, 20, 40, 80)]
-    for images in (blurs, noises):
-        scores = [evaluator(Playback(image)) for image in images]
-        fids = [score["eval/fid359/demo-random-v1"] for score in scores]
-        assert 0 < fids[0] < fids[1] < fids[2] < fids[3]
-        assert fids[3] > 3 * fids[0]
-        assert scores[0]["eval/rfid359/demo-random-v1"] < 1e-6
-        assert not any(name.startswith("eval/is") for name in scores[0])
-
-
-def box(image, size):
-    return torch.nn.functional.avg_pool2d(image, size, 1, size // 2, count_include_pad=False)
-
-
-def test_demo_random_needs_no_labels_and_takes_no_weights(tmp_path):
-    write(tmp_path / "unlabelled", noise(False))
-    shards, data, accelerator = Shards(tmp_path / "unlabelled"), DataConfig("", None, 32, 1, 0), Accelerator(cpu=True)
-    settings = EvaluateConfig(extractor="demo-random")
-    extractor = build(settings, data, tmp_path, [shards], [shards], accelerator)
-    assert (extractor.name, extractor.training) == ("demo-random-v1", False)
-    settings.weights = "somewhere"
-    with pytest.raises(ValueError, match=r"evaluate\.weights has no effect"):
-        build(settings, data, tmp_path, [shards], [shards], accelerator)
-
-
-def random_inception(path: Path) -> None:
-    """A file of random weights for the real architecture."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *a, **k: None)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.kaiming_normal_(parameter)
-    torch.save(network.state_dict(), path)
-
-
-def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path, monkeypatch):
-    """The path that real weights take."""
-    path = tmp_path / "weights.pth"
-    random_inception(path)
-    extractor = inception(str(path)).eval()
-    assert extractor.name.startswith("inception-v3-weights-")
-    features, logits = extractor(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
-    assert features.shape == (2, extractor.dim)
-    assert logits.shape == (2, extractor.classes)
-    (tmp_path / "other.pth").write_bytes(b"nothing")
-    monkeypatch.setattr(
-        "trainer.evaluate.extractors.inception.INCEPTION_SHA256", extractor.sha256[:8]
-    )  # as the published file's would be
-    assert inception(str(path)).name == "inception-v3"
-    with pytest.raises(ValueError, match="does not hold the weights"):
-        inception(str(tmp_path / "other.pth"))
-    with pytest.raises(ValueError, match="does not exist"):
-        inception(str(tmp_path / "nowhere.pth"))
-
-
-def test_inception_without_weights_and_network_says_where_the_file_goes(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: a machine without network
-    train, test = Shards(data.train), Shards(data.test)
-    with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-6726825d\.pth") as raised:
-        build(EvaluateConfig(extractor="inception"), data, tmp_path, [train], [test], Accelerator(cpu=True))
-    assert str(tmp_path) in str(raised.value)
-    assert "demo-cnn" in str(raised.value)
-
-
 def test_to_uint8_rounds_and_clamps():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)
@@ -521,24 +332,3 @@ def test_keys_are_pinned_and_distinct():
     assert key(0, 1, "prior") == key(0, 1, "prior") != key(0, 1, "posterior")
     assert key(0, 11, "a") != key(0, 1, "1a")
     assert 0 <= key(123) < 2**63
-
-
-def score_as_a_rank(train_folder: str, test_folder: str, weights: str, out: str) -> None:
-    """One rank of test_scores_do_not_depend_on_the_number_of_processes."""
-    rank = Accelerator(cpu=True).process_index
-    settings = DataConfig(train_folder, test_folder, 32, 1, 0)
-    found = scores_of_a_fresh_vae(settings, Path(weights))
-    told = refused = ""
-    evaluator = evaluator_of(settings, Path(weights), 100)
-    try:
-        evaluator(FailsOnOneRank(rank))
-    except FloatingPointError as error:
-        told = str(error).partition(" pixels")[0]
-    if rank == 1:
-        evaluator.extractor.sha256 = "other"
-    try:
-        Evaluator(evaluator.accelerator, evaluator.extractor, evaluator.tests, settings, 100, 0)
-    except ValueError as error:
-        refused = str(error)
-    Path(out, f"{rank}.json").write_text(json.dumps([found, told, refused]))
-    torch.distributed.barrier()

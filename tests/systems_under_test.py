@@ -1,0 +1,141 @@
+"""Small systems, batches and settings that tests of several rooms share."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import (
+    AE,
+    GAN,
+    GANVAE,
+    VAE,
+    VAEGAN,
+    CycleGAN,
+    DiscriminatorConfig,
+    Loss,
+    NetworkConfig,
+    OptimizerConfig,
+    Player,
+    System,
+)
+from trainer.batch import Batch
+
+SMALL = NetworkConfig("dcgan", 8, "group")
+STEADY = OptimizerConfig(lr=1e-3, clip=1.0)
+DISCRIMINATOR = DiscriminatorConfig(lr=1e-3, clip=1.0, r1_weight=1.0)
+SILENT = replace(DISCRIMINATOR, r1_weight=0.0)
+
+
+def vaegan(discriminator="binary", autoencoder=STEADY, networks=SMALL, config=DISCRIMINATOR, **settings) -> VAEGAN:
+    playing = ("binary", "ternary") if discriminator == "both" else (discriminator,)
+    configs = {name: config for name in playing} | {k: settings.pop(k) for k in playing if k in settings}
+    return VAEGAN(32, 1, 4, networks, discriminator, autoencoder=autoencoder, **configs, **settings)
+
+
+def cyclegan(config=None, **settings) -> CycleGAN:
+    config = config or replace(DISCRIMINATOR, adversarial="least_squares", schedule="linear", hold=0.5)
+    return CycleGAN(32, 1, 4, blocks=1, translators=STEADY, binary=config, **settings)
+
+
+# Every system, and every option that could break an equivalence.
+SYSTEMS = {
+    "ae": lambda: AE(32, 1, 4, SMALL, STEADY),
+    "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=STEADY),
+    "vae, bernoulli": lambda: VAE(32, 1, 4, SMALL, "bernoulli", autoencoder=STEADY),
+    "vae, all options": lambda: VAE(32, 1, 4, SMALL, "laplace", True, 2.0, 3, 0.1, STEADY),
+    "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, DISCRIMINATOR),
+    "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, DISCRIMINATOR),
+    "binary": lambda: vaegan(),
+    "ternary": lambda: vaegan("ternary"),
+    "both": lambda: vaegan("both"),
+    "features": lambda: vaegan(reconstruction="features"),
+    "both, both": lambda: vaegan(
+        "both", reconstruction="both", feature_discriminator="ternary", feature_layer=1, opponent="not_own"
+    ),
+    "decoder only": lambda: vaegan("ternary", encoder_adversarial=False, class_weights=(2.0, 1.0, 1.0)),
+    "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 8, attention=(8,), blocks=1)),
+    "maps": lambda: vaegan(networks=NetworkConfig("dcgan", 8, latent_stride=8, patches=True), likelihood="laplace"),
+    "hinge, lecam, spectral": lambda: vaegan(
+        "ternary",
+        config=DiscriminatorConfig(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0),
+    ),
+    "relativistic, r1 + r2": lambda: vaegan(
+        "both", config=replace(DISCRIMINATOR, adversarial="relativistic", r2_weight=1.0)
+    ),
+    "least squares, lazy": lambda: vaegan(
+        "ternary", config=replace(DISCRIMINATOR, adversarial="least_squares", penalty_every=2)
+    ),
+    "augment, deviation": lambda: vaegan(
+        config=replace(DISCRIMINATOR, augment=("color", "translation", "cutout"), minibatch_stddev=2),
+        reconstruction="both",
+    ),
+    "adaptive, scheduled": lambda: vaegan(
+        "both",
+        OptimizerConfig(1e-3, schedule="cosine", warmup=2),
+        adaptive=True,
+        ternary=replace(DISCRIMINATOR, start=1, ramp=2),
+    ),
+    "cyclegan": lambda: cyclegan(pool=11),
+    "cyclegan, lecam": lambda: cyclegan(replace(DISCRIMINATOR, lecam_weight=0.3, spectral_norm=True), pool=0),
+}
+
+
+def batch_of(n=4, size=32, channels=1, dtype=torch.float32, step=9, domains=2) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.rand(n, channels, size, size, generator=generator) * 2 - 1 for _ in range(domains)]
+    return Batch(tuple(image.to(dtype) for image in images), slice(0, n), n, seed=0, step=step)
+
+
+def cancelled(system: System) -> set[str]:
+    """Return the names of weights whose exact gradient is 0, so that rounding alone decides whether they move.
+
+    They are biases before an instance norm, which subtracts them, and the last bias of a relativistic binary
+    discriminator, whose loss has differences of logits only.
+    """
+    found = set()
+    for name, module in system.named_modules():
+        if isinstance(module, nn.Sequential):
+            pairs = pairwise(module.named_children())
+            found |= {f"{name}.{one}.bias" for (one, _), (_, norm) in pairs if isinstance(norm, nn.InstanceNorm2d)}
+    for game in getattr(system, "adversaries", {}).values():
+        if game.settings.adversarial == "relativistic" and game.mode.name == "binary":
+            found.add(f"{game.network}.head.bias")
+    return found
+
+
+class Line(System):
+    """Two networks of one player, whose gradients at step k are (k + 1) times the weights' `steepness`."""
+
+    averaged = ("first", "second")
+
+    def __init__(self, optimizer: OptimizerConfig):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.optimizer = optimizer
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[0.5, -2.0]]))
+            self.second.weight.copy_(torch.tensor([[1.5]]))
+
+    def passes(self, batch: Batch) -> torch.Tensor:
+        return self.first(batch.image[:, :2]) + self.second(batch.image[:, 2:])
+
+    def loss(self, batch: Batch, passes: torch.Tensor) -> Loss:
+        return Loss(passes.mean(), {"height": passes.mean()})
+
+    def players(self) -> list[Player]:
+        return [Player("player", ("first", "second"), self.loss, self.optimizer)]
+
+    def weights(self) -> list[float]:
+        return [*self.first.weight[0].tolist(), *self.second.weight[0].tolist()]
+
+
+STEEPNESS = np.array([3.0, -4.0, 12.0])  # of norm 13
+
+
+def line_batch(step: int) -> Batch:
+    """Four rows whose mean is (step + 1) times the steepness."""
+    rows = (step + 1) * torch.from_numpy(STEEPNESS) * torch.tensor([0.5, 1.5, 3.0, -1.0], dtype=torch.float64)[:, None]
+    return Batch((rows,), slice(0, 4), 4, seed=0, step=step)
