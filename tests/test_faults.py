@@ -102,9 +102,9 @@ def test_twenty_kills_at_random_moments(ranks, scored, tmp_path, processes):
 
 SLOW_WRITES = """
 import time
-
-write = files.write_pieces
-files.write_pieces = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
+from trainer.checkpoint import writer
+write = writer.write_pieces
+writer.write_pieces = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
 """
 SLOW_SCORES = """
 import time
@@ -418,8 +418,8 @@ TrainStep.__call__ = changing
 
 def test_unlike_processors_are_told_where_weights_drift_apart(ranks, tmp_path):
     flip = """
+from trainer.distributed import ranks
 from trainer.step import TrainStep
-
 ranks._processor = lambda device: "AVX1024"
 step = TrainStep.__call__
 def flipping(self, batches, number):
