@@ -88,7 +88,7 @@ class Report:
         self.state = TrainState(
             config, self.system, networks, self.run.ema, self.run.player_states, self.trains, self.orders
         )
-        more = {"evaluation_pending": False, "skipped": 0, "code": "0" * 16}
+        more = {"evaluation_pending": False, "replaced": 0, "code": "0" * 16}
         self.checkpoint = writer.checkpoint_bytes(self.state.tensors(), self.state.manifest() | more)
 
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
