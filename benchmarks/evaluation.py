@@ -53,12 +53,12 @@ def evaluator_of(folder: Path, num: int, networks: NetworkConfig, wanted: tuple[
     data = DataConfig(str(folder / "digits" / "train"), None, SIZE, 1)
     accelerator = Accelerator(cpu=True)
     test = Shards(folder / "digits" / "train")
-    return Evaluator(accelerator, extractor, [test], data, num, 0, system, wanted), system
+    return Evaluator(accelerator, extractor, [test], data, num=num, seed=0, system=system, metrics=wanted), system
 
 
 def bare(evaluator: Evaluator, system: Sampler) -> None:
     """The generator's and the extractor's forward passes."""
-    for index in evaluator.blocks(evaluator.num):
+    for index in evaluator.ranks.blocks(evaluator.num):
         z = torch.randn(len(index), LATENT)
         with torch.no_grad():
             pixels = to_uint8(system.sample(z))

@@ -123,7 +123,7 @@ def main() -> None:
         kept = Path(folder, "demo-cnn.safetensors")
         demo_cnn.fit([train_shards], [test_shards], data, kept)
         features = demo_cnn.load_demo_cnn(kept, data.channels).eval().requires_grad_(False)
-    evaluator = Evaluator(accelerator, features, [test_shards], data, 10_000, 0, our_system("binary"))
+    evaluator = Evaluator(accelerator, features, [test_shards], data, num=10_000, seed=0, system=our_system("binary"))
     pixels = read(train_shards, np.arange(len(train_shards)), SIZE, 1).image
     scores: dict[str, list[float]] = {method: [] for method in METHODS}
     steps: dict[str, int] = {}

@@ -311,7 +311,7 @@ class Run:
         """Whether an evaluation fits into evaluate.budget; scores alone depend on it, and no step does."""
         budget = self.config.evaluate.budget
         assert self.evaluator is not None
-        fits = budget == 1 or self.evaluator.affordable(budget)
+        fits = budget == 1 or self.evaluator.budget.affordable(budget)
         if not fits:
             self.record.say(f"step {self.step}: not scored, or it would take more than evaluate.budget {budget:g}")
         return fits
@@ -473,14 +473,14 @@ class Run:
             extractor,
             self.tests,
             self.config.data,
-            settings.num,
-            self.config.trainer.seed,
-            self.system,
-            settings.metrics,
-            Path(settings.statistics or self.folder.path / "statistics"),
-            LPIPS(settings.lpips, self.accelerator.device) if settings.lpips else None,
+            num=settings.num,
+            seed=self.config.trainer.seed,
+            system=self.system,
+            metrics=settings.metrics,
+            statistics=Path(settings.statistics or self.folder.path / "statistics"),
+            distance=LPIPS(settings.lpips, self.accelerator.device) if settings.lpips else None,
         )
-        evaluator.go_on(lines_of(self.folder.path) if self.accelerator.is_main_process else [])
+        evaluator.budget.resume(lines_of(self.folder.path) if self.accelerator.is_main_process else [])
         return evaluator
 
     def _grid_source(self) -> tuple[list[Tensor], Tensor]:
@@ -506,7 +506,7 @@ class Run:
         ]
         scored = {use for use in ("sample", "reconstruct", "translate") if self.evaluator and self.system.can(use)}
         if self.evaluator and "sample" in scored:
-            scored |= {*self.evaluator.wanted} - ({"is"} if not self.evaluator.scored else set())
+            scored |= {*self.evaluator.sample_metrics}
         self.record.layout(modes, scored)
         self.record.say(
             f"{self.config.redacted_yaml()}\n"

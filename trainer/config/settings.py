@@ -187,5 +187,7 @@ class EvaluateConfig:
     budget: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
+        if self.num < 2:
+            raise ValueError(f"evaluate.num must be at least 2; got {self.num}")
         if not 0 < self.budget <= 1:
             raise ValueError(f"evaluate.budget is {self.budget}, expected a share above 0 and up to 1")

@@ -47,6 +47,7 @@ from trainer.evaluate.extractors.build import build
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.evaluate.metrics import Gaussian, Moments
+from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.reference import ReferenceStatistics
 from trainer.log.run_folder import refuse_links
 
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         if main_process:
             _tell(job, scores, accelerator.num_processes)
         if settings.out:
-            job.evaluator.raise_on_all_ranks(lambda: _write(job, settings.out))
+            raise_on_all_ranks(lambda: _write(job, settings.out))
     accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # an audit is one process's, and takes long
@@ -237,12 +238,12 @@ def _of_checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path:
         extractor,
         [_verified(settings, test, extractor, data) for test in tests],
         data,
-        num,
-        seed,
-        system,
-        wanted,
-        settings.statistics or (run and run / "statistics"),
-        LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
+        num=num,
+        seed=seed,
+        system=system,
+        metrics=wanted,
+        statistics=settings.statistics or (run and run / "statistics"),
+        distance=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         kept=max(num, KEPT),  # as in training, where there are no more
     )
     images: Pixels | None = None
@@ -283,11 +284,10 @@ def _of_images(settings: argparse.Namespace, accelerator: Accelerator, wanted: l
         extractor,
         [_verified(settings, real, extractor, data)],
         data,
-        num,
-        0,
-        None,
-        wanted,
-        settings.statistics,
+        num=num,
+        seed=0,
+        metrics=wanted,
+        statistics=settings.statistics,
         kept=num if isinstance(real, ReferenceStatistics) else max(num, min(len(real), MOST_KEPT)),
     )
 
@@ -434,7 +434,7 @@ def _verified(
             "size": data.size,
             "channels": data.channels,
         }
-        reference.check(path, {name: real.meta.get(name) for name in expected}, expected)
+        reference.check_meta(path, {name: real.meta.get(name) for name in expected}, expected)
     if real.features is None and {"kid", "prdc"} & {*(settings.metrics or "kid").split(",")}:
         raise ValueError(f"{path} holds mu and sigma alone, and KID and precision need features: take --metrics fid,is")
     return real
@@ -477,7 +477,7 @@ def _write(job: Job, out: Path) -> None:
     """The scored images as PNG, this process's blocks of them."""
     assert job.images is not None
     out.mkdir(parents=True, exist_ok=True)
-    for index in job.evaluator.blocks(job.num):
+    for index in job.evaluator.ranks.blocks(job.num):
         for i, pixels in zip(index.tolist(), job.images(index).cpu(), strict=True):
             image = (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()
             Image.fromarray(image).save(out / f"{i:06d}.png")

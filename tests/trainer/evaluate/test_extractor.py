@@ -234,7 +234,9 @@ def test_demo_random_is_the_same_for_the_same_data_and_leaves_the_training_rando
 
 def test_demo_randoms_fid_grows_with_blur_and_noise_and_is_its_only_score_of_samples(data):
     extractor = demo_random([Shards(data.train)], data).eval().requires_grad_(False)
-    evaluator = Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, 359, 0, VAE(32, 1, 4, SMALL))
+    evaluator = Evaluator(
+        Accelerator(cpu=True), extractor, [Shards(data.test)], data, num=359, seed=0, system=VAE(32, 1, 4, SMALL)
+    )
     train = read(Shards(data.train), np.arange(359), 32, 1).image
     blurs = [train, *(to_uint8(box(train.float() / 127.5 - 1, size)) for size in (3, 5, 9))]
     noises = [(train + deviation * torch.randn(train.shape)).clamp(0, 255).byte() for deviation in (0, 20, 40, 80)]
