@@ -228,12 +228,10 @@ def open_source(
         try:
             return open_shards([Path(path) for path in braceexpand(name)], bounds=bounds)
         except ValueError as error:
-            raise DataError(
-                f"SOURCE {name} has braces that are not closed: expected a pattern as x/{{00..09}}.tar"
-            ) from error
+            raise DataError(f"{name} has braces that are not closed: expected a pattern as x/{{00..09}}.tar") from error
     path = Path(name)
     if not path.exists():
-        raise DataError(f"SOURCE {name} does not exist on this machine: expected {FORMS}")
+        raise DataError(f"{name} does not exist on this machine: expected {FORMS}")
     if path.is_dir():
         files = [path / file for file in sorted(_files(path, Counter())) if _is_visible(file)]
         if found := [file for file in files if file.suffix == ".parquet"]:
@@ -248,7 +246,7 @@ def open_source(
     for ending, opener in OPENERS.items():
         if path.name.lower().endswith(ending):
             return open_tar(path if opener is open else _laid_out(path, opener, spool, bounds), splits, bounds)
-    raise DataError(f"SOURCE {name} is a file of no known kind: expected {FORMS}")
+    raise DataError(f"{name} is a file of no known kind: expected {FORMS}")
 
 
 def open_folder(folder: Path, splits: bool = True, bounds: Bounds = BOUNDS) -> Source:
