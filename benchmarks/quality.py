@@ -106,7 +106,9 @@ def evaluator_of(folder: Path, precision: str) -> tuple[Evaluator, Tensor]:
         kept = Path(temporary, "demo-cnn.safetensors")
         demo_cnn.fit([train_shards], [test_shards], data, kept)
         features = demo_cnn.load_demo_cnn(kept, data.channels).eval().requires_grad_(False)
-    evaluator = Evaluator(accelerator(precision), features, [test_shards], data, 10_000, 0, our_system("binary"))
+    evaluator = Evaluator(
+        accelerator(precision), features, [test_shards], data, num=10_000, seed=0, system=our_system("binary")
+    )
     return evaluator, read(train_shards, np.arange(len(train_shards)), SIZE, 1).image
 
 

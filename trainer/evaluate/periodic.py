@@ -48,14 +48,14 @@ class PeriodicEvaluator:
             build(settings, config.data, folder, parts.trains, parts.tests, accelerator),
             parts.tests,
             config.data,
-            settings.num,
-            config.trainer.seed,
-            parts.system,
-            settings.metrics,
-            Path(settings.statistics or folder / "statistics"),
-            LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
+            num=settings.num,
+            seed=config.trainer.seed,
+            system=parts.system,
+            metrics=settings.metrics,
+            statistics=Path(settings.statistics or folder / "statistics"),
+            distance=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         )
-        self.evaluator.go_on(self._past())
+        self.evaluator.budget.resume(self._past())
 
     @property
     def measured(self) -> set[str]:
@@ -63,7 +63,7 @@ class PeriodicEvaluator:
         system, evaluator = self.parts.system, self.evaluator
         measured = {use for use in ("sample", "reconstruct", "translate") if system.can(use)}
         if "sample" in measured:
-            measured |= {*evaluator.wanted} - ({"is"} if not evaluator.scored else set())
+            measured |= {*evaluator.sample_metrics}
         return measured
 
     @property
@@ -74,7 +74,7 @@ class PeriodicEvaluator:
     def affordable(self) -> bool:
         """Return whether another evaluation fits into evaluate.budget. Only scores depend on it, never a step."""
         budget = self.parts.config.evaluate.budget
-        return budget == 1 or self.evaluator.affordable(budget)
+        return budget == 1 or self.evaluator.budget.affordable(budget)
 
     def __call__(self) -> Evaluation:
         """Score the averaged networks as they are now.
