@@ -79,7 +79,7 @@ def sealed(manifest: dict[str, Any]) -> bytes:
 
 
 def tensors(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """The tensors in the file `name` of a checkpoint's folder.
+    """Read the tensors in the file `name` of a checkpoint's folder.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -94,31 +94,19 @@ def tensors(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what would not end when it is read, such as a pipe or a device; a missing file is left to who opens it.
-
-    Raises:
-        ValueError: it is there, and no regular file.
-    """
+    """Raise a ValueError if the path is something other than a regular file, such as a pipe, which might never end."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path.name} is no regular file")
 
 
 def check_digest(name: str, found: str, expected: str) -> None:
-    """Compare a file's sha256 with the manifest's.
-
-    Raises:
-        ValueError: they differ.
-    """
+    """Raise a ValueError if a file's sha256 differs from the manifest's."""
     if found != expected:
         raise ValueError(f"{name} does not match its checksum")
 
 
 def check_tensors(name: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Compare names, shapes and types of a file's tensors with those that they are to replace.
-
-    Raises:
-        ValueError: they differ; names the file and the first tensor.
-    """
+    """Raise a ValueError that names the first tensor whose name, shape or type differs from the expected ones."""
     here, there = ({key: _kind(value) for key, value in tensors.items()} for tensors in (expected, found))
     for key in sorted(here.keys() | there.keys()):
         if here.get(key) != there.get(key):

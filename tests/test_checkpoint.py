@@ -335,7 +335,7 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     (small_disk / "filler").unlink()
     again = here(*arguments, "--trainer.steps", "6", "--trainer.keep", "1")
     assert again.returncode == 0, again.stderr
-    assert "going on at step 2" in again.stderr
+    assert "Resuming at step 2" in again.stderr
 
 
 def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(small_disk, capsys):
@@ -357,26 +357,3 @@ def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(s
     shown = EventAccumulator(str(small_disk)).Reload().Scalars("a/b")
     assert [(event.step, event.value) for event in shown] == [(step, step / 2) for step in range(1, 9)]
     assert capsys.readouterr().err.count("metrics.jsonl cannot be written in") == 1
-
-
-def test_the_savers_thread_reads_no_line_that_is_on_its_way(tmp_path, monkeypatch):
-    """A checkpoint's writer flushes the record while the run appends half a line."""
-    run_logger = RunLogger(tmp_path, 0, 9, is_main=True)
-    run_logger.scalars(1, {"a/b": 1.0})
-    with open(run_logger.metrics, "a") as file:
-        file.write('{"step": 2, "a')
-    run_logger.flush()
-    assert run_logger._whole == 1
-    run_logger.close()
-
-
-def test_a_record_knows_the_step_of_its_last_line(tmp_path):
-    for first, steps in ((0, (1, 3)), (3, (5,))):
-        run_logger = RunLogger(tmp_path, first, 9, is_main=True)
-        run_logger.flush()
-        assert run_logger._whole == first
-        for step in steps:
-            run_logger.scalars(step, {"a/b": 1.0})
-            run_logger.flush()
-            assert run_logger._whole == step
-        run_logger.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from trainer.distributed.exit import CommandParser, user_errors
-from trainer.evaluate.extractors.extractor import digest_of
+from trainer.evaluate.extractors.extractor import weights_sha256
 from trainer.evaluate.extractors.inception import inception
 from trainer.evaluate.extractors.registered import registered
 
@@ -48,7 +48,7 @@ def fetch(name: str) -> str:
         return f"{found.path}, sha256 {found.sha256}"
     if name == "lpips":
         return _vgg16()
-    return f"in {torch.hub.get_dir()}, weights of sha256 {digest_of(registered(name).network)}"
+    return f"in {torch.hub.get_dir()}, weights of sha256 {weights_sha256(registered(name).network)}"
 
 
 def _vgg16() -> str:

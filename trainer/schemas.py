@@ -70,7 +70,7 @@ class LogWindow(Struct):
 
     terms: dict[str, tuple[float, float]]
     sample_checksum: Natural
-    skipped: list[str]
+    replaced: list[str]
 
 
 class ScalerState(Struct, rename={"growth_tracker": "_growth_tracker"}):
@@ -91,7 +91,7 @@ class ResumeManifest(Struct):
     frozen: dict[str, str]
     scalers: dict[str, ScalerState]
     evaluation_pending: bool
-    skipped: Natural
+    replaced: Natural
     code: str
     windows: Annotated[list[LogWindow], Meta(min_length=1)]
 

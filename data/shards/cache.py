@@ -67,16 +67,16 @@ class Cache:
         path, need = self._path(url, shard), shard.filesize + 32 * shard.nsamples + 256
         if need > self.limit:
             raise DataError(
-                f"data.cache_gb is {self.limit / 1e9:g}, and the shard {url} alone has {need / 1e9:g} GB: raise it to "
-                "what the shards of some steps need together"
+                f"data.cache_gb (--cache_gb of trainer.evaluate) is {self.limit / 1e9:g}, and the shard {url} alone "
+                f"has {need / 1e9:g} GB: raise it to what the shards of some steps need together"
             )
         part = path.with_suffix(f".{need}.part")
         try:
             self._fetch(url, shard, path, part, need)
         except OSError as error:
             raise DataError(
-                f"data.cache {self.folder}: {error.strerror or error}, and remote shards are kept there: make room, or "
-                "name another folder"
+                f"data.cache (--cache of trainer.evaluate) {self.folder}: {error.strerror or error}, and remote shards "
+                "are kept there: make room, or name another folder"
             ) from error
 
     def _fetch(self, url: str, shard: Shard, path: Path, part: Path, need: int) -> None:

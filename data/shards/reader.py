@@ -91,7 +91,8 @@ class Shards:
         if cache is None and self.remote.any():
             raise DataError(
                 f"{self.paths[int(self.remote.argmax())]} is not on this machine: name a folder on a disk of its own, "
-                "where such shards are kept, with --data.cache (and --data.cache_gb)"
+                "where such shards are kept, with --data.cache and --data.cache_gb (or --cache and --cache_gb of "
+                "trainer.evaluate)"
             )
         self.counts = np.array([shard.nsamples for shard in self.shards])
         self.ends = np.cumsum(self.counts)

@@ -11,7 +11,7 @@ from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_fea
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from trainer.batch import strict_fp32
-from trainer.evaluate.extractors.extractor import BATCH, Extractor, coloured
+from trainer.evaluate.extractors.extractor import BATCH, Extractor, to_rgb
 from trainer.evaluate.extractors.inception import Inception
 
 RELATIVE = 1e-4
@@ -56,7 +56,7 @@ class Pixels(Dataset[Tensor]):
             self.block = i // BATCH
             index = torch.arange(self.num)[self.block * BATCH : (self.block + 1) * BATCH]
             held = self.images(index).cpu()
-            self.held = coloured(held) if self.colour else held
+            self.held = to_rgb(held) if self.colour else held
         return self.held[i % BATCH]
 
 
