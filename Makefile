@@ -37,6 +37,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/shellcheck --external-sources .ci/run launch/*.sh launch/slurm/*.sh tests/slurm/*.sh
 
 setup: .venv/.done datasets/digits

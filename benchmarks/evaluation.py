@@ -1,12 +1,13 @@
-"""What an evaluation costs beside what it cannot do without: `python -m benchmarks.evaluation`.
+"""The cost of an evaluation over that of its generator and extractor: `python -m benchmarks.evaluation`.
 
-A run's evaluation of samples, by demo-cnn, one CPU thread a process: FID and IS alone, and with KID, precision, recall,
-density and coverage. The bare sum is the time of the same generator and extractor on blocks of the same size, without
-anything else; they take turns with the evaluations, and the share is a median over rounds. Then two processes of one
-thread each against one, in pairs. Memory is the peak of a process that evaluates, for several counts of samples.
+A run's evaluation of samples by demo-cnn, with one CPU thread a process: with FID and IS, and with KID, precision,
+recall, density and coverage as well. It takes turns with the bare forward passes of the same generator and extractor on
+blocks of the same size; the share is the median over rounds of the ratio of the two. Then two processes of one thread
+each are compared with one, in pairs. Memory is the peak of a process that evaluates, for several numbers of samples.
 
-The generator is a DCGAN decoder of `--width` for 32x32 images of one channel, latent 16, and in the first table the
-default networks' residual one, too; real images are scikit-learn's digits. Random weights cost what trained ones do.
+The generator is a DCGAN decoder of `--width` for 32x32 images of one channel, latent 16, and in the first table also
+the residual decoder of the default networks. The real images are scikit-learn's digits. The weights are random, which
+costs what trained ones cost.
 """
 
 import argparse
@@ -16,13 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
+from benchmarks.common import accelerator, parser, print_table, seconds
 from data.prepare import prepare
 from data.shards.reader import Shards
 from models import VAE, NetworkConfig
@@ -38,7 +38,7 @@ ALL = ("fid", "is", "kid", "prdc")
 
 
 class Sampler(VAE):
-    """A VAE that is scored by its samples alone."""
+    """A VAE of which only samples are scored."""
 
     def can(self, use: str) -> bool:
         return use == "sample"
@@ -51,13 +51,12 @@ def evaluator_of(folder: Path, num: int, networks: NetworkConfig, wanted: tuple[
     system = Sampler(SIZE, 1, LATENT, networks).eval().requires_grad_(False)
     extractor = load_demo_cnn(folder / "demo-cnn.safetensors", 1).eval().requires_grad_(False)
     data = DataConfig(str(folder / "digits" / "train"), None, SIZE, 1)
-    accelerator = Accelerator(cpu=True)
     test = Shards(folder / "digits" / "train")
-    return Evaluator(accelerator, extractor, [test], data, num=num, seed=0, system=system, metrics=wanted), system
+    return Evaluator(accelerator(), extractor, [test], data, num=num, seed=0, system=system, metrics=wanted), system
 
 
 def bare(evaluator: Evaluator, system: Sampler) -> None:
-    """The generator's and the extractor's forward passes."""
+    """Take the forward passes of the generator and the extractor."""
     for index in evaluator.ranks.blocks(evaluator.num):
         z = torch.randn(len(index), LATENT)
         with torch.no_grad():
@@ -65,24 +64,13 @@ def bare(evaluator: Evaluator, system: Sampler) -> None:
         evaluator.extractor(pixels)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Of the processor's time, all threads', which others on the machine take less from."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
 def child(folder: Path, num: int, width: int, processes: int) -> tuple[float, float]:
-    """Seconds of an evaluation on some processes, and the peak of one's memory in MB."""
+    """Return the seconds of an evaluation by some processes, and the peak memory of one of them in MB."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launch if processes > 1 else []), "-m", "benchmarks.evaluation"]
+    command = [sys.executable, *(launch if processes > 1 else []), "-m", "benchmarks.evaluation", "--child"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--child", str(folder), str(num), str(width)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
+        [*command, str(folder), str(num), str(width)], stdout=subprocess.PIPE, text=True, check=True, env=environment
     )
     took, memory = done.stdout.split()[-2:]
     return float(took), float(memory)
@@ -90,9 +78,9 @@ def child(folder: Path, num: int, width: int, processes: int) -> tuple[float, fl
 
 def report_child(folder: Path, num: int, width: int) -> None:
     evaluator, system = evaluator_of(folder, num, NetworkConfig("dcgan", width), ALL)
-    evaluator(system)  # once, to warm up
+    evaluator(system)  # a warm-up
     scores = evaluator(system)
-    # Not ru_maxrss, in which a process has that of its parent.
+    # ru_maxrss would include the parent's peak.
     (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     memory = int(peak.split()[1]) / 1024
     if evaluator.accelerator.is_main_process:
@@ -100,46 +88,46 @@ def report_child(folder: Path, num: int, width: int) -> None:
     os._exit(0)
 
 
+def shares(folder: Path, num: int, width: int, rounds: int) -> Iterator[list[object]]:
+    """Yield rows of the CPU seconds of an evaluation and of its forward passes."""
+    small = NetworkConfig("dcgan", width)
+    for networks, wanted in ((small, ("fid", "is")), (small, ALL), (NetworkConfig(), ALL)):
+        evaluator, system = evaluator_of(folder, num, networks, wanted)
+        evaluator(system)  # a warm-up
+        works = ((evaluator, system), (bare, evaluator, system))
+        pairs = [[seconds(*work, clock=time.process_time) for work in works] for _ in range(rounds)]
+        whole, alone = (statistics.median(times) for times in zip(*pairs, strict=True))
+        share = statistics.median(a / b for a, b in pairs)
+        which = [f"{networks.family}, {networks.width}", ", ".join(wanted)]
+        yield [*which, f"{whole:.2f}", f"{alone:.2f}", f"{share:.3f}", SHARE]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num", type=int, default=10_000)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
-    settings = parser.parse_args()
-    if settings.child:
-        folder, num, width = settings.child
-        report_child(Path(folder), int(num), int(width))
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--num", type=int, default=10_000, help="samples of an evaluation (10,000)")
+    options.add_argument("--width", type=int, default=32, help="width of the DCGAN decoder (32)")
+    options.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    given = options.parse_args()
+    num, width = given.num, given.width
+    if given.child:
+        report_child(Path(given.child[0]), int(given.child[1]), int(given.child[2]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare("digits", folder / "digits")
         data = DataConfig(str(folder / "digits" / "train"), None, SIZE, 1)
         train, test = Shards(folder / "digits" / "train"), Shards(folder / "digits" / "test")
         fit([train], [test], data, folder / "demo-cnn.safetensors")
-        measure(folder, settings.num, settings.width, settings.rounds)
-
-
-def measure(folder: Path, num: int, width: int, rounds: int) -> None:
-    print(f"{num:,} samples, width {width}, load {os.getloadavg()[0]:.1f}\n")
-    print("| generator | scores | s | generator and extractor alone, s | share | required |\n|---|---|---|---|---|---|")
-    small = NetworkConfig("dcgan", width)
-    for networks, wanted in ((small, ("fid", "is")), (small, ALL), (NetworkConfig(), ALL)):
-        evaluator, system = evaluator_of(folder, num, networks, wanted)
-        turns = [partial(evaluator, system), partial(bare, evaluator, system)]
-        turns[0]()
-        pairs = [[seconds(turn) for turn in turns] for _ in range(rounds)]
-        whole, alone = (statistics.median(times) for times in zip(*pairs, strict=True))
-        share = statistics.median(a / b for a, b in pairs)
-        which = f"{networks.family}, {networks.width} | {', '.join(wanted)}"
-        print(f"| {which} | {whole:.2f} | {alone:.2f} | {share:.3f} | {SHARE} |", flush=True)
-    pairs = [(child(folder, num, width, 1)[0], child(folder, num, width, 2)[0]) for _ in range(rounds)]
-    faster = statistics.median(one / two for one, two in pairs)
-    one, two = (statistics.median(times) for times in zip(*pairs, strict=True))
-    print("\n| one process, s | two, s | times faster | required |\n|---|---|---|---|")
-    print(f"| {one:.2f} | {two:.2f} | {faster:.2f} | {FASTER} |\n")
-    print("| samples | peak memory, MB |\n|---|---|")
-    for count in (num // 4, num, 4 * num):
-        print(f"| {count:,} | {child(folder, count, width, 1)[1]:.0f} |", flush=True)
+        print(f"{num:,} samples, width {width}, load {os.getloadavg()[0]:.1f}\n")
+        columns = "generator | scores | s | generator and extractor alone, s | share | required"
+        print_table(columns, shares(folder, num, width, given.rounds))
+        pairs = [[child(folder, num, width, processes)[0] for processes in (1, 2)] for _ in range(given.rounds)]
+        one, two = (statistics.median(times) for times in zip(*pairs, strict=True))
+        faster = statistics.median(one / two for one, two in pairs)
+        cells = [f"{one:.2f}", f"{two:.2f}", f"{faster:.2f}", FASTER]
+        print_table("one process, s | two of one thread each, s | times faster | required", [cells])
+        counts = (num // 4, num, 4 * num)
+        rows = ([f"{count:,}", f"{child(folder, count, width, 1)[1]:.0f}"] for count in counts)
+        print_table("samples, all scores | peak memory of a process, MB", rows)
 
 
 if __name__ == "__main__":

@@ -1,137 +1,84 @@
-"""Training on one GPU: `python -m benchmarks.gpu`, or with --device cpu to try it.
+"""Training on one GPU: `python -m benchmarks.gpu`; `--device cpu` only tries the benchmark itself.
 
-For each recipe, and for two that a CPU would take days for: images a second, milliseconds a step and peak memory, in
-fp32 (convolutions may take TF32, as torch has it by default) and bf16, eager and compiled. A step is
-`trainer.step.TrainStep` and the average of weights, on one batch in memory: no data, no evaluation. Times are medians
-over --rounds of --steps steps each, between two synchronizations, after --warmup steps; memory is the allocator's peak
-since the system was built.
+For each recipe, and for two systems that a CPU would train for days: images a second, milliseconds a step and peak
+memory, in fp32 (with TF32 where torch's defaults allow it) and bf16, eager and compiled. The training step works on one
+batch in memory: no data is read, and nothing is evaluated. Times are medians over --rounds of --steps steps each,
+between two synchronizations, after --warmup steps; memory is the allocator's peak since the system was built.
 """
 
 import argparse
 import gc
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
-from trainer.batch import Batch
-from trainer.config.parser import Config, configure
-from trainer.ema import EMA
-from trainer.step import TrainStep
+from benchmarks.common import Training, accelerator, parser, print_table, seconds
+from trainer.config.parser import configure
 
-RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*-*.yaml"))
-RESIDUAL = "--system.networks.family residual --data.channels 3"
-LARGE = {
-    "ternary-64-pixels": f"--system VAEGAN --system.discriminator ternary {RESIDUAL} --system.networks.width 64 "
-    "--system.latent_dim 128 --data.size 64 --trainer.batch_size 64",
-    "tokenizer-256-pixels": f"--system VAEGAN {RESIDUAL} --system.networks.width 64 --system.networks.latent_stride 16 "
-    "--system.networks.patches true --system.latent_dim 8 --system.kl_weight 1e-6 --data.size 256 "
-    "--trainer.batch_size 16",
+FOLDER = Path(__file__).parents[1] / "launch" / "recipes"
+RECIPES = {path.stem: f"--config {path}" for path in sorted(FOLDER.glob("*-*.yaml")) if "compare-" not in path.stem}
+LARGE_VAEGAN = "--system VAEGAN --system.networks.family residual --system.networks.width 64 --data.channels 3"
+SYSTEMS = {
+    "ternary-64-pixels": f"{LARGE_VAEGAN} --system.discriminator ternary --system.latent_dim 128 --data.size 64 "
+    "--trainer.batch_size 64",
+    "tokenizer-256-pixels": f"{LARGE_VAEGAN} --system.networks.latent_stride 16 --system.networks.patches true "
+    "--system.latent_dim 8 --system.kl_weight 1e-6 --data.size 256 --trainer.batch_size 16",
+    **RECIPES,
 }
-WAYS = [("no", False), ("no", True), ("bf16", False), ("bf16", True)]
 
 
-class Result(NamedTuple):
-    seconds: float  # a step
-    memory: int  # bytes; 0 on a CPU
-
-
-def arguments(name: str) -> Sequence[str]:
-    return (
-        LARGE[name].split() if name in LARGE else ["--config", str(next(path for path in RECIPES if path.stem == name))]
-    )
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure(config: Config, precision: str, compiled: bool, cpu: bool, warmup: int, steps: int, rounds: int) -> Result:
-    AcceleratorState._reset_state(reset_partial_state=True)
+def measure(settings: list[str], options: argparse.Namespace) -> tuple[float, int, int]:
+    """Return the seconds of a step, the peak memory in bytes (0 on a CPU), and the images of a step."""
     torch.compiler.reset()
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
-    device, settings, data = accelerator.device, config.trainer, config.data
-    if device.type == "cuda":
-        gc.collect()  # the system before
+    gc.collect()  # frees the system measured before
+    cuda = options.device == "cuda"
+    if cuda:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    torch.manual_seed(0)
-    system = config.system().to(device)
-    ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
-    for name, network in system.networks().items():
-        if compiled and not name.startswith("discriminator"):
-            network.compile()
-    train_step = TrainStep(accelerator, system, 1_000_000)
-    shape = (settings.batch_size, data.channels, data.size, data.size)
-    images = tuple(torch.rand(shape, device=device) * 2 - 1 for _ in range(system.domains))
+        torch.cuda.reset_peak_memory_stats()
+    config = configure([*settings, "--data.train", "none", "--evaluate.every", "0"])
+    training = Training(config, accelerator(config.trainer.precision, cpu=not cuda))
 
-    def take(first: int, count: int) -> None:
-        for step in range(first, first + count):
-            train_step([Batch(images, slice(0, len(images[0])), len(images[0]), 0, step)], step)
-            ema.update(step + 1)
+    def take(count: int) -> None:
+        for _ in range(count):
+            training()
+        if cuda:
+            torch.cuda.synchronize()
 
-    take(0, warmup)
-    times = []
-    for i in range(rounds):
-        wait(device)
-        began = time.perf_counter()
-        take(warmup + i * steps, steps)
-        wait(device)
-        times.append((time.perf_counter() - began) / steps)
-    if failed := train_step.failed():
-        raise SystemExit(f"step {failed[0]}: player {failed[1].name} is not finite: its time would mean nothing")
-    return Result(statistics.median(times), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0)
+    take(options.warmup)
+    times = [seconds(take, options.steps) / options.steps for _ in range(options.rounds)]
+    training.check()
+    return statistics.median(times), torch.cuda.max_memory_allocated() if cuda else 0, config.trainer.batch_size
 
 
-def rows(name: str, options: argparse.Namespace) -> list[str]:
-    config = configure([*arguments(name), "--data.train", "unread", "--evaluate.every", "0"])
-    table: list[str] = []
-    first = 0.0
-    for precision, compiled in WAYS:
-        if compiled and options.eager:
-            continue
-        cpu = options.device == "cpu"
-        found = measure(config, precision, compiled, cpu, options.warmup, options.steps, options.rounds)
-        first = first or found.seconds
-        table.append(
-            f"| {name} | {'fp32' if precision == 'no' else precision} | {'compiled' if compiled else 'eager'} "
-            f"| {config.trainer.batch_size / found.seconds:,.0f} | {1000 * found.seconds:.2f} "
-            f"| {first / found.seconds:.2f} | {found.memory / 2**30:.2f} |"
-        )
-        print(table[-1], flush=True)
-    return table
+def rows(options: argparse.Namespace) -> Iterator[list[object]]:
+    for name in options.only:
+        first = 0.0
+        for precision in ("no", "bf16"):
+            for compiled in [False] if options.eager else [False, True]:
+                given = ["--trainer.precision", precision, "--trainer.compile", str(compiled).lower()]
+                took, memory, images = measure([*SYSTEMS[name].split(), *given], options)
+                first = first or took
+                of = [name, "fp32" if precision == "no" else precision, "compiled" if compiled else "eager"]
+                figures = [f"{images / took:,.0f}", f"{1e3 * took:.2f}", f"{first / took:.2f}", f"{memory / 2**30:.2f}"]
+                yield [*of, *figures]
 
 
 def main() -> None:
-    names = [*LARGE, *(path.stem for path in RECIPES if not path.stem.startswith("compare-"))]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--eager", action="store_true", help="compile nothing")
-    parser.add_argument("--warmup", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no NVIDIA GPU: --device cpu only tries the benchmark itself")
-    where = torch.cuda.get_device_name() if options.device == "cuda" else "a CPU, which says nothing about a GPU"
-    head = [
-        f"On {where}, torch {torch.__version__}; medians of {options.rounds} x {options.steps} steps.",
-        "",
-        "| system | precision | networks | images/s | ms a step | times fp32 eager | peak GiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(head), flush=True)
-    text = "\n".join([*head, *(row for name in options.only for row in rows(name, options))])
-    if options.out:
-        options.out.write_text(text + "\n")
+    options = parser(__doc__, rounds=5)
+    names = [*SYSTEMS]
+    options.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    options.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    options.add_argument("--eager", action="store_true", help="do not measure compiled networks")
+    options.add_argument("--warmup", type=int, default=20, help="steps before the first measurement (20)")
+    options.add_argument("--steps", type=int, default=50, help="steps of each measurement (50)")
+    given = options.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        options.error("torch finds no NVIDIA GPU; --device cpu only tries the benchmark itself")
+    where = torch.cuda.get_device_name() if given.device == "cuda" else "a CPU, which says nothing about a GPU"
+    print(f"On {where}, torch {torch.__version__}; medians of {given.rounds} x {given.steps} steps.\n")
+    print_table("system | precision | networks | images/s | ms a step | times fp32 eager | peak GiB", rows(given))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Pythae's VAEGAN (`pip install pythae`) as both benchmarks drive it.
+"""Pythae's VAEGAN (`pip install pythae`) for the benchmarks of steps and of quality.
 
-Its own model class, and its own trainer's optimizers and update (`CoupledOptimizerAdversarialTrainer`: three
-backward passes, each player skipped where the margin rule says so, Adam's default betas). Only the loop over batches is
-ours: its data loader, progress bar, readings of losses and per-epoch copies of the model cost it nothing here. Its
-networks are of its own benchmark networks' kind (4x4 convolutions of stride 2; BatchNorm and ReLU in encoder and
-decoder, none in the discriminator; PyTorch's initialisation) at the sizes of our DCGAN-like ones.
+The model class, the optimizers and the update are Pythae's own (`CoupledOptimizerAdversarialTrainer`: three backward
+passes, players skipped by its margin rule, Adam's default betas). The loop over batches is ours, so Pythae's data
+loader, progress bar, logging and per-epoch copies of the model take no time here. The networks are like those of
+Pythae's benchmarks (4x4 convolutions of stride 2; BatchNorm and ReLU in encoder and decoder, none in the discriminator;
+PyTorch's initialisation) with the sizes of our DCGAN-like ones.
 """
 
 import tempfile
@@ -58,7 +58,7 @@ class Discriminator(BaseDiscriminator):
         self.depth = len(self.layers)
 
     def forward(self, x: Tensor, output_layer_levels: list[int] | None = None) -> ModelOutput:
-        """The score, or only what leads to one layer's activations, as Pythae's own discriminators do."""
+        """Return the score, or the activations of one layer, as Pythae's own discriminators do."""
         if output_layer_levels is None:
             for layer in self.layers:
                 x = layer(x)
@@ -70,9 +70,9 @@ class Discriminator(BaseDiscriminator):
 
 
 class Pythae:
-    """Its VAEGAN and its trainer's update, on images in [-1, 1] (its own are in [0, 1]).
+    """Pythae's VAEGAN and its trainer's update, on images in [-1, 1] (Pythae's are in [0, 1]).
 
-    Scale, layer, margin and equilibrium are those of its own MNIST and CelebA benchmarks.
+    Scale, layer, margin and equilibrium are those of Pythae's MNIST and CelebA benchmarks.
     """
 
     def __init__(
@@ -117,5 +117,5 @@ class Pythae:
         return self.model.decoder(z).reconstruction * 2 - 1
 
     def can(self, use: str) -> bool:
-        """For the evaluator: its samples are scored."""
+        """Return whether the evaluator may use the model for something: it scores samples only."""
         return use == "sample"

@@ -1,10 +1,6 @@
-"""What a user is told of data."""
+"""Errors of the data."""
 
-import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from data.redact import printable, redacted
+from data.redact import redacted
 
 
 class DataError(RuntimeError):
@@ -12,14 +8,3 @@ class DataError(RuntimeError):
 
     def __str__(self) -> str:
         return redacted(super().__str__())
-
-
-@contextmanager
-def command_errors(parser: argparse.ArgumentParser, stopped: str = "stopped") -> Iterator[None]:
-    """Within a command: a mistake or a fault of the data ends it with one block of text and code 2, Ctrl-C with 130."""
-    try:
-        yield
-    except (DataError, ValueError, OSError) as error:
-        parser.exit(2, printable(f"error: {error}\n"))
-    except KeyboardInterrupt:
-        parser.exit(130, f"{stopped}\n")

@@ -1,9 +1,11 @@
-"""The door for files that others wrote: regular ones only, JSON of a known shape, YAML within bounds, names escaped."""
+"""Files: those of strangers are read within bounds, and ours are written whole or not at all."""
 
 import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,15 +17,15 @@ Content = TypeVar("Content")
 KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}  # all others are devices
 MAX_JSON = 2**28  # bytes: an index of a million shards has fewer
 MAX_YAML = 2**20  # characters
-DEPTH = 100  # lists and mappings in one another: libyaml's recursion ends the process far beyond that
-NODES = 100_000  # with every alias replaced by what it stands for
+MAX_DEPTH = 100  # of nested lists and mappings: libyaml's recursion ends the process far beyond that
+MAX_NODES = 100_000  # counting an alias as often as it occurs
 
 
 def regular_file(path: str | os.PathLike[str]) -> Path:
-    """The path itself, of a regular file or a link to one. To open any other file may wait for ever.
+    """Return the path if it leads to a regular file: opening any other kind of file may block forever.
 
     Raises:
-        OSError: it is another kind of file, or there is none.
+        OSError: There is no file, or it is of another kind.
     """
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:
@@ -32,10 +34,10 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
 
 
 def read(path: str | os.PathLike[str], limit: int = MAX_JSON) -> bytes:
-    """A regular file's bytes.
+    """Return the bytes of a regular file.
 
     Raises:
-        OSError: it cannot be read, or is larger than the limit.
+        OSError: It cannot be read, or has more bytes than the limit.
     """
     with open(regular_file(path), "rb") as file:
         content = file.read(limit + 1)
@@ -45,10 +47,10 @@ def read(path: str | os.PathLike[str], limit: int = MAX_JSON) -> bytes:
 
 
 def parse(content: bytes, kind: type[Content]) -> Content:
-    """JSON as an object of a msgspec type. Texts may hold what is no Unicode, as names of files do.
+    """Return JSON as an object of a msgspec type; its texts may hold surrogates, as names of files do.
 
     Raises:
-        ValueError: it is no JSON, nested too deeply, or has another shape; says where.
+        ValueError: It is no JSON, nested too deeply, or has another shape; the message says where.
     """
     try:
         return msgspec.convert(json.loads(content), kind)
@@ -57,16 +59,12 @@ def parse(content: bytes, kind: type[Content]) -> Content:
 
 
 def check_yaml(text: str) -> None:
-    """Refuse YAML that would take a reader's memory, time or stack; what is no YAML, its reader will tell.
-
-    Raises:
-        yaml.YAMLError: it is no YAML, too long, nested too deeply, or its aliases stand for too much.
-    """
+    """Raise yaml.YAMLError if a text is no YAML, too long, nested too deeply, or its aliases expand to too much."""
     if len(text) > MAX_YAML:
         raise yaml.YAMLError(f"it has {len(text):,} characters, expected at most {MAX_YAML:,}")
-    if len(text) <= DEPTH and "&" not in text:  # most texts are a number or a word
+    if len(text) <= MAX_DEPTH and "&" not in text:  # most texts are a number or a word
         return
-    sizes, open_nodes = dict[str, int](), [0]  # nodes of each anchor; of the lists and mappings that have begun
+    sizes, open_nodes = dict[str, int](), [0]  # nodes of each anchor; of each collection that is not complete
     anchors = list[str | None]()
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -87,16 +85,52 @@ def check_yaml(text: str) -> None:
             open_nodes[-1] += size
             if anchor:
                 sizes[anchor] = size
-        if len(open_nodes) > DEPTH:
-            raise yaml.YAMLError(f"it is nested deeper than {DEPTH}")
-        if open_nodes[-1] > NODES:
-            raise yaml.YAMLError(f"its aliases stand for more than {NODES:,} values")
+        if len(open_nodes) > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested deeper than {MAX_DEPTH}")
+        if open_nodes[-1] > MAX_NODES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MAX_NODES:,} values")
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """A text that came from a file, with all that a terminal would obey or not show written as Python's escapes.
+    """Return a text with its control and unprintable characters, but for those in `keep`, as Python's escapes."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def atomically(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """A context that yields a temporary path for a file, which gets the name `path` at its end, also after a crash.
+
+    After an error nothing is left behind. A link at `path` is replaced, not followed.
 
     Args:
-        keep: characters that stay, such as the ends of a message's lines
+        path: of the file
+        temporary: on the same disk; by default hidden beside `path`
     """
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def try_write(path: Path, content: bytes) -> bool:
+    """Write a small file atomically; return False if it cannot be written."""
+    try:
+        with atomically(path) as temporary, open(temporary, "xb") as file:
+            file.write(content)
+    except OSError:
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,8 @@
-"""Bytes to pixels: any ordinary image, upright, eight bits deep, over white, in the size and crop a run asks for."""
+"""Encoded images to pixels: upright, eight bits deep, over white, in the size and crop that a run needs.
+
+JPEGs are decoded by libjpeg-turbo (simplejpeg), several times as fast as by Pillow, and scaled while they are decoded;
+a data set loader of another library would decode whole images. Other formats are decoded by Pillow.
+"""
 
 import io
 import math
@@ -9,26 +13,25 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-STRIP = 256  # rows that go over white at once
-SCAN, END = b"\xff\xda", b"\xff\xd9"  # begin a JPEG's scan, and end the JPEG
-MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment with a length, or END; no scan's data holds one
-MAX_SEGMENTS = 2**16  # of a JPEG, each of which may have as many bytes
+STRIP = 256  # rows that are blended with white at once
+JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # a JPEG's first bytes, and the first bytes of its Exif segment
+SCAN, END = b"\xff\xda", b"\xff\xd9"  # a JPEG's marks of a scan and of its end
+MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # a segment with a length, or END; never within a scan's data
+MAX_SEGMENTS = 2**16  # of a JPEG
+SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # APP0 to 15, COM: before the image
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # how a file begins, and a segment of it
-SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # before the image's: APP0 to 15, COM
-Image.MAX_IMAGE_PIXELS = None  # Limits bound them
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes without colour
-UPRIGHT = 1  # Exif's orientation of an image that needs no turn
-ORIENTATION = 0x0112
+ORIENTATION, UPRIGHT = 0x0112, 1  # Exif's tag, and its value for an image that needs no turn
+Image.MAX_IMAGE_PIXELS = None  # Limits take its place
 
 
 class Limits(NamedTuple):
-    """What an encoded image may hold at most: more is refused before it is decoded, and memory or hours are lost to it.
+    """How much an encoded image may hold; one with more is refused before it is decoded.
 
     Args:
-        pixels: Pillow's own bound: a quarter of a gigabyte of colour
+        pixels: by default Pillow's limit: a quarter of a gigabyte in colour
         bytes: encoded
-        scans: of a JPEG, each of which goes over all pixels; encoders write a dozen
+        scans: of a JPEG, each of which covers all pixels; encoders write a dozen
     """
 
     pixels: int = 89_478_485
@@ -40,10 +43,10 @@ LIMITS = Limits()
 
 
 class View(NamedTuple):
-    """What of an image is seen.
+    """A crop of an image.
 
     Args:
-        area: share of the image that is kept, in (0, 1]; 0 is its largest centred square
+        area: share of the image that is kept, in (0, 1]; 0 keeps the largest centred square
         log_ratio: logarithm of the crop's width over its height
         x, y: where the crop lies, from 0 (left, top) to 1 (right, bottom)
         flip: mirror it
@@ -67,20 +70,20 @@ def decode(
     out: np.ndarray | None = None,
     limits: Limits = LIMITS,
 ) -> np.ndarray:
-    """An encoded image as uint8 [size, size, channels], in `out` where that is given.
+    """Return an encoded image as uint8 [size, size, channels], in `out` if that is given.
 
-    What `view` keeps is resized to `size` (bicubic, antialiased). A JPEG, of which that is at least four times as many
-    pixels a side, is decoded at a half, a quarter or an eighth, which costs libjpeg less.
+    The view is resized to `size` (bicubic, antialiased). A JPEG whose view is at least four times as large is decoded
+    at a half, a quarter or an eighth of its size first, which libjpeg does in less time.
 
     Raises:
-        ValueError: the bytes are no image, are damaged, or hold more than the limits.
+        ValueError: The bytes are no image, are damaged, or hold more than the limits.
     """
     out = np.empty((size, size, channels), np.uint8) if out is None else out
     _check(content, limits)
     if content.startswith(JPEG) and (not _has_exif(content) or _is_upright(content)):
-        if view is CENTRE_CROP and _fits(content, out):
+        if view is CENTRE_CROP and _decode_into(content, out):
             return out
-        pixels = _jpeg(content, channels, size, view, limits)
+        pixels = _decode_jpeg(content, channels, size, view, limits)
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     else:
         image, mode = decode_whole(content, limits), "L" if channels == 1 else "RGB"
@@ -96,11 +99,10 @@ def decode(
 
 
 def decode_whole(content: bytes, limits: Limits = LIMITS) -> Image.Image:
-    """An encoded image, whole, of mode L or RGB: the first frame, turned as its Exif says, transparency over white,
-    sixteen bits to eight by their high byte.
+    """Return the first frame of an encoded image, upright and over white, in mode L or RGB.
 
     Raises:
-        ValueError: the bytes are no image, are damaged, or hold more than the limits.
+        ValueError: The bytes are no image, are damaged, or hold more than the limits.
     """
     try:
         _check(content, limits)
@@ -117,10 +119,10 @@ def decode_whole(content: bytes, limits: Limits = LIMITS) -> Image.Image:
 
 
 def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], int]:
-    """Width and height of an encoded image, and its channels: 1 is grey, 3 colour; the pixels are not read.
+    """Return an encoded image's width and height, and its channels (1 grey, 3 colour), without decoding it.
 
     Raises:
-        ValueError: the bytes are no image, or hold more than the limits.
+        ValueError: The bytes are no image, or hold more than the limits.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -130,8 +132,13 @@ def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], in
         raise ValueError(f"it is damaged, or no image of a known kind ({', '.join(FORMATS)})") from error
 
 
-def _jpeg(content: bytes, channels: int, size: int, view: View, limits: Limits) -> np.ndarray:
-    """uint8 [height, width, channels] of a JPEG, scaled down as far as leaves a view twice as many pixels a side."""
+def limit_settings(limit: str) -> str:
+    """Return the settings and options that set a limit, for messages."""
+    return f"data.max_{limit}, or --max_{limit} of data.prepare, data.inspect and trainer.evaluate"
+
+
+def _decode_jpeg(content: bytes, channels: int, size: int, view: View, limits: Limits) -> np.ndarray:
+    """Return uint8 [height, width, channels] of a JPEG, scaled down so that the view keeps at least twice the size."""
     height, width, *_ = simplejpeg.decode_jpeg_header(content)
     _check_pixels(width, height, limits)
     least = 2 * size
@@ -141,17 +148,17 @@ def _jpeg(content: bytes, channels: int, size: int, view: View, limits: Limits) 
     return simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB", **scaled)
 
 
-def _fits(content: bytes, out: np.ndarray) -> bool:
-    """Decode a JPEG into `out`, if it has that very size: where it has, nothing else needs to be known of it."""
+def _decode_into(content: bytes, out: np.ndarray) -> bool:
+    """Decode a JPEG into `out` if it has just that size, which saves reading its header."""
     try:
         pixels = simplejpeg.decode_jpeg(content, "GRAY" if out.shape[2] == 1 else "RGB", buffer=out)
-    except ValueError:  # larger than out, of another colour space, or damaged: whoever looks closer will tell
+    except ValueError:  # larger, of another colour space, or damaged: decoding it the usual way tells which
         return False
     return pixels.shape == out.shape
 
 
 def _has_exif(content: bytes) -> bool:
-    """By a walk over the first segments: a search would cost more than the decoding of a small image."""
+    """Look at the first segments only: a search of all bytes takes longer than decoding a small image."""
     place = len(JPEG)
     while (kind := content[place : place + 2]) in SEGMENTS:
         if kind == EXIF:
@@ -164,19 +171,21 @@ def _is_upright(content: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT
-    except Exception:  # Pillow raises nearly anything on damaged bytes; of the pixels libjpeg will tell
+    except Exception:  # Pillow raises nearly anything on damaged bytes; libjpeg may still read the pixels
         return True
 
 
 def _check(content: bytes, limits: Limits) -> None:
     if len(content) > limits.bytes:
         raise ValueError(f"it has more than {limits.bytes:,} bytes ({limit_settings('bytes')})")
-    if content.startswith(JPEG) and content.count(SCAN) > limits.scans:  # a preview or what follows END may hold some
+    if (
+        content.startswith(JPEG) and content.count(SCAN) > limits.scans
+    ):  # a preview, or bytes after END, may look like some
         _check_scans(content, limits)
 
 
 def _check_scans(content: bytes, limits: Limits) -> None:
-    """By a walk over the segments, like that of libjpeg."""
+    """Count scans by their segments, as libjpeg does."""
     place, scans = len(JPEG), 0
     for _ in range(MAX_SEGMENTS):
         found = MARKER.search(content, place)
@@ -195,11 +204,6 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
         raise ValueError(f"it has {width} x {height} pixels, more than {most}: scale it down")
 
 
-def limit_settings(limit: str) -> str:
-    """Where a limit is set, for messages."""
-    return f"data.max_{limit}, or --max_{limit} of data.prepare, data.inspect and trainer.evaluate"
-
-
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -211,7 +215,7 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """By strips: as a whole, it would take four times the memory."""
+    """Blend strip by strip: blending the whole image takes four times the memory."""
     result = Image.new("RGB", image.size)
     for top in range(0, image.height, STRIP):
         strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
@@ -221,7 +225,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _box(width: int, height: int, view: View) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a view's crop; a side longer than the image is cut to it."""
+    """Return left, top, right and bottom of a view's crop, each side at most the image's."""
     side, stretch = (width * height * view.area) ** 0.5, math.exp(view.log_ratio / 2)
     w, h = min(width, max(1.0, side * stretch)), min(height, max(1.0, side / stretch))
     left, top = view.x * (width - w), view.y * (height - h)

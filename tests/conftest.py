@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from sample_images import flat
 
 from data.prepare import prepare
-from data.shards.reader import Shards
+from data.shards.reader import Shards, write
 from models import manifest
 from trainer.config.parser import configure
 from trainer.config.settings import DataConfig
@@ -69,6 +70,17 @@ def digits(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("datasets") / "digits"
     prepare("digits", out)
     return out
+
+
+@pytest.fixture
+def numbered(tmp_path) -> Shards:
+    """50 flat images whose grey is their number, in shards of 7."""
+    write(
+        tmp_path / "numbered",
+        ({"__key__": f"{i:03d}", "png": flat(i), "cls": str(i % 3)} for i in range(50)),
+        per_shard=7,
+    )
+    return Shards(tmp_path / "numbered")
 
 
 @pytest.fixture(scope="session")

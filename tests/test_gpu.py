@@ -39,6 +39,7 @@ pytestmark = [
 ]
 only_cuda = pytest.mark.skipif(ON != "cuda", reason="only CUDA has it")
 TERNARY = ["--system", "VAEGAN", "--system.discriminator", "ternary"]
+FP16 = ["--trainer.precision", "fp16"]
 RESIDUAL = ["--system.networks.family", "residual", "--system.networks.width", "8", "--system.networks.attention"]
 
 
@@ -88,20 +89,20 @@ def test_bf16_is_the_default_and_fp32_agrees_with_a_cpu(launched, main, tmp_path
     assert done.returncode == 0, done.stderr
     for name, rounding in {"unset": 0.05, "bf16": 0.05, "fp32": 5e-3}.items():  # convolutions in fp32 are TF32's
         for one, other in zip(lines(tmp_path / name), lines(tmp_path / "cpu"), strict=True):
-            assert one["seen"] == other["seen"]
+            assert one["sample_checksum"] == other["sample_checksum"]
             key = "autoencoder/reconstruction"
             assert one[key] == pytest.approx(other[key], rel=rounding), (name, one["step"])
 
 
 @pytest.mark.parametrize(
-    ("configuration", "options"),
+    "options",
     [
-        ("one_gpu", [*TERNARY, *RESIDUAL, "[8]", "--system.adaptive", "true"]),
-        pytest.param("one_gpu_fp16", ["--system", "VAEGAN", "--system.discriminator", "both"], marks=only_cuda),
-        ("one_gpu", ["--system", "CycleGAN", "--system.width", "4", "--system.blocks", "1"]),
+        [*TERNARY, *RESIDUAL, "[8]", "--system.adaptive", "true"],
+        pytest.param([*FP16, "--system", "VAEGAN", "--system.discriminator", "both"], marks=only_cuda),
+        ["--system", "CycleGAN", "--system.width", "4", "--system.blocks", "1"],
     ],
 )
-def test_resumed_equals_uninterrupted_bit_for_bit(launched, digits, tmp_path, configuration, options):
+def test_resumed_equals_uninterrupted_bit_for_bit(launched, digits, tmp_path, options):
     """With `--trainer.deterministic`; under fp16 every player has a scaler of its own, saved by its name."""
     small = NETWORKS
     if "CycleGAN" in options:
@@ -110,16 +111,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(launched, digits, tmp_path, co
     run = [*options, "--trainer.deterministic", "true", "--trainer.steps", "8", "--trainer.save_every", "4"]
     run += ["--trainer.log_every", "1", "--data.workers", "1", "--evaluate.every", "8", "--evaluate.num", "64"]
     run += ["--evaluate.extractor", "demo-random"]
-    launched(configuration, *run, "--trainer.run_dir", tmp_path / "whole", small=small)
+    launched("one_gpu", *run, "--trainer.run_dir", tmp_path / "whole", small=small)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000008")
-    told = launched(configuration, *run, "--trainer.run_dir", tmp_path / "cut", small=small)
-    assert "going on at step 4 of 8" in told
+    told = launched("one_gpu", *run, "--trainer.run_dir", tmp_path / "cut", small=small)
+    assert "Resuming at step 4 of 8" in told
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert one.keys() == other.keys()
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
-    players = {"binary", "ternary", "autoencoder"} if configuration == "one_gpu_fp16" else set()
+    players = {"binary", "ternary", "autoencoder"} if "fp16" in options else set()
     assert scalers(tmp_path / "whole").keys() == players
     assert scalers(tmp_path / "whole") == scalers(tmp_path / "cut")
 
@@ -133,7 +134,7 @@ def test_compiled_networks_train_as_eager_ones(launched, tmp_path):
         for key in ("autoencoder/reconstruction", "autoencoder/kl", "ternary/discriminator_loss", "ternary/r1"):
             assert one[key] == pytest.approx(other[key], rel=2e-2), (key, one["step"])
     resumed = [*run, "--trainer.steps", "6", "--trainer.compile", "true"]
-    assert "going on at step 4 of 6" in launched(None, *resumed, "--trainer.run_dir", tmp_path / "eager")
+    assert "Resuming at step 4 of 6" in launched(None, *resumed, "--trainer.run_dir", tmp_path / "eager")
 
 
 def test_copies_beside_a_busy_device_are_the_images(accelerator, digits, tmp_path):
@@ -144,17 +145,17 @@ def test_copies_beside_a_busy_device_are_the_images(accelerator, digits, tmp_pat
     made = accelerator()
     with RunFolder(tmp_path) as folder:
         run = Run(config, folder, made, Ranks(made, 60), StopSignal())
-        (shards,), (order,) = run.trains, run.orders
+        (shards,), (order,) = run.parts.trains, run.parts.orders
         busy = torch.rand(2048 if ON == "cuda" else 64, 2048 if ON == "cuda" else 64, device=made.device)
         seen = []
-        for batch in run._batches():
+        for batch in run.batches():
             for _ in range(20):
                 busy = (busy @ busy).softmax(1)  # the copy of the next batch meets it
             seen.append(batch.image.clone())
         for step, image in enumerate(seen):
             expected = normalize(read(shards, order[step], 32, 1).image)
             torch.testing.assert_close(image.cpu(), expected, rtol=0, atol=1e-6, msg=f"step {step}")
-        run.record.close()
+        run.logger.close()
 
 
 @only_cuda
@@ -238,6 +239,6 @@ def test_two_gpus_train_as_one(launched, tmp_path, way):
     launched("one_gpu", *run, *one)
     launched("one_node", *run, "--trainer.grad_sync", way, "--trainer.run_dir", tmp_path / "two", processes=2)
     for first, second in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
-        assert first["seen"] == second["seen"]
+        assert first["sample_checksum"] == second["sample_checksum"]
         key = "autoencoder/reconstruction"
         assert first[key] == pytest.approx(second[key], rel=1e-3)

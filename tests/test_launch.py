@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from conftest import ROOT
 
@@ -51,13 +50,6 @@ def test_a_configuration_is_what_accelerate_makes_of_it(name):
     assert {key: found[key] for key in meant} == meant
 
 
-@pytest.mark.parametrize("name", ["one_gpu", "one_node", "many_nodes"])
-def test_fp16_is_the_same_but_for_that(name):
-    plain, half = (yaml.safe_load((CONFIGURATIONS / f"{name}{end}.yaml").read_text()) for end in ("", "_fp16"))
-    assert half == plain | {"mixed_precision": "fp16"}
-    assert launched(f"{name}_fp16", *MEANT[name][0])["mixed_precision"] == "fp16"
-
-
 @pytest.mark.parametrize("name", ["one_node", "many_nodes"])
 def test_a_number_of_processes_is_not_guessed(name):
     with pytest.raises(ValueError, match="num_processes"):
@@ -65,8 +57,7 @@ def test_a_number_of_processes_is_not_guessed(name):
 
 
 def test_every_configuration_is_tested():
-    names = {path.stem.removesuffix("_fp16") for path in CONFIGURATIONS.glob("*.yaml")}
-    assert names == MEANT.keys()
+    assert {path.stem for path in CONFIGURATIONS.glob("*.yaml")} == MEANT.keys()
 
 
 # ---- shell
@@ -78,6 +69,15 @@ def test_shellcheck_finds_nothing():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert len(SCRIPTS) > 7
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_python_inside_the_job_script_runs(monkeypatch, capsys):
+    code = (SLURM / "common.sh").read_text().split("<<'END'\n")[1].split("\nEND\n")[0]
+    monkeypatch.setattr(sys, "argv", ["-", "--config", str(ROOT / "launch" / "recipes" / "digits-vae.yaml")])
+    monkeypatch.setenv("DATA_CACHE", "/fast")
+    exec(code, {})
+    run_dir, unlimited, *cache = capsys.readouterr().out.splitlines()
+    assert (Path(run_dir).name, unlimited, cache) == ("digits-vae", "True", ["--data.cache", "/fast"])
 
 
 # ---- SLURM's part played by stubs: each attempt ends as told; what the script then does is what is tested

@@ -16,12 +16,14 @@ from jsonargparse._common import parsing_settings
 import models
 from models import manifest
 from models.load import checkpoint_of
-from trainer import compare, generate
+from trainer import generate
 from trainer.checkpoint import files as checkpoint_files
+from trainer.compare.__main__ import configure as configure_comparison
+from trainer.compare.settings import plan_runs
 from trainer.config.parser import configure
 from trainer.distributed.exit import user_errors
 from trainer.evaluate import command as score_command
-from trainer.results import lines_of
+from trainer.log.metrics_file import read_metrics
 
 SAMPLES = ["--num", "2"]
 KNOWN = "AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN"
@@ -125,14 +127,14 @@ def test_a_file_of_settings_imports_no_class(capsys, evil, tmp_path, system):
         "compare": {"out": str(tmp_path / "out"), "systems": {"X": system}},
     }
     path.write_text(yaml.safe_dump(settings))
-    assert KNOWN in told(capsys, lambda: compare.plan(compare.configure(["--config", str(path)])))
+    assert KNOWN in told(capsys, lambda: plan_runs(configure_comparison(["--config", str(path)])))
 
 
 def test_a_comparison_imports_no_class_either(capsys, evil, tmp_path, monkeypatch):
     """In a process that has parsed no run's settings yet."""
     monkeypatch.setitem(parsing_settings, "import_path_verdicts", {})
     monkeypatch.setitem(parsing_settings, "import_paths_enforced", False)
-    assert evil in told(capsys, compare.configure, ["--data", "{class_path: evil.V}"])
+    assert evil in told(capsys, configure_comparison, ["--data", "{class_path: evil.V}"])
 
 
 @pytest.mark.parametrize("name", ["evil.V", "models.load", "models.VAE.eval", "VAE2", "os.system", ""])
@@ -291,12 +293,12 @@ def test_a_manifests_data_settings_have_a_shape(capsys, run, section, value, wor
     "changes",
     [
         {"windows": []},
-        {"windows": [{"terms": {"a/b": 3}, "seen": 0, "skipped": []}]},
-        {"windows": [{"terms": [], "seen": 0, "skipped": []}]},
+        {"windows": [{"terms": {"a/b": 3}, "sample_checksum": 0, "replaced": []}]},
+        {"windows": [{"terms": [], "sample_checksum": 0, "replaced": []}]},
         {"data": []},
         {"data": [{"images": 3}]},
         {"frozen": []},
-        {"skipped": "none"},
+        {"replaced": "none"},
         {"evaluation_pending": 1},
         {"scalers": [1]},
         {"configuration": {}},
@@ -354,7 +356,7 @@ def test_odd_lines_and_scores_are_none(here, run, scores, demo_cnn):
     (checkpoint_of(run) / "scores.json").write_text(scores)
     assert checkpoint_files.read_scores(checkpoint_of(run)) is None
     known = [json.loads(line) for line in kept.splitlines()]
-    assert [line for line in lines_of(run) if line not in known] == [json.loads(ODD[-2])]
+    assert [line for line in read_metrics(run) if line not in known] == [json.loads(ODD[-2])]
     evaluate = ["--evaluate.every", "1", "--evaluate.num", "2", "--evaluate.metrics", "[fid]"]
     evaluate += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights"]
     done = here("--system", "VAE", "--trainer.steps", "3", "--trainer.run_dir", run, *evaluate, demo_cnn)
@@ -368,7 +370,7 @@ def test_fewer_steps_than_were_made_are_refused(here, run):
     assert (run / "state").read_text() == "finished\n"
     done = here(*run_of, "1")
     assert done.returncode == 2
-    assert f"trainer.steps is 1, and {run} holds a run that has made 2 already: raise it, or take" in done.stderr
+    assert f"trainer.steps is 1, but the run in {run} has already made 2: raise it, or choose" in done.stderr
     assert (run / "state").read_text() == "failed\n"
     assert here(*run_of, "2").returncode == 0
     assert (run / "state").read_text() == "finished\n"

@@ -27,5 +27,5 @@ if __name__ == "__main__":  # workers that read data import this file, too, and 
     if config.dry_run is None:
         from trainer.train import train as work
     else:
-        from trainer.plan import dry_run as work
+        from trainer.dry_run import dry_run as work
     run_program(lambda: work(config))

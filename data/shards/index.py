@@ -24,7 +24,7 @@ from webdataset.tariterators import base_plus_ext
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from data.errors import DataError
-from data.files import escaped, parse, read, regular_file
+from data.files import escaped, parse, read, regular_file, try_write
 
 IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"})
 BY = "vaegan-trainer"
@@ -97,7 +97,7 @@ def of_folder(folder: Path, writes: bool = True) -> tuple[list[Shard], dict[str,
                 if not (writes and save_table(folder / name, table)):
                     tables[name] = table
             if stale and writes:
-                keep(path, _json([known[name] for name in sorted(known)]))
+                try_write(path, _json([known[name] for name in sorted(known)]))
     missing = f"it is in {path.name}, but not in the folder"
     return [
         shard if name in found else replace(shard, nsamples=0, problems=(missing,))
@@ -148,7 +148,7 @@ def save_table(shard: Path, table: np.ndarray) -> bool:
     """Keep a table beside its shard; False where that cannot be written."""
     buffer = io.BytesIO()
     np.save(buffer, table)
-    return keep(table_path(shard), buffer.getvalue())
+    return try_write(table_path(shard), buffer.getvalue())
 
 
 def load_table(shard: Path, expected: Shard) -> np.ndarray | None:
@@ -382,20 +382,6 @@ def _is_of(shard: Shard | None, state: tuple[int, int]) -> bool:
 def _json(shards: Iterable[Shard]) -> bytes:
     lines = (json.dumps({key: value for key, value in asdict(shard).items() if value != ()}) for shard in shards)
     return (f'{{"wids_version": 1, "by": "{BY}", "shardlist": [\n' + ",\n".join(lines) + "\n]}\n").encode()
-
-
-def keep(path: Path, content: bytes) -> bool:
-    """Write a file whole or not at all; False where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # through no link that lies there
-            file.write(content)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        return False
-    return True
 
 
 @contextmanager

@@ -58,7 +58,7 @@ read_configuration() {
     export DATA_CACHE=${DATA_CACHE:-${TMPDIR:-/tmp}/vaegan-cache-$(id -un)}
     told=$(PYTHONPATH=$REPO "$PYTHON" - "$@" <<'END'
 import os, sys
-from trainer.config import configure
+from trainer.config.parser import configure
 
 config = configure(sys.argv[1:])
 print(config.run_dir, config.trainer.time_limit is None, sep="\n")

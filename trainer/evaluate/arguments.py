@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
-from data.inspect import add_limits
+from data.command import add_limits
 from trainer.config.settings import METRICS
 from trainer.distributed.exit import CommandParser
 

@@ -7,7 +7,6 @@ mean variance of the images' Laplacian.
 
 import hashlib
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from trainer.evaluate.accumulators import extract_statistics
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.metrics import Gaussian, root
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
+from trainer.files import atomically
 
 FORMAT = 2
 MEMBERS = ("mu", "sigma", "n", "meta", "sharpness", "features")
@@ -81,15 +81,8 @@ class ReferenceStatistics:
         if self.features is not None:
             content["features"] = self.features.cpu().numpy()
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-        try:
-            with open(unfinished, "wb") as file:
-                np.savez(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with atomically(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez(file, **content)
 
 
 def preprocessing(extractor: Extractor, data: DataConfig) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def _run_of(checkpoint: Path) -> Path | None:
     return home.parent
 
 
-def _data(settings: argparse.Namespace, saved: schemas.Images) -> DataConfig:
+def _data(settings: argparse.Namespace, saved: schemas.ManifestData) -> DataConfig:
     """A run's data settings, without those that would run a command or write files on this machine."""
     train, test = (
         [*map(Location, [named] if isinstance(named, str) else named or [])] for named in (saved.train, saved.test)
@@ -213,7 +213,7 @@ def _data(settings: argparse.Namespace, saved: schemas.Images) -> DataConfig:
 
 
 def _extractor_config(
-    settings: argparse.Namespace, saved: schemas.Extractor | None, run: Path | None
+    settings: argparse.Namespace, saved: schemas.ManifestEvaluate | None, run: Path | None
 ) -> EvaluateConfig:
     """The extractor of the command line, or else the run's.
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from data.loader import Samples, read
 from data.order import Order, permutation
 from models.manifest import check_tensors
 from trainer.config.settings import DataConfig
+from trainer.files import atomically
 
 MIN_ACCURACY = 0.9
 Sets = Sequence[Samples]  # data sets; if there are several, the label of an image is the number of its set
@@ -152,10 +152,9 @@ def fit(train: Sets, test: Sets, data: DataConfig, path: Path, images: int = 20_
             f"{MIN_ACCURACY:.0%}), so its scores would mean little. Choose extractor inception or demo-random"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
     facts = {"accuracy": accuracy, "data": identity(train, test, data)}
-    unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
-    os.replace(unfinished, path)
+    with atomically(path) as unfinished:
+        unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
 
 
 def check_labels(train: Sets, test: Sets) -> None:

@@ -1,0 +1,95 @@
+"""dataset.json: what a prepared data set holds."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from data.errors import DataError
+from data.files import parse, read
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Spread(msgspec.Struct):
+    """Pixels that images are wide or high."""
+
+    min: Count
+    median: Count
+    max: Count
+
+
+class ShardEntry(msgspec.Struct):
+    """A shard of a split."""
+
+    name: str
+    bytes: Count
+    images: Count
+    fingerprint: str
+
+
+class Split(msgspec.Struct):
+    """A split: a folder of shards beside dataset.json. Mean and deviation are of its pixels, from 0 to 1."""
+
+    images: Count
+    image_bytes: Count
+    fingerprint: str
+    unlabelled: Count
+    labels: dict[Annotated[str, msgspec.Meta(pattern=r"^\d{1,7}$")], Count]
+    width: Spread | None  # None if there are no images
+    height: Spread | None
+    modes: dict[str, Count]
+    formats: dict[str, Count]
+    mean: list[float]
+    std: list[float]
+    shards: list[ShardEntry]
+
+
+class Rejected(msgspec.Struct):
+    """An image that was left out."""
+
+    file: str
+    reason: str
+
+
+class Dataset(msgspec.Struct):
+    """A data set: how it was made, and what it holds; a split's name is a plain word, so it names no other folder."""
+
+    fingerprint: str
+    classes: list[str]
+    splits: Annotated[dict[Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*$")], Split], msgspec.Meta(min_length=1)]
+    rejected: list[Rejected]
+    ignored: dict[str, int] = {}
+    source: str = ""
+    settings: dict[str, Any] = {}
+
+    def to_json(self) -> str:
+        fields = ("source", "settings", "fingerprint", "classes", "splits", "ignored", "rejected")
+        content = msgspec.to_builtins(self)
+        return json.dumps({name: content[name] for name in fields}, indent=1)
+
+    def class_name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+
+def fingerprint(classes: list[str], splits: dict[str, Split]) -> str:
+    """Return a checksum of the images, keys and labels of each split, and of the classes' names."""
+    content = [classes, {name: split.fingerprint for name, split in splits.items()}]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def read_dataset(folder: Path) -> Dataset | None:
+    """Return the content of a folder's dataset.json, or None if it has none.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    path = folder / "dataset.json"
+    try:
+        return parse(read(path), Dataset)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): prepare the data again, or remove the file") from error

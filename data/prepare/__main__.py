@@ -1,0 +1,64 @@
+"""Make WebDataset shards of images: `python -m data.prepare SOURCE OUT`.
+
+SOURCE is one of
+  a folder of images, flat or with one sub-folder per class; an archive of one (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip)
+  a .parquet file or a folder of them, in the layout of Hugging Face data sets
+  WebDataset shards: a folder of .tar, or a pattern such as 'shards/{000..009}.tar'
+  torchvision:NAME, a data set of torchvision.datasets that lies under --root
+  digits, the data set that comes with scikit-learn
+OUT becomes a folder of WebDataset shards for each split, and dataset.json, which describes them. Splits that SOURCE
+names (train, test, validation) are kept; otherwise --test_fraction of the images becomes the split `test`.
+
+Images keep their bytes, unless --size, --crop or --format changes them. Images that cannot be read or decoded are left
+out and listed in dataset.json. To continue after an interruption, run the same command again; OUT appears when it is
+complete.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from data.command import add_limits, add_workers, command_errors, command_parser
+from data.files import escaped
+from data.inspect.dataset import read_dataset
+from data.prepare.build import TORCHVISION, prepare
+from data.prepare.plan import FORMATS, Settings
+from data.sources import MAX_RATIO
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = command_parser("data.prepare", __doc__)
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("source", metavar="SOURCE", help="the images: one of the forms above")
+    add("out", metavar="OUT", type=Path, help="folder to make; it must not exist yet")
+    add("--size", type=int, metavar="PIXELS", help="resize the shorter side (bicubic, antialiased; default: keep it)")
+    add("--crop", action="store_true", help="keep only the largest centred square")
+    add("--format", help=f"{', '.join(FORMATS)}; keep encodes only what --size or --crop changes {default}")
+    add("--quality", type=int, metavar="N", help=f"quality of encoded JPEG and WebP, 1 to 100 {default}")
+    share = f"share of the images for testing if SOURCE names no splits, by a hash of each path; 0: none {default}"
+    add("--test_fraction", type=float, metavar="SHARE", help=share)
+    add("--per_shard", type=int, metavar="N", help=f"images that a shard may have {default}")
+    add("--shard_bytes", type=int, metavar="N", help=f"bytes of SOURCE's images that a shard may have {default}")
+    share = f"share of the images that may be unreadable before the command stops {default}"
+    add("--max_rejected", type=float, metavar="SHARE", help=share)
+    ratio = f"unpacked bytes that an archive may have, as a multiple of its own {default}"
+    add("--max_ratio", type=float, metavar="RATIO", help=ratio)
+    add_limits(parser)
+    add_workers(parser)
+    add("--root", type=Path, metavar="FOLDER", help=f"folder of torchvision's data sets {default}")
+    add("--download", action="store_true", help="let torchvision download what is missing from --root")
+    parser.set_defaults(**asdict(Settings()), max_rejected=0.01, max_ratio=MAX_RATIO, root=TORCHVISION)
+    settings = parser.parse_args(arguments)
+    with command_errors(parser, "stopped: run the same command to continue"):
+        counts = prepare(**vars(settings))
+        dataset = read_dataset(settings.out)
+    assert dataset is not None
+    images = ", ".join(f"{n:,} images in {split}" for split, n in counts.items())
+    print(f"{settings.out}: {images}, {len(dataset.classes)} classes")
+    if dataset.ignored:
+        print("ignored: " + ", ".join(f"{count:,} {escaped(ending)}" for ending, count in dataset.ignored.items()))
+    if dataset.rejected:
+        print(f"rejected: {len(dataset.rejected):,} images, with reasons in {settings.out / 'dataset.json'}")
+
+
+if __name__ == "__main__":
+    main()

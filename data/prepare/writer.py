@@ -1,0 +1,149 @@
+"""Images into shards, each by one call in any process."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import webdataset
+from PIL import Image, ImageOps
+
+from data.errors import DataError
+from data.files import atomically, escaped
+from data.images import FORMATS, decode_whole
+from data.inspect.dataset import Rejected
+from data.inspect.summary import DatasetSummary
+from data.prepare.plan import Settings, Task
+from data.processes import run_in_parallel
+from data.sources import Item
+
+ENDINGS = {  # of a shard's members, by Pillow's name of the format; the first if the file's own does not fit
+    "PNG": ("png",),
+    "JPEG": ("jpg", "jpeg"),
+    "WEBP": ("webp",),
+    "BMP": ("bmp",),
+    "PPM": ("ppm", "pgm"),
+    "TIFF": ("tif", "tiff"),
+    "GIF": ("gif",),
+}
+ENCODED = ("PNG", "JPEG", "WEBP")  # formats in which changed images are written
+
+
+@dataclass
+class Writer:
+    """Writes a shard, `out/SPLIT/NUMBER.tar`, and before it a report of what the shard holds.
+
+    Args:
+        read: the source's reader
+        settings: how images are changed
+        unfinished: folder of the reports and of `out`
+    """
+
+    read: Callable[[Item], tuple[bytes, int]]
+    settings: Settings
+    unfinished: Path
+
+    def __call__(self, task: Task, advance: Callable[[int], Any]) -> list[Rejected]:
+        """Write a shard, and return the images that were left out."""
+        summary, rejected = DatasetSummary(), list[Rejected]()
+        tar = self.unfinished / "out" / task.tar
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        with atomically(tar, self.unfinished / f"{task.report}.tar") as path:
+            with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0) as writer:
+                for key, item in task.items:
+                    try:
+                        content, label = self.read(item)
+                        ending, content = self._encoded(item, content)
+                        summary.add(key, content, label, self.settings.limits)
+                    except ValueError as error:
+                        rejected.append(Rejected(item.name, str(error)))
+                    else:
+                        writer.write({"__key__": key, ending: content, **({"cls": str(label)} if label >= 0 else {})})
+                    advance(1)
+            listed = [[one.file, one.reason] for one in rejected]
+            with atomically(self.unfinished / task.report) as path:
+                path.write_text(json.dumps({"summary": summary.to_json(), "rejected": listed}))
+        return rejected
+
+    def report(self, task: Task) -> tuple[DatasetSummary, list[Rejected]]:
+        """Return what a finished shard holds, and the images that were left out of it."""
+        content = json.loads((self.unfinished / task.report).read_text())
+        return DatasetSummary(**content["summary"]), [Rejected(*one) for one in content["rejected"]]
+
+    def _encoded(self, item: Item, content: bytes) -> tuple[str, bytes]:
+        if not content:
+            raise ValueError("it holds no bytes")
+        form, content = convert(content, self.settings)
+        ending = Path(item.name).suffix.lower().lstrip(".")
+        return ending if ending in ENDINGS[form] else ENDINGS[form][0], content
+
+
+def convert(content: bytes, settings: Settings) -> tuple[str, bytes]:
+    """Return an image's format and bytes in the size, crop and format of the settings; its own bytes if they fit.
+
+    A changed image is upright, of mode L or RGB, and with the format `keep` JPEG or WebP if it was that, else PNG.
+
+    Raises:
+        ValueError: The bytes are no image or damaged, or the new image would be too large.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+            form, (width, height) = str(header.format).replace("MPO", "JPEG"), header.size  # MPO: several JPEGs
+    except Exception:
+        decode_whole(content, settings.limits)  # raises with a reason for the user
+        raise
+    wanted = form if settings.format == "keep" else settings.format.upper()
+    fits = settings.size in (None, min(width, height)) and not (settings.crop and width != height)
+    if fits and wanted == form:
+        return form, content
+    image = decode_whole(content, settings.limits)
+    if not fits:
+        image = _resized(image, settings)
+    wanted = wanted if wanted in ENCODED else "PNG"
+    file = io.BytesIO()
+    try:
+        image.save(file, wanted, **({} if wanted == "PNG" else {"quality": settings.quality}))
+    except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels a side
+        raise ValueError(f"it cannot be written as {wanted}: {error}") from error
+    return wanted, file.getvalue()
+
+
+def _resized(image: Image.Image, settings: Settings) -> Image.Image:
+    size = settings.size or min(image.size)
+    if settings.crop:
+        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)  # as a run does that reads the image
+    width, height = (round(side * size / min(image.size)) for side in image.size)
+    if width * height > settings.max_pixels:
+        raise ValueError(f"it would have {width} x {height} pixels, more than {settings.max_pixels:,}")
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write_shards(tasks: list[Task], writer: Writer, workers: int, max_rejected: float) -> list[Rejected]:
+    """Write the shards that are not finished, and return the images that were left out of all of them.
+
+    Raises:
+        DataError: Too many were, or a worker process died.
+    """
+    total = sum(len(task.items) for task in tasks)
+    rejected: list[Rejected] = []
+
+    def collect(more: list[Rejected]) -> None:
+        rejected.extend(more)
+        if len(rejected) > max_rejected * total:
+            reasons = "".join(f"\n  {escaped(one.file)}: {one.reason}" for one in rejected[:10])
+            raise DataError(
+                f"{len(rejected):,} of {total:,} images could not be read, more than --max_rejected {max_rejected}. "
+                f"Mend or remove them, or raise --max_rejected to leave them out; the first are:{reasons}"
+            )
+
+    todo = []
+    for task in tasks:
+        if (writer.unfinished / "out" / task.tar).exists():
+            collect(writer.report(task)[1])
+        else:
+            todo.append(task)
+    done = total - sum(len(task.items) for task in todo)
+    run_in_parallel(writer, todo, workers, collect, "preparing", total, done)
+    return sorted(rejected, key=lambda one: one.file)

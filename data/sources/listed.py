@@ -1,0 +1,77 @@
+"""A source's images by position, as evaluation reads them."""
+
+import hashlib
+import json
+import tempfile
+
+import numpy as np
+
+from data.errors import DataError
+from data.files import escaped
+from data.images import LIMITS, Limits, header
+from data.shards.reader import OnError
+from data.sources.source import Source
+
+
+class Listed:
+    """A source's images by position, in the source's order, with the interface of `Shards`.
+
+    Args:
+        source: the images
+        name: of the source, for messages
+        size: pixels a side that each image must have; None allows any
+        channels: 1 allows no images in colour; None allows any
+    """
+
+    on_error: OnError = "stop"
+    limits: Limits = LIMITS
+    unpacked: tempfile.TemporaryDirectory[str] | None = None  # holds a compressed archive as long as it is read
+
+    def __init__(self, source: Source, name: str, size: int | None = None, channels: int | None = None):
+        self.source, self.source_name, self.size, self.channels = source, name, size, channels
+
+    def __len__(self) -> int:
+        return len(self.source.items)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [images], -1 where an image has none."""
+        return np.array([item.label for item in self.source.items])
+
+    def images(self, positions: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """Return the encoded images at some positions, and their labels.
+
+        Raises:
+            DataError: An image cannot be read, or has another size or more channels.
+        """
+        contents, labels = [], []
+        for position in positions.tolist():
+            try:
+                content, label = self.source.read(self.source.items[position])
+                if self.size or self.channels:
+                    self._check(content)
+            except (ValueError, OSError) as error:
+                raise DataError(f"{self.name(position)}: {error}") from error
+            contents.append(content)
+            labels.append(label)
+        return contents, np.array(labels, dtype=np.int64)
+
+    def _check(self, content: bytes) -> None:
+        (width, height), channels = header(content, self.limits)
+        if self.size and (width, height) != (self.size, self.size):
+            raise ValueError(
+                f"it has {width}x{height} pixels, and the first image {self.size} a side: --size brings all to one size"
+            )
+        if self.channels and channels > self.channels:
+            raise ValueError("it is in colour, and the first image grey: set --channels to 3 or 1")
+
+    def name(self, position: int) -> str:
+        return f"{self.source_name}, {escaped(self.source.items[position].name)}"
+
+    def bounds(self, position: int) -> tuple[int, int]:
+        return 0, len(self)
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the images' names, sizes, times and labels."""
+        rows = [[item.key, item.size, item.stamp, item.label] for item in self.source.items]
+        return hashlib.sha256(json.dumps([rows, self.size]).encode()).hexdigest()[:16]

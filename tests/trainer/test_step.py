@@ -1,0 +1,226 @@
+"""The step: sharing, accumulating and distributing change nothing; a non-finite loss blocks every update."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from systems_under_test import SYSTEMS, cancelled
+
+from trainer.batch import Batch
+from trainer.distributed.accelerator import DDP_SETTINGS
+from trainer.ema import EMA
+from trainer.step import TermMeans, TrainStep
+
+STEPS = 4
+# How far sums in another order may lead. Of float64 gradients, clipped to a norm of 1 and with terms that are a hundred
+# in all at most, rounding leaves 100 * 2^-53; where a gradient is 0 otherwise, Adam divides that by its 1e-8 alone, and
+# a step is the learning rate of 1e-3 times the quotient. What a missed gradient does is of the order of 1e-3.
+ROUNDING = STEPS * 1e-3 * 100 * 2**-53 / 1e-8
+
+
+@functools.cache
+def train(
+    name: str, parts: int = 1, share: bool = True, rank: int = 0, world: int = 1, flat: bool = False
+) -> dict[str, torch.Tensor]:
+    """Weights and statistics after a few steps in float64 of 8 images a step, with R1 and clipping."""
+    torch.manual_seed(0)
+    system = SYSTEMS[name]().double()
+    ema = EMA(system, 20, 8)
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_SETTINGS])
+    for child, network in list(system.named_children()):
+        setattr(system, child, accelerator.prepare_model(network, evaluation_mode=flat))
+    train_step = TrainStep(accelerator, system, STEPS, share)
+    rows = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        images = [torch.rand(8, 1, 32, 32, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2)]
+        batch = Batch(tuple(image[rows] for image in images), rows, 8, seed=0, step=step)
+        train_step(batch.split(8 // world // parts), step)
+        ema.update(step + 1)
+    assert train_step.failed() is None
+    weights = {key.replace(".module.", "."): value.detach() for key, value in system.named_parameters()}
+    weights |= {key.replace(".module.", "."): value.clone() for key, value in system.named_buffers()}
+    terms = {key: torch.tensor(value) for key, value in train_step.meter.read(accelerator).items()}
+    return weights | terms | {f"ema.{key}": value for key, value in ema.system.named_parameters()}
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(((a[key] - b[key]).abs() / b[key].abs().clamp(min=1)).max().item() for key in a)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_shared_passes_equal_replayed_ones(name):
+    assert distance(train(name), train(name, share=False)) < ROUNDING
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_accumulating_one_two_and_four_parts_is_the_same(name):
+    whole = train(name)
+    assert distance(whole, train(name, parts=2)) < ROUNDING
+    assert distance(whole, train(name, parts=4)) < ROUNDING
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_moves_under_bf16(name):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        torch.manual_seed(0)
+        system = SYSTEMS[name]()
+        still = cancelled(system)
+        before = {key: value.clone() for key, value in system.named_parameters()}
+        train_step = TrainStep(Accelerator(cpu=True, mixed_precision="bf16"), system, STEPS)
+        for step in range(3):
+            images = tuple(torch.rand(4, 1, 32, 32) * 2 - 1 for _ in range(2))
+            train_step([Batch(images, slice(0, 4), 4, 0, step)], step)
+        assert train_step.failed() is None
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    for key, value in system.named_parameters():
+        assert value.dtype == torch.float32
+        assert key in still or not torch.equal(value, before[key]), f"{key} did not move"
+
+
+def test_two_ranks_equal_one(forked, tmp_path):
+    """Every system, shared and accumulated, under the real process group."""
+    here = f"import sys\nsys.path.append({str(Path(__file__).parent)!r})\nimport test_step\n"
+    done = forked(f"{here}test_step.train_as_a_rank({str(tmp_path)!r})", processes=2).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in SYSTEMS:
+        one = train(name)
+        for parts in (1, 2):
+            ranks = [torch.load(tmp_path / f"{name}.{parts}.{rank}.pt", weights_only=True) for rank in (0, 1)]
+            assert distance(*ranks) == 0, f"{name}: the ranks drifted apart"
+            assert distance(ranks[0], one) < ROUNDING, f"{name} in {parts} parts"
+        flat = torch.load(tmp_path / f"{name}.2.flat.1.pt", weights_only=True)
+        assert distance(flat, ranks[1]) < ROUNDING, f"{name}: DDP missed a gradient"
+    first, second = (torch.load(tmp_path / f"broken.{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["failed"] == second["failed"] == [1, "binary"], "a loss that is broken on rank 1 blocks both"
+    assert all(torch.equal(first["weights"][key], first["before"][key]) for key in first["before"])
+    assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["before"])
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_non_finite_loss_or_gradient_blocks_every_later_update(where):
+    torch.manual_seed(0)
+    system = SYSTEMS["binary"]()
+    train_step = TrainStep(Accelerator(cpu=True), system, 99)
+    image = torch.rand(4, 1, 32, 32)
+    train_step([Batch((image,), slice(0, 4), 4, 0, 0)], 0)
+    before = {key: value.clone() for key, value in system.state_dict().items()}
+    moments = {
+        key: value.clone()
+        for key, value in train_step.player_states[1].optimizer.state[system.decoder.stem.bias].items()
+    }
+    if where == "loss":
+        broken = torch.where(torch.arange(4)[:, None, None, None] == 2, torch.nan, image)
+        train_step([Batch((broken,), slice(0, 4), 4, 0, 1)], 1)
+        expected = "binary"
+    else:
+        system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
+        kept = {key: value.clone() for key, value in system.discriminator_binary.state_dict().items()}
+        train_step([Batch((image,), slice(0, 4), 4, 0, 1)], 1)
+        assert not torch.equal(kept["head.weight"], system.discriminator_binary.head.weight), "it moved before that"
+        before |= {f"discriminator_binary.{k}": v.clone() for k, v in system.discriminator_binary.state_dict().items()}
+        expected = "autoencoder"
+    train_step([Batch((image,), slice(0, 4), 4, 0, 2)], 2)
+    failed = train_step.failed()
+    assert failed is not None
+    assert (failed[0], failed[1].name) == (1, expected)
+    assert all(torch.equal(value, before[key]) for key, value in system.state_dict().items())
+    after = train_step.player_states[1].optimizer.state[system.decoder.stem.bias]
+    assert all(torch.equal(after[key], moments[key]) for key in moments)
+
+
+def test_a_player_moves_at_its_own_steps_only():
+    from dataclasses import replace
+
+    system = SYSTEMS["binary"]()
+    train_step = TrainStep(Accelerator(cpu=True), system, 99)
+    train_step.player_states[0].player = replace(train_step.player_states[0].player, every=2, start=1)
+    for step in range(4):
+        before = system.discriminator_binary.head.weight.clone()
+        train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
+        assert torch.equal(before, system.discriminator_binary.head.weight) == (step % 2 == 0)
+
+
+def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
+    """The path of fp16, with the same scaler on a CPU in fp32; its factor is a power of two, which rounds nothing."""
+    plain, scaled = [], []
+    for out, scale in ((plain, None), (scaled, 2.0**16)):
+        torch.manual_seed(0)
+        system = SYSTEMS["vae"]()
+        train_step = TrainStep(Accelerator(cpu=True), system, 99)
+        if scale:
+            train_step.player_states[0].scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(2):
+            train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
+        out.append(torch.cat([p.detach().flatten() for p in system.parameters()]))
+    assert torch.equal(plain[0], scaled[0])
+    before = scaled[0]
+    system.decoder.stem.bias.register_hook(lambda gradient: gradient * torch.inf)
+    train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, 2)], 2)
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in system.parameters()]))
+    assert train_step.player_states[0].scaler.get_scale() == 2.0**15
+    assert train_step.failed() is None
+    for step in range(3, 25):
+        train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
+    assert train_step.failed()[0] == 21, "twenty in a row are a failure"
+
+
+def test_ema_by_hand():
+    system = SYSTEMS["ae"]()
+    ema = EMA(system, half_life=100, batch_size=10)
+    old = system.decoder.stem.bias.detach().clone()
+    torch.nn.init.constant_(system.decoder.stem.bias, 1.0)
+    ema.update(1000)
+    keep = 0.5 ** (10 / 100)
+    torch.testing.assert_close(ema.system.decoder.stem.bias, keep * old + (1 - keep))
+    assert not any(p.requires_grad for p in ema.system.parameters())
+
+
+def test_ema_holds_averaged_networks_only():
+    assert set(dict(EMA(SYSTEMS["both"](), 10, 1).system.named_children())) == {"encoder", "decoder"}
+
+
+def test_meter_averages_since_its_last_reading():
+    meter, accelerator = TermMeans(), Accelerator(cpu=True)
+    for value in (1.0, 2.0, 6.0):
+        meter.add("a", torch.tensor(value))
+    meter.add("b", torch.tensor(4.0), 0.5)
+    meter.add("b", torch.tensor(2.0), 0.5)
+    assert meter.read(accelerator) == {"a": 3.0, "b": 3.0}
+    assert meter.read(accelerator) == {}
+
+
+def break_rank_one(rank: int) -> dict:
+    """Three steps, the second of which sees a NaN on rank 1 only."""
+    torch.manual_seed(0)
+    system, accelerator = SYSTEMS["both"](), Accelerator(cpu=True)
+    for child, network in list(system.named_children()):
+        setattr(system, child, accelerator.prepare_model(network))
+    train_step, rows = TrainStep(accelerator, system, 99), slice(rank * 4, rank * 4 + 4)
+    before = {}
+    for step in range(3):
+        image = torch.rand(4, 1, 32, 32)
+        if step == 1:
+            before = {key: value.clone() for key, value in system.state_dict().items()}
+            image[0, 0, 0, 0] = torch.nan if rank == 1 else 0
+        train_step([Batch((image,), rows, 8, 0, step)], step)
+    failed = train_step.failed()
+    assert failed is not None
+    return {"failed": [failed[0], failed[1].name], "before": before, "weights": system.state_dict()}
+
+
+def train_as_a_rank(out: str) -> None:
+    """One rank of test_two_ranks_equal_one."""
+    rank = Accelerator(cpu=True).process_index
+    torch.save(break_rank_one(rank), f"{out}/broken.{rank}.pt")
+    for name in SYSTEMS:
+        for parts, way in ((1, ""), (2, ""), (2, ".flat")):
+            trained = train(name, parts, rank=rank, world=2, flat=bool(way))
+            torch.save(trained, f"{out}/{name}.{parts}{way}.{rank}.pt")
+    torch.distributed.barrier()

@@ -1,0 +1,183 @@
+"""The scores of a comparison's runs: what is measured, and the values of each run and of each system."""
+
+import re
+import statistics
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from trainer.log.metrics_file import Line, is_evaluation, read_metrics
+
+KINDS = ("real", "reconstructed", "generated")
+MISSING = "\N{EN DASH}"  # in place of a score that a system cannot have
+
+
+class Measure(NamedTuple):
+    """A column of the table of scores; metrics.jsonl has its values as eval/KEY and the number of images."""
+
+    key: str
+    head: str
+    better: Literal["lower", "higher", "one"]
+    digits: int  # decimal places to show
+
+    @property
+    def arrow(self) -> str:
+        return {"lower": "↓", "higher": "↑", "one": "→\N{NO-BREAK SPACE}1"}[self.better]
+
+    def value(self, line: Line) -> float | None:
+        """Return its value in an evaluation's line, None if the system cannot have it."""
+        return next((value for name, value in line.items() if re.match(rf"eval/{self.key}\d", name)), None)
+
+    def text(self, value: float | None) -> str:
+        """Return a value as it is shown."""
+        if value is None:
+            return MISSING
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{self.digits}f}"
+
+    def spread(self, values: list[float]) -> str:
+        """Return the mean and, of several values, the range as they are shown."""
+        mean = self.text(statistics.mean(values))
+        return mean if len(values) == 1 else f"{mean} ({self.range(values)})"
+
+    def range(self, values: list[float]) -> str:
+        return f"{self.text(min(values))} to {self.text(max(values))}"
+
+
+COLUMNS = [
+    Measure("fid", "FID", "lower", 2),
+    Measure("is", "IS", "higher", 2),
+    Measure("kid", "KID", "lower", 4),
+    Measure("precision", "precision", "higher", 2),
+    Measure("recall", "recall", "higher", 2),
+    Measure("rfid", "rFID", "lower", 2),
+    Measure("psnr", "PSNR", "higher", 1),
+    Measure("ssim", "SSIM", "higher", 3),
+    Measure("sharpness", "sharpness, samples", "one", 2),
+    Measure("sharpness_reconstructed", "sharpness, reconstructed", "one", 2),
+    Measure("prior_gap", "prior gap", "lower", 2),
+    Measure("active_units", "active units", "higher", 1),
+    Measure("z_recovered", "z recovered", "higher", 2),
+    Measure("images_per_second", "images/s", "higher", 0),
+]
+MEASURES = {measure.key: measure for measure in COLUMNS}
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A complete run."""
+
+    seed: int
+    folder: Path
+
+    @cached_property
+    def evaluations(self) -> list[Line]:
+        return [line for line in read_metrics(self.folder) if is_evaluation(line)]
+
+    @cached_property
+    def logs(self) -> list[Line]:
+        return [line for line in read_metrics(self.folder) if "speed/images_per_second" in line]
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """The last evaluation's values and the training speed, by measure."""
+        found = {measure.key: measure.value(self.evaluations[-1]) for measure in COLUMNS}
+        found["images_per_second"] = statistics.median(line["speed/images_per_second"] for line in self.logs)
+        return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A system of the comparison: its name, its class, its settings and its complete runs."""
+
+    name: str
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    runs: list[EvaluatedRun] = field(default_factory=list)
+
+    def values(self, key: str) -> list[float]:
+        """Return a measure's values, one per seed; empty if the system cannot have it."""
+        return [run.scores[key] for run in self.runs if key in run.scores]
+
+    def mean(self, key: str) -> float | None:
+        """Return the mean of a measure over the seeds, None if the system cannot have it."""
+        values = self.values(key)
+        return statistics.mean(values) if values else None
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """Return the steps and the means over the seeds of a measure, or of a term of the log lines."""
+        found: dict[int, list[float]] = {}
+        for run in self.runs:
+            for line in run.evaluations if key in MEASURES else run.logs:
+                value = MEASURES[key].value(line) if key in MEASURES else line.get(key)
+                if value is not None:
+                    found.setdefault(line["step"], []).append(value)
+        steps = sorted(step for step, values in found.items() if len(values) == len(self.runs))
+        return steps, [statistics.mean(found[step]) for step in steps]
+
+    def confusions(self) -> list[tuple[int, list[list[float]]]]:
+        """Return the steps and confusion matrices of the first and the last log line.
+
+        Rows are the kinds of images, columns the shares that a ternary discriminator classified as each kind. The list
+        is empty without such a discriminator.
+        """
+        logs = [[line for line in run.logs if "ternary/named/real/real" in line] for run in self.runs]
+        if not logs or not all(logs):
+            return []
+        ends = [lines[0] for lines in logs], [lines[-1] for lines in logs]
+        return [
+            (lines[0]["step"], [[_mean(lines, f"ternary/named/{kind}/{name}") for name in KINDS] for kind in KINDS])
+            for lines in ends
+        ]
+
+
+def _mean(lines: list[Line], term: str) -> float:
+    return statistics.mean(line[term] for line in lines)
+
+
+class Cell(NamedTuple):
+    """A cell of the table of scores: the mean, the range over several seeds, and whether the mean is the best."""
+
+    mean: str
+    range: str
+    is_best: bool
+
+
+def table(entries: list[Entry]) -> dict[str, list[Cell]]:
+    """Return a row of cells, one per measure, by the name of each system."""
+    leaders = {measure.key: best(entries, measure) for measure in COLUMNS}
+
+    def cell(entry: Entry, measure: Measure) -> Cell:
+        values = entry.values(measure.key)
+        shown = measure.range(values) if len(values) > 1 else ""
+        return Cell(measure.text(entry.mean(measure.key)), shown, entry.name in leaders[measure.key])
+
+    return {entry.name: [cell(entry, measure) for measure in COLUMNS] for entry in entries}
+
+
+def best(entries: list[Entry], measure: Measure) -> set[str]:
+    """Return the systems whose mean, rounded as it is shown, is the best; none if all means look equal."""
+    means = {entry.name: mean for entry in entries if (mean := entry.mean(measure.key)) is not None}
+    texts = {name: measure.text(mean) for name, mean in means.items()}
+    if len({*texts.values()}) < 2:
+        return set()
+    loss = {"lower": lambda x: x, "higher": lambda x: -x, "one": lambda x: abs(x - 1)}[measure.better]
+    top = min(means, key=lambda name: loss(means[name]))
+    return {name for name, text in texts.items() if text == texts[top]}
+
+
+def check_same_evaluation(entries: list[Entry]) -> None:
+    """Check that all runs were evaluated with the same extractor weights and held-out images.
+
+    Raises:
+        ValueError: they were not; names a run of each kind.
+    """
+    folders: dict[tuple[str, str], Path] = {}
+    for run in (run for entry in entries for run in entry.runs):
+        last = run.evaluations[-1]
+        folders.setdefault((last["extractor_sha256"], last["held_out"]), run.folder)
+    if len(folders) > 1:
+        raise ValueError(
+            f"{' and '.join(map(str, folders.values()))} were evaluated with different extractor weights or held-out "
+            "images, so their scores are not comparable. Remove the older runs, and run the same command again"
+        )
