@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from conftest import ROOT
 from PIL import Image
 from systems_under_test import batch_of
+from trainer.evaluate.feature_scores import short
 
 import models
 from data import sources
@@ -21,6 +22,9 @@ from models import VAEGAN, DiscriminatorConfig, NetworkConfig
 from models.networks import families
 from trainer.checkpoint import writer
 from trainer.config.parser import configure
+from trainer.evaluate.accumulators import FeatureStatistics
+from trainer.evaluate.metrics import Gaussian
+from trainer.evaluate.reference import ReferenceStatistics
 from trainer.step import TrainStep
 
 
@@ -37,13 +41,13 @@ def extend(monkeypatch):
     """Run a section's file as the module that its first line names, then the entry in a list; undo both afterwards."""
     before = [(known, known.copy()) for known in (models.SYSTEMS, families.FAMILIES, sources.SOURCES)]
 
-    def run(title: str) -> ModuleType:
+    def run(title: str, **names: object) -> ModuleType:
         file, entry = snippets(title)
         name = file.partition("\n")[0].removeprefix("# ").removesuffix(".py").replace("/", ".")
         module = ModuleType(name)
         monkeypatch.setitem(sys.modules, name, module)
         exec(compile(file, name, "exec"), module.__dict__)
-        exec(entry, {})
+        exec(entry, module.__dict__ | names)
         return module
 
     yield run
@@ -97,3 +101,12 @@ def test_a_new_source_is_prepared(extend, tmp_path):
         np.asarray(Image.open(io.BytesIO(shards.image(i)))).tobytes() for shards in found for i in range(len(shards))
     }
     assert decoded == {image.tobytes() for image in images}
+
+
+def test_a_new_metric_is_computed_from_statistics(extend):
+    fake, real = (Gaussian(torch.zeros(3), scale * torch.eye(3, dtype=torch.float64), 9) for scale in (1.0, 2.0))
+    statistics, reference = FeatureStatistics(fake, None, 0.0, None), ReferenceStatistics(real, {})
+    scores, self = {}, SimpleNamespace(requested=["variance"], extractor="demo-cnn-v1")
+    names = {"statistics": statistics, "reference": reference, "num": 2000, "scores": scores, "short": short}
+    extend("A metric", self=self, **names)
+    assert scores == {"eval/variance2k/demo-cnn-v1": 0.5}
