@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from conftest import ROOT
 from PIL import Image
 from systems_under_test import batch_of
-from trainer.evaluate.feature_scores import short
 
 import models
 from data import sources
@@ -23,6 +22,7 @@ from models.networks import families
 from trainer.checkpoint import writer
 from trainer.config.parser import configure
 from trainer.evaluate.accumulators import FeatureStatistics
+from trainer.evaluate.feature_scores import short
 from trainer.evaluate.metrics import Gaussian
 from trainer.evaluate.reference import ReferenceStatistics
 from trainer.step import TrainStep
