@@ -83,12 +83,11 @@ class Adversary:
         terms = {"discriminator_loss": loss, "chance": loss.new_full((), self.chance)}
         terms |= losses.confusion(logits, config.adversarial == "relativistic" and self.mode == "binary")
         statistics: Terms = {}
-        if due and config.r1_weight:
-            terms["r1"] = losses.gradient_penalty(image, real)
-            loss = loss + config.penalty_every * config.r1_weight * terms["r1"]
-        if due and config.r2_weight:
-            terms["r2"] = torch.stack([losses.gradient_penalty(shown[kind], logits[kind]) for kind in fakes]).mean()
-            loss = loss + config.penalty_every * config.r2_weight * terms["r2"]
+        for name, weight, images in (("r1", config.r1_weight, {"real": image}), ("r2", config.r2_weight, shown)):
+            if due and weight:
+                penalties = [losses.gradient_penalty(x, logits[kind]) for kind, x in images.items()]
+                terms[name] = torch.stack(penalties).mean()
+                loss = loss + config.penalty_every * weight * terms[name]
         if config.lecam_weight:
             s_real, s_fake = losses.realness(real), losses.realness(torch.cat(fake))
             terms["lecam"] = losses.lecam(s_real, s_fake, *self._lecam.unbind())
@@ -98,9 +97,6 @@ class Adversary:
 
     def weight(self, batch: Batch) -> float:
         return batch.ramp(self.config.start, self.config.ramp)
-
-    def has_started(self, batch: Batch) -> bool:
-        return batch.ramp(self.config.start, 0) > 0
 
     def generator_loss(self, batch: Batch, image: Tensor, fakes: Images) -> Tensor:
         """Return the opponents' loss, the mean over the kinds of fakes."""

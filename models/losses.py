@@ -137,10 +137,7 @@ def not_own(logits: Tensor, own: Literal[1, 2]) -> Tensor:
 
 
 def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
-    """Return 1/2 E||ds/dx||^2 of the realness s, its mean over patches: R1 on real images, R2 on fakes.
-
-    Mescheder et al. 2018, eq. 9 and 10. `images` must require grad and `logits` be computed from them.
-    """
+    """Return 1/2 E||ds/dx||^2 of the realness s, its mean over patches (Mescheder et al. 2018, eq. 9 and 10)."""
     s = realness(logits).view(len(logits), -1).mean(1)
     (gradient,) = torch.autograd.grad(s.sum(), images, create_graph=True)
     return 0.5 * gradient.square().flatten(1).sum(1).mean()

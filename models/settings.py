@@ -7,8 +7,6 @@ from typing import Literal
 from models.augment import Augmentation
 from models.losses import Adversarial
 
-Schedule = Literal["constant", "cosine", "linear"]
-
 
 def check(fits: bool, name: str, value: object, expected: str) -> None:
     """Raise a ValueError that names a setting, its value and what is expected, unless it fits."""
@@ -63,7 +61,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip: float | None = None
     algorithm: Literal["adam", "adamw"] = "adamw"
-    schedule: Schedule = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = 0
     hold: float = 0.0
     final: float = 0.0

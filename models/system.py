@@ -1,7 +1,7 @@
 """What the trainer knows of a system: its networks, its passes, and which player trains which weights on which loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -143,7 +143,6 @@ class Autoencoding:
         return self.decoder(self.posterior(image)[0])
 
 
-def freeze_all_but(system: System, names: Iterable[str]) -> None:
-    names = set(names)
+def freeze_all_but(system: System, names: Collection[str]) -> None:
     for name, network in system.networks().items():
         network.requires_grad_(name in names)

@@ -23,7 +23,7 @@ class Encoder(nn.Module):
         nn.init.xavier_normal_(self.head.weight)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map images [n, channels, size, size] to [n, outputs], or to [n, outputs, h, w] with a latent_stride."""
+        """Map images to [n, outputs], or to [n, outputs, h, w] with a latent_stride."""
         hidden = self.trunk(image)
         return self.head(hidden.flatten(1) if self.flat else hidden)
 

@@ -16,13 +16,13 @@ class NetworkConfig:
     Args:
         family: residual (residual blocks without normalization, as in R3GAN; for GPUs) or dcgan (strided convolutions,
             light enough for CPUs; best with norm group)
-        width: channels of the first convolution; they double with each halving of the image size, up to 8 times
-            `width`. Raise it for detail; compute grows with its square
+        width: channels of the first convolution, which double with each halving of the size, up to 8 times; raise it
+            for detail; compute grows with its square
         norm: normalization in encoder and decoder, none or group (GroupNorm, Wu & He 2018); discriminators have none.
             BatchNorm is not offered, because its statistics depend on how a batch is split over processes
         blocks: residual blocks at each image size, 1 to 64; raise it for a deeper network. Family residual only
-        attention: image sizes in pixels, such as [16], after whose residual blocks self-attention follows; its cost
-            grows with the fourth power of the size. Family residual only
+        attention: image sizes in pixels, such as [16], after whose residual blocks self-attention follows; costs grow
+            with the fourth power of the size. Family residual only
         latent_stride: 2, 4, 8 or 16 makes the latent code a map whose sides are the image's divided by this number (4
             and 8 are known as KL-f4 and KL-f8), which keeps more detail; null makes it a vector
         patches: discriminators classify overlapping patches (70x70 pixels at 256, 34 at 128, 16 at 64; PatchGAN, Isola

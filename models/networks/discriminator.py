@@ -53,10 +53,7 @@ class Discriminator(nn.Module):
             add_spectral_norm(self)
 
     def forward(self, image: Tensor, feature_layer: int | None = None) -> Tensor:
-        """Map images [n, channels, size, size] to logits [n, logits], or of patches [n, logits, h, w].
-
-        With `feature_layer`, return that level's activations instead.
-        """
+        """Map images to logits [n, logits], or of patches [n, logits, h, w], or to the activations of a level."""
         hidden = image
         for level, layer in enumerate(self.levels):
             hidden = layer(hidden)

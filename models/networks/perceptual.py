@@ -22,10 +22,8 @@ class Perceptual(nn.Module):
     """The distance of images in the features of a frozen torchvision network, in fp32.
 
     lpips: squared differences of normalized features of VGG16's five blocks, weighted by LPIPS's linear layers, which
-    torchmetrics ships (Zhang et al. 2018, eq. 1). convnext: the squared difference of ConvNeXt-S's logits on images
-    resized to 224 pixels (as in 1d-tokenizer).
-
-    `weights` is a file of torchvision's vgg16 or convnext_small weights (a state_dict), which `setting` names.
+    torchmetrics ships (Zhang et al. 2018, eq. 1). convnext: the squared difference of ConvNeXt-S's logits at 224 pixels
+    (as in 1d-tokenizer). `weights` is a file of torchvision's vgg16 or convnext_small weights, which `setting` gives.
     """
 
     def __init__(self, kind: PerceptualKind, weights: str, setting: str = "system.perceptual_weights"):

@@ -10,8 +10,7 @@ from models.networks.config import NetworkConfig, Norm
 class Residual(ResidualBranch):
     """x + branch(x) of a 1x1, a grouped 3x3 and a 1x1 convolution (R3GAN, Huang et al. 2024, figure 2).
 
-    It starts as the identity, its first weights scaled down by the number of `blocks` in the network, which makes
-    training without normalization stable (Fixup, Zhang et al. 2019).
+    It starts as the identity, its first weights scaled down by the network's `blocks` (Fixup, Zhang et al. 2019).
     """
 
     def __init__(self, channels: int, norm: Norm, blocks: int):

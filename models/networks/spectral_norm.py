@@ -1,7 +1,4 @@
-"""Spectral normalization whose power iteration runs once per optimizer step, not once per forward pass.
-
-torch's own iterates in every forward pass, so its weights would depend on the number of micro-batches.
-"""
+"""Spectral normalization that iterates once per optimizer step; torch's own also depends on micro-batches."""
 
 import torch
 from torch import Tensor, nn

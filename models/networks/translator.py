@@ -29,10 +29,7 @@ class Translator(nn.Module):
 
 
 class _ReflectConv(nn.Conv2d):
-    """A convolution over reflected edges, whose gradients a GPU sums in a fixed order if algorithms are deterministic.
-
-    torch's reflection padding has no such gradient, so the edges are then put together from slices.
-    """
+    """A convolution over reflected edges."""
 
     def __init__(self, channels: int, outputs: int, kernel: int):
         super().__init__(channels, outputs, kernel, 1, kernel // 2, padding_mode="reflect")
@@ -40,6 +37,7 @@ class _ReflectConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.are_deterministic_algorithms_enabled():
             return super().forward(x)
+        # torch has no deterministic gradient of reflection padding on a GPU, but it has one of slices.
         margin = self.kernel_size[0] // 2
         for axis in (2, 3):
             first, last = x.narrow(axis, 1, margin), x.narrow(axis, -1 - margin, margin)

@@ -26,8 +26,8 @@ class ImagePool:
     """A pool of `size` fakes of each domain, in buffers of the system.
 
     A fake goes into a free slot while there is one. After that it replaces, with a chance of one half, the fake in a
-    random slot, which is shown to the discriminator in its place (Shrivastava et al. 2017, section 2.3). The slots
-    follow from a step's draws and positions in the global batch, so the number of processes changes nothing.
+    random slot, which is shown in its place (Shrivastava et al. 2017, section 2.3). The slots follow from a step's
+    draws and positions in the global batch, so the number of processes changes nothing.
     """
 
     def __init__(self, system: System, size: int, shape: tuple[int, ...]):
@@ -74,8 +74,7 @@ class CycleGAN(System):
 
     The translators are trained on generator_loss(G_ab(a)) + generator_loss(G_ba(b))
     + cycle_weight * (|G_ba(G_ab(a)) - a| + |G_ab(G_ba(b)) - b|)
-    + identity_weight * (|G_ba(a) - a| + |G_ab(b) - b|), means over pixels. Each discriminator is shown its domain and,
-    from a pool, fakes of this and of earlier steps.
+    + identity_weight * (|G_ba(a) - a| + |G_ab(b) - b|), means over pixels.
 
     Args:
         image_size: side of the images in pixels, a multiple of 4; set by data.size

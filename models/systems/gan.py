@@ -9,10 +9,7 @@ from models.system import Batch, Loss, Player, System
 
 
 class GAN(System):
-    """Generative adversarial network (Goodfellow et al. 2014) of a decoder and a binary discriminator.
-
-    It has no encoder, so it reconstructs nothing and no third class of images exists.
-    """
+    """Generative adversarial network (Goodfellow et al. 2014) of a decoder and a binary discriminator."""
 
     averaged = ("decoder",)
 

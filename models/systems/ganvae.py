@@ -22,7 +22,7 @@ class GANVAE(Autoencoding, System):
     """A GAN with an encoder of its images, trained on generator_loss(G(z)) + latent_weight * (-log q(z | G(z))).
 
     The second term bounds the mutual information of z and G(z) from below (Chen et al. 2016, eq. 4, for the whole z).
-    The encoder is trained on generated images only; evaluations report how well it reconstructs real ones.
+    The encoder is trained on generated images only.
 
     Args:
         latent_weight: weight of -log q(z | G(z)), in nats per number of the code; raise it for codes that are read back

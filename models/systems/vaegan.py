@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import losses
-from models.adversary import Adversary
+from models.adversary import Adversary, Images
 from models.losses import Mode, Opponent
 from models.networks import Decoder, Encoder, NetworkConfig
 from models.networks.perceptual import Perceptual, PerceptualKind, WeightsFile
@@ -46,14 +46,12 @@ class VAEGAN(Autoencoding, System):
         perceptual: that network: lpips (VGG16 with LPIPS's weights, Zhang et al. 2018) or convnext (ConvNeXt-S)
         perceptual_weights: file of that network's weights as torchvision distributes them (a state_dict)
         kl_weight: weight of KL(q(z|x) || N(0, I)) in nats; raise it if samples are worse than reconstructions
-        adversarial_weight: weight of the mean generator loss; raise it for sharper images, lower it if they get
-            artefacts
+        adversarial_weight: weight of the mean generator loss; raise it for sharper images, lower it against artefacts
         adaptive: multiply adversarial_weight by the ratio of the gradient norms of mean reconstruction and generator
             loss at the decoder's last layer (Esser et al. 2021, eq. 7), both of the step before. As the reconstruction
             is a sum over pixels and channels, VQGAN's weight of 0.8 is adversarial_weight = 0.8 * channels * size^2
         adaptive_limit: largest such ratio; the logged `adaptive_saturated` is the fraction of steps at this limit
-        encoder_adversarial: let the adversarial gradient of reconstructions reach the encoder, which pulls its codes to
-            the prior; off costs one more decoder pass
+        encoder_adversarial: let the adversarial gradient reach the encoder, too; off costs one more decoder pass
         opponent: class that fakes are to have for the ternary discriminator: real, or not_own, any but their own
         class_weights: relative weights of real, reconstructed and generated images in the ternary discriminator's loss
         binary: settings of the binary discriminator; null takes the defaults
@@ -128,9 +126,11 @@ class VAEGAN(Autoencoding, System):
         adversarial = images[0] if self.encoder_adversarial else images[2]
         return Passes(mean, log_variance, images[0], images[1], adversarial, decoded)
 
+    def fakes(self, passes: Passes) -> Images:
+        return {"reconstructed": passes.reconstructed, "generated": passes.generated}
+
     def discriminator_loss(self, mode: Mode, batch: Batch, passes: Passes) -> Loss:
-        fakes = {"reconstructed": passes.reconstructed, "generated": passes.generated}
-        return self.adversaries[mode].discriminator_loss(batch, batch.image, fakes)
+        return self.adversaries[mode].discriminator_loss(batch, batch.image, self.fakes(passes))
 
     def loss(self, batch: Batch, passes: Passes) -> Loss:
         terms = self.reconstruction_terms(batch, passes.reconstructed)
@@ -140,13 +140,13 @@ class VAEGAN(Autoencoding, System):
             reconstruction = reconstruction + self.perceptual_weight * terms["perceptual"]
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
         loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
-        fakes = {"reconstructed": passes.adversarial, "generated": passes.generated}
-        games = {mode: game for mode, game in self.adversaries.items() if game.has_started(batch)}
-        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in games.items()}
+        fakes = self.fakes(passes._replace(reconstructed=passes.adversarial))
+        started = {mode: game for mode, game in self.adversaries.items() if batch.ramp(game.config.start, 0)}
+        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in started.items()}
         terms |= {"kl": kl} | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
-        if not games:
+        if not started:
             return Loss(loss, terms)
-        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in games.items()]
+        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in started.items()]
         generator_loss = torch.stack(weighted).mean()
         if not self.adaptive:
             return Loss(loss + self.adversarial_weight * generator_loss, terms)
@@ -170,11 +170,9 @@ class VAEGAN(Autoencoding, System):
         return terms
 
     def players(self) -> list[Player]:
-        discriminators = [
-            adversary.player(partial(self.discriminator_loss, mode)) for mode, adversary in self.adversaries.items()
-        ]
+        players = [game.player(partial(self.discriminator_loss, mode)) for mode, game in self.adversaries.items()]
         after = self._adapt if self.adaptive else None
-        return [*discriminators, Player("autoencoder", ("encoder", "decoder"), self.loss, self.optimizer, after=after)]
+        return [*players, Player("autoencoder", ("encoder", "decoder"), self.loss, self.optimizer, after=after)]
 
     def _last_layer_gradients(self, decoded: Tensor, reconstruction: Tensor, generator_loss: Tensor) -> Terms:
         """The gradients of two losses of the decoded images at the weight of the decoder's last layer."""
@@ -230,6 +228,7 @@ class VAEGAN(Autoencoding, System):
                 f"system.perceptual_weight is {self.perceptual_weight} and system.perceptual_weights is {weights}: "
                 "set both or neither"
             )
-        if not weights:
-            return check_unused("while system.perceptual_weight is 0", perceptual=(kind, "lpips"))
-        self.perceptual = Perceptual(kind, weights)
+        if weights:
+            self.perceptual = Perceptual(kind, weights)
+        else:
+            check_unused("while system.perceptual_weight is 0", perceptual=(kind, "lpips"))
