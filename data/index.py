@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.command import command_errors
 from data.files import escaped, try_write
-from data.shards.index import Shard, _json, save_table, scan
+from data.shards.index import Shard, index_json, save_table, scan
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
                 os._exit(130)  # downloads cannot be ended, and Python would wait for them
         if not any(shard.nsamples for shard in shards):
             raise ValueError(f"no shard has an image: {shards[0].url}: {'; '.join(shards[0].problems)}")
-        if not try_write(settings.out, _json(shards)):
+        if not try_write(settings.out, index_json(shards)):
             raise ValueError(f"{settings.out} cannot be written: name another OUT.json")
     for shard in shards:
         for problem in shard.problems:

@@ -18,7 +18,7 @@ from data import index as index_command
 from data.errors import DataError
 from data.loader import read
 from data.processes import PROCESSES, WARNING, prepare_workers, unblock_signals
-from data.shards import index
+from data.shards import index, tars
 from data.shards.reader import Shards, write
 
 
@@ -197,8 +197,8 @@ def test_an_index_has_a_checksum_of_every_image(numbered):
         content = file.read()
         for piece in (100, 10**6):  # what is read in pieces has the same checksum
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(index, "PIECE", piece)
-                assert index.checksum(file.fileno(), 7, 5000) % 2**64 == xxhash.xxh3_64_intdigest(content[7:5007])
+                patch.setattr(tars, "PIECE", piece)
+                assert tars.checksum(file.fileno(), 7, 5000) % 2**64 == xxhash.xxh3_64_intdigest(content[7:5007])
 
 
 def test_images_are_not_read_where_there_is_an_index(numbered, monkeypatch):
