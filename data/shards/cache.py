@@ -25,7 +25,7 @@ OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.[0-9a-f]+\.tar\.np
 class Cache:
     """Remote shards on this machine: each is downloaded once for all processes, the least recently used are dropped.
 
-    A file is a whole shard (`KEY.tar`, with its table) or a part of one (`KEY.BYTES.part`), which counts with all of its
+    A file is a whole shard (`KEY.tar`, with its table) or a part of one (`KEY.BYTES.part`), which counts with all its
     bytes from the beginning. A process that downloads a shard holds an exclusive lock on it, one that reads it a shared
     lock, and only shards without locks are dropped; files are made, renamed and dropped under the folder's lock. The
     kernel releases a killed process's locks, and another process continues its download. A shard's key depends on its
