@@ -133,7 +133,7 @@ def test_an_index_of_shards_that_are_gone_or_changed(numbered):
 def test_the_command_that_indexes_refuses_what_it_would_spoil(numbered, capsys):
     content = (ROOT / numbered.paths[1]).read_bytes()
     for arguments, told in (
-        (numbered.paths[:2], "OUT.json, the last word, is"),
+        (numbered.paths[:2], "OUT.json, the last argument, is"),
         ([f"{numbered.source}/nowhere.tar", "o.json"], "nowhere.tar: it cannot be read: No such file"),
         (["x/{0..3.tar", "o.json"], "nbalanced"),
         ([numbered.source, "o.json"], "is a folder, which is indexed when it is read"),
