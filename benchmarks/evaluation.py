@@ -52,12 +52,12 @@ def evaluator_of(folder: Path, num: int, networks: NetworkConfig, wanted: tuple[
     extractor = load_demo_cnn(folder / "demo-cnn.safetensors", 1).eval().requires_grad_(False)
     data = DataConfig(str(folder / "digits" / "train"), None, SIZE, 1)
     test = Shards(folder / "digits" / "train")
-    return Evaluator(accelerator(), extractor, [test], data, num, 0, system, wanted), system
+    return Evaluator(accelerator(), extractor, [test], data, num=num, seed=0, system=system, metrics=wanted), system
 
 
 def bare(evaluator: Evaluator, system: Sampler) -> None:
     """Take the forward passes of the generator and the extractor."""
-    for index in evaluator.blocks(evaluator.num):
+    for index in evaluator.ranks.blocks(evaluator.num):
         z = torch.randn(len(index), LATENT)
         with torch.no_grad():
             pixels = to_uint8(system.sample(z))

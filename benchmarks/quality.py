@@ -27,7 +27,7 @@ from data.loader import read
 from data.order import Order
 from data.shards.reader import Shards
 from models import VAEGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
-from models.losses import ModeName
+from models.losses import Mode
 from trainer.batch import Batch, normalize
 from trainer.config.settings import DataConfig
 from trainer.ema import EMA
@@ -40,7 +40,7 @@ METHODS = ["ours, binary", "ours, ternary", "Pythae, lr 1e-4", "Pythae, lr 1e-3"
 BATCH_SIZE, HALF_LIFE = 32, 20_000
 
 
-def our_system(mode: ModeName) -> VAEGAN:
+def our_system(mode: Mode) -> VAEGAN:
     return VAEGAN(
         SIZE,
         channels=1,
@@ -57,7 +57,7 @@ def our_system(mode: ModeName) -> VAEGAN:
 class Ours:
     batch_size = BATCH_SIZE
 
-    def __init__(self, mode: ModeName, precision: str, seed: int):
+    def __init__(self, mode: Mode, precision: str, seed: int):
         system = our_system(mode)
         self.seed, self.move = seed, TrainStep(accelerator(precision), system, 1)
         self.ema = EMA(system, HALF_LIFE, BATCH_SIZE)
@@ -106,7 +106,9 @@ def evaluator_of(folder: Path, precision: str) -> tuple[Evaluator, Tensor]:
         kept = Path(temporary, "demo-cnn.safetensors")
         demo_cnn.fit([train_shards], [test_shards], data, kept)
         features = demo_cnn.load_demo_cnn(kept, data.channels).eval().requires_grad_(False)
-    evaluator = Evaluator(accelerator(precision), features, [test_shards], data, 10_000, 0, our_system("binary"))
+    evaluator = Evaluator(
+        accelerator(precision), features, [test_shards], data, num=10_000, seed=0, system=our_system("binary")
+    )
     return evaluator, read(train_shards, np.arange(len(train_shards)), SIZE, 1).image
 
 

@@ -1,10 +1,10 @@
 """What is learned: pure torch."""
 
-from models.load import SYSTEMS, load
+from models.load import load
 from models.networks import NetworkConfig
 from models.settings import DiscriminatorConfig, OptimizerConfig
 from models.system import Batch, Loss, Player, System
-from models.systems import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN
+from models.systems import AE, GAN, GANVAE, SYSTEMS, VAE, VAEGAN, CycleGAN
 
 __all__ = [
     "AE",

@@ -1,4 +1,4 @@
-"""One discriminator's game: what it lowers, what its opponents lower, and when."""
+"""The game of one discriminator: its loss, the loss of its opponents, and the statistics that it keeps."""
 
 import math
 from typing import Any
@@ -8,138 +8,147 @@ from torch import Tensor, nn
 
 from models import losses
 from models.augment import DRAWS, augment
-from models.losses import Mode, Opponent
-from models.networks.blocks import iterate_spectra
+from models.losses import LOGITS, Mode, Opponent
+from models.networks import Discriminator, NetworkConfig
+from models.networks.spectral_norm import iterate_spectral_norms
 from models.settings import DiscriminatorConfig
 from models.system import Batch, Loss, Player, System, Terms
 
-Images = dict[str, Tensor]  # of fakes, by kind: reconstructed, generated
+Images = dict[str, Tensor]  # fakes by kind: reconstructed, generated
 
 
 class Adversary:
-    """The game of one discriminator within a system.
+    """A discriminator of a system, which becomes its child, and what it and its opponents are trained on.
 
     Args:
-        system: holds the discriminator as its child `network`
-        mode: what it tells apart
-        settings: its own
-        name: of its player
-        network: of its child
-        opponent: what its opponents want: to be called real, or not to be called what they are (ternary only)
-        class_weights: of real, reconstructed and generated images in a ternary discriminator's loss
+        system: gets the discriminator as a child, and buffers for its statistics
+        mode: the classes that it tells apart; also its player's name
+        config: its settings
+        networks: settings of the networks
+        image_size: side of the images in pixels
+        channels: channels of the images
+        opponent: aim of its opponents: `real`, to be classified as real, or `not_own`, as any class but their own
+        class_weights: relative weights of real, reconstructed and generated images in a ternary discriminator's loss
+        network: name of the child, by default discriminator_MODE
+        options: further arguments of `Discriminator`
+
+    Raises:
+        ValueError: a setting is out of its range.
     """
 
     def __init__(
         self,
         system: System,
         mode: Mode,
-        settings: DiscriminatorConfig,
-        name: str,
-        network: str,
+        config: DiscriminatorConfig,
+        networks: NetworkConfig,
+        image_size: int,
+        channels: int,
         opponent: Opponent = "real",
         class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        network: str = "",
+        **options: Any,
     ):
-        settings.check(name)
-        self.system, self.mode, self.settings, self.name, self.network = system, mode, settings, name, network
+        config.check(mode)
+        if not all(weight > 0 for weight in class_weights):
+            raise ValueError(f"system.class_weights is {list(class_weights)}, expected three numbers above 0")
+        if opponent == "not_own" and config.adversarial != "logistic":
+            raise ValueError(
+                "system.opponent is not_own, a term of the cross-entropy: set system.ternary.adversarial to logistic"
+            )
+        self.system, self.mode, self.config, self.network = system, mode, config, network or f"discriminator_{mode}"
         self.opponent, self.class_weights = opponent, class_weights
-        self.chance = losses.chance(mode, settings.adversarial, class_weights)
-        if settings.lecam_weight:
-            system.register_buffer(f"lecam_{network}", torch.zeros(2))  # mean realness of real images and of fakes
-        if settings.minibatch_stddev:
-            system.group = math.lcm(system.group, settings.minibatch_stddev)
+        self.chance = losses.chance(mode, config.adversarial, class_weights)
+        shape = (image_size, channels, LOGITS[mode], config.spectral_norm, config.minibatch_stddev)
+        system.add_module(self.network, Discriminator(networks, *shape, **options))
+        if config.lecam_weight:
+            system.register_buffer(self._lecam, torch.zeros(2))  # mean realness of real images and of fakes
+        if config.minibatch_stddev:
+            system.group = math.lcm(system.group, config.minibatch_stddev)
 
     @property
     def discriminator(self) -> nn.Module:
         return self.system.get_submodule(self.network)
 
+    @property
+    def _lecam(self) -> str:
+        return f"lecam_{self.network}"
+
     def player(self, loss: Any) -> Player:
-        settings = self.settings
-        after = self.after if settings.lecam_weight or settings.spectral_norm else None
-        return Player(self.name, (self.network,), loss, settings, settings.every, settings.start, after)
+        config = self.config
+        after = self.after if config.lecam_weight or config.spectral_norm else None
+        return Player(self.mode, (self.network,), loss, config, config.every, config.start, after)
 
     def discriminator_loss(self, batch: Batch, image: Tensor, fakes: Images) -> Loss:
-        """the discriminator's loss: the adversarial one, and at its turns the gradient penalties.
+        """Return the adversarial loss plus, when they are due, the gradient penalties, and LeCam's regularization.
 
-        A penalty every n moves counts n times, so that its mean is that of one every move (Karras et al. 2020, B).
+        A penalty every n updates counts n times, so that its mean is that of one at every update (Karras et al. 2020,
+        appendix B).
         """
-        settings = self.settings
-        due = settings.penalized and batch.due(settings.every * settings.penalty_every, settings.start)
+        config = self.config
+        due = config.penalized and batch.due(config.every * config.penalty_every, config.start)
         image = image.detach().requires_grad_(due)
         shown = {kind: fake.detach().requires_grad_(due) for kind, fake in fakes.items()}
-        if due:  # apart, or the penalty would go back through the fakes, too
+        if due:  # in two passes, or the penalty on real images would go back through the fakes, too
             logits = self._logits(batch, {"real": image}) | self._logits(batch, shown)
         else:
             logits = self._logits(batch, {"real": image} | shown)
         real, fake = logits["real"], {kind: logits[kind] for kind in fakes}
         loss = losses.discriminator_loss(
-            real, *fake.values(), kind=settings.adversarial, class_weights=self.class_weights
+            real, *fake.values(), kind=config.adversarial, class_weights=self.class_weights
         )
-        terms = {"discriminator_loss": loss, "chance": loss.new_full((), self.chance)} | losses.confusion(
-            logits, settings.adversarial == "relativistic" and self.mode.logits == 1
-        )
+        terms = {"discriminator_loss": loss, "chance": loss.new_full((), self.chance)}
+        terms |= losses.confusion(logits, config.adversarial == "relativistic" and self.mode == "binary")
         statistics: Terms = {}
-        if due and settings.r1_weight:
+        if due and config.r1_weight:
             terms["r1"] = losses.gradient_penalty(image, real)
-            loss = loss + settings.penalty_every * settings.r1_weight * terms["r1"]
-        if due and settings.r2_weight:
+            loss = loss + config.penalty_every * config.r1_weight * terms["r1"]
+        if due and config.r2_weight:
             terms["r2"] = torch.stack([losses.gradient_penalty(shown[kind], fake[kind]) for kind in fakes]).mean()
-            loss = loss + settings.penalty_every * settings.r2_weight * terms["r2"]
-        if settings.lecam_weight:
+            loss = loss + config.penalty_every * config.r2_weight * terms["r2"]
+        if config.lecam_weight:
             s_real, s_fake = losses.realness(real), losses.realness(torch.cat(list(fake.values())))
-            terms["lecam"] = losses.lecam(s_real, s_fake, *self.system.get_buffer(f"lecam_{self.network}").unbind())
-            loss = loss + settings.lecam_weight * terms["lecam"]
+            terms["lecam"] = losses.lecam(s_real, s_fake, *self.system.get_buffer(self._lecam).unbind())
+            loss = loss + config.lecam_weight * terms["lecam"]
             statistics["realness"] = torch.stack([s_real.mean(), s_fake.mean()]).detach()
         return Loss(loss, terms, statistics)
 
     def weight(self, batch: Batch) -> float:
-        """The weight of its generator loss at this step."""
-        return batch.ramp(self.settings.start, self.settings.ramp)
+        """Return the weight of its generator loss at this step."""
+        return batch.ramp(self.config.start, self.config.ramp)
 
     def has_started(self, batch: Batch) -> bool:
-        return batch.ramp(self.settings.start, 0) > 0
+        return batch.ramp(self.config.start, 0) > 0
 
     def generator_loss(self, batch: Batch, image: Tensor, fakes: Images) -> Tensor:
-        """The opponents' loss: the mean over the kinds of fakes."""
+        """Return the opponents' loss, the mean over the kinds of fakes."""
         logits = self._logits(batch, fakes)
         if self.opponent == "not_own":
             own = {"reconstructed": 1, "generated": 2}
             return torch.stack([losses.not_own(logits[kind], own[kind]) for kind in fakes]).mean()  # type: ignore[arg-type]
-        kind = self.settings.adversarial
+        kind = self.config.adversarial
         real = self._logits(batch, {"real": image})["real"] if kind == "relativistic" else None
         return torch.stack([losses.generator_loss(fake, kind, real) for fake in logits.values()]).mean()
 
     def features(self, batch: Batch, layer: int, images: list[Tensor]) -> list[Tensor]:
-        """A level's activations on images that are all augmented alike."""
-        seen = torch.cat([self._augmented(batch, "real", image) for image in images])
-        return list(losses.at_least_fp32(self.discriminator(seen, feature_layer=layer)).chunk(len(images)))
+        """Return a level's activations for images that are all augmented by the same draws."""
+        shown = torch.cat([self._augmented(batch, "real", image) for image in images])
+        return list(losses.at_least_fp32(self.discriminator(shown, feature_layer=layer)).chunk(len(images)))
 
     def after(self, statistics: Terms) -> None:
-        """What the discriminator's move leaves for the next step."""
-        if self.settings.lecam_weight:
-            means = self.system.get_buffer(f"lecam_{self.network}")
-            means.lerp_(statistics["realness"], 1 - self.settings.lecam_decay)
-        if self.settings.spectral_norm:
-            iterate_spectra(self.discriminator)
+        """Update what the discriminator keeps from step to step, after its weights were updated."""
+        if self.config.lecam_weight:
+            self.system.get_buffer(self._lecam).lerp_(statistics["realness"], 1 - self.config.lecam_decay)
+        if self.config.spectral_norm:
+            iterate_spectral_norms(self.discriminator)
 
     def _logits(self, batch: Batch, images: Images) -> Images:
         """Logits by kind of image, in fp32 at least."""
-        seen = torch.cat([self._augmented(batch, kind, image) for kind, image in images.items()])
-        logits = self.discriminator(seen)
+        shown = torch.cat([self._augmented(batch, kind, image) for kind, image in images.items()])
+        logits = self.discriminator(shown)
         return dict(zip(images, losses.at_least_fp32(logits).chunk(len(images)), strict=True))
 
     def _augmented(self, batch: Batch, kind: str, image: Tensor) -> Tensor:
-        if not self.settings.augment:
+        if not self.config.augment:
             return image
-        return augment(image, self.settings.augment, batch.uniform(f"augment {self.network} {kind}", (DRAWS,)))
-
-
-def mean_generator_loss(
-    adversaries: list[Adversary], batch: Batch, image: Tensor, fakes: Images
-) -> tuple[Tensor | None, Terms]:
-    """The mean generator loss of those that have started, each times its ramp; None before the first has."""
-    started = [adversary for adversary in adversaries if adversary.has_started(batch)]
-    if not started:
-        return None, {}
-    generator_losses = {adversary.name: adversary.generator_loss(batch, image, fakes) for adversary in started}
-    weighted = [adversary.weight(batch) * generator_losses[adversary.name] for adversary in started]
-    return torch.stack(weighted).mean(), {f"generator_loss/{name}": value for name, value in generator_losses.items()}
+        return augment(image, self.config.augment, batch.uniform(f"augment {self.network} {kind}", (DRAWS,)))

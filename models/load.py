@@ -1,4 +1,4 @@
-"""A trained system from a run's folder, in two lines: `system = models.load("runs/digits-vae")`."""
+"""Load a trained system from a run's folder: `system = models.load("runs/digits-vae")`."""
 
 import dataclasses
 import inspect
@@ -12,36 +12,31 @@ import torch
 
 from models import manifest
 from models.system import System
-from models.systems import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN
+from models.systems import SYSTEMS
 
-# The systems that a name in a file or on a command line may stand for: nothing else is imported by its name. A system
-# of one's own is added here, or by code: models.SYSTEMS.append(Mine).
-SYSTEMS: list[type[System]] = [AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN]
-PERCEPTUAL = ("perceptual", "perceptual_weight", "perceptual_weights")  # a training loss, needed no more
+PERCEPTUAL = ("perceptual", "perceptual_weight", "perceptual_weights")  # of a loss that is used in training only
 
 
-class Stated(msgspec.Struct, forbid_unknown_fields=True):
-    """A system in a manifest's configuration."""
-
+class SavedSystem(msgspec.Struct, forbid_unknown_fields=True):
     class_path: str
     init_args: dict[str, Any]
 
 
-class Configuration(msgspec.Struct):
-    system: Stated
+class SavedConfiguration(msgspec.Struct):
+    system: SavedSystem
 
 
-class Trained(msgspec.Struct):
-    """The part of a manifest that a system is built of."""
+class SystemManifest(msgspec.Struct):
+    """The part of a manifest from which a system is built."""
 
-    configuration: Configuration
+    configuration: SavedConfiguration
 
 
 def checkpoint_of(path: str | Path) -> Path:
-    """The checkpoint that a path names: itself, or the newest of a run's folder.
+    """Return the path itself if it is a checkpoint, else the newest checkpoint of the run in that folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no checkpoint.
     """
     path = Path(path)
     if (path / "manifest.json").exists():
@@ -55,30 +50,36 @@ def checkpoint_of(path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> System:
-    """The system of a checkpoint, or of a run's newest one, in eval mode on the CPU, its averaged weights in place.
+    """Return the trained system of a checkpoint, or of a run's newest one, with its averaged weights.
 
-    Every file that is read is compared with its checksum in the manifest. Nothing that a file names is imported.
+    Every file is compared with its checksum in the manifest, and no class is imported by a name in a file.
+
+    Args:
+        path: a checkpoint or a run's folder
+
+    Returns:
+        The system on the CPU, in eval mode and frozen.
 
     Raises:
-        ValueError: there is no checkpoint, its files are damaged, or it is of a system that is not in `SYSTEMS`.
+        ValueError: there is no checkpoint, a file is damaged, or the system is not in `SYSTEMS`.
     """
     path = checkpoint_of(path)
     try:
         saved = manifest.read(path)
-        stated = msgspec.convert(saved, Trained).configuration.system
-        kind, settings = find_system(stated.class_path), dict(stated.init_args)
+        entry = msgspec.convert(saved, SystemManifest).configuration.system
+        kind, settings = find_system(entry.class_path), dict(entry.init_args)
         for name in PERCEPTUAL:
             settings.pop(name, None)
-        given = _settings(kind, settings)
-        with torch.device("meta"):  # without memory: a file may say any size, and its tensors' sizes are those it has
-            shapes = _tensors(kind(**given))
+        arguments = _arguments(kind, settings)
+        with torch.device("meta"):  # takes no memory, so a manifest may state any size before it is compared with files
+            shapes = _tensors(kind(**arguments))
         found = {}
         for name, expected in shapes.items():
             averaged = f"ema.{name}.safetensors"
             file = averaged if averaged in saved["files"] else f"{name}.safetensors"
             found[name] = manifest.tensors(path, saved, file)
             manifest.check_tensors(file, found[name], expected)
-        system = kind(**given)
+        system = kind(**arguments)
         with torch.no_grad():
             for name, own in _tensors(system).items():
                 for key, value in own.items():
@@ -90,10 +91,10 @@ def load(path: str | Path) -> System:
 
 
 def find_system(class_path: str) -> type[System]:
-    """The system that a name stands for, such as `VAE` or `models.VAE`; nothing is imported.
+    """Return the class in `SYSTEMS` with a name such as `VAE` or `models.VAE`.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none.
     """
     for kind in SYSTEMS:
         if class_path in (kind.__name__, *import_paths(kind)):
@@ -102,39 +103,35 @@ def find_system(class_path: str) -> type[System]:
 
 
 def system_names() -> list[str]:
-    """The known systems' names."""
+    """Return the names of `SYSTEMS`, sorted."""
     return sorted(kind.__name__ for kind in SYSTEMS)
 
 
 def import_paths(kind: type) -> list[str]:
-    """The names that a class may be written by: of its module, and of the packages that hold that module."""
+    """Return the paths by which a class may be named: in its module, and in each package that contains the module."""
     parts = kind.__module__.split(".")
     return [".".join([*parts[:count], kind.__qualname__]) for count in range(1, len(parts) + 1)]
 
 
 def settings_types(kind: type[System]) -> list[type]:
-    """The dataclasses among a system's settings."""
+    """Return the dataclasses among a system's settings."""
     hints = typing.get_type_hints(kind.__init__).values()
     flat = [part for hint in hints for part in (hint, *typing.get_args(hint))]
     return [part for part in flat if isinstance(part, type) and dataclasses.is_dataclass(part)]
 
 
-def _settings(kind: type[System], stated: dict[str, Any]) -> dict[str, Any]:
-    """The typed arguments of a system's `__init__` from plain data.
-
-    Raises:
-        ValueError: a setting is unknown, missing, or of another type.
-    """
+def _arguments(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
+    """Convert plain data to the typed arguments of a system's `__init__`; a ValueError names what does not fit."""
     hints, fields = typing.get_type_hints(kind.__init__), []
     for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
         required = parameter.default is parameter.empty
         fields.append((name, hints[name]) if required else (name, hints[name], parameter.default))
     struct = msgspec.defstruct(kind.__name__, fields, kw_only=True, forbid_unknown_fields=True)
     try:
-        made = msgspec.convert(stated, struct)
+        made = msgspec.convert(settings, struct)
     except ValueError as error:
         raise ValueError(f"system.init_args: {error}") from error
-    for name, value in stated.items():  # within dataclasses msgspec lets unknown fields pass
+    for name, value in settings.items():  # msgspec ignores unknown fields of dataclasses
         taken = getattr(made, name)
         known = {field.name for field in dataclasses.fields(taken)} if dataclasses.is_dataclass(taken) else set()
         if known and (unknown := value.keys() - known):
@@ -143,7 +140,7 @@ def _settings(kind: type[System], stated: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tensors(system: System) -> dict[str, dict[str, torch.Tensor]]:
-    """A system's tensors, by the files that they are kept in."""
+    """A system's tensors by the name of their file."""
     parts = {name: network.state_dict() for name, network in system.networks().items()}
     if own := dict(system.named_buffers(recurse=False)):
         parts["statistics"] = own

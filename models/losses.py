@@ -1,61 +1,54 @@
-"""Losses as their papers write them: pure functions of network outputs, a mean over the batch."""
+"""Losses as their papers write them: pure functions of network outputs that return the mean over the batch."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, relu, softplus
 
+Likelihood = Literal["gaussian", "laplace", "bernoulli"]
+Mode = Literal["binary", "ternary"]
+LOGITS: dict[Mode, int] = {"binary": 1, "ternary": 3}  # real or fake; real, reconstructed or generated
+Adversarial = Literal["logistic", "hinge", "least_squares", "relativistic"]
+Opponent = Literal["real", "not_own"]
+
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """x in fp32 at least: losses are never computed in half precision."""
+    """Return x as fp32 if it is in half precision, in which no loss is computed."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-# ---- codes
-
-
 def reparameterize(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """z = mean + sigma * noise, a draw from the posterior N(mean, sigma^2) (Kingma & Welling 2014, eq. 4)."""
+    """Return z = mean + sigma * noise, a draw from N(mean, sigma^2) (Kingma & Welling 2014, eq. 4)."""
     return mean + (0.5 * log_variance).exp() * noise
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor, free_bits: float = 0.0) -> Tensor:
-    """KL(N(mean, sigma^2) || N(0, I)) in nats, summed over the latent's axes (Kingma & Welling 2014, appendix B).
+    """Return KL(N(mean, sigma^2) || N(0, I)) in nats, summed over the code (Kingma & Welling 2014, appendix B).
 
-    Each number of a code counts at least `free_bits` nats (Kingma et al. 2016, section C.8, there of a batch's mean;
-    here of each image, so that micro-batches change nothing).
+    Each number of a code counts at least `free_bits` nats. Kingma et al. 2016, section C.8, apply this minimum to a
+    batch's mean; here it applies to each image, so that the result does not depend on micro-batches.
     """
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     return (kl.clamp(min=free_bits) if free_bits else kl).flatten(1).sum(1).mean()
 
 
 def gaussian_likelihood(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """-log N(z; mean, sigma^2) in nats, summed over the latent's axes."""
+    """Return -log N(z; mean, sigma^2) in nats, summed over the code."""
     nll = 0.5 * ((z - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
     return nll.flatten(1).sum(1).mean()
 
 
-# ---- images
-
-Likelihood = Literal["gaussian", "laplace", "bernoulli"]
-
-
-def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
-    """1/2 ||target - prediction||^2 summed over all axes but the first: -log N(target; prediction, I) + constant."""
-    return 0.5 * (target - prediction).square().flatten(1).sum(1).mean()
-
-
 def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: Tensor | None = None) -> Tensor:
-    """-log p(target | prediction) in nats, summed over pixels, less the constant of a scale of 1.
+    """Return -log p(target | prediction) in nats, summed over pixels, up to a constant.
 
-    Gaussian: ||x - y||^2 / (2 s^2) + D log s. Laplace: |x - y| / s + D log s. Bernoulli: the cross-entropy of pixels
-    taken from [-1, 1] to [0, 1]; it has no scale.
+    Gaussian: 1/2 ||x - y||^2 / s^2 + D log s. Laplace: |x - y| / s + D log s. Bernoulli: the cross-entropy of pixels
+    mapped from [-1, 1] to [0, 1], without a scale.
     """
     if kind == "bernoulli":
         p, x = ((at_least_fp32(image) + 1) / 2 for image in (prediction, target))
-        with torch.autocast(p.device.type, enabled=False):  # which forbids this loss on CUDA, whatever its precision
+        with torch.autocast(p.device.type, enabled=False):  # autocast forbids this loss on CUDA in any precision
             error = binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), x, reduction="none")
         return error.flatten(1).sum(1).mean()
     error = 0.5 * (target - prediction).square() if kind == "gaussian" else (target - prediction).abs()
@@ -64,46 +57,25 @@ def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: 
     return error.flatten(1).sum(1).mean()
 
 
-# ---- discriminators
-
-
-class Mode(NamedTuple):
-    """What a discriminator tells apart; `logits` is the number of its outputs."""
-
-    name: str
-    logits: int
-
-
-ModeName = Literal["binary", "ternary"]
-MODES: dict[str, Mode] = {
-    "binary": Mode("binary", 1),  # real | fake
-    "ternary": Mode("ternary", 3),  # real | reconstructed | generated
-}
-Adversarial = Literal["logistic", "hinge", "least_squares", "relativistic"]
-Opponent = Literal["real", "not_own"]
-
-
 def realness(logits: Tensor) -> Tensor:
-    """s with sigmoid(s) = p(real): the logit of [n, 1, ...], or l_real - logsumexp(l_rec, l_gen) of [n, 3, ...]."""
+    """Return s with sigmoid(s) = p(real): the logit [n, 1, ...], or l_real - logsumexp(l_rec, l_gen) of [n, 3, ...]."""
     if logits.shape[1] == 1:
         return logits[:, 0]
     return logits[:, 0] - logits[:, 1:].logsumexp(1)
 
 
-def on_real(kind: Adversarial, s: Tensor) -> Tensor:
-    """The discriminator's loss on real images' realness s, and the opponent's on fakes', who wants them called real.
+def loss_on_real(kind: Adversarial, s: Tensor) -> Tensor:
+    """Return the discriminator's loss on the realness s of real images, elementwise.
 
-    Logistic: -log sigmoid(s), non-saturating for the opponent (Goodfellow et al. 2014, section 3). Hinge: max(0, 1 - s)
-    (Lim & Ye 2017). Least squares: (t - 1)^2 of t = (s + 1) / 2 (Mao et al. 2017, targets 0 and 1).
+    Logistic: -log sigmoid(s) (Goodfellow et al. 2014, section 3). Hinge: max(0, 1 - s) (Lim & Ye 2017). Least squares:
+    (t - 1)^2 with t = (s + 1) / 2 (Mao et al. 2017, targets 0 and 1). On fakes its loss is that on -s.
     """
-    return {"logistic": lambda: softplus(-s), "hinge": lambda: relu(1 - s), "least_squares": lambda: (s - 1) ** 2 / 4}[
-        kind
-    ]()
-
-
-def on_fake(kind: Adversarial, s: Tensor) -> Tensor:
-    """The discriminator's loss on fakes' realness s: that of -s on real ones."""
-    return on_real(kind, -s)
+    if kind == "logistic":
+        return softplus(-s)
+    if kind == "hinge":
+        return relu(1 - s)
+    assert kind == "least_squares"
+    return (s - 1) ** 2 / 4
 
 
 def discriminator_loss(
@@ -112,23 +84,28 @@ def discriminator_loss(
     kind: Adversarial = "logistic",
     class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """The discriminator's loss, from its logits [n, 1 or 3, ...] on real images and on each kind of fake.
+    """Return the discriminator's loss.
 
-    Binary: half on real, half shared by the fakes (Goodfellow et al. 2014, eq. 1). Ternary (reconstructed, then
-    generated): by the classes' weights, a third each unless set, the cross-entropy
-    -log p_real = softplus(-s) and -log p_own = softplus(s) + softplus(l_other - l_own), s the realness.
-    Another `kind` replaces the terms in s only; a relativistic one has softplus(s_fake - s_real) of the real image at
-    the same position in their place (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2).
+    Binary: half the loss is on real images, half on fakes (Goodfellow et al. 2014, eq. 1). Ternary: the cross-entropy
+    of three classes, which splits into -log p_real = softplus(-s) and -log p_own = softplus(s) + softplus(l_other -
+    l_own) of the realness s. A `kind` other than logistic replaces the terms in s only. Relativistic: softplus(s_fake -
+    s_real) with the real image at the same position (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2).
+
+    Args:
+        real: logits of real images, [n, 1 or 3, ...]
+        fakes: logits of each kind of fake; of a ternary discriminator first reconstructed, then generated images
+        kind: the adversarial loss
+        class_weights: relative weights of real, reconstructed and generated images of a ternary discriminator
     """
     ternary = real.shape[1] == 3
-    shares = _shares(ternary, len(fakes), class_weights)
+    shares = _class_shares(ternary, len(fakes), class_weights)
     s, s_fakes = realness(real), [realness(fake) for fake in fakes]
     if kind == "relativistic":
         among = [share / sum(shares[1:]) for share in shares[1:]]
         loss = sum(share * softplus(fake - s).mean() for share, fake in zip(among, s_fakes, strict=True))
     else:
-        loss = shares[0] * on_real(kind, s).mean() + sum(
-            share * on_fake(kind, fake).mean() for share, fake in zip(shares[1:], s_fakes, strict=True)
+        loss = shares[0] * loss_on_real(kind, s).mean() + sum(
+            share * loss_on_real(kind, -fake).mean() for share, fake in zip(shares[1:], s_fakes, strict=True)
         )
     if ternary:
         reconstructed, generated = fakes
@@ -141,8 +118,8 @@ def discriminator_loss(
 def chance(
     mode: Mode, kind: Adversarial = "logistic", class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> float:
-    """The discriminator's least loss where all kinds of image look alike: ln 2 (binary), ln 3 (three equal classes)."""
-    real, *fakes = _shares(mode.name == "ternary", 2, class_weights)
+    """Return the least loss of a discriminator that cannot tell images apart: ln 2 if binary, ln 3 if ternary."""
+    real, *fakes = _class_shares(mode == "ternary", 2, class_weights)
     fake = sum(fakes)
     blind = {
         "logistic": _entropy(real, fake),
@@ -150,11 +127,11 @@ def chance(
         "least_squares": real * fake,
         "relativistic": math.log(2),
     }[kind]
-    return blind + (fake * _entropy(*(share / fake for share in fakes)) if mode.name == "ternary" else 0.0)
+    return blind + (fake * _entropy(*(share / fake for share in fakes)) if mode == "ternary" else 0.0)
 
 
 def generator_loss(fakes: Tensor, kind: Adversarial = "logistic", real: Tensor | None = None) -> Tensor:
-    """The opponent's loss on fakes' logits: the discriminator's on real images, or -s for hinge (Lim & Ye 2017).
+    """Return the opponent's loss on logits of fakes: that of the discriminator on real images, or -s for hinge.
 
     Relativistic: softplus(s_real - s_fake), which needs the logits of the `real` images at the same positions.
     """
@@ -162,19 +139,19 @@ def generator_loss(fakes: Tensor, kind: Adversarial = "logistic", real: Tensor |
     if kind == "relativistic":
         assert real is not None
         return softplus(realness(real) - s).mean()
-    return -s.mean() if kind == "hinge" else on_real(kind, s).mean()
+    return -s.mean() if kind == "hinge" else loss_on_real(kind, s).mean()
 
 
 def not_own(logits: Tensor, own: Literal[1, 2]) -> Tensor:
-    """-log(1 - p_own) of ternary logits on fakes of class `own`: it rests when they are taken for any other kind."""
-    others = torch.stack([logits[:, 0], logits[:, 3 - own]], 1)  # a list as index is copied to a GPU, and waited for
+    """Return -log(1 - p_own) of ternary logits on fakes of class `own`: low if they are taken for any other class."""
+    others = torch.stack([logits[:, 0], logits[:, 3 - own]], 1)  # indexing with a list would synchronize with the GPU
     return softplus(logits[:, own] - others.logsumexp(1)).mean()
 
 
 def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
-    """1/2 E||d s / d x||^2, s the realness, over patches its mean: R1 on real images, R2 on fakes.
+    """Return 1/2 E||ds/dx||^2 of the realness s, its mean over patches: R1 on real images, R2 on fakes.
 
-    (Mescheder et al. 2018, eq. 9 and 10.) `images` must require grad.
+    Mescheder et al. 2018, eq. 9 and 10. `images` must require grad and `logits` be computed from them.
     """
     s = realness(logits).view(len(logits), -1).mean(1)
     (gradient,) = torch.autograd.grad(s.sum(), images, create_graph=True)
@@ -182,18 +159,21 @@ def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
 
 
 def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
-    """E max(0, s_real - m_fake)^2 + E max(0, m_real - s_fake)^2 of realness and its running means m.
+    """Return E max(0, s_real - m_fake)^2 + E max(0, m_real - s_fake)^2 of the realness s and its running means m.
 
-    (Tseng et al. 2021, eq. 3, one-sided as their code has it.)
+    Tseng et al. 2021, eq. 3, one-sided as in their code.
     """
     return relu(real - mean_fake).square().mean() + relu(mean_real - fake).square().mean()
 
 
 def confusion(logits: dict[str, Tensor], relativistic: bool = False) -> dict[str, Tensor]:
-    """Share of each kind of image that is given each name: `named/KIND/NAME`, rows that sum to 1, and `accuracy/KIND`.
+    """Return how a discriminator classifies each kind of image.
 
-    A binary discriminator calls images real or fake; to it both fakes are "fake". A relativistic one's realness has no
-    zero: there a kind of fake is named rightly where it has less than the real image beside it.
+    Returns:
+        `accuracy/KIND`, the fraction that is classified correctly, and for a ternary discriminator `named/KIND/CLASS`,
+        the fraction of a kind that is given each class. A binary discriminator is correct about both kinds of fakes if
+        their logit is 0 or less; a relativistic binary one if they have less realness than the real image at the
+        same position.
     """
     terms = {}
     if relativistic:
@@ -212,17 +192,17 @@ def confusion(logits: dict[str, Tensor], relativistic: bool = False) -> dict[str
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, largest: float) -> Tensor:
-    """||gradient of the reconstruction|| / ||adversarial gradient||, both at the last layer, at most `largest`.
+    """Return the ratio of the norms of two gradients at the last layer, at most `largest` (Esser et al. 2021, eq. 7).
 
-    (Esser et al. 2021, eq. 7.) It is not a number where a gradient is not finite.
+    It is NaN if a gradient is not finite.
     """
     norm, adversarial_norm = reconstruction.norm(), adversarial.norm()
     ratio = (norm / (adversarial_norm + 1e-4)).clamp(max=largest)
     return torch.where((norm + adversarial_norm).isfinite(), ratio, torch.nan)
 
 
-def _shares(ternary: bool, fakes: int, class_weights: tuple[float, float, float]) -> list[float]:
-    """Each kind's part of a discriminator's loss, real first; they sum to 1."""
+def _class_shares(ternary: bool, fakes: int, class_weights: tuple[float, float, float]) -> list[float]:
+    """The weight of each kind of image in a discriminator's loss, real first; they sum to 1."""
     if not ternary:
         return [0.5, *[0.5 / fakes] * fakes]
     return [weight / sum(class_weights) for weight in class_weights]

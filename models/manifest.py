@@ -11,6 +11,7 @@ import safetensors.torch
 from msgspec import Meta
 from torch import Tensor
 
+FORMAT = 3  # of checkpoints; manifests of older formats do not state one
 LARGEST = 64 << 20  # bytes of a manifest
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safetensors$")]  # of the folder itself
@@ -19,9 +20,14 @@ FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safet
 class Manifest(msgspec.Struct):
     """What every manifest has; the trainer's own fields are described in trainer/schemas.py."""
 
+    format: int
     step: Annotated[int, Meta(ge=0, le=10**18)]
     files: dict[FileName, Digest]
     sha256: Digest  # of the rest
+
+
+class FormatError(ValueError):
+    """A checkpoint was written in another format than this version reads."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -35,6 +41,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
+        FormatError: the checkpoint has another format.
         ValueError: it is damaged, or has another shape than a manifest.
     """
     file = path / "manifest.json"
@@ -44,15 +51,25 @@ def read(path: Path) -> dict[str, Any]:
     content = file.read_bytes()
     try:
         manifest = json.loads(content)
+        whole = isinstance(manifest, dict) and content == sealed({k: v for k, v in manifest.items() if k != "sha256"})
+        _check_format(manifest, whole)
         msgspec.convert(manifest, Manifest)
-        whole = content == sealed({name: value for name, value in manifest.items() if name != "sha256"})
     except RecursionError as error:
         raise ValueError("its manifest is nested too deeply") from error
+    except FormatError:
+        raise
     except ValueError as error:
         raise ValueError(f"its manifest is not one: {error}") from error
     if not whole:
         raise ValueError("its manifest does not match its checksum")
     return manifest
+
+
+def _check_format(manifest: Any, whole: bool) -> None:
+    """Refuse another format; without a format number a manifest is older, unless it is damaged."""
+    found = manifest.get("format", FORMAT - 1 if whole else None) if isinstance(manifest, dict) else None
+    if isinstance(found, int) and found != FORMAT:
+        raise FormatError(f"it has format {found}, and this version reads format {FORMAT}")
 
 
 def sealed(manifest: dict[str, Any]) -> bytes:
@@ -62,7 +79,7 @@ def sealed(manifest: dict[str, Any]) -> bytes:
 
 
 def tensors(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """The tensors in the file `name` of a checkpoint's folder.
+    """Read the tensors in the file `name` of a checkpoint's folder.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -77,31 +94,19 @@ def tensors(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what would not end when it is read, such as a pipe or a device; a missing file is left to who opens it.
-
-    Raises:
-        ValueError: it is there, and no regular file.
-    """
+    """Raise a ValueError if the path is something other than a regular file, such as a pipe, which might never end."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path.name} is no regular file")
 
 
 def check_digest(name: str, found: str, expected: str) -> None:
-    """Compare a file's sha256 with the manifest's.
-
-    Raises:
-        ValueError: they differ.
-    """
+    """Raise a ValueError if a file's sha256 differs from the manifest's."""
     if found != expected:
         raise ValueError(f"{name} does not match its checksum")
 
 
 def check_tensors(name: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Compare names, shapes and types of a file's tensors with those that they are to replace.
-
-    Raises:
-        ValueError: they differ; names the file and the first tensor.
-    """
+    """Raise a ValueError that names the first tensor whose name, shape or type differs from the expected ones."""
     here, there = ({key: _kind(value) for key, value in tensors.items()} for tensors in (expected, found))
     for key in sorted(here.keys() | there.keys()):
         if here.get(key) != there.get(key):

@@ -1,4 +1,4 @@
-"""Settings of optimizers and discriminators, and checks of settings."""
+"""Settings of optimizers and discriminators, and checks that raise errors naming a setting as it is typed."""
 
 import math
 from dataclasses import dataclass
@@ -10,20 +10,49 @@ from models.losses import Adversarial
 Schedule = Literal["constant", "cosine", "linear"]
 
 
+def check_positive(prefix: str = "", /, **settings: float) -> None:
+    """Raise a ValueError that names the first setting that is not above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"system.{prefix}{name} is {value}, expected more than 0")
+
+
+def check_not_negative(prefix: str = "", /, **settings: float) -> None:
+    """Raise a ValueError that names the first setting below 0."""
+    for name, value in settings.items():
+        if not value >= 0:
+            raise ValueError(f"system.{prefix}{name} is {value}, expected 0 or more")
+
+
+def check_unused(reason: str, **settings: tuple[object, object]) -> None:
+    """Raise a ValueError if a setting (value, default) that has no effect for this reason was changed."""
+    for name, (value, default) in settings.items():
+        if value != default:
+            raise ValueError(f"system.{name} has no effect while {reason}: leave it unset")
+
+
+def check_kl(kl_weight: float, kl_warmup: int, free_bits: float) -> None:
+    """Raise a ValueError if settings of the KL term are below 0 or have no effect."""
+    check_not_negative(kl_weight=kl_weight, kl_warmup=kl_warmup, free_bits=free_bits)
+    if not kl_weight:
+        check_unused("system.kl_weight is 0", kl_warmup=(kl_warmup, 0), free_bits=(free_bits, 0.0))
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of one player's optimizer.
+    """Optimizer of one player.
 
     Args:
-        lr: learning rate
-        betas: decay of the running means of the gradient and of its square
-        weight_decay: of the weights; decoupled from the gradient in adamw
-        clip: largest gradient norm over all weights of the player; unset does not clip
-        algorithm: adam (Kingma & Ba 2015) or adamw (Loshchilov & Hutter 2019); alike at weight_decay 0
-        schedule: how the rate falls from `hold` to the run's end
-        warmup: steps in which the rate rises from 0
-        hold: share of the run after which it begins to fall
-        final: share of the rate that is left at the end
+        lr: learning rate, the peak of the schedule; lower it if losses oscillate or diverge
+        betas: decay rates of the running means of the gradient and of its square, both in [0, 1)
+        weight_decay: decay of the weights per step, times the learning rate; with adam it is added to the gradient
+        clip: largest norm of the gradient of all the player's weights, to which larger ones are scaled down; null does
+            not clip
+        algorithm: adam (Kingma & Ba 2015) or adamw (Loshchilov & Hutter 2019); they differ in weight_decay only
+        schedule: how the learning rate decays from `hold` to the end of the run
+        warmup: steps in which the learning rate rises linearly from 0 to lr
+        hold: fraction of the run, in [0, 1), after which the learning rate begins to decay; no effect if constant
+        final: fraction of lr, in [0, 1], that is left at the end of the run; no effect if constant
     """
 
     lr: float = 2e-4
@@ -37,83 +66,52 @@ class OptimizerConfig:
     final: float = 0.0
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate at a step, 0 the first, of a run of `steps`."""
+        """Return the learning rate at a step, counted from 0, of a run of `steps`."""
         risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         fallen = min(1.0, max(0.0, step / steps - self.hold) / (1 - self.hold))
         left = {"constant": 1.0, "linear": 1 - fallen, "cosine": (1 + math.cos(math.pi * fallen)) / 2}[self.schedule]
         return self.lr * risen * (self.final + (1 - self.final) * left)
 
-    def check(self, name: str) -> None:
-        """Refuse what is out of range.
-
-        Raises:
-            ValueError: naming the setting, as of player `name`.
-        """
-        check_positive(**{f"{name}.lr": self.lr})
-        check_weights(**{f"{name}.weight_decay": self.weight_decay, f"{name}.warmup": self.warmup})
+    def check(self, player: str) -> None:
+        """Raise a ValueError that names the first setting of this player that is out of its range."""
+        check_positive(f"{player}.", lr=self.lr)
+        check_not_negative(f"{player}.", weight_decay=self.weight_decay, warmup=self.warmup)
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"system.{name}.betas is {list(self.betas)}, expected two numbers in [0, 1)")
+            raise ValueError(f"system.{player}.betas is {list(self.betas)}, expected two numbers in [0, 1)")
         if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"system.{name}.clip is {self.clip}, expected more than 0; leave it unset not to clip")
+            raise ValueError(f"system.{player}.clip is {self.clip}, expected more than 0; leave it unset not to clip")
         if not 0 <= self.hold < 1 or not 0 <= self.final <= 1:
             raise ValueError(
-                f"system.{name}.hold and .final are {self.hold} and {self.final}, expected shares: 0 <= hold < 1 and "
-                "0 <= final <= 1"
+                f"system.{player}.hold and .final are {self.hold} and {self.final}, expected fractions: 0 <= hold < 1 "
+                "and 0 <= final <= 1"
             )
         if self.schedule == "constant" and (self.hold or self.final):
-            raise ValueError(f"system.{name}.hold and .final have no effect while its schedule is constant")
-
-
-def check_positive(**settings: float) -> None:
-    """Refuse settings that are not above 0.
-
-    Raises:
-        ValueError: naming the setting and its value.
-    """
-    for name, value in settings.items():
-        if not value > 0:
-            raise ValueError(f"system.{name} is {value}, expected more than 0")
-
-
-def check_weights(**settings: float) -> None:
-    """Refuse weights below 0.
-
-    Raises:
-        ValueError: naming the setting and its value.
-    """
-    for name, value in settings.items():
-        if not value >= 0:
-            raise ValueError(f"system.{name} is {value}, expected 0 or more")
-
-
-def check_effect(reason: str, **settings: tuple[object, object]) -> None:
-    """Refuse settings (given, default) that were changed although, for the `reason`, they have no effect.
-
-    Raises:
-        ValueError: naming the setting and the reason.
-    """
-    for name, (given, default) in settings.items():
-        if given != default:
-            raise ValueError(f"system.{name} has no effect while {reason}: leave it unset")
+            raise ValueError(f"system.{player}.hold and .final have no effect while its schedule is constant")
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(OptimizerConfig):
-    """Settings of one discriminator: its optimizer's, and its game's.
+    """One discriminator: its optimizer, its loss and its regularization.
 
     Args:
-        every: it moves at every such step
-        start: its first step; before it, it neither moves nor counts for its opponents
-        ramp: steps after `start` in which its weight for its opponents rises from 0 to 1
-        adversarial: logistic (non-saturating), hinge, least_squares, or relativistic (each fake beside a real image)
-        r1_weight: gamma of the gradient penalty on real images; 0 is off
-        r2_weight: gamma of the gradient penalty on fakes; 0 is off
-        penalty_every: penalties are taken at every such move, times as many
-        lecam_weight: of LeCam's regularization towards the running means of realness; 0 is off
-        lecam_decay: of those means
-        augment: DiffAugment of every image that it sees: color, translation, cutout
-        spectral_norm: divide every weight matrix by its largest singular value
-        minibatch_stddev: show it the deviation among runs of so many images of a kind; 0 is off
+        every: steps between its updates; 1 updates it at every step
+        start: first step at which it is trained and counts for its opponents; raise it to train a VAE first
+        ramp: steps after `start` in which its weight for its opponents rises linearly from 0 to 1
+        adversarial: loss on realness: logistic (non-saturating, Goodfellow et al. 2014), hinge (Lim & Ye 2017),
+            least_squares (Mao et al. 2017) or relativistic (each fake against a real image, Jolicoeur-Martineau 2019)
+        r1_weight: weight of the gradient penalty on real images, gamma of Mescheder et al. 2018, eq. 9; 0 turns it off.
+            Raise it if training oscillates or the discriminator wins; usual values are 0.01 to 10 and grow with the
+            image size
+        r2_weight: weight of the gradient penalty on fakes; 0 turns it off. R3GAN uses it with the relativistic loss
+        penalty_every: updates between penalties, each of which then counts this many times (Karras et al. 2020,
+            appendix B); a larger number saves compute and keeps the mean
+        lecam_weight: weight of LeCam's regularization (Tseng et al. 2021), which helps with little data; 0 turns it off
+        lecam_decay: decay, in [0, 1), of the running means of realness that LeCam compares with
+        augment: changes to every image that it is shown (DiffAugment, Zhao et al. 2020), which help with little data:
+            a list of color, translation, cutout
+        spectral_norm: divide every weight matrix by its largest singular value (Miyato et al. 2018)
+        minibatch_stddev: images per group whose common standard deviation it is shown, which counters mode collapse
+            (Karras et al. 2018); a micro-batch must be a multiple of it; 0 turns it off
     """
 
     every: int = 1
@@ -129,20 +127,20 @@ class DiscriminatorConfig(OptimizerConfig):
     spectral_norm: bool = False
     minibatch_stddev: int = 0
 
-    def check(self, name: str) -> None:
-        super().check(name)
-        check_positive(**{f"{name}.{key}": getattr(self, key) for key in ("every", "penalty_every")})
-        weights = ("start", "ramp", "r1_weight", "r2_weight", "lecam_weight", "minibatch_stddev")
-        check_weights(**{f"{name}.{key}": getattr(self, key) for key in weights})
+    def check(self, player: str) -> None:
+        super().check(player)
+        check_positive(f"{player}.", every=self.every, penalty_every=self.penalty_every)
+        names = ("start", "ramp", "r1_weight", "r2_weight", "lecam_weight", "minibatch_stddev")
+        check_not_negative(f"{player}.", **{name: getattr(self, name) for name in names})
         if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"system.{name}.lecam_decay is {self.lecam_decay}, expected 0 or more and less than 1")
+            raise ValueError(f"system.{player}.lecam_decay is {self.lecam_decay}, expected 0 or more and less than 1")
         if not self.lecam_weight:
             decay = (self.lecam_decay, DiscriminatorConfig.lecam_decay)
-            check_effect(f"system.{name}.lecam_weight is 0", **{f"{name}.lecam_decay": decay})
+            check_unused(f"system.{player}.lecam_weight is 0", **{f"{player}.lecam_decay": decay})
         if self.minibatch_stddev == 1:
-            raise ValueError(f"system.{name}.minibatch_stddev is 1, and one image has no deviation: expected 0 or 2 on")
+            raise ValueError(f"system.{player}.minibatch_stddev is 1, expected 0 (off) or 2 or more images")
         if self.penalty_every > 1 and not self.penalized:
-            raise ValueError(f"system.{name}.penalty_every has no effect while r1_weight and r2_weight are 0")
+            raise ValueError(f"system.{player}.penalty_every has no effect while r1_weight and r2_weight are 0")
 
     @property
     def penalized(self) -> bool:

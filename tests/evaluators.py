@@ -14,13 +14,16 @@ from data.shards.reader import Shards
 from models import VAE
 from trainer.config.settings import DataConfig
 from trainer.evaluate.accumulators import extract_features
-from trainer.evaluate.evaluator import BLOCK, Evaluator
+from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.extractors.demo_cnn import load_demo_cnn
+from trainer.evaluate.ranks import BLOCK
 
 
 def evaluator_of(data, path, num=200) -> Evaluator:
     extractor = load_demo_cnn(path, 1).eval().requires_grad_(False)
-    return Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, num, 0, VAE(32, 1, 4, SMALL))
+    return Evaluator(
+        Accelerator(cpu=True), extractor, [Shards(data.test)], data, num=num, seed=0, system=VAE(32, 1, 4, SMALL)
+    )
 
 
 class Playback(VAE):
@@ -98,7 +101,7 @@ def score_as_a_rank(train_folder: str, test_folder: str, weights: str, out: str)
     if rank == 1:
         evaluator.extractor.sha256 = "other"
     try:
-        Evaluator(evaluator.accelerator, evaluator.extractor, evaluator.tests, settings, 100, 0)
+        Evaluator(evaluator.accelerator, evaluator.extractor, evaluator.held_out, settings, num=100, seed=0)
     except ValueError as error:
         refused = str(error)
     Path(out, f"{rank}.json").write_text(json.dumps([found, told, refused]))

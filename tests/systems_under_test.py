@@ -101,7 +101,7 @@ def cancelled(system: System) -> set[str]:
             pairs = pairwise(module.named_children())
             found |= {f"{name}.{one}.bias" for (one, _), (_, norm) in pairs if isinstance(norm, nn.InstanceNorm2d)}
     for game in getattr(system, "adversaries", {}).values():
-        if game.settings.adversarial == "relativistic" and game.mode.name == "binary":
+        if game.config.adversarial == "relativistic" and game.mode == "binary":
             found.add(f"{game.network}.head.bias")
     return found
 

@@ -102,9 +102,9 @@ def test_twenty_kills_at_random_moments(ranks, scored, tmp_path, processes):
 
 SLOW_WRITES = """
 import time
-
-write = files.write_pieces
-files.write_pieces = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
+from trainer.checkpoint import writer
+write = writer.write_pieces
+writer.write_pieces = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[1]
 """
 SLOW_SCORES = """
 import time
@@ -117,7 +117,7 @@ Evaluator._reconstructions = lambda *all: (time.sleep(2), score(*all))[1]
 @pytest.mark.parametrize(
     ("fault", "moment"),
     [
-        (SLOW_WRITES, lambda path: list(path.glob(".unfinished.step_00000006/*"))),
+        (SLOW_WRITES, lambda path: list(path.glob(".unfinished.step_00000006.*/*"))),
         (SLOW_SCORES, lambda path: (path / "step_00000006").exists()),
     ],
     ids=["while saving", "while evaluating"],
@@ -165,7 +165,9 @@ def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(
     (step,) = saved(tmp_path / "left")
     if log_every == 1:
         assert step == lines(tmp_path / "left")[-1]["step"] <= at + 4, "on its way, one to be asked in, one to answer"
-    assert f"left at step {step} of 40 for {sent.name if 0 in to else 'another process'}" in done.stderr
+    assert (
+        f"Stopped at step {step} of 40 ({sent.name if 0 in to else 'another process'}). Checkpoint saved" in done.stderr
+    )
     resumed = ranks(*run, "--trainer.run_dir", tmp_path / "left", processes=2).wait()
     assert (resumed.returncode, word(tmp_path / "left")) == (0, "finished")
     if not left_alone.exists():
@@ -242,7 +244,9 @@ def test_a_time_limit_is_kept(ranks, tmp_path):
     done = ranks(*run, processes=2).wait()
     assert done.codes == [EXIT_PREEMPTED, EXIT_PREEMPTED], done.stderr
     # Either process may be the first to come near the limit, and the main one alone speaks.
-    assert re.search(r"for (trainer\.time_limit|another process): all is saved", done.stderr)
+    assert re.search(
+        r"Stopped at step \d+ of 1000000 \((trainer\.time_limit|another process)\)\. Checkpoint saved", done.stderr
+    )
     assert word(tmp_path) == "preempted"
 
 
@@ -414,8 +418,8 @@ TrainStep.__call__ = changing
 
 def test_unlike_processors_are_told_where_weights_drift_apart(ranks, tmp_path):
     flip = """
+from trainer.distributed import ranks
 from trainer.step import TrainStep
-
 ranks._processor = lambda device: "AVX1024"
 step = TrainStep.__call__
 def flipping(self, batches, number):
@@ -427,7 +431,7 @@ TrainStep.__call__ = flipping
     done = ranks(*run, processes=2, faults={1: flip}).wait()
     assert done.codes == [1, 1]
     assert re.search(
-        r"Unlike processors round otherwise \(.* on process 0 on \S+, AVX1024 on process 1 on", done.stderr
+        r"Unlike processors round differently \(.* on process 0 on \S+, AVX1024 on process 1 on", done.stderr
     )
     assert "ATEN_CPU_CAPABILITY=default on all" in done.stderr
     assert "Memory" not in done.stderr
@@ -457,7 +461,7 @@ EMA.update = far
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        ("import trainer.train\ntrainer.train.code_checksum = lambda: 'other'", "differ in code: "),
+        ("import trainer.build\ntrainer.build.code_checksum = lambda: 'other'", "differ in code: "),
         ("arguments += ['--system.autoencoder.lr', '0.5']", "differ in system.autoencoder.lr: "),
     ],
 )
@@ -556,7 +560,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     done = ranks(*TERNARY, "--trainer.run_dir", tmp_path, faults={0: early}).wait()
     assert (done.returncode, word(tmp_path), saved(tmp_path)) == (EXIT_PREEMPTED, "preempted", [1]), done.stderr
-    assert "left at step 1 of 10000 for SIGTERM" in done.stderr
+    assert "Stopped at step 1 of 10000 (SIGTERM). Checkpoint saved; run the same command to resume" in done.stderr
 
 
 @pytest.fixture
@@ -625,7 +629,7 @@ def test_a_killed_rank_is_restarted_by_the_launcher(launched, ranks, tmp_path, r
         wait_until(lambda past=past: (hurt / "checkpoints").exists() and max(saved(hurt), default=0) > 40 * past)
         os.kill(rank_of(hurt, rank), signal.SIGKILL)
     assert launcher.wait(120) == 0, (tmp_path / "output").read_text()
-    assert (tmp_path / "output").read_text().count("going on at step") == kills
+    assert (tmp_path / "output").read_text().count("Resuming at step") == kills
     assert word(hurt) == "finished"
     whole = ranks(*run, tmp_path / "whole", processes=2).wait()
     assert whole.returncode == 0, whole.stderr

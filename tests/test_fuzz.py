@@ -352,7 +352,7 @@ def test_a_runs_extractor(fuzz, tmp_path, tries):
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        demo_cnn._is_fit(path, [], [], DataConfig(Location("")))
+        demo_cnn.is_fit(path, [], [], DataConfig(Location("")))
         demo_cnn.load_demo_cnn(path, 1)
 
     fuzz(safetensors.torch.save(demo_cnn.DemoCNN(1, 2).state_dict(), meta), read, 8 * tries, refused=ValueError)
@@ -371,8 +371,8 @@ def test_an_extractor_of_other_tensors_is_refused(tmp_path, name, value):
     path = tmp_path / "demo-cnn-v1.safetensors"
     tensors = {**demo_cnn.DemoCNN(1, 2).state_dict(), name: value}
     path.write_bytes(safetensors.torch.save(tensors, {"demo-cnn": "[1]"}))
-    assert not demo_cnn._is_fit(path, [], [], DataConfig(Location("")))
-    with pytest.raises(ValueError, match=r"evaluate.weights: .* is no demo-cnn's file"):
+    assert not demo_cnn.is_fit(path, [], [], DataConfig(Location("")))
+    with pytest.raises(ValueError, match=r"the weights .* are not a demo-cnn"):
         demo_cnn.load_demo_cnn(path, 1)
 
 

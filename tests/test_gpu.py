@@ -115,7 +115,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(launched, digits, tmp_path, op
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000008")
     told = launched("one_gpu", *run, "--trainer.run_dir", tmp_path / "cut", small=small)
-    assert "going on at step 4 of 8" in told
+    assert "Resuming at step 4 of 8" in told
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert one.keys() == other.keys()
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
@@ -134,7 +134,7 @@ def test_compiled_networks_train_as_eager_ones(launched, tmp_path):
         for key in ("autoencoder/reconstruction", "autoencoder/kl", "ternary/discriminator_loss", "ternary/r1"):
             assert one[key] == pytest.approx(other[key], rel=2e-2), (key, one["step"])
     resumed = [*run, "--trainer.steps", "6", "--trainer.compile", "true"]
-    assert "going on at step 4 of 6" in launched(None, *resumed, "--trainer.run_dir", tmp_path / "eager")
+    assert "Resuming at step 4 of 6" in launched(None, *resumed, "--trainer.run_dir", tmp_path / "eager")
 
 
 def test_copies_beside_a_busy_device_are_the_images(accelerator, digits, tmp_path):
@@ -145,17 +145,17 @@ def test_copies_beside_a_busy_device_are_the_images(accelerator, digits, tmp_pat
     made = accelerator()
     with RunFolder(tmp_path) as folder:
         run = Run(config, folder, made, Ranks(made, 60), StopSignal())
-        (shards,), (order,) = run.trains, run.orders
+        (shards,), (order,) = run.parts.trains, run.parts.orders
         busy = torch.rand(2048 if ON == "cuda" else 64, 2048 if ON == "cuda" else 64, device=made.device)
         seen = []
-        for batch in run._batches():
+        for batch in run.batches():
             for _ in range(20):
                 busy = (busy @ busy).softmax(1)  # the copy of the next batch meets it
             seen.append(batch.image.clone())
         for step, image in enumerate(seen):
             expected = normalize(read(shards, order[step], 32, 1).image)
             torch.testing.assert_close(image.cpu(), expected, rtol=0, atol=1e-6, msg=f"step {step}")
-        run.record.close()
+        run.logger.close()
 
 
 @only_cuda

@@ -59,7 +59,7 @@ def test_two_processes_train_as_one(main, ranks, tmp_path):
     two = main(*common, "--trainer.run_dir", tmp_path / "two", processes=2, cwd=tmp_path)
     assert two.returncode == 0, two.stderr
     assert "2 processes on cpu" in two.stderr
-    assert two.stderr.count("starting at step 0") == 1, "rank 0 alone speaks"
+    assert two.stderr.count("Starting at step 0") == 1, "rank 0 alone speaks"
     one = ranks(*common, "--trainer.run_dir", tmp_path / "one", "--trainer.micro_batch", "4").wait()
     assert one.returncode == 0, one.stderr
     assert alike(tmp_path / "one", tmp_path / "two")
@@ -83,7 +83,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(ranks, here, tmp_path, demo_cn
     resumed = ranks(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "cut").wait()
     assert resumed.returncode == 0, resumed.stderr
     assert "step_00000008 is damaged" in resumed.stderr
-    assert "going on at step 6 of 8" in resumed.stderr
+    assert "Resuming at step 6 of 8" in resumed.stderr
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -115,7 +115,7 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000008")
     resumed = here(*run, "--trainer.run_dir", tmp_path / "cut", small=[])
-    assert "going on at step 4 of 8" in resumed.stderr
+    assert "Resuming at step 4 of 8" in resumed.stderr
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -142,7 +142,7 @@ def test_three_processes_resume_bit_for_bit(ranks, tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000004")
     resumed = ranks(*run, "--trainer.steps", "4", "--trainer.run_dir", tmp_path / "cut", processes=3).wait()
-    assert "going on at step 2" in resumed.stderr
+    assert "Resuming at step 2" in resumed.stderr
     a, b = weights(tmp_path / "whole", 4), weights(tmp_path / "cut", 4)
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -200,7 +200,7 @@ def test_a_perceptual_networks_file_is_compared_by_its_content(here, tmp_path, m
     assert [run(1, "a").returncode, run(2, "moved").returncode] == [0, 0]
     done = run(3, "b")
     assert done.returncode == 2
-    assert "system.perceptual_weights: a file of sha256 aaa in the checkpoint, bbb now" in done.stderr
+    assert "system.perceptual_weights: a file with sha256 aaa in the checkpoint, bbb now" in done.stderr
 
 
 def test_the_run_folder(ranks, tmp_path, demo_cnn):
@@ -321,7 +321,7 @@ def test_a_run_of_two_processes_goes_on_with_one_on_the_same_samples(ranks, tmp_
     assert two.wait().codes == [-signal.SIGKILL] * 2
     one = ranks(*run).wait()
     assert one.returncode == 0, one.stderr
-    assert "going on at step" in one.stderr
+    assert "Resuming at step" in one.stderr
     order, rows = Order([1438], 64, 0), slice(0, 64)
     assert order.steps_per_epoch == 22
     assert sample_checksums(tmp_path) == {step + 1: sample_checksum(step, 0, rows, order[step]) for step in range(26)}
@@ -371,7 +371,7 @@ def test_other_data_or_batches_are_refused_unless_accepted(here, digits, tmp_pat
     assert "accept_new_data" not in refused.stderr
     lanes = here(*other, "--trainer.steps", "5", "--data.window", "100", "--data.lanes", "2")
     assert lanes.returncode == 2
-    assert "data: another order of samples than in the checkpoint" in lanes.stderr
+    assert "data: data.lanes or data.window gives another order of samples than in the checkpoint" in lanes.stderr
     same = here(*other, "--trainer.steps", "5", "--data.window", "1000", "--data.lanes", "2")
     assert same.returncode == 0, "a set within the window has one order"
 

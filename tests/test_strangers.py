@@ -198,7 +198,7 @@ def test_an_extractor_that_is_code_is_the_command_lines_alone(capsys, run, progr
         patch.setattr(torch.export, "load", loaded)
         for arguments in ([], ["--weights", str(program)], ["--extractor", "file"]):
             message = told(capsys, score_command.main, [str(run), *SAMPLES, *arguments])
-            assert "the run was scored by file, of the file" in message
+            assert "the run was scored by extractor file with the file" in message
             assert "name it with --extractor file --weights FILE. It is code" in message
     typed = ["--extractor", "file", "--weights", str(program), "--metrics", "fid"]
     score_command.main([str(run), *SAMPLES, *typed])
@@ -209,7 +209,7 @@ def test_an_extractor_that_is_code_is_the_command_lines_alone(capsys, run, progr
 def test_weights_that_only_a_manifest_names_are_not_opened(capsys, run, demo_cnn, kind):
     said(run, "evaluate", extractor=kind, weights=str(demo_cnn))
     message = told(capsys, score_command.main, [str(run), *SAMPLES])
-    assert f"of the file '{demo_cnn}', and a file that a run's folder names is not opened: name it with" in message
+    assert f"with the file '{demo_cnn}'. A file that a run's folder names is not opened: name it with" in message
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
@@ -225,7 +225,7 @@ def test_nothing_is_cached_where_a_manifest_says(capsys, run, tmp_path):
     (tmp_path / "index.json").write_text(json.dumps({"shardlist": [shard]}))
     said(run, "data", test=str(tmp_path / "index.json"), cache=str(tmp_path / "cache"))
     message = told(capsys, score_command.main, [str(run), "--extractor", "demo-random", *SAMPLES])
-    assert "with --cache (and --cache_gb)" in message
+    assert "(or --cache and --cache_gb of trainer.evaluate)" in message
     assert not (tmp_path / "cache").exists()
 
 
@@ -293,12 +293,12 @@ def test_a_manifests_data_settings_have_a_shape(capsys, run, section, value, wor
     "changes",
     [
         {"windows": []},
-        {"windows": [{"terms": {"a/b": 3}, "sample_checksum": 0, "skipped": []}]},
-        {"windows": [{"terms": [], "sample_checksum": 0, "skipped": []}]},
+        {"windows": [{"terms": {"a/b": 3}, "sample_checksum": 0, "replaced": []}]},
+        {"windows": [{"terms": [], "sample_checksum": 0, "replaced": []}]},
         {"data": []},
         {"data": [{"images": 3}]},
         {"frozen": []},
-        {"skipped": "none"},
+        {"replaced": "none"},
         {"evaluation_pending": 1},
         {"scalers": [1]},
         {"configuration": {}},
@@ -370,7 +370,7 @@ def test_fewer_steps_than_were_made_are_refused(here, run):
     assert (run / "state").read_text() == "finished\n"
     done = here(*run_of, "1")
     assert done.returncode == 2
-    assert f"trainer.steps is 1, and {run} holds a run that has made 2 already: raise it, or take" in done.stderr
+    assert f"trainer.steps is 1, but the run in {run} has already made 2: raise it, or choose" in done.stderr
     assert (run / "state").read_text() == "failed\n"
     assert here(*run_of, "2").returncode == 0
     assert (run / "state").read_text() == "finished\n"

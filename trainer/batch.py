@@ -1,32 +1,33 @@
-"""A batch, from uint8 to [-1, 1] and back, and its draws.
+"""A batch of images in [-1, 1], and its random draws.
 
-A draw depends on (seed, step, name, position in the global batch) alone.
+A draw depends only on (seed, step, name, position in the global batch), not on the number of processes or
+micro-batches. torch's generators are not keyed by position, so the draws are our own.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 
 def key(*parts: int | str) -> int:
-    """A generator's seed in [0, 2^63) from what it depends on."""
+    """Return a generator's seed in [0, 2^63), a hash of everything that the draw depends on."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def normalize(image: Tensor) -> Tensor:
-    """uint8 to [-1, 1], laid out channel by channel."""
+    """Map uint8 to [-1, 1] in float32, contiguous by channel."""
     return image.float().contiguous() / 127.5 - 1
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """[-1, 1] to uint8, clamped and rounded.
+    """Map [-1, 1] to uint8, clamped and rounded.
 
     Raises:
-        FloatingPointError: a value is not finite; a cast would make it look like an ordinary pixel.
+        FloatingPointError: a value is not finite; the cast would turn it into an ordinary pixel.
     """
     if not image.isfinite().all():
         raise FloatingPointError(f"{int((~image.isfinite()).sum())} of {image.numel()} pixels are not finite")
@@ -35,7 +36,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 @contextmanager
 def strict_fp32(device: torch.device) -> Iterator[None]:
-    """In float32 as it is written: no autocast, no TF32, no choice of algorithms by speed."""
+    """A context for strict float32: autocast and TF32 off, deterministic cuDNN."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -49,7 +50,7 @@ def strict_fp32(device: torch.device) -> Iterator[None]:
 
 
 def prior(seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """z [n, *shape] of samples with some indices [n]: each by a generator of its own, so that blocks change nothing."""
+    """Return z [n, *shape] of the samples with these indices [n], each drawn by its own generator."""
     generator = torch.Generator()
     draws = [torch.randn(shape, generator=generator.manual_seed(key(seed, "evaluate", i))) for i in index.tolist()]
     return torch.stack(draws)
@@ -57,14 +58,14 @@ def prior(seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @dataclass
 class Batch:
-    """Some rows of a global batch.
+    """Some rows of a global batch, as `models.system.Batch` describes it.
 
     Args:
-        images: of each data set, [n, channels, size, size] in [-1, 1]
+        images: images of each dataset, [n, channels, size, size] in [-1, 1]
         rows: their positions in the global batch
-        batch_size: of the global batch
-        seed: of the run
-        step: of the run
+        batch_size: images of the global batch
+        seed: the run's seed
+        step: the step, counted from 0
     """
 
     images: tuple[Tensor, ...]
@@ -75,52 +76,51 @@ class Batch:
 
     @property
     def image(self) -> Tensor:
-        """Of the first data set."""
+        """The images of the first dataset."""
         return self.images[0]
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The draw `name` from N(0, I), [n, *shape]: made for the global batch, then sliced.
+        """Return the draw `name` from N(0, I), [n, *shape], sliced from a draw for the global batch.
 
-        A draw for some rows alone would not do: the first rows of a longer draw are other numbers.
+        Drawing only these rows would give different numbers: `randn(8)[:4]` is not `randn(4)`.
         """
         return self._draw(torch.randn, name, shape)
 
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The draw `name` from U[0, 1), [n, *shape]."""
+        """Return the draw `name` from U[0, 1), [n, *shape]."""
         return self._draw(torch.rand, name, shape)
 
-    def _draw(self, of: Callable[..., Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    def _draw(self, distribution: Callable[..., Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
         generator = torch.Generator(self.image.device).manual_seed(key(self.seed, self.step, name))
-        draw = of((self.batch_size, *shape), generator=generator, device=self.image.device)
+        draw = distribution((self.batch_size, *shape), generator=generator, device=self.image.device)
         return draw[self.rows].to(self.image.dtype)
 
     def ramp(self, start: int, steps: int) -> float:
-        """0 before step `start`, then rising linearly to 1 after `steps` more."""
+        """Return 0 before step `start`, then a weight that rises linearly to 1 over `steps` steps."""
         since = self.step - start
         return float(since >= 0) if not steps else min(1.0, max(0.0, since / steps))
 
     def due(self, every: int, start: int = 0) -> bool:
-        """Whether this step is `start` or a multiple of `every` after it."""
+        """Return whether this step is `start` or a multiple of `every` after it."""
         return self.step >= start and (self.step - start) % every == 0
 
     def positions(self) -> Tensor:
-        """int64 [n]: where these rows are in the global batch."""
+        """Return the rows' positions in the global batch, int64 [n]."""
         return torch.arange(self.rows.start, self.rows.stop, device=self.image.device)
 
     def placed(self, value: Tensor) -> Tensor:
-        """[batch_size, ...]: `value` in these rows, zero in the others, such that the mean over all parts of a global
-        batch holds every row."""
-        # In float64 the scaling is undone to the bit by any number of parts, once rounded back.
+        """Return [batch_size, ...] with `value` in these rows, scaled so that the mean over all parts of a global batch
+        holds every row, and zeros elsewhere."""
+        # In float64, the mean over any number of parts undoes the scaling exactly, once rounded back.
         whole = value.new_zeros((self.batch_size, *value.shape[1:]), dtype=torch.float64)
         whole[self.rows] = value.double() * (self.batch_size / len(value))
         return whole
 
     def split(self, size: int) -> list["Batch"]:
-        """Micro-batches of `size` rows."""
+        """Return micro-batches of `size` rows."""
+        parts = zip(*(image.split(size) for image in self.images), strict=True)
+        starts = range(self.rows.start, self.rows.stop, size)
         return [
-            Batch(images, slice(self.rows.start + i * size, self.rows.start + (i + 1) * size), *self._source())
-            for i, images in enumerate(zip(*(image.split(size) for image in self.images), strict=True))
+            replace(self, images=images, rows=slice(start, start + size))
+            for start, images in zip(starts, parts, strict=True)
         ]
-
-    def _source(self) -> tuple[int, int, int]:
-        return self.batch_size, self.seed, self.step

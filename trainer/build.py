@@ -1,28 +1,138 @@
-"""What a run is built from: processes and precision, image sets and their order, the shares of a batch."""
+"""Builds what a run trains: the system and its averages, the datasets with their order, and the split of a batch."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
 
 from data.errors import DataError
 from data.order import Order
+from data.processes import prepare_workers
 from data.shards.reader import OnError, Shards
 from models import System
-from trainer.batch import key
+from trainer.batch import Batch, key
+from trainer.checkpoint.state import TrainState, frozen_checksums
 from trainer.config.parser import Config
+from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig
+from trainer.distributed.ranks import Ranks, code_checksum
+from trainer.ema import EMA
+from trainer.step import TrainStep
+
+OF_A_MACHINE = ("data.workers", "data.cache", "data.cache_gb")  # settings in which processes may differ
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a run trains, and on what.
+
+    Args:
+        config: the run's settings
+        system: the system; its networks are prepared for distribution by accelerate
+        networks: the same networks by name, without DDP's wrapper
+        ema: the averaged networks
+        trains: training shards of each dataset
+        tests: held-out shards of each dataset; empty if there are none
+        orders: order of the samples of each training set
+        per_rank_batch: images per step of one process
+        micro_batch: images that pass through the networks at once; divides per_rank_batch
+        code: checksum of the program's code
+    """
+
+    config: Config
+    system: System
+    networks: dict[str, nn.Module]
+    ema: EMA
+    trains: list[Shards]
+    tests: list[Shards]
+    orders: list[Order]
+    per_rank_batch: int
+    micro_batch: int
+    code: str
+
+
+def build(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunParts:
+    """Build everything that a run trains, with the same weights on all processes.
+
+    Raises:
+        ValueError: a setting is out of its range, or processes differ in their code, settings or data.
+        DataError: shards are missing or damaged.
+    """
+    settings, code = config.trainer, code_checksum()
+    if config.data.workers:
+        prepare_workers()
+    config.settle_precision(accelerator.mixed_precision)
+    torch.manual_seed(key(settings.seed, "weights"))
+    system = config.system()
+    system.players()  # checks their settings
+    per_rank_batch, micro_batch = split_batch(
+        settings.batch_size, settings.micro_batch, accelerator.num_processes, system.group
+    )
+    trains, tests = open_datasets(config, system)
+    _check_same_run(config, system, [*trains, *tests], code, ranks)
+    orders = make_orders(config, trains)
+
+    system.to(accelerator.device)
+    ranks.broadcast_weights(system)  # from one seed, different processors draw weights that differ in their last digits
+    ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
+    networks = system.networks()
+    for name, network in networks.items():
+        if settings.compile and not name.startswith("discriminator"):
+            network.compile()  # in place, so that the weights keep their names
+        # In evaluation mode, accelerate does not wrap a network in DDP.
+        prepared = accelerator.prepare_model(network, evaluation_mode=settings.grad_sync == "flat")
+        setattr(system, name, prepared)
+    return RunParts(config, system, networks, ema, trains, tests, orders, per_rank_batch, micro_batch, code)
+
+
+def _check_same_run(config: Config, system: System, shards: list[Shards], code: str, ranks: Ranks) -> None:
+    """Check that all processes run the same program with the same settings on the same images."""
+    own = {"code": code, **flatten(config.resolved()), **frozen_checksums(system)}
+    for name in OF_A_MACHINE:
+        del own[name]
+    ranks.check_same(own | {"shards": [one.fingerprint() for one in shards]})
+
+
+def make_train_step(parts: RunParts, accelerator: Accelerator) -> TrainStep:
+    """Return the run's step, with new optimizers."""
+    settings = parts.config.trainer
+    return TrainStep(accelerator, parts.system, settings.steps, settings.share_passes, settings.overflows)
+
+
+def settle_buckets(parts: RunParts, state: TrainState, accelerator: Accelerator) -> None:
+    """Take a step and undo it, so that DDP sums gradients in the same order in every real step.
+
+    DDP reorders its buckets after its first backward pass; with three processes or more that changes the rounding of
+    sums, and the first step of a resumed run would differ from the same step of an uninterrupted one.
+    """
+    if accelerator.num_processes == 1 or parts.config.trainer.grad_sync == "flat":
+        return
+    before = copy.deepcopy(state.trained())
+    data, batch_size = parts.config.data, parts.config.trainer.batch_size
+    blank = torch.zeros(parts.per_rank_batch, data.channels, data.size, data.size, device=accelerator.device)
+    images, rows = (blank,) * parts.system.domains, slice(0, parts.per_rank_batch)
+    train_step = make_train_step(parts, accelerator)
+    for start in {player_state.player.start for player_state in train_step.player_states}:
+        train_step(Batch(images, rows, batch_size, 0, start).split(parts.micro_batch), start)
+    state.load_networks(before)
 
 
 def split_batch(batch_size: int, micro_batch: int | None, world_size: int, group: int = 1) -> tuple[int, int]:
-    """Images a step of one process, and how many of them go through the networks at once.
+    """Return the images per step of one process, and how many of them pass through the networks at once.
 
     Args:
-        batch_size: images a step of all
-        micro_batch: at most so many at once; None: a process's whole share
-        world_size: processes
-        group: images that must stay together
+        batch_size: images per step of all processes
+        micro_batch: most images at once; None sets no limit
+        world_size: number of processes
+        group: images that a network must see together (minibatch_stddev)
 
     Raises:
         ValueError: the world size does not divide the batch, or no micro-batch holds whole groups.
     """
-    share, rest = divmod(batch_size, world_size)
-    if rest or not share:
+    per_rank_batch, rest = divmod(batch_size, world_size)
+    if rest or not per_rank_batch:
         fitting = [max(1, batch_size // world_size) * world_size, -(-batch_size // world_size) * world_size]
         worlds = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
         raise ValueError(
@@ -30,19 +140,19 @@ def split_batch(batch_size: int, micro_batch: int | None, world_size: int, group
             f"{' or '.join(str(size) for size in dict.fromkeys(fitting))}, or another number of processes "
             f"({_some_of(worlds)})"
         )
-    fits = [size for size in range(group, share + 1, group) if share % size == 0]
+    fits = [size for size in range(group, per_rank_batch + 1, group) if per_rank_batch % size == 0]
     if not fits:
         raise ValueError(
-            f"minibatch_stddev {group} does not divide a process's {share} images a step (trainer.batch_size "
-            f"{batch_size} over {world_size}): change it, trainer.batch_size or the number of processes"
+            f"minibatch_stddev {group} does not divide a process's {per_rank_batch} images a step (trainer.batch_size "
+            f"{batch_size} over {world_size} processes): change it, trainer.batch_size or the number of processes"
         )
-    within = [size for size in fits if size <= (micro_batch or share)]
+    within = [size for size in fits if size <= (micro_batch or per_rank_batch)]
     if not within:
         raise ValueError(
             f"trainer.micro_batch {micro_batch} holds no whole group of minibatch_stddev {group}: take one of "
-            f"{_some_of(fits)}, or leave it unset"
+            f"{_some_of(fits)}, or leave it out"
         )
-    return share, within[-1]
+    return per_rank_batch, within[-1]
 
 
 def _some_of(numbers: list[int]) -> str:
@@ -50,11 +160,11 @@ def _some_of(numbers: list[int]) -> str:
 
 
 def open_datasets(config: Config, system: System) -> tuple[list[Shards], list[Shards]]:
-    """The training and the held-out shards of each data set that a system learns from.
+    """Return the training and the held-out shards of each dataset that a system learns from.
 
     Raises:
-        ValueError: there are too many or too few sets.
-        DataError: shards are missing or damaged; names the setting.
+        ValueError: the system needs more or fewer datasets.
+        DataError: shards are missing or damaged; the message names the setting.
     """
     data = config.data
     trains = _open(data, "data.train", data.trains, system, data.on_error)
@@ -77,7 +187,7 @@ def _open(
 
 
 def check_held_out(tests: list[Shards]) -> None:
-    """Refuse evaluations without anything to compare with.
+    """Check that there are held-out images, which evaluations compare with.
 
     Raises:
         ValueError: there are no held-out images.
@@ -85,15 +195,15 @@ def check_held_out(tests: list[Shards]) -> None:
     if not tests:
         raise ValueError(
             "data.test is not set, and evaluations compare with held-out images: name a folder of shards with "
-            "--data.test, or turn them off with --evaluate.every 0"
+            "--data.test, or turn evaluations off with --evaluate.every 0"
         )
 
 
 def make_orders(config: Config, trains: list[Shards]) -> list[Order]:
-    """The order of samples of each training set.
+    """Return the order of samples of each training set.
 
     Raises:
-        DataError: one has fewer samples than a batch.
+        DataError: a set has fewer samples than a batch.
     """
     settings, data = config.trainer, config.data
     seeds = [settings.seed, *(key(settings.seed, "order", i) for i in range(1, len(trains)))]

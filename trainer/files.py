@@ -1,30 +1,51 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that appear whole or not at all, also after a crash of the machine."""
 
 import hashlib
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 PIECE = 4 << 20  # bytes that are written at once
+UNFINISHED = ".unfinished."  # prefix of temporary names
 Pause = Callable[[float], None]
 
 
-def no_pause(seconds: float) -> None:
-    """The rest of a writer that nobody is slowed down by."""
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """A context that yields a temporary path for a file or folder, which gets the name `path` at its end.
+
+    After an error nothing is left behind. Processes may write the same file at once: the last one wins.
+    """
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
+    _remove(unfinished)
+    try:
+        yield unfinished
+        _sync(unfinished)
+        unfinished.rename(path)
+    except BaseException:
+        _remove(unfinished)
+        raise
+    _sync(path.parent)
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Write a small file that is there as a whole or not at all, and still after a crash of the machine."""
-    unfinished = path.with_name(f".unfinished.{path.name}")
-    write_pieces(unfinished, content.encode())
-    os.replace(unfinished, path)
-    sync_folder(path.parent)
+    """Write a small text file that appears whole or not at all."""
+    with atomically(path) as unfinished:
+        unfinished.write_bytes(content.encode())
 
 
-def write_pieces(path: Path, *parts: Any, rest: Pause = no_pause) -> str:
-    """Write bytes to the disk itself, with a rest after each piece; returns their sha256."""
+def write_pieces(path: Path, *parts: Any, pause: Pause | None = None) -> str:
+    """Write bytes to the disk itself and return their sha256.
+
+    Args:
+        path: the file
+        parts: bytes-like objects
+        pause: is called after each piece with the seconds that the piece took
+    """
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         for part in parts:
@@ -33,15 +54,24 @@ def write_pieces(path: Path, *parts: Any, rest: Pause = no_pause) -> str:
                 piece = part[start : start + PIECE]
                 file.write(piece)
                 digest.update(piece)
-                rest(time.monotonic() - began)
+                if pause is not None:
+                    pause(time.monotonic() - began)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -1,4 +1,4 @@
-"""The shapes of what is read from a run's folder: checked once, as it is read, so that whoever uses it need not."""
+"""The shapes of a run's files, checked as they are read: manifest.json, scores.json and metrics.jsonl."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,9 +13,10 @@ Natural = Annotated[int, Meta(ge=0, le=10**18)]
 Positive = Annotated[float, Meta(gt=0)]
 
 
-class Images(Struct):
-    """The data settings of a checkpoint that is used without its run."""
+# ---- manifest.json of a checkpoint that is used without its run
 
+
+class ManifestData(Struct):
     size: Annotated[int, Meta(ge=32, le=256)]
     channels: Literal[1, 3]
     train: str | list[str]
@@ -23,61 +24,56 @@ class Images(Struct):
     cache_gb: Positive
 
 
-class Seeded(Struct):
+class ManifestTrainer(Struct):
     seed: Natural
 
 
-class Extractor(Struct):
+class ManifestEvaluate(Struct):
     extractor: str
     weights: str | None
 
 
-class Sized(Struct):
-    """The settings of a system that its images must have, too."""
-
+class ManifestSystemArguments(Struct):
     image_size: int
     channels: int
 
 
-class System(Struct):
-    init_args: Sized
+class ManifestSystem(Struct):
+    init_args: ManifestSystemArguments
 
 
-class Used(Struct):
-    """The configuration of a checkpoint that is used without its run."""
-
-    system: System
-    data: Images
-    trainer: Seeded
-    evaluate: Extractor
+class ManifestConfiguration(Struct):
+    system: ManifestSystem
+    data: ManifestData
+    trainer: ManifestTrainer
+    evaluate: ManifestEvaluate
 
 
-class Checkpoint(Struct):
-    """A manifest, as trainer.generate and trainer.evaluate need it."""
-
+class CheckpointManifest(Struct):
     step: Natural
-    configuration: Used
+    configuration: ManifestConfiguration
     sha256: str
 
 
-class Source(Struct):
-    """What a step sees of a training set."""
+# ---- manifest.json of a checkpoint that a run resumes from
 
+
+class TrainingSet(Struct):
     images: Natural
     shards: Natural
     fingerprint: str
     order: str
 
 
-class Window(Struct):
+class LogWindow(Struct):
     """What a process had not logged yet."""
 
     terms: dict[str, tuple[float, float]]
     sample_checksum: Natural
-    skipped: list[str]
+    replaced: list[str]
 
 
-class Scaler(Struct, rename={"growth_tracker": "_growth_tracker"}):
+class ScalerState(Struct, rename={"growth_tracker": "_growth_tracker"}):
     """The state of a player's loss scaler."""
 
     scale: Positive
@@ -88,29 +84,36 @@ class Scaler(Struct, rename={"growth_tracker": "_growth_tracker"}):
     overflows: Natural
 
 
-class Kept(Struct):
-    """A manifest, as a run goes on from it."""
-
+class ResumeManifest(Struct):
     step: Natural
     configuration: dict[str, Any]
-    data: list[Source]
+    data: list[TrainingSet]
     frozen: dict[str, str]
-    scalers: dict[str, Scaler]
+    scalers: dict[str, ScalerState]
     evaluation_pending: bool
-    skipped: Natural
+    replaced: Natural
     code: str
-    windows: Annotated[list[Window], Meta(min_length=1)]
+    windows: Annotated[list[LogWindow], Meta(min_length=1)]
 
 
-class Scores(Struct):
-    """A checkpoint's scores.json."""
+# ---- other files
+
+
+class ScoresFile(Struct):
+    """scores.json of a checkpoint."""
 
     scores: dict[str, float]
     evaluation: dict[str, Any]
 
 
-class Evaluated(Struct):
-    """What a line of metrics.jsonl says besides its scores, if it is an evaluation's."""
+class MetricsLine(Struct):
+    """A line of metrics.jsonl; all of its names with a slash have numbers."""
+
+    step: Natural
+
+
+class EvaluationLine(Struct):
+    """A line of metrics.jsonl with an evaluation's scores."""
 
     extractor: str
     extractor_sha256: str
@@ -118,37 +121,41 @@ class Evaluated(Struct):
     held_out_images: Natural
 
 
-class Logged(Struct):
-    """What every line of metrics.jsonl has; names with a slash are of numbers."""
-
-    step: Natural
-
-
 def checked(found: object, shape: type[Shape], what: str) -> Shape:
-    """Plain data in the shape that is expected of it.
+    """Return plain data as an object of the expected shape.
+
+    Args:
+        found: the data
+        shape: the expected type
+        what: names the data in the message
 
     Raises:
-        ValueError: it has another; names `what` and the part that differs.
+        ValueError: the data has another shape; names the part that differs.
     """
     try:
         return msgspec.convert(found, shape)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{what} has another shape than a run writes ({error}): it is damaged or of another version, take another"
+            f"{what} has another shape than a run writes ({error}): it is damaged, or of another version"
         ) from error
 
 
-def checkpoint(path: Path) -> Checkpoint:
-    """The manifest of a checkpoint that is used without its run.
+def checkpoint(path: Path) -> CheckpointManifest:
+    """Return the manifest of a checkpoint that is used without its run.
 
     Raises:
-        OSError, ValueError: there is none, it is damaged, or it has another shape.
+        OSError, ValueError: it is missing or damaged, or has another format or shape.
     """
-    found = checked(manifest.read(path), Checkpoint, f"{path / 'manifest.json'}")
+    file = path / "manifest.json"
+    try:
+        content = manifest.read(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+    found = checked(content, CheckpointManifest, str(file))
     images, system = found.configuration.data, found.configuration.system.init_args
     if (images.size, images.channels) != (system.image_size, system.channels):
         raise ValueError(
-            f"{path / 'manifest.json'} contradicts itself: its images have {images.size} pixels a side and "
-            f"{images.channels} channels, and its system's {system.image_size} and {system.channels}"
+            f"{file} contradicts itself: its images have {images.size} pixels a side and {images.channels} channels, "
+            f"and its system's {system.image_size} and {system.channels}"
         )
     return found

@@ -1,4 +1,4 @@
-"""One step: every player moves once, on its own loss, its own networks and its own optimizer."""
+"""The training step: every player updates its own networks once, by its own loss and its own optimizer."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,19 +14,28 @@ from models.system import freeze_all_but
 from trainer.batch import Batch
 
 
-@dataclass
+@dataclass(eq=False)
 class PlayerState:
-    """A player with what moves it."""
+    """A player with its networks and its optimizer.
+
+    Args:
+        player: the player
+        networks: the networks that it may change, as they are called in training
+        parameters: their weights by name, without DDP's prefix
+        optimizer: the optimizer of these weights
+        scaler: the loss scaler under fp16, else None
+        overflows: scalar tensor, the updates in a row that the scaler has skipped
+    """
 
     player: Player
     networks: list[nn.Module]
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
-    overflows: Tensor  # updates in a row that its scaler has skipped
+    overflows: Tensor
 
     @classmethod
-    def of(cls, player: Player, system: System, scaler: torch.amp.GradScaler | None) -> "PlayerState":
+    def create(cls, player: Player, system: System, scaler: torch.amp.GradScaler | None) -> "PlayerState":
         networks = [system.get_submodule(name) for name in player.networks]
         parameters = {
             f"{name}.{key.removeprefix('module.')}": value
@@ -44,7 +53,7 @@ class PlayerState:
 
 @dataclass
 class TermMeans:
-    """Sums of terms on the device, read when logged only."""
+    """Sums terms on the device, where they stay until they are logged."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
@@ -55,18 +64,18 @@ class TermMeans:
         self.counts[name] = self.counts.get(name, 0.0) + weight
 
     def state(self) -> dict[str, tuple[float, float]]:
-        """Sums and counts by name, of this process."""
+        """Return this process's sums and counts by name."""
         return {name: (total.item(), self.counts[name]) for name, total in self.sums.items()}
 
     def load(self, states: list[dict[str, tuple[float, float]]], device: torch.device) -> None:
-        """Go on from the mean of some processes' sums."""
+        """Continue from the mean of the sums that some processes' `state` returned."""
         for name, (_, count) in states[0].items():
             sums = torch.tensor([state[name][0] for state in states], dtype=torch.float64, device=device)
             self.add(name, sums.mean())
             self.counts[name] = count
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means since the last reading, over all processes. The one place where the host waits for the device."""
+        """Return the means since the last reading, over all processes. Waits for the device."""
         if not self.sums:
             return {}
         sums = accelerator.reduce(torch.stack(list(self.sums.values())), "mean").tolist()
@@ -76,19 +85,20 @@ class TermMeans:
 
 
 class TrainStep:
-    """Moves the players of a system whose networks are wrapped for distribution already.
+    """Updates the players of a system once per call.
 
-    A non-finite loss or gradient blocks its own and every later update, without the host's waiting: `failure` then
-    holds the step and the player, and the loss of every later move is made non-finite, so that all processes, which
-    share their gradients, block alike. Under fp16 an overflowing gradient skips only its own update, by its scaler;
-    `overflows` of them in a row are a failure: 20 take the scale from its first value to under 1.
+    A loss or gradient that is not finite blocks its own and every later update on the device, so the host need not
+    wait for it: `failure` then holds the step and the player. All later losses become NaN, so that the other processes,
+    which average their gradients with this one's, block their updates, too. Under fp16 an overflowing gradient skips
+    only its own update; `overflows` of them in a row count as a failure. Twenty take the loss scale from its first
+    value to below 1.
 
     Args:
         accelerator: gives device, precision and processes
-        system: its networks prepared by `accelerator.prepare_model`; those that are not wrapped by DDP have their
-            gradients averaged flat
-        steps: of the whole run, for the schedules of learning rates
-        share_passes: keep one set of passes a step for all players, where the batch is not split
+        system: a system whose networks `accelerator.prepare_model` has prepared; the gradients of networks without DDP
+            are averaged in one vector after each player's last backward pass
+        steps: steps of the whole run, for the schedules of learning rates
+        share_passes: make the system's forward passes once per step for all players, if the batch is not split
         overflows: updates in a row that a player's scaler may skip
     """
 
@@ -99,98 +109,100 @@ class TrainStep:
         self.overflows = overflows
         fp16 = accelerator.mixed_precision == "fp16"
         self.player_states = [
-            PlayerState.of(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
+            PlayerState.create(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
             for player in system.players()
         ]
         self.meter = TermMeans()
         self.failure = torch.full((), -1, dtype=torch.int64, device=accelerator.device)
 
     def __call__(self, batches: list[Batch], step: int) -> None:
-        """Move every player whose turn it is, on this process's micro-batches of one global batch."""
-        moving = [player_state for player_state in self.player_states if player_state.player.moves(step)]
+        """Update every player that moves at this step.
+
+        Args:
+            batches: this process's micro-batches of one global batch
+            step: the step, counted from 0
+        """
+        moving = [state for state in self.player_states if state.player.moves(step)]
         shared = None
         if self.share_passes and len(batches) == 1:
-            # Made with a graph for the player_states' own networks; each backward stops at its player_state's weights.
-            freeze_all_but(self.system, [name for player_state in moving for name in player_state.player.networks])
+            # The graph covers the networks of all players that move; each backward pass stops at its player's weights.
+            freeze_all_but(self.system, [name for state in moving for name in state.player.networks])
             with self.accelerator.autocast():
                 shared = self.system.passes(batches[0])
-        for player_state in moving:
-            freeze_all_but(self.system, player_state.player.networks)
+        for state in moving:
+            freeze_all_but(self.system, state.player.networks)
             statistics: dict[str, Tensor] = {}
             for i, batch in enumerate(batches):
                 with ExitStack() as unsynchronized:
                     if i < len(batches) - 1:
-                        for network in player_state.networks:
+                        for network in state.networks:
                             if isinstance(network, DistributedDataParallel):
                                 unsynchronized.enter_context(network.no_sync())
-                    self._gradients(player_state, batch, shared, len(batches), step, statistics)
-            self._average(player_state)
-            self._update(player_state, step)
-            if player_state.player.after is not None:
-                player_state.player.after({name: self.accelerator.reduce(v, "mean") for name, v in statistics.items()})
+                    observed = self._backward(state, batch, shared, len(batches), step)
+                for name, value in observed.items():
+                    statistics[name] = value / len(batches) + statistics.get(name, 0)
+            self._average_gradients(state)
+            self._update(state, step)
+            if state.player.after is not None:
+                state.player.after({name: self.accelerator.reduce(v, "mean") for name, v in statistics.items()})
 
-    def _gradients(
-        self,
-        player_state: PlayerState,
-        batch: Batch,
-        shared: object,
-        parts: int,
-        step: int,
-        statistics: dict[str, Tensor],
-    ) -> None:
+    def _backward(self, state: PlayerState, batch: Batch, shared: object, parts: int, step: int) -> dict[str, Tensor]:
+        """Add a micro-batch's gradients to the player's weights; return the loss's statistics."""
         with self.accelerator.autocast():
             passes = self.system.passes(batch) if shared is None else shared
-            loss, terms, observed = player_state.player.loss(batch, passes)
-        self._block(~loss.isfinite(), player_state, step)
+            loss, terms, observed = state.player.loss(batch, passes)
+        self._block(~loss.isfinite(), state, step)
         scaled = loss * torch.where(self.failure < 0, 1.0, torch.nan) / parts
-        if player_state.scaler is not None:
-            scaled = player_state.scaler.scale(scaled)
-        torch.autograd.backward(scaled, inputs=list(player_state.parameters.values()))
+        if state.scaler is not None:
+            scaled = state.scaler.scale(scaled)
+        torch.autograd.backward(scaled, inputs=list(state.parameters.values()))
         for name, value in terms.items():
-            self.meter.add(f"{player_state.player.name}/{name}", value, 1 / parts)
-        for name, value in observed.items():
-            statistics[name] = value / parts + statistics.get(name, 0)
+            self.meter.add(f"{state.player.name}/{name}", value, 1 / parts)
+        return observed
 
     @torch.no_grad()
-    def _average(self, player_state: PlayerState) -> None:
-        """The mean over processes of all gradients of networks without DDP, as one vector: none can be missed."""
-        plain = [network for network in player_state.networks if not isinstance(network, DistributedDataParallel)]
+    def _average_gradients(self, state: PlayerState) -> None:
+        """Average the gradients of networks without DDP over processes, in one vector, which cannot miss any."""
+        plain = [network for network in state.networks if not isinstance(network, DistributedDataParallel)]
         if self.accelerator.num_processes == 1 or not plain:
             return
         weights = [weight for network in plain for weight in network.parameters()]
-        own = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        mean = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in own]), "mean")
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        mean = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
         for weight, part in zip(weights, mean.split([weight.numel() for weight in weights]), strict=True):
             weight.grad = part.view_as(weight)
 
-    def _update(self, player_state: PlayerState, step: int) -> None:
-        optimizer, scaler, clip = player_state.optimizer, player_state.scaler, player_state.player.optimizer.clip
+    def _update(self, state: PlayerState, step: int) -> None:
+        optimizer, scaler, clip = state.optimizer, state.scaler, state.player.optimizer.clip
         for group in optimizer.param_groups:
-            group["lr"] = player_state.player.optimizer.rate(step, self.steps)
+            group["lr"] = state.player.optimizer.rate(step, self.steps)
         if scaler is not None:
             scaler.unscale_(optimizer)
-        norm = get_total_norm([p.grad for p in player_state.parameters.values() if p.grad is not None])
+        norm = get_total_norm([p.grad for p in state.parameters.values() if p.grad is not None])
         if clip is not None:
-            clip_grads_with_norm_(player_state.parameters.values(), clip, norm)
+            clip_grads_with_norm_(state.parameters.values(), clip, norm)
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
-            player_state.overflows = torch.where(norm.isfinite(), 0.0, player_state.overflows + 1)
-            self._block(player_state.overflows >= self.overflows, player_state, step)
+            state.overflows = torch.where(norm.isfinite(), 0.0, state.overflows + 1)
+            self._block(state.overflows >= self.overflows, state, step)
         else:
-            self._block(~norm.isfinite(), player_state, step)
-            # Fused AdamW leaves weights and moments untouched where found_inf is 1.
+            self._block(~norm.isfinite(), state, step)
+            # Fused Adam leaves weights and moments untouched where found_inf is 1.
             optimizer.grad_scale, optimizer.found_inf = None, (self.failure >= 0).float()  # type: ignore[attr-defined]
             optimizer.step()
         optimizer.zero_grad()
-        self.meter.add(f"{player_state.player.name}/grad_norm", norm)
+        self.meter.add(f"{state.player.name}/grad_norm", norm)
 
-    def _block(self, bad: Tensor, player_state: PlayerState, step: int) -> None:
-        code = step * len(self.player_states) + self.player_states.index(player_state)
+    def _block(self, bad: Tensor, state: PlayerState, step: int) -> None:
+        code = step * len(self.player_states) + self.player_states.index(state)
         self.failure = torch.where((self.failure < 0) & bad, code, self.failure)
 
     def failed(self) -> tuple[int, Player] | None:
-        """The first step and player, over all processes, with a non-finite loss or gradient."""
+        """Return the first step and player, over all processes, whose loss or gradient was not finite, or None.
+
+        Waits for the device.
+        """
         codes = [code for code in self.accelerator.gather(self.failure.reshape(1)).tolist() if code >= 0]
         if not codes:
             return None

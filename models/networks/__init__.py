@@ -1,6 +1,6 @@
-"""NetworkConfig: each has one forward."""
+"""The networks. Each has one `forward`, through which every training call goes, so that DDP sees all of them."""
 
-from models.networks.blocks import NetworkConfig
+from models.networks.config import NetworkConfig
 from models.networks.decoder import Decoder
 from models.networks.discriminator import Discriminator
 from models.networks.encoder import Encoder

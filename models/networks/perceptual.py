@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-Kind = Literal["lpips", "convnext"]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, images in [0, 1]
+PerceptualKind = Literal["lpips", "convnext"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
 
 
 class WeightsFile(str):
@@ -18,27 +18,25 @@ class WeightsFile(str):
 
 
 class Perceptual(nn.Module):
-    """A frozen torchvision network, its weights read from a file; in fp32.
+    """The distance of images in the features of a frozen torchvision network, in fp32.
 
-    lpips: VGG16's five blocks, positions normalised, squared differences weighted by LPIPS's linear layers (Zhang et
-    al. 2018, eq. 1), which torchmetrics ships. convnext: the squared difference of ConvNeXt-S's logits on 224 pixels
-    (1d-tokenizer's choice).
+    lpips: squared differences of normalized features of VGG16's five blocks, weighted by LPIPS's linear layers, which
+    torchmetrics ships (Zhang et al. 2018, eq. 1). convnext: the squared difference of ConvNeXt-S's logits on images
+    resized to 224 pixels (as in 1d-tokenizer).
 
     Args:
         kind: lpips or convnext
-        weights: file of torchvision's vgg16 or convnext_small weights (a state_dict)
-        setting: which names the file, for messages
-
-    Its `sha256` is that file's, hex.
+        weights: file of torchvision's vgg16 or convnext_small weights (a state_dict); its hex `sha256` is an attribute
+        setting: name of the setting that gives the file, for messages
 
     Raises:
-        ValueError: the file is missing, or holds other weights.
+        ValueError: the file is missing or contains other weights.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, kind: Kind, weights: str, setting: str = "system.perceptual_weights"):
+    def __init__(self, kind: PerceptualKind, weights: str, setting: str = "system.perceptual_weights"):
         super().__init__()
         import torchvision.models  # takes a second
 
@@ -49,7 +47,7 @@ class Perceptual(nn.Module):
             with Path(weights).open("rb") as file:
                 self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), assign=True)
-        except Exception as error:  # pickle's, zip's and load_state_dict's many ways to say that a file is another one
+        except Exception as error:  # pickle, zipfile and load_state_dict raise many types for a file of another kind
             raise ValueError(
                 f"{setting}: {weights} is not torchvision's state_dict of "
                 f"{'VGG16' if kind == 'lpips' else 'ConvNeXt-S'} ({str(error).splitlines()[0]})"
@@ -66,17 +64,17 @@ class Perceptual(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, target: Tensor, prediction: Tensor) -> Tensor:
-        """The mean distance of images [n, 1 or 3, size, size] in [-1, 1]."""
+        """Return the mean distance of images [n, 1 or 3, size, size] in [-1, 1], a scalar."""
         with torch.autocast(target.device.type, enabled=False):
             a, b = (self._features(image.float()) for image in (target, prediction))
             if self.kind == "convnext":
                 return (a[0] - b[0]).square().mean()
-            return torch.stack([self._distance(i, x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]).sum()
+            return torch.stack([self._lpips(i, x, y).mean() for i, (x, y) in enumerate(zip(a, b, strict=True))]).sum()
 
     def each(self, target: Tensor, prediction: Tensor) -> Tensor:
-        """LPIPS [n] of images [n, 1 or 3, size, size] in [-1, 1]; 0 where they are alike."""
+        """Return LPIPS [n] of images [n, 1 or 3, size, size] in [-1, 1]; 0 if they are the same."""
         a, b = (self._features(image.float()) for image in (target, prediction))
-        parts = [self._map(i, x, y).mean((1, 2)) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+        parts = [self._lpips(i, x, y).mean((1, 2)) for i, (x, y) in enumerate(zip(a, b, strict=True))]
         return torch.stack(parts).sum(0)
 
     def _features(self, image: Tensor) -> list[Tensor]:
@@ -90,10 +88,8 @@ class Perceptual(nn.Module):
             hidden = layer(hidden)
         return [*features, hidden]
 
-    def _distance(self, i: int, a: Tensor, b: Tensor) -> Tensor:
-        return self._map(i, a, b).mean()
-
-    def _map(self, i: int, a: Tensor, b: Tensor) -> Tensor:
-        # torchmetrics and lpips put the small number here, inside the root, or the gradient of flat images is infinite.
+    def _lpips(self, i: int, a: Tensor, b: Tensor) -> Tensor:
+        """The distance at each position of block i's features."""
+        # The small number is inside the root, as in torchmetrics, or the gradient of flat images would be infinite.
         a, b = (x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt() for x in (a, b))
         return ((a - b).square() * self.get_buffer(f"linear{i}")).sum(1)

@@ -9,40 +9,38 @@ from models.networks.blocks import initialize
 class Translator(nn.Module):
     """CycleGAN's generator: 7x7, two halvings, residual blocks, two doublings, 7x7 (Zhu et al. 2017, appendix 7.2).
 
-    Instance normalisation, whose statistics are each image's own; edges are reflected.
-
-    Args:
-        channels: of the images
-        width: channels of the first convolution
-        blocks: residual blocks; the paper has 6 at 128 pixels and 9 from 256
+    It has instance normalization, whose statistics are each image's own, and reflected edges.
     """
 
     def __init__(self, channels: int, width: int, blocks: int):
         super().__init__()
         wide = 4 * width
         self.trunk = nn.Sequential(
-            *_layer(_Reflected(channels, width, 7, 1, 3), width),
+            *_layer(_ReflectConv(channels, width, 7, 3), width),
             *_layer(nn.Conv2d(width, 2 * width, 3, 2, 1), 2 * width),
             *_layer(nn.Conv2d(2 * width, wide, 3, 2, 1), wide),
             *(_Block(wide) for _ in range(blocks)),
             *_layer(nn.ConvTranspose2d(wide, 2 * width, 3, 2, 1, output_padding=1), 2 * width),
             *_layer(nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1), width),
         )
-        self.last = _Reflected(width, channels, 7, 1, 3)
+        self.last = _ReflectConv(width, channels, 7, 3)
         initialize(self, 0.0)
         nn.init.xavier_normal_(self.last.weight)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[n, channels, size, size] in [-1, 1] -> the same of the other domain."""
+        """Map images [n, channels, size, size] in [-1, 1] to the same of the other domain."""
         return self.last(self.trunk(image)).tanh()
 
 
-class _Reflected(nn.Conv2d):
-    """A convolution over reflected edges, whose gradient torch sums on a GPU in no fixed order: where the same bits are
-    asked for, edges are made of parts that autograd has an order for."""
+class _ReflectConv(nn.Conv2d):
+    """A convolution over reflected edges.
 
-    def __init__(self, channels: int, wide: int, kernel: int, stride: int, padding: int):
-        super().__init__(channels, wide, kernel, stride, padding, padding_mode="reflect")
+    On a GPU torch sums the gradient of its reflection padding in no fixed order, so under deterministic algorithms the
+    edges are put together from slices, whose gradients have one.
+    """
+
+    def __init__(self, channels: int, outputs: int, kernel: int, padding: int):
+        super().__init__(channels, outputs, kernel, 1, padding, padding_mode="reflect")
         self.margin = padding
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,15 +49,15 @@ class _Reflected(nn.Conv2d):
         for axis in (2, 3):
             first, last = x.narrow(axis, 1, self.margin), x.narrow(axis, -1 - self.margin, self.margin)
             x = torch.cat([first.flip(axis), x, last.flip(axis)], axis)
-        return nn.functional.conv2d(x, self.weight, self.bias, self.stride)
+        return nn.functional.conv2d(x, self.weight, self.bias)
 
 
 class _Block(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.branch = nn.Sequential(
-            *_layer(_Reflected(channels, channels, 3, 1, 1), channels),
-            *_layer(_Reflected(channels, channels, 3, 1, 1), channels)[:-1],
+            *_layer(_ReflectConv(channels, channels, 3, 1), channels),
+            *_layer(_ReflectConv(channels, channels, 3, 1), channels)[:-1],
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The systems, one file each."""
 
+from models.system import System
 from models.systems.autoencoder import AE
 from models.systems.cyclegan import CycleGAN
 from models.systems.gan import GAN
@@ -7,4 +8,8 @@ from models.systems.ganvae import GANVAE
 from models.systems.vae import VAE
 from models.systems.vaegan import VAEGAN
 
-__all__ = ["AE", "GAN", "GANVAE", "VAE", "VAEGAN", "CycleGAN"]
+# The systems that a command line or a file can name; nothing else is imported by name. Add a system of your own here,
+# or from code: models.SYSTEMS.append(Mine).
+SYSTEMS: list[type[System]] = [AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN]
+
+__all__ = ["AE", "GAN", "GANVAE", "SYSTEMS", "VAE", "VAEGAN", "CycleGAN"]

@@ -1,29 +1,25 @@
-"""The GAN: a generator that a discriminator cannot tell from the data."""
+"""The GAN: a generator whose images a discriminator cannot tell from real ones."""
 
 from torch import Tensor
 
 from models.adversary import Adversary
-from models.losses import MODES
-from models.networks import Decoder, Discriminator, NetworkConfig
-from models.settings import DiscriminatorConfig, OptimizerConfig, check_positive
+from models.networks import Decoder, NetworkConfig
+from models.settings import DiscriminatorConfig, OptimizerConfig
 from models.system import Batch, Loss, Player, System
 
 
 class GAN(System):
-    """Generative adversarial network (Goodfellow et al. 2014), of the decoder and the binary discriminator.
+    """Generative adversarial network (Goodfellow et al. 2014) of a decoder and a binary discriminator.
 
-    It has no encoder, so nothing is reconstructed, and no third class to tell: its one discriminator is binary.
+    It has no encoder, so it reconstructs nothing and no third class of images exists.
 
     Args:
-        image_size: pixels a side, from the data
-        channels: 1 or 3, from the data
-        latent_dim: numbers per code, or per position of it
-        networks: settings of the networks
-        generator: its optimizer
+        image_size: side of the images in pixels; set by data.size
+        channels: 1 (grey) or 3 (colour); set by data.channels
+        latent_dim: numbers per latent code, or channels of the code's map if networks.latent_stride is set
+        networks: architecture of decoder and discriminator
+        generator: optimizer of the decoder
         binary: settings of the discriminator
-
-    Raises:
-        ValueError: a size or weight is out of its range.
     """
 
     averaged = ("decoder",)
@@ -38,7 +34,6 @@ class GAN(System):
         binary: DiscriminatorConfig = DiscriminatorConfig(),
     ):
         super().__init__()
-        check_positive(latent_dim=latent_dim)
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         if binary.start or binary.ramp:
             raise ValueError(
@@ -46,10 +41,7 @@ class GAN(System):
             )
         self.optimizer = generator
         self.decoder = Decoder(networks, image_size, channels, latent_dim)
-        self.discriminator_binary = Discriminator(
-            networks, image_size, channels, 1, binary.spectral_norm, binary.minibatch_stddev
-        )
-        self.adversary = Adversary(self, MODES["binary"], binary, "binary", "discriminator_binary")
+        self.adversary = Adversary(self, "binary", binary, networks, image_size, channels)
 
     def passes(self, batch: Batch) -> Tensor:
         return self.decoder(batch.normal("prior", self.latent_shape))
@@ -62,10 +54,8 @@ class GAN(System):
         return Loss(generator_loss, {"generator_loss/binary": generator_loss})
 
     def players(self) -> list[Player]:
-        return [
-            self.adversary.player(self.discriminator_loss),
-            Player("generator", ("decoder",), self.loss, self.optimizer),
-        ]
+        generator = Player("generator", ("decoder",), self.loss, self.optimizer)
+        return [self.adversary.player(self.discriminator_loss), generator]
 
     def sample(self, z: Tensor) -> Tensor:
         return self.decoder(z)

@@ -1,4 +1,4 @@
-"""The GAN-VAE: the generator first, the encoder after, z -> x -> z'; half of a CycleGAN."""
+"""The GAN-VAE: first the generator, then the encoder, z -> x -> z'; half of a CycleGAN."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,9 @@ from torch import Tensor
 
 from models import losses
 from models.adversary import Adversary
-from models.losses import MODES
-from models.networks import Decoder, Discriminator, Encoder, NetworkConfig
-from models.settings import DiscriminatorConfig, OptimizerConfig, check_positive, check_weights
-from models.system import Batch, Loss, Player, System
+from models.networks import Decoder, Encoder, NetworkConfig
+from models.settings import DiscriminatorConfig, OptimizerConfig, check_not_negative
+from models.system import Autoencoding, Batch, Loss, Player, System
 
 
 class Passes(NamedTuple):
@@ -19,23 +18,21 @@ class Passes(NamedTuple):
     log_variance: Tensor
 
 
-class GANVAE(System):
-    """A GAN whose images can be read back: generator and encoder lower generator_loss(G(z)) + l (-log q(z | G(z))).
+class GANVAE(Autoencoding, System):
+    """A GAN with an encoder of its images, trained on generator_loss(G(z)) + latent_weight * (-log q(z | G(z))).
 
-    That bounds the mutual information of z and G(z) from below (Chen et al. 2016, eq. 4, of the whole z). The encoder
-    sees generated images only; how well it reconstructs real ones is reported.
+    The second term bounds the mutual information of z and G(z) from below (Chen et al. 2016, eq. 4, for the whole z).
+    The encoder is trained on generated images only; evaluations report how well it reconstructs real ones.
 
     Args:
-        image_size: pixels a side, from the data
-        channels: 1 or 3, from the data
-        latent_dim: numbers per code, or per position of it
-        networks: settings of the networks
-        latent_weight: l of -log q(z | G(z)) per number of the code
+        image_size: side of the images in pixels; set by data.size
+        channels: 1 (grey) or 3 (colour); set by data.channels
+        latent_dim: numbers per latent code, or channels of the code's map if networks.latent_stride is set
+        networks: architecture of encoder, decoder and discriminator
+        latent_weight: weight of -log q(z | G(z)), in nats per number of the code; raise it for codes that are read back
+            better, lower it for better samples
         generator: optimizer of decoder and encoder
         binary: settings of the discriminator
-
-    Raises:
-        ValueError: a size or weight is out of its range.
     """
 
     averaged = ("encoder", "decoder")
@@ -51,16 +48,12 @@ class GANVAE(System):
         binary: DiscriminatorConfig = DiscriminatorConfig(),
     ):
         super().__init__()
-        check_positive(latent_dim=latent_dim)
-        check_weights(latent_weight=latent_weight)
+        check_not_negative(latent_weight=latent_weight)
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.latent_weight, self.optimizer = latent_weight, generator
         self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
         self.decoder = Decoder(networks, image_size, channels, latent_dim)
-        self.discriminator_binary = Discriminator(
-            networks, image_size, channels, 1, binary.spectral_norm, binary.minibatch_stddev
-        )
-        self.adversary = Adversary(self, MODES["binary"], binary, "binary", "discriminator_binary")
+        self.adversary = Adversary(self, "binary", binary, networks, image_size, channels)
 
     def passes(self, batch: Batch) -> Passes:
         prior = batch.normal("prior", self.latent_shape)
@@ -73,21 +66,9 @@ class GANVAE(System):
     def loss(self, batch: Batch, passes: Passes) -> Loss:
         generator_loss = self.adversary.generator_loss(batch, batch.image, {"generated": passes.generated})
         latent = losses.gaussian_likelihood(passes.prior, passes.mean, passes.log_variance) / passes.prior[0].numel()
-        return Loss(
-            self.adversary.weight(batch) * generator_loss + self.latent_weight * latent,
-            {"generator_loss/binary": generator_loss, "latent": latent},
-        )
+        loss = self.adversary.weight(batch) * generator_loss + self.latent_weight * latent
+        return Loss(loss, {"generator_loss/binary": generator_loss, "latent": latent})
 
     def players(self) -> list[Player]:
         generator = Player("generator", ("decoder", "encoder"), self.loss, self.optimizer)
         return [self.adversary.player(self.discriminator_loss), generator]
-
-    def sample(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
-
-    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = losses.at_least_fp32(self.encoder(image)).chunk(2, dim=1)
-        return mean, log_variance
-
-    def reconstruct(self, image: Tensor) -> Tensor:
-        return self.decoder(self.posterior(image)[0])

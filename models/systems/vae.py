@@ -1,15 +1,15 @@
-"""The variational autoencoder: the posterior is pulled to N(0, I), samples come from that prior."""
+"""The variational autoencoder: a KL term pulls the posterior to N(0, I), from which samples are drawn."""
 
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from models import losses
 from models.losses import Likelihood
 from models.networks import Decoder, Encoder, NetworkConfig
-from models.networks.blocks import Scale
-from models.settings import OptimizerConfig, check_effect, check_positive, check_weights
-from models.system import Batch, Loss, Player, System
+from models.settings import OptimizerConfig, check_kl
+from models.system import Autoencoding, Batch, Loss, Player, System
 
 
 class Passes(NamedTuple):
@@ -18,23 +18,38 @@ class Passes(NamedTuple):
     reconstructed: Tensor
 
 
-class VAE(System):
-    """Variational autoencoder (Kingma & Welling 2014); it lowers -log p(x|z) + b KL(q(z|x) || N(0, I)).
+class LogScale(nn.Module):
+    """One learned number: log s of a likelihood's scale s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, _: Tensor) -> Tensor:
+        """Return log s; DDP's forward needs an input, which changes nothing."""
+        return self.log_scale.clone()
+
+
+class VAE(Autoencoding, System):
+    """Variational autoencoder (Kingma & Welling 2014), trained on -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I)).
 
     Args:
-        image_size: pixels a side, from the data
-        channels: 1 or 3, from the data
-        latent_dim: numbers per code, or per position of it
-        networks: settings of the networks
-        likelihood: p(x|z) of a pixel: gaussian, laplace, or bernoulli (of pixels in [0, 1])
-        learned_scale: learn the likelihood's one scale, which is 1 otherwise (Rybkin et al. 2021)
-        kl_weight: b of the beta-VAE (Higgins et al. 2017); 1 is the evidence lower bound
-        kl_warmup: steps in which b rises from 0
-        free_bits: nats that each number of a code may hold at no cost (Kingma et al. 2016)
-        autoencoder: optimizer of encoder and decoder, and of the scale
-
-    Raises:
-        ValueError: a size or weight is out of its range, or an option has no effect as set.
+        image_size: side of the images in pixels; set by data.size
+        channels: 1 (grey) or 3 (colour); set by data.channels
+        latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
+            sharper reconstructions
+        networks: architecture of encoder and decoder
+        likelihood: distribution p(x|z) of a pixel: gaussian (squared error), laplace (absolute error) or bernoulli
+            (cross-entropy of pixels mapped to [0, 1], for black and white images)
+        learned_scale: learn the one scale of the gaussian or laplace likelihood, which balances reconstruction and KL
+            by itself (Rybkin et al. 2021); otherwise it is 1
+        kl_weight: weight of the KL term, in nats per image, beside a reconstruction summed over pixels. 1 gives the
+            evidence lower bound; less gives sharper reconstructions, more a better fit to the prior (beta-VAE, Higgins
+            et al. 2017)
+        kl_warmup: steps in which kl_weight rises linearly from 0; raise it if the KL term falls to 0 early
+        free_bits: nats per number of a code below which the KL term does not count, against codes that carry nothing
+            (Kingma et al. 2016)
+        autoencoder: optimizer of encoder, decoder and scale
     """
 
     averaged = ("encoder", "decoder")
@@ -53,11 +68,8 @@ class VAE(System):
         autoencoder: OptimizerConfig = OptimizerConfig(),
     ):
         super().__init__()
-        check_positive(latent_dim=latent_dim)
-        check_weights(kl_weight=kl_weight, kl_warmup=kl_warmup, free_bits=free_bits)
-        networks.check_without_discriminator(image_size)
-        if not kl_weight:
-            check_effect("system.kl_weight is 0", kl_warmup=(kl_warmup, 0), free_bits=(free_bits, 0.0))
+        check_kl(kl_weight, kl_warmup, free_bits)
+        networks.check(image_size, discriminator=False)
         if learned_scale and likelihood == "bernoulli":
             raise ValueError("system.learned_scale has no effect while system.likelihood is bernoulli")
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
@@ -67,7 +79,7 @@ class VAE(System):
         self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
         self.decoder = Decoder(networks, image_size, channels, latent_dim)
         if learned_scale:
-            self.scale = Scale()
+            self.scale = LogScale()
 
     def passes(self, batch: Batch) -> Passes:
         mean, log_variance = self.posterior(batch.image)
@@ -84,13 +96,3 @@ class VAE(System):
 
     def players(self) -> list[Player]:
         return [Player("autoencoder", tuple(self.networks()), self.loss, self.optimizer)]
-
-    def sample(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
-
-    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = losses.at_least_fp32(self.encoder(image)).chunk(2, dim=1)
-        return mean, log_variance
-
-    def reconstruct(self, image: Tensor) -> Tensor:
-        return self.decoder(self.posterior(image)[0])

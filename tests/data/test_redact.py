@@ -69,7 +69,7 @@ def test_a_runs_credentials_are_in_its_own_recipe_alone(here, digits, tmp_path, 
     assert configure(["--config", str(run_dir / "config.yaml")]).data.train == url, "it is still a recipe"
     again = here(*run, "--trainer.steps", "2")
     assert again.returncode == 0, again.stderr
-    assert "going on at step 1" in again.stderr
+    assert "Resuming at step 1" in again.stderr
     (tmp_path / "cache").rename(tmp_path / "elsewhere")
     (tmp_path / "index.json").unlink()
     gone = here(*run, "--trainer.steps", "3")

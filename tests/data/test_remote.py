@@ -219,7 +219,9 @@ def test_remote_mistakes_are_told(server, folder, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cannot open nosuch://x/index\.json: .*nosuch"):
         Shards("nosuch://x")
     small = Shards(server.url, cache=Cache(tmp_path / "small", 1000))
-    with pytest.raises(DataError, match=r"data\.cache_gb .*is 1e-06, and the shard http.* alone has"):
+    with pytest.raises(
+        DataError, match=r"data\.cache_gb \(--cache_gb of trainer.evaluate\) is 1e-06, and the shard http.* alone has"
+    ):
         small.image(0)
     shards = Shards(server.url, cache=Cache(tmp_path / "changed", 10**9))
     content = bytearray((folder / "00000.tar").read_bytes())

@@ -80,7 +80,7 @@ def test_only_a_relativistic_opponent_looks_at_real_images(kind):
 @pytest.mark.parametrize(
     ("setting", "adversarial"), [({}, True), *[({"encoder_adversarial": on}, on) for on in (0, 1)]]
 )
-def test_only_a_deaf_encoder_costs_a_second_pass(setting, adversarial):
+def test_only_an_encoder_without_the_adversarial_gradient_costs_a_second_pass(setting, adversarial):
     system, decoded = vaegan(**setting), []
     system.decoder.register_forward_hook(lambda network, codes, images: decoded.append(len(codes[0])))
     system.passes(batch_of())
@@ -124,7 +124,7 @@ def test_no_loss_is_computed_in_half_precision(name):
         assert all(value.dtype != torch.bfloat16 for value in statistics.values())
 
 
-def test_a_judges_loss_reaches_no_generator():
+def test_a_discriminators_loss_reaches_no_generator():
     """Its images are cut off from what made them, also where a penalty needs their gradients."""
     for system in (
         GAN(32, 1, 4, SMALL, binary=DiscriminatorConfig(r2_weight=0.1)),

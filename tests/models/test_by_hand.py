@@ -84,7 +84,7 @@ def on_real(kind: str, s: np.ndarray) -> float:
     }[kind].mean()
 
 
-def fooled(kind: str, fake: np.ndarray, real: np.ndarray) -> float:
+def generator_loss_of(kind: str, fake: np.ndarray, real: np.ndarray) -> float:
     """What a generator lowers, of the realness of its images and of the real ones beside them."""
     if kind == "relativistic":
         return softplus(real - fake).mean()
@@ -166,7 +166,7 @@ def test_a_sure_and_wrong_bernoulli_pixel_costs_the_logarithm_of_a_million():
         assert losses.likelihood("bernoulli", one, -one).item() == pytest.approx(math.log(1e6), rel=CLOSE)
 
 
-def test_unset_a_vae_lowers_the_evidence_lower_bound_from_the_first_step_on():
+def test_by_default_a_vae_lowers_the_evidence_lower_bound_from_the_first_step_on():
     """Of pixels with a unit variance; the code has 32 numbers."""
     system, batch = VAE(32, 1, networks=SMALL).double(), batch_of(dtype=F64, step=0)
     assert all(kind(32, 1, networks=SMALL).latent_shape == (32,) for kind in (AE, VAE, GAN, GANVAE))
@@ -176,7 +176,7 @@ def test_unset_a_vae_lowers_the_evidence_lower_bound_from_the_first_step_on():
     assert system.loss(batch, system.passes(batch)).value.item() == pytest.approx(expected, rel=CLOSE)
 
 
-def test_unset_a_vaegan_has_one_binary_logistic_discriminator_that_counts_ten_times():
+def test_by_default_a_vaegan_has_one_binary_logistic_discriminator_that_counts_ten_times():
     system, batch = VAEGAN(32, 1, networks=SMALL).double(), batch_of(dtype=F64, step=0)
     assert system.latent_shape == (32,)
     mean, log_variance, reconstructed = encode_and_decode(system, batch)
@@ -342,7 +342,7 @@ def test_a_gans_players_lower_each_others_game(kind):
     r1 = slope(system.discriminator_binary, batch.image) / 2
     assert loss.item() == pytest.approx(terms["discriminator_loss"].item() + 0.6 * r1, rel=CLOSE)
     loss, terms, _ = system.loss(batch, passes)
-    assert loss.item() == pytest.approx(fooled(kind, realness(fake), realness(real)), rel=CLOSE)
+    assert loss.item() == pytest.approx(generator_loss_of(kind, realness(fake), realness(real)), rel=CLOSE)
     assert terms == {"generator_loss/binary": loss}
     assert torch.equal(system.sample(batch.normal("prior", (4,))), generated)
 
@@ -364,7 +364,7 @@ def test_a_ganvaes_players_lower_their_game_and_the_codes_likelihood(kind, laten
     variance = np.exp(log_variance)
     density = np.exp(-((numbers(z) - mean) ** 2) / (2 * variance)) / np.sqrt(2 * math.pi * variance)
     expected = {
-        "generator_loss/binary": fooled(kind, realness(fake), realness(real)),
+        "generator_loss/binary": generator_loss_of(kind, realness(fake), realness(real)),
         "latent": -np.log(density).mean(),
     }
     loss, terms, _ = system.loss(batch, passes)
@@ -400,7 +400,10 @@ def test_a_cyclegans_players_lower_their_games_the_cycles_and_the_identity(ident
         return np.abs(numbers(one) - numbers(other)).mean()
 
     expected = {
-        **{f"generator_loss/{domain}": fooled(kind, realness(fake[domain]), realness(real[domain])) for domain in "ab"},
+        **{
+            f"generator_loss/{domain}": generator_loss_of(kind, realness(fake[domain]), realness(real[domain]))
+            for domain in "ab"
+        },
         "cycle": apart(ba(ab(a)), a) + apart(ab(ba(b)), b),
     }
     if identity_weight:
@@ -461,7 +464,7 @@ def test_a_cyclegans_discriminators_see_the_pools_fakes_and_keep_their_own_means
     assert system.pooled.item() == 2
 
 
-def test_a_fake_goes_into_the_slot_that_the_discriminator_was_told_of():
+def test_a_fake_goes_into_the_slot_whose_older_fake_the_discriminator_was_shown():
     """Draws come back in float64, in which a product with the pool's size may lie in the slot before."""
     pool, below = next(
         (pool, u)
@@ -475,10 +478,10 @@ def test_a_fake_goes_into_the_slot_that_the_discriminator_was_told_of():
     batch = batch_of(2)
     draws = torch.tensor([[0.25, float(below)], [0.75, float(below)]])
     fakes = torch.ones(2, 1, 32, 32)
-    told = system._slots(draws, batch.positions())[0][0].item()
-    system._after({"draws": batch.placed(draws), "fakes/a": batch.placed(fakes), "fakes/b": batch.placed(fakes)})
-    assert system.pool_a.amax((1, 2, 3)).nonzero().tolist() == [[told]]
-    assert system._from_pool(batch, "a", fakes.bfloat16()).dtype == torch.bfloat16
+    slot = system.pool.slots(draws, batch.positions())[0][0].item()
+    system.after({"draws": batch.placed(draws), "fakes/a": batch.placed(fakes), "fakes/b": batch.placed(fakes)})
+    assert system.pool_a.amax((1, 2, 3)).nonzero().tolist() == [[slot]]
+    assert system.pool.mixed(batch, "a", fakes.bfloat16()).dtype == torch.bfloat16
 
 
 # ---- the step

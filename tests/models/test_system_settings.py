@@ -99,7 +99,7 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
         ("final have no effect", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(final=0.1)).players()),
         ("ramp have no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(ramp=1))),
         ("expected 0 to 2", lambda: vaegan(reconstruction="features", feature_layer=-1)),
-        ("feature_layer have no effect", lambda: vaegan(feature_discriminator="binary")),
+        ("feature_discriminator has no effect", lambda: vaegan(feature_discriminator="binary")),
         (
             "opponent is not_own",
             lambda: vaegan("both", opponent="not_own", config=DiscriminatorConfig(adversarial="least_squares")),
@@ -130,7 +130,7 @@ def test_what_is_out_of_its_range_is_refused(words, build):
         ("free_bits", "kl_weight is 0", lambda: VAE(32, 1, kl_weight=0, free_bits=0.1)),
     ],
 )
-def test_the_reason_why_a_setting_has_no_effect_is_told(name, reason, build):
+def test_the_reason_why_a_setting_has_no_effect_is_named(name, reason, build):
     with pytest.raises(ValueError, match=rf"^system\.{name} has no effect while system\.{reason}: leave it unset$"):
         build()
 
@@ -180,7 +180,7 @@ def test_a_cyclegans_size_decides_what_is_unset():
 
 
 @pytest.mark.parametrize(("levels", "pixels"), [(1, 16), (2, 34), (None, 34)])
-def test_a_cyclegans_discriminators_judge_patches_by_instance_normalized_features(levels, pixels):
+def test_a_cyclegans_discriminators_classify_patches_by_instance_normalized_features(levels, pixels):
     """34 pixels where nothing is set, at 128."""
     system = CycleGAN(128, 1, 2, 3, levels, 1)
     for network in (system.discriminator_a, system.discriminator_b):
@@ -203,10 +203,10 @@ def test_a_code_may_be_a_map():
         assert system.latent_shape == (3, 4, 4)
 
 
-def test_unset_a_cyclegan_is_the_papers():
+def test_by_default_a_cyclegan_is_the_papers():
     """Zhu et al. 2017, sections 4 and 7.2: lambda is 10, identity half of it, and rates fall in the second half."""
     system = CycleGAN(256, 3)
-    assert (system.cycle_weight, system.identity_weight, system.pool) == (10, 5, 50)
+    assert (system.cycle_weight, system.identity_weight, system.pool.size) == (10, 5, 50)
     assert system.pool_a.shape == system.pool_b.shape == (50, 3, 256, 256)
     assert [name for name, _ in system.named_buffers(recurse=False)] == ["pool_a", "pool_b", "pooled"]
     assert list(system.networks()) == ["discriminator_a", "discriminator_b", "translator_ab", "translator_ba"]

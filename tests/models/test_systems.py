@@ -105,7 +105,7 @@ def fakes_realness(system: nn.Module, beside_real: bool) -> float:
 
 
 @pytest.mark.parametrize("name", GAMES)
-def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it_for_the_judge(name):
+def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it_for_the_discriminator(name):
     """A shared, undetached graph would give the decoder the discriminator's gradient: the wrong sign (cosine -1)."""
     system = GAMES[name]().double()
     for player, sign in zip(system.players(), [-1, 1], strict=True):
@@ -125,7 +125,7 @@ def test_the_adversarial_gradient_raises_realness_for_the_opponent_and_lowers_it
                 parameter += 1e-4 * gradient
 
 
-def test_the_decoders_adversarial_gradient_is_the_fools_alone():
+def test_the_decoders_adversarial_gradient_is_the_generator_losss_alone():
     """cosine +1 with the gradient of -log p_real, by hand; Pythae's trainer adds the discriminator's and reaches -1."""
     system = vaegan(reconstruction_weight=0.0, kl_weight=0.0, adversarial_weight=1.0, config=SILENT).double()
     batch = batch_of(dtype=torch.float64)
@@ -145,7 +145,7 @@ def test_the_decoders_adversarial_gradient_is_the_fools_alone():
 
 
 @pytest.mark.parametrize("adversarial", [True, False])
-def test_encoder_adversarial_decides_whether_the_encoder_hears_the_discriminator(adversarial):
+def test_encoder_adversarial_decides_whether_the_encoder_gets_its_gradient(adversarial):
     system = vaegan(reconstruction_weight=0.0, kl_weight=0.0, encoder_adversarial=adversarial)
     player = system.players()[-1]
     freeze_all_but(system, player.networks)
@@ -217,7 +217,7 @@ def test_the_image_pool_by_hand():
         batch = batch_of(n=3, step=step)
         fakes = torch.arange(3 * step, 3 * step + 3).float()[:, None, None, None].expand(3, 1, 32, 32)
         before = system.pool_a[:, 0, 0, 0].clone()
-        shown = system._from_pool(batch, "a", fakes)[:, 0, 0, 0]
+        shown = system.pool.mixed(batch, "a", fakes)[:, 0, 0, 0]
         u = batch.uniform("pool", (2,))
         for i in range(3):
             free, slot = 3 * step + i, int(u[i, 1] * 5)
@@ -228,7 +228,7 @@ def test_the_image_pool_by_hand():
                 before_slot = free if free < 5 else slot
                 seen.append((before_slot, fakes[i, 0, 0, 0].item()))
         placed = {f"fakes/{domain}": batch.placed(fakes) for domain in "ab"}
-        system._after(placed | {"draws": batch.placed(u)})
+        system.after(placed | {"draws": batch.placed(u)})
         assert system.pool_a[:, 0, 0, 0].tolist() == [dict(seen).get(slot, 0.0) for slot in range(5)]
     assert any(value > 5 for _, value in seen), "some were swapped"
 
@@ -344,6 +344,7 @@ def test_systems_say_what_they_can():
     [
         (lambda: VAE(32, 1, latent_dim=0), "system.latent_dim is 0"),
         (lambda: AE(32, 1, networks=NetworkConfig(width=-1)), "system.networks.width is -1"),
+        (lambda: AE(32, 1, networks=NetworkConfig("vgg")), "system.networks.family is 'vgg', expected"),
         (lambda: AE(32, 1, networks=NetworkConfig("dcgan", attention=(8,))), "system.networks.attention has no effect"),
         (lambda: AE(32, 1, networks=NetworkConfig(attention=(5,))), r"system.networks.attention is \[5\]"),
         (
@@ -366,7 +367,7 @@ def test_systems_say_what_they_can():
         (lambda: vaegan("both", reconstruction="features"), "feature_discriminator"),
         (lambda: vaegan(reconstruction="features", feature_discriminator="ternary"), "is ternary"),
         (lambda: vaegan(reconstruction="features", feature_layer=3), "expected 0 to 2"),
-        (lambda: vaegan(perceptual_weight=1.0), "perceptual_weights None"),
+        (lambda: vaegan(perceptual_weight=1.0), "perceptual_weights is None"),
         (lambda: vaegan(perceptual_weight=1.0, perceptual_weights="none.pth"), "none.pth is not torchvision's"),
         (lambda: VAE(32, 1, autoencoder=OptimizerConfig(lr=-1)).players(), "system.autoencoder.lr is -1"),
         (lambda: VAE(32, 1, autoencoder=OptimizerConfig(betas=(1, 0.9))).players(), "system.autoencoder.betas"),
@@ -402,7 +403,10 @@ def test_systems_say_what_they_can():
         (lambda: VAE(32, 1, kl_weight=0, free_bits=0.1), "system.free_bits has no effect"),
         (lambda: VAE(32, 1, networks=NetworkConfig(patches=True)), "system.networks.patches has no effect"),
         (lambda: AE(32, 1, networks=NetworkConfig(patches=True)), "system.networks.patches has no effect"),
-        (lambda: AE(64, 1, networks=NetworkConfig(latent_stride=4, attention=(8,))), "end at 16 pixels"),
+        (
+            lambda: AE(64, 1, networks=NetworkConfig(latent_stride=4, attention=(8,))),
+            r"attention is \[8\], expected some of \[64, 32, 16\]",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_by_name(build, words):

@@ -15,15 +15,15 @@ from trainer.step import TrainStep
 MODES, DEVIATION, BATCH = 8, 0.1, 128
 TINY = NetworkConfig("dcgan", 8)
 FAST = OptimizerConfig(lr=2e-3, betas=(0.0, 0.99))
-JUDGE = DiscriminatorConfig(lr=2e-3, betas=(0.0, 0.99), r1_weight=0.02)
+DISCRIMINATOR = DiscriminatorConfig(lr=2e-3, betas=(0.0, 0.99), r1_weight=0.02)
 SHARP = {"reconstruction_weight": 5.0, "kl_weight": 0.3, "adversarial_weight": 10.0, "autoencoder": FAST}
 SYSTEMS = {
     "vae": lambda: VAE(32, 1, 2, TINY, learned_scale=True, autoencoder=OptimizerConfig(lr=1e-3)),
-    "gan": lambda: GAN(32, 1, 2, TINY, FAST, JUDGE),
-    "ganvae": lambda: GANVAE(32, 1, 2, TINY, 0.02, FAST, JUDGE),
-    "binary": lambda: VAEGAN(32, 1, 2, TINY, "binary", binary=JUDGE, **SHARP),
-    "ternary": lambda: VAEGAN(32, 1, 2, TINY, "ternary", ternary=JUDGE, **SHARP),
-    "both": lambda: VAEGAN(32, 1, 2, TINY, "both", binary=JUDGE, ternary=JUDGE, **SHARP),
+    "gan": lambda: GAN(32, 1, 2, TINY, FAST, DISCRIMINATOR),
+    "ganvae": lambda: GANVAE(32, 1, 2, TINY, 0.02, FAST, DISCRIMINATOR),
+    "binary": lambda: VAEGAN(32, 1, 2, TINY, "binary", binary=DISCRIMINATOR, **SHARP),
+    "ternary": lambda: VAEGAN(32, 1, 2, TINY, "ternary", ternary=DISCRIMINATOR, **SHARP),
+    "both": lambda: VAEGAN(32, 1, 2, TINY, "both", binary=DISCRIMINATOR, ternary=DISCRIMINATOR, **SHARP),
 }
 # Share of samples within three deviations of a mode; 0.38 is that of points spread evenly over the circle. A continuous
 # decoder of a plane must cross from mode to mode, and nothing keeps a VAE's from lingering there.

@@ -4,99 +4,117 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 from torch import Tensor
 
 from models import manifest as manifests
+from models.manifest import checkpoints as list_checkpoints
 from trainer import schemas
+from trainer.files import UNFINISHED
 
-Tensors = dict[str, dict[str, Tensor]]
-# A disk that cannot be read is not damage: it may be there again a minute later.
+Tensors = dict[str, dict[str, Tensor]]  # by file and name
+Found = TypeVar("Found")
+# Other errors of reading are not damage: the disk may be there again a minute later.
 DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
 
 
+class DamagedError(ValueError):
+    """A checkpoint is damaged."""
+
+    def __init__(self, path: Path, reason: object):
+        super().__init__(f"checkpoint {path} is damaged: {reason}")
+        self.path = path
+
+
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors by file and name, and the manifest.
+    """Return a checkpoint's tensors and manifest.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        DamagedError: a file is missing or damaged.
+        ValueError: the checkpoint has another format.
     """
-    try:
+    with _naming(path):
         manifest = _manifest(path)
-        tensors = {
-            name.removesuffix(".safetensors"): manifests.tensors(path, manifest, name) for name in manifest["files"]
-        }
-    except DAMAGE as error:
-        raise ValueError(f"checkpoint {path} is damaged: {error}") from error
-    return tensors, manifest
+        files = manifest["files"]
+        return {name.removesuffix(".safetensors"): manifests.tensors(path, manifest, name) for name in files}, manifest
 
 
 def read_scores(path: Path) -> tuple[dict[str, float], dict[str, Any]] | None:
-    """A checkpoint's scores and how they were measured; None: it has not been evaluated, or the file is no such one."""
+    """Return a checkpoint's scores and how they were measured; None without a valid scores.json."""
     try:
         manifests.check_regular(path / "scores.json")
-        found = schemas.checked(json.loads((path / "scores.json").read_text()), schemas.Scores, "scores.json")
+        found = schemas.checked(json.loads((path / "scores.json").read_text()), schemas.ScoresFile, "scores.json")
         return found.scores, found.evaluation
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first."""
-    return manifests.checkpoints(folder)
-
-
 def load_newest(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
-    """The newest whole checkpoint, or None; damaged ones that are newer are put aside as `damaged.step_*`.
+    """Return the newest whole checkpoint, or None; newer damaged ones are renamed to `damaged.step_*`.
 
     Raises:
-        ValueError: there are checkpoints, and all are damaged; they stay where they are.
-        OSError: one cannot be read.
+        ValueError: all checkpoints are damaged, which leaves them as they are, or one has another format.
+        OSError: a checkpoint cannot be read.
     """
-    for unfinished in folder.glob(".unfinished.*"):
+    for unfinished in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    damaged: list[tuple[Path, ValueError]] = []
-    for path in list_checkpoints(folder):
-        try:
-            found = load(path)
-        except ValueError as error:
-            damaged.append((path, error))
-            continue
-        for bad, reason in damaged:
-            aside = bad.with_name(f"damaged.{bad.name}")
-            print(f"{reason}. It is put aside as {aside.name}", file=sys.stderr, flush=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            bad.rename(aside)
-        return found
-    if damaged:
-        raise _all_damaged(folder)
-    return None
+    found, damaged = _newest(folder, load)
+    for error in damaged:
+        aside = error.path.with_name(f"damaged.{error.path.name}")
+        print(f"{error}. It is put aside as {aside.name}", file=sys.stderr, flush=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        error.path.rename(aside)
+    return found
 
 
 def verify_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The manifest of the checkpoint that `load_newest` would load, and what is wrong with newer ones; nothing is
-    changed, and no more than a part of a file is in memory.
+    """Return the manifest of the checkpoint that `load_newest` loads, and what is wrong with newer ones.
+
+    Nothing is changed, and only a part of a file is in memory at once.
 
     Raises:
-        ValueError: there are checkpoints, and all are damaged.
+        ValueError: all checkpoints are damaged, or one has another format.
     """
-    damaged: list[str] = []
+    manifest, damaged = _newest(folder, _verify)
+    return manifest, list(map(str, damaged))
+
+
+def _newest(folder: Path, read: Callable[[Path], Found]) -> tuple[Found | None, list[DamagedError]]:
+    damaged: list[DamagedError] = []
     for path in list_checkpoints(folder):
         try:
-            manifest = _manifest(path)
-            for name, digest in manifest["files"].items():
-                manifests.check_regular(path / name)
-                with (path / name).open("rb") as file:
-                    manifests.check_digest(name, hashlib.file_digest(file, "sha256").hexdigest(), digest)
-            return manifest, damaged
-        except DAMAGE as error:
-            damaged.append(f"checkpoint {path} is damaged: {error}")
+            return read(path), damaged
+        except DamagedError as error:
+            damaged.append(error)
     if damaged:
-        raise _all_damaged(folder)
-    return None, damaged
+        raise ValueError(f"all checkpoints in {folder} are damaged: repair one, or choose another --trainer.run_dir")
+    return None, []
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    with _naming(path):
+        manifest = _manifest(path)
+        for name, digest in manifest["files"].items():
+            manifests.check_regular(path / name)
+            with (path / name).open("rb") as file:
+                manifests.check_digest(name, hashlib.file_digest(file, "sha256").hexdigest(), digest)
+        return manifest
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the checkpoint in errors of reading it."""
+    try:
+        yield
+    except manifests.FormatError as error:
+        raise manifests.FormatError(f"checkpoint {path}: {error}. Choose another --trainer.run_dir") from error
+    except DAMAGE as error:
+        raise DamagedError(path, error) from error
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -104,7 +122,3 @@ def _manifest(path: Path) -> dict[str, Any]:
     if path.name != f"step_{manifest['step']:08d}":
         raise ValueError(f"its manifest is of step {manifest['step']}")
     return manifest
-
-
-def _all_damaged(folder: Path) -> ValueError:
-    return ValueError(f"all checkpoints in {folder} are damaged: mend one, or take another --trainer.run_dir")

@@ -1,67 +1,37 @@
-"""What a run keeps between its processes' lives, by name, and whether it may go on from what was kept."""
+"""What a checkpoint holds, by name, and whether a run may resume from it."""
 
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from data.order import Order
 from data.shards.reader import Shards
 from models import System
 from models import manifest as manifests
 from trainer import schemas
-from trainer.checkpoint import files as checkpoint_files
-from trainer.checkpoint import state as checkpoint_state
+from trainer.checkpoint.files import Tensors
 from trainer.config.parser import Config
-from trainer.config.resume import RESUMABLE_SETTINGS, differences
+from trainer.config.resume import NEW_DATA_SETTINGS, RESUMABLE_SETTINGS, differences
 from trainer.ema import EMA
 from trainer.step import PlayerState
 
-
-def optimizer_tensors(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state, by the names of its weights."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def optimizer_shapes(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-    """Tensors of the names and shapes that `optimizer_tensors` gives once Adam has made a step."""
-    step = torch.empty((), dtype=torch.float32)
-    return {
-        f"{name}.{key}": step if key == "step" else parameter
-        for name, parameter in parameters.items()
-        for key in ("step", "exp_avg", "exp_avg_sq")
-    }
-
-
-def load_optimizer(
-    parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` took."""
-    for name, value in tensors.items():
-        weight, _, key = name.rpartition(".")
-        parameter = parameters[weight]
-        optimizer.state[parameter][key] = value.to(parameter.device)
-
-
-# Settings of what steps see, with others of which a run may go on if told to.
-NEW_DATA = frozenset({"data", "data.train", "data.crop", "data.flip", "trainer.batch_size"})
+Parameters = dict[str, nn.Parameter]  # by name
 
 
 class TrainState:
-    """Networks, their averages, statistics and optimizers, with what they came from.
+    """All that a training step changes, with what it was made from.
 
     Args:
         config: of the run
         system: its networks may be wrapped
-        networks: the same, not wrapped
+        networks: the same networks, not wrapped
         ema: their averages
-        player_states: their optimizers and scalers
-        trains, orders: of each training set
+        player_states: optimizers and loss scalers
+        trains: training sets
+        orders: the order of each training set
     """
 
     def __init__(
@@ -75,138 +45,134 @@ class TrainState:
         orders: list[Order],
     ):
         self.config, self.system, self.networks, self.ema = config, system, networks, ema
-        self.player_states, self.trains, self.orders = player_states, trains, orders
+        self.players = {state.player.name: state for state in player_states}
+        self.trains, self.orders = trains, orders
 
-    def tensors(self) -> checkpoint_files.Tensors:
-        """All tensors by file and name: the run's own, not copies."""
-        tensors = self.trained()
-        tensors |= {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
-        return tensors | {
-            f"optimizer.{player_state.player.name}": checkpoint_state.optimizer_tensors(
-                player_state.parameters, player_state.optimizer
-            )
-            for player_state in self.player_states
+    def tensors(self) -> Tensors:
+        """Return all tensors by file and name; they are the run's own, not copies."""
+        averages = {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
+        optimizers = {
+            f"optimizer.{name}": optimizer_tensors(state.parameters, state.optimizer)
+            for name, state in self.players.items()
         }
+        return self.trained() | averages | optimizers
 
-    def trained(self) -> checkpoint_files.Tensors:
-        """Networks and statistics alone."""
-        tensors = {name: network.state_dict() for name, network in self.networks.items()}
+    def trained(self) -> Tensors:
+        """Return the tensors of networks and statistics."""
+        tensors: Tensors = {name: network.state_dict() for name, network in self.networks.items()}
         if statistics := dict(self.system.named_buffers(recurse=False)):
             tensors["statistics"] = statistics
         return tensors
 
     def manifest(self) -> dict[str, Any]:
-        """The rest, as plain data."""
+        """Return the rest as plain data."""
         return {
             "configuration": self.config.resolved(),
             "data": self._data(),
             "frozen": frozen_checksums(self.system),
             "scalers": {
-                player_state.player.name: player_state.scaler.state_dict() | {"overflows": int(player_state.overflows)}
-                for player_state in self.player_states
-                if player_state.scaler
+                name: state.scaler.state_dict() | {"overflows": int(state.overflows)}
+                for name, state in self.players.items()
+                if state.scaler
             },
         }
 
-    def load(self, tensors: checkpoint_files.Tensors, manifest: dict[str, Any]) -> None:
-        """Put back what `tensors` and `manifest` gave.
+    def load(self, tensors: Tensors, manifest: dict[str, Any]) -> None:
+        """Restore what `tensors` and `manifest` returned.
 
         Raises:
-            ValueError: tensors are missing, or of other names or shapes than the settings give.
+            ValueError: tensors are missing, or have other names or shapes than the settings give.
         """
         self._check_tensors(tensors)
         self.load_networks(tensors)
         for name, network in self.ema.system.named_children():
             network.load_state_dict(tensors[f"ema.{name}"])
-        for player_state in self.player_states:
-            checkpoint_state.load_optimizer(
-                player_state.parameters, player_state.optimizer, tensors[f"optimizer.{player_state.player.name}"]
-            )
-            if player_state.scaler:
-                scaler = dict(manifest["scalers"][player_state.player.name])
-                player_state.overflows.fill_(scaler.pop("overflows"))
-                player_state.scaler.load_state_dict(scaler)
+        for name, state in self.players.items():
+            load_optimizer(state.parameters, state.optimizer, tensors[f"optimizer.{name}"])
+            if state.scaler:
+                scaler = dict(manifest["scalers"][name])
+                state.overflows.fill_(scaler.pop("overflows"))
+                state.scaler.load_state_dict(scaler)
 
-    def _check_tensors(self, tensors: checkpoint_files.Tensors) -> None:
-        expected = self.tensors()
-        for player_state in self.player_states:  # an optimizer knows no tensors yet
-            file = f"optimizer.{player_state.player.name}"
-            moved = {name.rpartition(".")[0] for name in tensors.get(file, {})}  # late starters have not moved yet
-            expected[file] = checkpoint_state.optimizer_shapes(
-                {n: p for n, p in player_state.parameters.items() if n in moved}
-            )
-        for name, own in expected.items():
-            try:
-                manifests.check_tensors(f"{name}.safetensors", tensors.get(name, {}), own)
-            except ValueError as error:
-                raise ValueError(f"the checkpoint in {self.config.run_dir} cannot be gone on from: {error}") from error
-
-    def load_networks(self, tensors: checkpoint_files.Tensors) -> None:
-        """Put back what `trained` gave."""
+    def load_networks(self, tensors: Tensors) -> None:
+        """Restore what `trained` returned."""
         for name, network in self.networks.items():
             network.load_state_dict(tensors[name])
         for name, buffer in self.system.named_buffers(recurse=False):
             buffer.copy_(tensors["statistics"][name])
 
-    def check(self, manifest: dict[str, Any], speaks: bool) -> None:
-        """A run goes on with the settings and data that it began with.
+    def _check_tensors(self, tensors: Tensors) -> None:
+        expected = self.tensors()
+        for name, state in self.players.items():  # a new optimizer has no tensors yet
+            file = f"optimizer.{name}"
+            updated = {key.rpartition(".")[0] for key in tensors.get(file, {})}  # not those of a later `start`
+            expected[file] = optimizer_shapes({key: p for key, p in state.parameters.items() if key in updated})
+        for name, own in expected.items():
+            try:
+                manifests.check_tensors(f"{name}.safetensors", tensors.get(name, {}), own)
+            except ValueError as error:
+                raise ValueError(f"the checkpoint in {self.config.run_dir} cannot be resumed from: {error}") from error
+
+    def check(self, manifest: dict[str, Any], verbose: bool) -> None:
+        """Check that the run has the settings and data with which the checkpoint was trained.
 
         Args:
-            manifest: a checkpoint's
-            speaks: whether this process says which changes are accepted
+            manifest: of a checkpoint
+            verbose: print the differences that trainer.accept_new_data accepts
 
         Raises:
-            ValueError: names what is other, less what may be and what the settings accept.
+            ValueError: the manifest has another shape; or names all other differences but resumable ones.
         """
         where, steps = self.config.run_dir, self.config.trainer.steps
-        kept = schemas.checked(manifest, schemas.Kept, f"the manifest of the checkpoint in {where}")
-        changed = self._changes(manifest)
-        accepted = [line for line in changed if self.config.trainer.accept_new_data and _is_new_data(line)]
-        if accepted and speaks:
-            print("accepted:", *accepted, sep="\n  ", file=sys.stderr)
-        changed = [line for line in changed if line not in accepted]
-        if changed:
+        saved = schemas.checked(manifest, schemas.ResumeManifest, f"the manifest of the checkpoint in {where}")
+        self._check_settings(saved, verbose)
+        if saved.step > steps:
             raise ValueError(
-                f"{where} holds a run with other settings, and cannot go on with these:\n  "
-                + "\n  ".join(changed)
-                + "\nTake the old settings, or another --trainer.run_dir"
-                + "; or accept what steps see as it is now: --trainer.accept_new_data true"
-                * all(map(_is_new_data, changed))
+                f"trainer.steps is {steps:,}, but the run in {where} has already made {saved.step:,}: raise it, or "
+                "choose another --trainer.run_dir"
             )
-        if kept.step > steps:
-            raise ValueError(
-                f"trainer.steps is {steps:,}, and {where} holds a run that has made {kept.step:,} already: raise it, "
-                "or take another --trainer.run_dir"
-            )
-        if len(kept.data) != len(self.trains):
-            raise ValueError(f"{where} holds a run on {len(kept.data)} sets of images, expected {len(self.trains)}")
-        if (
-            fp16 := {player_state.player.name for player_state in self.player_states if player_state.scaler}
-            - kept.scalers.keys()
-        ):
-            raise ValueError(f"the manifest of the checkpoint in {where} lacks the loss scaler of {', '.join(fp16)}")
+        if len(saved.data) != len(self.trains):
+            raise ValueError(f"{where} has a run on {len(saved.data)} training sets; expected {len(self.trains)}")
+        if missing := {name for name, state in self.players.items() if state.scaler} - saved.scalers.keys():
+            raise ValueError(f"the manifest of the checkpoint in {where} lacks loss scalers: {', '.join(missing)}")
 
-    def _changes(self, manifest: dict[str, Any]) -> list[str]:
-        """What is other than when the run was saved, a line each, less what may be."""
-        scheduled = any(player_state.player.optimizer.schedule != "constant" for player_state in self.player_states)
-        free = RESUMABLE_SETTINGS - {"trainer.steps"} if scheduled else RESUMABLE_SETTINGS
-        changed = differences(manifest["configuration"], self.config.resolved(), free=free)
-        for shards, saved, now in zip(self.trains, manifest["data"], self._data(), strict=False):
-            if saved["fingerprint"] != now["fingerprint"]:
-                was, has = (f"{of['images']:,} images in {of['shards']:,} shards" for of in (saved, now))
-                other = " (other ones)" if was == has else ""
-                changed.append(f"data.train: {was}{other} in the checkpoint, {has} now in {shards.source}")
-            elif saved["order"] != now["order"] and not changed:
-                changed.append("data: another order of samples than in the checkpoint, by data.lanes or data.window")
-        files, here = manifest["frozen"], frozen_checksums(self.system)
+    def _check_settings(self, saved: schemas.ResumeManifest, verbose: bool) -> None:
+        changed = self._changes(saved)
+        new_data = [line for line in changed if line.partition(":")[0] in NEW_DATA_SETTINGS]
+        if self.config.trainer.accept_new_data:
+            changed = [line for line in changed if line not in new_data]
+            if new_data and verbose:
+                print("accepted:", *new_data, sep="\n  ", file=sys.stderr)
+        if changed:
+            accept = "; or accept the new data with --trainer.accept_new_data true" if changed == new_data else ""
+            raise ValueError(
+                f"{self.config.run_dir} has a run with other settings:\n  " + "\n  ".join(changed) + "\nRestore them, "
+                f"or choose another --trainer.run_dir{accept}"
+            )
+
+    def _changes(self, saved: schemas.ResumeManifest) -> list[str]:
+        """Return one line for each difference to a checkpoint that is not resumable."""
+        scheduled = any(state.player.optimizer.schedule != "constant" for state in self.players.values())
+        resumable = RESUMABLE_SETTINGS - {"trainer.steps"} if scheduled else RESUMABLE_SETTINGS
+        changed = differences(saved.configuration, self.config.resolved(), resumable)
+        for shards, was, now in zip(self.trains, saved.data, self._data(), strict=False):
+            if was.fingerprint != now["fingerprint"]:
+                before, after = (
+                    f"{images:,} images in {count:,} shards"
+                    for images, count in ((was.images, was.shards), (now["images"], now["shards"]))
+                )
+                other = " (other ones)" if before == after else ""
+                changed.append(f"data.train: {before}{other} in the checkpoint, {after} now in {shards.source}")
+            elif was.order != now["order"] and not changed:
+                changed.append("data: data.lanes or data.window gives another order of samples than in the checkpoint")
+        frozen = frozen_checksums(self.system)
         return changed + [
-            f"system.{name}_weights: a file of sha256 {files[name]} in the checkpoint, {here[name]} now"
-            for name in files.keys() & here.keys()
-            if files[name] != here[name]
+            f"system.{name}_weights: a file with sha256 {saved.frozen[name]} in the checkpoint, {frozen[name]} now"
+            for name in saved.frozen.keys() & frozen.keys()
+            if saved.frozen[name] != frozen[name]
         ]
 
     def _data(self) -> list[dict[str, Any]]:
-        """Of each training set, what a step sees of it."""
         return [
             {
                 "images": len(shards),
@@ -218,11 +184,33 @@ class TrainState:
         ]
 
 
+def optimizer_tensors(parameters: Parameters, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state by the names of its weights."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def optimizer_shapes(parameters: Parameters) -> dict[str, Tensor]:
+    """Return tensors with the names and shapes that `optimizer_tensors` returns after Adam's first step."""
+    step = torch.empty((), dtype=torch.float32)
+    return {
+        f"{name}.{key}": step if key == "step" else parameter
+        for name, parameter in parameters.items()
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+
+
+def load_optimizer(parameters: Parameters, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned."""
+    for name, value in tensors.items():
+        weight, _, key = name.rpartition(".")
+        parameter = parameters[weight]
+        optimizer.state[parameter][key] = value.to(parameter.device)
+
+
 def frozen_checksums(system: System) -> dict[str, str]:
-    """sha256 of the files of networks that nobody moves."""
+    """Return the sha256 of the file of each network that no player changes."""
     return {name: str(network.sha256) for name, network in system.named_children() if name in system.frozen}
-
-
-def _is_new_data(line: str) -> bool:
-    """Whether a difference is of what steps see."""
-    return line.partition(":")[0] in NEW_DATA

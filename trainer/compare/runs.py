@@ -17,7 +17,7 @@ from trainer.distributed.exit import user_errors
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # would make a run part of the launch that started the comparison
 # Settings in which a run that is there may differ from the comparison's. What changes its scores may not.
-MAY_DIFFER = RESUMABLE_SETTINGS - {"evaluate.num", "evaluate.extractor", "system.init_args.perceptual_weights"} | {
+MAY_DIFFER = RESUMABLE_SETTINGS - {"evaluate.num", "evaluate.extractor", "system.perceptual_weights"} | {
     "trainer.precision"
 }
 
@@ -99,7 +99,7 @@ def _conflict(run: Run) -> str | None:
         return None
     try:
         check_yaml(text := read(kept).decode())
-        changed = differences(yaml.safe_load(text), run.config.resolved(), free=MAY_DIFFER)
+        changed = differences(yaml.safe_load(text), run.config.resolved(), resumable=MAY_DIFFER)
     except (yaml.YAMLError, ValueError, AttributeError) as error:
         return f"{kept} is not the configuration of a run ({error}). Set another --compare.out, or remove the folder"
     if (step := run.evaluated_step()) > run.config.trainer.steps:

@@ -4,23 +4,44 @@ import re
 
 from models.load import system_names
 
-DENIED = re.compile(r"Importing '(.*?)' is not allowed, denied by .*? to allow it\.")  # jsonargparse's words
+DENIED = re.compile(r"Importing '(.*?)' is not allowed, denied by .*? to allow it\.")
+NOISE = ("Given value type", "Subtypes:", "Does not validate", "Errors:", "- Expected a 'NoneType'", "Problem with")
+VALUE = re.compile(  # a value that a number's type refuses, in the words of jsonargparse and of Python
+    r"(?:(?<=: )(\S+) does not conform to restriction \S+"
+    r"|does not conform to restriction \S+ Given value: (.+)"
+    r"|(?:invalid literal for int\(\) with base 10|could not convert string to float): '(.*)')"
+)
+WRONG = re.compile(r'setting "([\w.]+)": (?:Not of type (\w+): |Expected (.+?)\.? )(?:Got|Given) value: (.*)')
+TYPES = {
+    "PositiveInt": "a whole number above 0",
+    "NonNegativeInt": "a whole number of at least 0",
+    "PositiveFloat": "a number above 0",
+    "a 'int'": "a whole number",
+    "a 'float'": "a number (float)",
+    "a 'bool'": "true or false",
+    "a 'tuple'": "a list of two numbers",
+}
 
 
 def plain_message(message: str) -> str:
-    """jsonargparse's message on one line, without Python's class paths, naming settings and choices in full."""
-    known = f"system is one of {', '.join(system_names())}"
+    """Return jsonargparse's message on one line, without Python's class paths, with settings as they are typed."""
+    systems = ", ".join(system_names())
     if "Expected a dot import path string" in message:
-        message += f" ({known.replace('system is', 'expected')})"
-    message = DENIED.sub(rf"class_path \1 is not imported: {known}, and no other setting names a class", message)
+        return f"system must be one of {systems}; got {message.rpartition(': ')[2].split()[0]}"
+    message = DENIED.sub(
+        rf"class_path \1 is not imported: system is one of {systems}, and no other setting names a class", message
+    )
     if message.startswith('Parser key "system":'):
         for nested in ('Parser key "', "Option '", "arguments: --"):
             head, found, tail = message.rpartition(nested)
             if head:
                 message = f"{head}{found}system.{tail}"
-    message = message.replace('Parser key "system":', "")
+        message = message.replace('Parser key "system":', "")
     for old, new in {"Parser key": "setting", "a typing.Literal": "one of ", "<class ": "", "'>": "'"}.items():
         message = message.replace(old, new)
-    noise = ("Given value type", "Subtypes:", "Does not validate", "Errors:", "- Expected a 'NoneType'", "Problem with")
     lines = [line.strip() for line in message.splitlines()]
-    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
+    text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
+    if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
+        setting, kind, expected, value = wrong.groups()
+        return f"{setting} must be {TYPES.get(kind or expected, kind or expected)}; got {value}"
+    return text

@@ -1,4 +1,4 @@
-"""The configuration: one parser for system, data, trainer and evaluate settings; what a user's mistake looks like."""
+"""The configuration: one parser of the system, data, trainer and evaluate settings, and its errors."""
 
 import argparse
 import os
@@ -22,22 +22,24 @@ from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
 
 
-def _bounded(text: str) -> Any:
-    """YAML of a recipe or a setting, within bounds, as jsonargparse reads it."""
+def _load_bounded_yaml(text: str) -> Any:
     check_yaml(text)
-    return _yaml(text)
+    return _load_yaml(text)
 
 
-_yaml = get_loader("yaml")
-set_loader("yaml", _bounded, (yaml.YAMLError,))
+_load_yaml = get_loader("yaml")
+set_loader("yaml", _load_bounded_yaml, (yaml.YAMLError,))
 
 
 @dataclass
 class Config:
-    """A parsed run: the settings as objects, the system yet to be built, and all of it as plain data.
+    """A parsed run: its settings as objects, and as plain data.
 
     Args:
-        dry_run: tell what the run would do on so many processes (0: on those that were launched), and do nothing
+        parser: parsed the settings
+        namespace: all settings
+        data, trainer, evaluate: settings as objects; `system` builds the system
+        dry_run: number of processes to print the resolved run for; 0: those that were launched; None: train
     """
 
     parser: ArgumentParser
@@ -55,17 +57,21 @@ class Config:
         """
         return self.parser.instantiate(self.namespace).system
 
+    def yaml(self) -> str:
+        """Return all settings as a recipe, credentials included."""
+        return self.parser.dump(self.namespace, skip_link_targets=False, skip_unset=False)
+
     def resolved(self) -> dict[str, Any]:
-        """Every setting as plain data without credentials: what is compared, and what a checkpoint keeps."""
+        """Return all settings as plain data without credentials, as checkpoints keep and compare them."""
         return redacted_all(yaml.safe_load(self.yaml()))
 
     def redacted_yaml(self) -> str:
-        """What `yaml` gives, without credentials."""
+        """Return all settings as a recipe without credentials."""
         text, resolved = self.yaml(), self.resolved()
         return text if yaml.safe_load(text) == resolved else yaml.safe_dump(resolved, sort_keys=False)
 
     def write(self, path: Path) -> None:
-        """Write the settings as a recipe; with credentials, only its owner may read it.
+        """Write all settings as a recipe; only its owner can read it if it has credentials.
 
         Raises:
             OSError: it cannot be written.
@@ -75,12 +81,8 @@ class Config:
             path.write_text(text)
             return
         with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            os.fchmod(file.fileno(), 0o600)  # it may have been there
+            os.fchmod(file.fileno(), 0o600)  # the file may exist
             file.write(text)
-
-    def yaml(self) -> str:
-        """Every setting as a recipe, credentials included."""
-        return self.parser.dump(self.namespace, skip_link_targets=False, skip_unset=False)
 
     def settle_precision(self, precision: str) -> None:
         """Replace an unset precision by the launcher's, so that it is printed, saved and compared."""
@@ -93,55 +95,58 @@ class Config:
 
 
 class Parser(ArgumentParser):
-    """Says a user's mistake in one block and exits with code 2."""
+    """Prints a user's mistake in one block and exits with code 2."""
 
     dry_run: int | None = None
-
     hint = "See python trainer/main.py --help, or --system.help NAME for a system's settings."
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # the parser of a system's settings: the outer one speaks
+        if not self.exit_on_error:  # the parser of a system's settings: the outer one prints the error
             super().error(message, ex)
         exit_with_error(f"{plain_message(message)}\n{self.hint}")
 
 
 class DryRun(argparse.Action):
-    """Leaves its value on the parser: it is no setting, and is neither printed, saved nor compared as one."""
+    """Sets an attribute of the parser, since it is no setting: it is not printed, saved or compared as one."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **others: Any):
         super().__init__(option_strings, dest, **others | {"default": argparse.SUPPRESS})
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
         assert isinstance(parser, Parser)
-        parser.dry_run = values
-
-
-def _processes(word: object) -> int:
-    if not (number := str(word)).isdecimal() or not int(number):
-        raise argparse.ArgumentTypeError(f"'{number}' is no number of processes: expected 1, 2, 3 ..., or nothing")
-    return int(number)
+        if values is not None and not (values.isdecimal() and int(values)):
+            parser.error(f"--dry_run must be a number of processes, at least 1; got {values!r}")
+        parser.dry_run = int(values or 0)
 
 
 def bound_imports() -> None:
-    """Have jsonargparse import nothing that a command line or a file names but the known systems and their settings."""
+    """Let jsonargparse import nothing but the known systems and their settings, whatever a file names."""
     kinds = {part for kind in models.SYSTEMS for part in (kind, *settings_types(kind))}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*chain(*map(import_paths, kinds))])
 
 
 def parser() -> Parser:
+    """Return the parser of trainer/main.py."""
     bound_imports()
-    made = Parser(prog="main.py", description="Train a system of the VAE/GAN family on WebDataset shards.")
-    made.add_argument("--config", action="config", help="a recipe: a YAML file of these settings")
+    made = Parser(
+        prog="main.py",
+        usage="main.py --config RECIPE [--SECTION.SETTING VALUE ...]",
+        description="Train a system of the VAE/GAN family on WebDataset shards.",
+    )
+    made.add_argument(
+        "--config",
+        action="config",
+        metavar="RECIPE",
+        help="A YAML file of these settings. Settings on the command line override it.",
+    )
     known = ", ".join(system_names())
-    made.add_argument("--system", type=models.System, required=True, help=f"one of {known}, and its settings")
+    made.add_argument("--system", type=models.System, required=True, help=f"The system to train: one of {known}.")
     made.add_argument(
         "--dry_run",
         action=DryRun,
-        type=_processes,
         nargs="?",
-        const=0,
-        metavar="PROCESSES",
-        help="tell what the run would do and take on so many processes, unset: on those launched, and do nothing",
+        metavar="N",
+        help="Print the resolved run for N processes and exit. Without N, for the processes that were launched.",
     )
     for section, kind in {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}.items():
         made.add_class_arguments(kind, section)
@@ -151,33 +156,37 @@ def parser() -> Parser:
 
 
 def configure(arguments: Sequence[str] | None = None) -> Config:
-    """The configuration of a command line, which overrides its recipe; a mistake in it ends the process with code 2."""
+    """Return the configuration of a command line and its recipes; a mistake in it exits with code 2."""
     made, words = parser(), in_order(sys.argv[1:] if arguments is None else arguments)
     for recipe in _recipes(words):
         try:
             regular_file(recipe)
         except FileNotFoundError:
-            continue  # the parser says so
+            continue  # the parser reports it
         except OSError as error:
             made.error(f"--config {recipe} cannot be read: {error.strerror}")
     namespace = made.parse_args(words)
     if "dry_run" in namespace:
-        made.error("dry_run is no setting: give --dry_run on the command line, not in a file")
+        made.error("--dry_run is an option of the command line, and cannot be in a recipe")
     recipes = namespace.pop("config") or []
-    system = namespace.system.class_path.rpartition(".")[2]
     for recipe in recipes:
-        _tell_dropped(Path(recipe.absolute), namespace)
+        _print_dropped(Path(recipe.absolute), namespace)
     if namespace.trainer.run_dir is None:
-        name = Path(recipes[-1].relative).stem if recipes else system.lower()
+        name = Path(recipes[-1].relative).stem if recipes else _system_name(namespace).lower()
         namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
     with user_errors():
-        data, evaluate = DataConfig(**namespace.data.as_dict()), EvaluateConfig(**namespace.evaluate.as_dict())
-        trainer = TrainerConfig(**namespace.trainer.as_dict())
-    return Config(made, namespace, data, trainer, evaluate, made.dry_run)
+        return Config(
+            made,
+            namespace,
+            DataConfig(**namespace.data.as_dict()),
+            TrainerConfig(**namespace.trainer.as_dict()),
+            EvaluateConfig(**namespace.evaluate.as_dict()),
+            made.dry_run,
+        )
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
-    """Recipes first, then the system's name, then the rest: the later wins, and the name is needed early."""
+    """Return recipes first, then the system's name, then the rest: later ones win, and the name is needed early."""
     first: dict[str, list[str]] = {"--config": [], "--system": []}
     rest, words = [], iter(arguments)
     for word in words:
@@ -190,16 +199,18 @@ def in_order(arguments: Sequence[str]) -> list[str]:
 
 
 def _recipes(arguments: Sequence[str]) -> list[str]:
-    """The files that --config names."""
     named = [after for word, after in pairwise(arguments) if word == "--config"]
     return named + [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
 
 
-def _tell_dropped(recipe: Path, namespace: Namespace) -> None:
-    """A system named over a recipe's keeps the settings that both have: say which others are gone."""
+def _system_name(namespace: Namespace) -> str:
+    return namespace.system.class_path.rpartition(".")[2]
+
+
+def _print_dropped(recipe: Path, namespace: Namespace) -> None:
+    """Print which of a recipe's settings the system does not have that the command line names instead."""
     stated = (yaml.safe_load(recipe.read_text()) or {}).get("system")
     settings = stated.get("init_args", {}) if isinstance(stated, dict) else {}
     dropped = sorted(set(settings) - set(namespace.system.init_args.as_dict()))
     if dropped and is_local_main():
-        system = namespace.system.class_path.rpartition(".")[2]
-        print(f"{system} has no {', '.join(dropped)}: dropped from {recipe.name}", file=sys.stderr)
+        print(f"{_system_name(namespace)} has no {', '.join(dropped)}: dropped from {recipe.name}", file=sys.stderr)

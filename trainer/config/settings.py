@@ -1,4 +1,4 @@
-"""The settings of a run's data, training and evaluation, as dataclasses."""
+"""The settings of a run's data, training and evaluation; their docstrings are the text of --help."""
 
 import os
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ METRICS: tuple[Metric, ...] = ("fid", "is", "kid", "prdc")  # of samples; prdc: 
 
 
 class Location(str):
-    """A URL, or an absolute path: relative to the YAML file that has it, on the command line to the working folder."""
+    """A URL or an absolute path. A relative path starts at its YAML file's folder, or at the working directory."""
 
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-# jsonargparse works inside a YAML file's folder while it reads that file, so abspath means what the file means.
+# jsonargparse changes to a YAML file's folder while it reads that file, so abspath is relative to it.
 for _kind in (Location, WeightsFile):
     register_type(_kind, str, lambda value, kind=_kind: kind(value if is_remote(value) else _absolute(value)))
 
@@ -35,26 +35,30 @@ class DataConfig:
     """Data.
 
     Args:
-        train: folder of WebDataset shards to learn from, an index.json of such, or a URL of either (s3, gs, hf, http
-            ...); a list of two for CycleGAN
-        test: held-out shards that evaluations compare with; as many as train
-        size: pixels a side, 32 to 256: images are resized and cropped to it when read
-        channels: 1 (grey) or 3 (colour)
-        workers: processes a rank that decode ahead; 0 decodes in the training process
-        crop: train on random crops that keep from so much to so much of an image, such as [0.5, 1]; unset: its centre
-        flip: mirror half of the training images
-        on_error: stop at shards and samples that are damaged, missing, empty or without an image; or skip them: damaged
-            shards and samples without an image are left out, and the next good one stands in for a damaged image
-        max_skipped: stop where more than this share of the images needed a stand-in
-        window: samples among which a step's are chosen; a set no larger is shuffled whole. Unset: 2,048 times
-            trainer.batch_size, at least 524,288
-        lanes: places at once from which a step reads a larger set; each rank, and its cache, reads from its own. Unset:
-            a quarter of trainer.batch_size, at least 64
-        cache: folder for remote shards, on a disk of this machine
-        cache_gb: gigabytes that it never passes
-        max_pixels: of an image; one that has more is taken as damaged, for the memory it would take
-        max_bytes: of an encoded image
-        max_scans: of a JPEG, each of which takes time for all of its pixels
+        train: Folder of WebDataset shards to train on, its index.json, or a URL of either (s3://, gs://, hf://,
+            https://). CycleGAN takes a list of two.
+        test: Held-out shards, which evaluations compare with; a list of two for CycleGAN. Needed unless evaluate.every
+            is 0.
+        size: Side of an image in pixels, 32 to 256. Images are resized and cropped to it as they are read.
+        channels: Channels of an image: 1 (grey) or 3 (colour).
+        workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
+            steps wait for data.
+        crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1]. null
+            takes the largest centred square.
+        flip: Mirror half of the training images.
+        on_error: What to do about damaged or missing shards and images. "stop" ends the run. "skip" leaves out shards
+            and samples without an image, and replaces a damaged image by the next good one.
+        max_skipped: Fraction of the images that may be replaced, from 0 to 1, before the run stops.
+        window: Shuffle block: the number of samples among which a step's are chosen. Smaller training sets are shuffled
+            as a whole. null means 2,048 times trainer.batch_size, but at least 524,288. Lower it to read fewer shards
+            at once.
+        lanes: Interleave width: the number of places in a larger training set from which each step reads. null means a
+            quarter of trainer.batch_size, but at least 64. Lower it to read fewer shards at once.
+        cache: Folder on a local disk in which remote shards are kept. null keeps none.
+        cache_gb: Largest size of data.cache in gigabytes.
+        max_pixels: Largest number of pixels of an encoded image. Larger ones count as damaged, before they take memory.
+        max_bytes: Largest size of an encoded image in bytes.
+        max_scans: Largest number of scans of a progressive JPEG, each of which takes the time of a whole image.
     """
 
     # The list first: as a Location, one would be written as a single text.
@@ -77,12 +81,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.crop and not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ValueError(f"data.crop is {list(self.crop)}, expected two shares, such as [0.5, 1]")
+            raise ValueError(
+                f"data.crop must be two fractions, the smaller first, such as [0.5, 1]; got {list(self.crop)}"
+            )
         if not 0 <= self.max_skipped <= 1:
-            raise ValueError(f"data.max_skipped is {self.max_skipped}, expected a share between 0 and 1")
+            raise ValueError(f"data.max_skipped must be between 0 and 1; got {self.max_skipped}")
 
     def open(self, sources: list[str], on_error: OnError = "stop", by_user: bool = True) -> list[Shards]:
-        """Shards of training or of held-out images; `by_user`: as `Shards` has it.
+        """Open sources of shards; `by_user`: as `Shards` has it.
 
         Raises:
             DataError: they are missing or damaged.
@@ -102,34 +108,38 @@ class DataConfig:
 
 @dataclass
 class TrainerConfig:
-    """Trainer.
+    """Training.
 
     Args:
-        steps: optimizer steps of the whole run
-        batch_size: images a step, over all processes
-        micro_batch: images a process takes through the networks at once, at most, to bound memory; unset: its whole
-            share
-        seed: of the weights, the order of the data and every draw
-        run_dir: where all results go; the same command again goes on from there. Unset: runs/RECIPE
-        precision: of passes; unset: the launcher's where that is bf16 or fp16, else bf16 on a GPU that has it
-        overflows: updates in a row that fp16 may skip before the run has diverged
-        grad_sync: average gradients between processes while they are made (ddp), or all at once after each player's
-            last backward (flat), which can miss none and hides none of its time
-        deterministic: take algorithms on a GPU that give the same bits each time, or fail where there is none
-        save_every: steps between checkpoints; every evaluation and the last step save one, too
-        log_every: steps between log lines
-        check_every: steps between checks that all processes have the same weights; every save is one, too
-        keep: newest checkpoints kept, besides the best by FID
-        keep_every: keep the checkpoints of multiples of so many steps, too
-        time_limit: "HH:MM:SS" or as else SLURM writes times: save and leave before the process is that old
-        timeout: seconds that a process waits for the others before the run stops and names who is missing; more than a
-            checkpoint takes to be written
-        ema_half_life: of the averaged weights, in images
-        ema_ramp: it is at most this share of the images seen
-        compile: have torch.compile make encoders, decoders and generators faster, which takes it a minute or so;
-            discriminators stay as they are, since a gradient penalty cannot go through compiled networks
-        share_passes: make encoder and decoder passes once a step where possible; off saves memory, not the result
-        accept_new_data: go on although images, their order or batch_size are others than those the run began with
+        steps: Number of optimizer steps of the whole run.
+        batch_size: Number of images per step, over all processes.
+        micro_batch: Largest number of images that a process takes through the networks at once. null means all of its
+            images of a step. Lower it to save memory: the result is the same.
+        seed: Seed of the weights, the order of the data and all random draws.
+        run_dir: Folder for all results. The same command resumes the run in it. null means runs/RECIPE.
+        precision: Precision of forward and backward passes; weights are float32. null means the launcher's, if that is
+            bf16 or fp16, or else bf16 on GPUs that have it.
+        overflows: Number of updates in a row that fp16's loss scaler may skip before the run counts as diverged.
+        grad_sync: When processes average gradients. "ddp" does so during backward passes. "flat" does so once, after a
+            player's last backward pass: it does not overlap with computation, and cannot miss a gradient.
+        deterministic: Use GPU algorithms that give the same bits each time, and fail where there is none.
+        save_every: Number of steps between checkpoints. Evaluations and the last step also save one.
+        log_every: Number of steps between log lines.
+        check_every: Number of steps between checks that all processes have the same weights. Each save is also checked.
+        keep: Number of newest checkpoints to keep, besides the best by FID.
+        keep_every: Keep also the checkpoints at multiples of this number of steps. null keeps none.
+        time_limit: Save a checkpoint and exit before the process reaches this age, as SLURM writes times: minutes,
+            MM:SS, HH:MM:SS or D-HH:MM:SS. null means no limit.
+        timeout: Seconds that a process waits for the others before the run stops and names the missing ones. It must be
+            longer than a checkpoint takes to write.
+        ema_half_life: Half-life of the averaged weights, in images.
+        ema_ramp: Largest half-life as a fraction of the images seen so far, so that early averages forget the first
+            weights.
+        compile: Compile encoders, decoders and generators with torch.compile, which takes about a minute.
+            Discriminators stay eager, because gradient penalties cannot pass compiled networks.
+        share_passes: Make encoder and decoder passes once per step where possible. Turn it off to save memory: the
+            result is the same.
+        accept_new_data: Resume even if the data, their order or the batch size changed.
     """
 
     steps: PositiveInt = 10_000
@@ -164,17 +174,20 @@ class EvaluateConfig:
     """Evaluation.
 
     Args:
-        every: steps between evaluations (and after the last step); 0 is never
-        num: samples drawn from the prior; the scores' names carry it
-        extractor: inception (torch-fidelity's InceptionV3), demo-cnn (a small one trained on the labelled shards),
-            demo-random (the same with random weights: needs no labels, and gives no inception score), file (one's own,
-            as TorchScript or by torch.export), or one that torch-fidelity has registered, such as dinov2-vit-l-14
-        weights: file of the extractor's weights; unset: TORCH_HOME's or downloaded (inception), or trained (demo-cnn)
-        metrics: of samples: fid, is, kid, prdc (precision, recall, density and coverage)
-        lpips: file of torchvision's vgg16 weights (a state_dict), for LPIPS of reconstructions; unset: no LPIPS
-        statistics: folder where those of held-out images are kept, or one .npz file; unset: RUN_DIR/statistics
-        budget: share of the run's time that evaluations may take: one that would take more is left out, but for the
-            last step's. The training is the same whatever is left out
+        every: Number of steps between evaluations; the last step is also evaluated. 0 turns evaluations off.
+        num: Number of samples to draw from the prior, at least 2. It is part of the scores' names.
+        extractor: Network whose features are compared. "inception" is torch-fidelity's InceptionV3. "demo-cnn" is a
+            small network trained on the labelled shards. "demo-random" has random weights and gives no inception score.
+            "file" is a TorchScript or torch.export file of your own. Other names are those that torch-fidelity has
+            registered, such as dinov2-vit-l-14.
+        weights: File of the extractor's weights. null means the file in TORCH_HOME or a download (inception), or
+            training (demo-cnn).
+        metrics: Scores of samples; prdc is precision, recall, density and coverage.
+        lpips: File of torchvision's vgg16 weights (a state_dict) for the LPIPS of reconstructions. null leaves it out.
+        statistics: Folder in which the statistics of held-out images are kept, or one .npz file. null means
+            RUN_DIR/statistics.
+        budget: Largest fraction of the run's time that evaluations may take, above 0 and up to 1. Evaluations beyond it
+            are left out, except the last step's. Training is the same either way.
     """
 
     every: NonNegativeInt = 1000
@@ -187,5 +200,7 @@ class EvaluateConfig:
     budget: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
+        if self.num < 2:
+            raise ValueError(f"evaluate.num must be at least 2; got {self.num}")
         if not 0 < self.budget <= 1:
-            raise ValueError(f"evaluate.budget is {self.budget}, expected a share above 0 and up to 1")
+            raise ValueError(f"evaluate.budget must be above 0 and at most 1; got {self.budget}")

@@ -1,4 +1,4 @@
-"""Sums over the images that one process sees, and the statistics they become."""
+"""Sums over the features of images, and the statistics that they become."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -9,10 +9,13 @@ from torch import Tensor
 from trainer.batch import strict_fp32
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.metrics import ExactSum, Gaussian, InceptionScore, Moments, laplacian_variance
+from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
+
+Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
 
 
 class Distance(Protocol):
-    """LPIPS, or the like: uint8 images [n, c, h, w], twice, to [n]."""
+    """A distance between images, such as LPIPS: two batches, uint8 [n, c, h, w], give float [n]."""
 
     name: str
     sha256: str  # of its weights
@@ -21,13 +24,13 @@ class Distance(Protocol):
 
 
 class FeatureStatistics(NamedTuple):
-    """What is known of a set of images once all processes' sums are added up.
+    """Statistics of a set of images, over all ranks.
 
     Args:
-        gaussian: of their features
-        features: float32 [kept, D], in order of their images, None where none were kept
-        sharpness: mean variance of their Laplacian
-        inception_score: mean and standard deviation over its splits, None where it was not asked for
+        gaussian: mean and covariance of the features
+        features: float32 [kept, D], in the order of `places`; None if no features were kept
+        sharpness: mean variance of the images' Laplacian
+        inception_score: mean and standard deviation over the splits; None if it was not requested
     """
 
     gaussian: Gaussian
@@ -37,29 +40,29 @@ class FeatureStatistics(NamedTuple):
 
 
 class FeatureAccumulator:
-    """Sums over a set of images, of the blocks that this process sees.
+    """Sums over the images of this rank's blocks.
 
     Args:
-        extractor: of their features
-        num: images of the set
-        places: int64 [num], of each image among the features that are kept, -1 for those that are not
-        scored: whether an inception score is wanted
-        device: of the sums
+        extractor: network that gives the features
+        num: images of the whole set
+        places: int64 [num], the row of each image among the kept features, or -1 for features that are not kept
+        inception_score: whether to compute an inception score
+        device: device of the sums
     """
 
-    def __init__(self, extractor: Extractor, num: int, places: Tensor, scored: bool, device: torch.device):
+    def __init__(self, extractor: Extractor, num: int, places: Tensor, inception_score: bool, device: torch.device):
         self.extractor, self.num, self.places, self.device = extractor, num, places, device
         self.moments = Moments(extractor.dim, device)
-        self.score = InceptionScore(num, extractor.classes, device=device) if scored else None
+        self.score = InceptionScore(num, extractor.classes, device=device) if inception_score else None
         self.kept = torch.zeros(int(places.max()) + 1, extractor.dim, device=device)
         self.sharpness = ExactSum((), device)
 
     def update(self, index: Tensor, pixels: Tensor) -> None:
-        """Images with some indices [n], uint8 [n, c, h, w].
+        """Add images, uint8 [n, 1 or 3, h, w], whose indices in the set are `index` [n].
 
         Raises:
             FloatingPointError: a feature is not finite.
-            ValueError: what the images are like is not what the extractor takes.
+            ValueError: the images have another type or shape.
         """
         features, logits = extract_features(self.extractor, pixels)
         features = features.to(self.device)
@@ -68,37 +71,57 @@ class FeatureAccumulator:
         self.kept[places[places >= 0].to(self.device)] = features[(places >= 0).to(self.device)]
         if self.score:
             self.score.update(logits.to(self.device), index)
-        # At most 62 an image, or the sum of many would leave the range in which it is exact.
+        # Scaled to at most 62 an image; the sum over many images would leave the range in which it is exact otherwise.
         self.sharpness.add(laplacian_variance(pixels.to(self.device)).sum() / 2**16)
 
-    def close(self, add_up: Callable[[Tensor], Tensor]) -> FeatureStatistics:
-        """Add up all processes' sums."""
-        score = InceptionScore.compute(add_up(self.score.parts)) if self.score else None
-        features = add_up(self.kept) if len(self.kept) else None
-        gaussian = Moments.gaussian(add_up(self.moments.parts))
-        sharpness = add_up(self.sharpness.parts).sum().item() * 2**16 / self.num
-        return FeatureStatistics(gaussian, features, sharpness, score)
+    def compute(self, ranks: EvaluationRanks) -> FeatureStatistics:
+        """Return the statistics over all ranks."""
+        score = InceptionScore.compute(ranks.sum(self.score.parts)) if self.score else None
+        features = ranks.sum(self.kept) if len(self.kept) else None
+        gaussian = Moments.gaussian(ranks.sum(self.moments.parts))
+        return FeatureStatistics(gaussian, features, ranks.total(self.sharpness) * 2**16 / self.num, score)
+
+
+@torch.no_grad()
+def extract_statistics(
+    extractor: Extractor, images: Images, places: Tensor, ranks: EvaluationRanks, inception_score: bool = False
+) -> FeatureStatistics:
+    """Return the statistics of len(places) images; each rank makes and reads its own blocks of them.
+
+    Args: as `FeatureAccumulator`; `images` gives the images of a block by their indices.
+    """
+    accumulator = FeatureAccumulator(extractor, len(places), places, inception_score, ranks.device)
+
+    def extract() -> None:
+        with strict_fp32(ranks.accelerator.device):
+            for index in ranks.blocks(len(places)):
+                accumulator.update(index, images(index))
+
+    raise_on_all_ranks(extract)
+    return accumulator.compute(ranks)
+
+
+def first_places(num: int, kept: int) -> Tensor:
+    """Return `places` that keep the features of the first `kept` of `num` images."""
+    return torch.arange(num).where(torch.arange(num) < kept, -1)
 
 
 @torch.no_grad()
 def extract_features(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """An extractor's float32 features [n, D] and logits of images, uint8 [n, 1 or 3, h, w].
+    """Return float32 features [n, D] and logits [n, K] of images, uint8 [n, 1 or 3, h, w].
 
     Raises:
-        ValueError: these are no such images.
+        ValueError: the images or the features have another type or shape.
         FloatingPointError: a feature is not finite.
     """
     if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
-        raise ValueError(f"expected images as uint8 [n, 1 or 3, h, w], found {pixels.dtype} {list(pixels.shape)}")
-    # A grey image's strides may say channels first or last, and a convolution rounds otherwise in either.
+        raise ValueError(f"expected images as uint8 [n, 1 or 3, h, w]; got {pixels.dtype} {list(pixels.shape)}")
+    # A grey image's strides fit both memory formats, and a convolution rounds differently in each.
     laid_out = pixels.clone(memory_format=torch.contiguous_format)
     with strict_fp32(pixels.device):
         features, logits = extractor(laid_out)
-    if features.shape != (len(pixels), extractor.dim):
-        raise ValueError(
-            f"{extractor.name} gives features {list(features.shape)} of {len(pixels)} images, expected "
-            f"[{len(pixels)}, {extractor.dim}]"
-        )
+    if features.shape != (expected := (len(pixels), extractor.dim)):
+        raise ValueError(f"expected features {[*expected]} from {extractor.name}; got {[*features.shape]}")
     if not features.isfinite().all():
         bad = int((~features.isfinite().all(1)).sum())
         raise FloatingPointError(f"{extractor.name}'s features of {bad} of {len(pixels)} images are not finite")

@@ -1,23 +1,33 @@
-"""ReferenceStatistics of real images' features in one .npz, computed once; pytorch-fid and clean-fid can read it, too.
+"""Statistics of real images, computed once and kept in an .npz file, which pytorch-fid and clean-fid can read too.
 
-`mu` [D] and `sigma` [D, D], float64, are what other tools read, and `n` is the number of images. `meta`, JSON, says of
-what images, seen how, by which extractor; KID and precision compare with `features`; `sharpness` is the images' own.
+The members `mu` [D] and `sigma` [D, D], float64, are what other tools read; `n` is the number of images. `meta` (JSON)
+names the images, the extractor and the preprocessing. KID and precision compare with `features`; `sharpness` is the
+mean variance of the images' Laplacian.
 """
 
 import hashlib
 import json
-import os
+import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from data.files import escaped, regular_file
+from data.loader import Samples
+from data.order import permutation
+from trainer.config.settings import DataConfig
+from trainer.evaluate.accumulators import extract_statistics
+from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.metrics import Gaussian, root
+from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
+from trainer.files import atomically
 
 FORMAT = 2
 MEMBERS = ("mu", "sigma", "n", "meta", "sharpness", "features")
@@ -26,14 +36,14 @@ MAX_BYTES = 2**33  # of a file's members, unpacked: features of a million images
 
 @dataclass
 class ReferenceStatistics:
-    """Of the features of a set of real images.
+    """Statistics of a set of real images.
 
     Args:
-        gaussian: of all of them
-        meta: what they are features of; plain data
-        sharpness: mean variance of the images' Laplacian, None where it is not known
-        features: float32 [kept, D], None where none were kept
-        radii: float64 [kept, 2], as `metrics.radii` gives them for these; None until they are needed
+        gaussian: mean and covariance of the features of all images
+        meta: what the statistics depend on: images, extractor and preprocessing; plain data
+        sharpness: mean variance of the images' Laplacian; None if unknown
+        features: float32 [kept, D]; None if no features were kept
+        radii: float64 [kept, 2], `metrics.radii` of the features; None until they are needed
     """
 
     gaussian: Gaussian
@@ -45,20 +55,20 @@ class ReferenceStatistics:
 
     @property
     def root(self) -> Tensor:
-        """The covariance's square root, computed once."""
+        """The square root of the covariance, computed once."""
         if self._root is None:
             self._root = root(self.gaussian.sigma)
         return self._root
 
     def to(self, device: torch.device) -> "ReferenceStatistics":
-        """These, with features on a device; the Gaussian's arithmetic is the host's."""
+        """Return the statistics with the features on a device; the Gaussian stays on the host."""
         return replace(self, features=None if self.features is None else self.features.to(device))
 
     def save(self, path: Path) -> None:
-        """Write the file, there as a whole or not at all.
+        """Write the .npz file atomically.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         content: dict[str, Any] = {
             "mu": self.gaussian.mu.numpy(),
@@ -71,31 +81,76 @@ class ReferenceStatistics:
         if self.features is not None:
             content["features"] = self.features.cpu().numpy()
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        with atomically(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez(file, **content)
+
+
+def preprocessing(extractor: Extractor, data: DataConfig) -> dict[str, Any]:
+    """Return what statistics depend on besides the images, as plain data for `meta`."""
+    return {
+        "format": FORMAT,
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "resize": extractor.resize,
+        "size": data.size,
+        "channels": data.channels,
+    }
+
+
+def load_or_compute(
+    real: Samples,
+    images: Callable[[Tensor], Tensor],
+    extractor: Extractor,
+    data: DataConfig,
+    kept: int,
+    location: Path | None,
+    ranks: EvaluationRanks,
+) -> ReferenceStatistics:
+    """Return the statistics of real images: from a file, or computed by all ranks and then written to that file.
+
+    Args:
+        real: the images
+        images: reads some of them by their indices [n], as uint8 [n, c, h, w]
+        extractor: network that gives the features
+        data: image size and channels
+        kept: number of images whose features are kept, chosen by a fixed permutation
+        location: an .npz file, or a folder that has one file for each `meta`; None to keep nothing
+        ranks: ranks of the evaluation
+
+    Raises:
+        ValueError: the file is damaged, or holds statistics of other images.
+    """
+    images_meta = {"images": real.fingerprint(), "count": len(real), "kept": min(kept, len(real))}
+    meta = preprocessing(extractor, data) | images_meta
+    path = location
+    if path and path.suffix != ".npz":
+        key = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
+        path /= f"{extractor.name}-{key}.npz"
+    (exists,) = broadcast_object_list([path is not None and path.exists()])
+    if path and exists:
+        return raise_on_all_ranks(lambda: load(path, meta)).to(ranks.device)
+    places = torch.full((len(real),), -1)
+    chosen = np.sort(permutation(len(real), 0)[:kept]) if len(real) > kept else np.arange(len(real))
+    places[torch.from_numpy(chosen)] = torch.arange(len(chosen))
+    found = extract_statistics(extractor, images, places, ranks)
+    statistics = ReferenceStatistics(found.gaussian, meta, found.sharpness, found.features)
+    if path and ranks.accelerator.is_main_process:
         try:
-            with open(unfinished, "wb") as file:
-                np.savez(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-
-def key(meta: dict[str, Any]) -> str:
-    """A name for what `meta` describes."""
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
+            statistics.save(path)
+        except OSError as error:
+            print(f"statistics of the real images are not kept: {error}", file=sys.stderr, flush=True)
+    return statistics
 
 
 def load(path: Path, expected: dict[str, Any] | None) -> ReferenceStatistics:
-    """Read a file.
+    """Read statistics from a file.
 
     Args:
-        path: of the .npz
-        expected: what its `meta` must say; None takes any file with mu and sigma, such as another tool's
+        path: the .npz file
+        expected: the required `meta`; None accepts any file with mu and sigma, such as one of another tool
 
     Raises:
-        ValueError: it is no such file, or of other images or another extractor; names every field that differs.
+        ValueError: the file is damaged, or its `meta` differs; the message names every field that differs.
     """
     try:
         found = _members(path)
@@ -106,17 +161,16 @@ def load(path: Path, expected: dict[str, Any] | None) -> ReferenceStatistics:
         meta = dict(json.loads(str(found["meta"]))) if "meta" in found else {}
         features = torch.from_numpy(found["features"]) if "features" in found else None
         sharpness = float(found["sharpness"]) if "sharpness" in found else None
-    except Exception as error:  # zipfile's, zlib's, NumPy's and JSON's many ways to say that a file is another one
+    except Exception as error:  # zipfile, zlib, NumPy and JSON raise many kinds of errors on other files
         reason = escaped(str(error)) or type(error).__name__
         raise ValueError(f"{path} holds no statistics of images (an .npz of mu and sigma): {reason}") from error
-    shapes = tuple(gaussian.mu.shape), tuple(gaussian.sigma.shape)
-    dim = gaussian.mu.numel()
-    if shapes != ((dim,), (dim, dim)):
+    dim = mu.numel()
+    if (shapes := (tuple(mu.shape), tuple(sigma.shape))) != ((dim,), (dim, dim)):
         raise ValueError(
             f"{path} holds no statistics: its mu and sigma are {shapes[0]} and {shapes[1]}, expected [D] and [D, D]"
         )
     if expected is not None:
-        check(path, meta, expected)
+        check_meta(path, meta, expected)
     if features is not None and (features.dtype, features.dim(), features.shape[-1:]) != (torch.float32, 2, (dim,)):
         kind = f"{str(features.dtype).removeprefix('torch.')} {tuple(features.shape)}"
         raise ValueError(f"{path} is damaged: its features are {kind}, expected float32 [images, {dim}]")
@@ -124,7 +178,7 @@ def load(path: Path, expected: dict[str, Any] | None) -> ReferenceStatistics:
 
 
 def _members(path: Path) -> dict[str, np.ndarray]:
-    """What a file holds of the known names, if all of it may be unpacked."""
+    """The known members of a file, unless they would unpack to too many bytes."""
     with zipfile.ZipFile(regular_file(path)) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > MAX_BYTES:
@@ -133,20 +187,20 @@ def _members(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in MEMBERS if name in file.files}
 
 
-def check(path: Path, meta: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Refuse statistics of something else.
+def check_meta(path: Path, meta: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Check that statistics are of the expected images, extractor and preprocessing.
 
     Raises:
-        ValueError: naming every field that differs.
+        ValueError: names every field that differs.
     """
     differing = [
-        escaped(f"{name}: {meta.get(name, 'not said')} in the file, {expected.get(name, 'not said')} here")
+        escaped(f"{name}: {meta.get(name, 'missing')} in the file, {expected.get(name, 'missing')} here")
         for name in sorted(meta.keys() | expected.keys())
         if meta.get(name) != expected.get(name)
     ]
     if differing:
         raise ValueError(
-            f"{path} holds statistics of other images, or of images seen in another way:\n  "
+            f"{path} holds statistics of other images, or of the same images read in another way:\n  "
             + "\n  ".join(differing)
-            + "\nName another file; one that a run made may be removed, and is made anew"
+            + "\nName another file, or remove this one if a run made it: it is then computed again"
         )

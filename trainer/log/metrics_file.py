@@ -31,10 +31,10 @@ def parse_line(text: str) -> Line | None:
     """Return one line of metrics.jsonl, or None if it does not have the shape that a run writes."""
     try:
         line = json.loads(text)
-        schemas.checked(line, schemas.Logged, "a line")
+        schemas.checked(line, schemas.MetricsLine, "a line")
         schemas.checked({name: value for name, value in line.items() if "/" in name}, dict[str, float], "a line")
         if is_evaluation(line):
-            schemas.checked(line, schemas.Evaluated, "a line")
+            schemas.checked(line, schemas.EvaluationLine, "a line")
     except (ValueError, RecursionError):
         return None
     return line

@@ -1,20 +1,43 @@
-"""What a system makes, as grids to look at."""
+"""Grids of a system's images."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from data.loader import Samples, read
+from data.order import permutation
 from models import System
-from trainer.batch import normalize, to_uint8
+from trainer.batch import key, normalize, to_uint8
+from trainer.config.settings import DataConfig
 
+GRID = 48  # images in each panel of a run's grids
 Panels = dict[str, Tensor]  # uint8 images [n, channels, size, size] by title
+
+
+def grid_inputs(
+    sets: Sequence[Samples], data: DataConfig, seed: int, system: System, device: torch.device
+) -> tuple[list[Tensor], Tensor]:
+    """Return real images of each dataset, uint8, and prior draws [GRID, *latent_shape]: the same for all of a run."""
+    real = [read(one, permutation(len(one), seed)[:GRID], data.size, data.channels).image.to(device) for one in sets]
+    z = torch.randn(GRID, *system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
+    return real, z.to(device)
 
 
 @torch.no_grad()
 def panels(system: System, real: list[Tensor], z: Tensor) -> Panels:
-    """Uint8 images of each data set, and what the system makes of them and of prior draws."""
+    """Return real images of each dataset, and what the system makes of them and of prior draws.
+
+    Args:
+        system: the system
+        real: uint8 images of each dataset
+        z: prior draws [n, *latent_shape]
+
+    Raises:
+        FloatingPointError: an image is not finite.
+    """
     if system.can("translate"):
         a, b = real
         to_b, to_a = system.translate(normalize(a), "a2b"), system.translate(normalize(b), "b2a")
@@ -26,9 +49,9 @@ def panels(system: System, real: list[Tensor], z: Tensor) -> Panels:
 
 
 def grid(panels: Panels, columns: int = 12, pixels: int = 64) -> Image.Image:
-    """Titled panels below each other, each of uint8 images [n, channels, size, size] in rows of `columns`.
+    """Return a picture of titled panels below each other, with images in rows of `columns`.
 
-    Images smaller than `pixels` are shown a whole number of times larger.
+    Images smaller than `pixels` are enlarged by a whole number.
     """
     n, size = max(len(images) for images in panels.values()), next(iter(panels.values())).shape[-1]
     scale, gap, title = max(1, pixels // size), 2, 20
@@ -45,19 +68,22 @@ def grid(panels: Panels, columns: int = 12, pixels: int = 64) -> Image.Image:
 
 
 def interpolate(a: Tensor, b: Tensor, steps: int, prior: bool) -> Tensor:
-    """[steps, ...] from a to b: straight between codes, whose space between may be anything; for draws of the prior
-    along cos(t) a + sin(t) b, every point of which is a draw of N(0, I) again, where the middle of a straight line
-    would be too short."""
-    share = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).view(-1, *[1] * a.dim())
+    """Return `steps` points from a to b, [steps, ...].
+
+    Between codes they lie on a straight line. Between draws of the prior they follow cos(t) a + sin(t) b, where every
+    point is again distributed as N(0, I); the middle of a straight line would be too short.
+    """
+    position = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).view(-1, *[1] * a.dim())
     if not prior:
-        return a + share * (b - a)
-    return a * (share * math.pi / 2).cos() + b * (share * math.pi / 2).sin()
+        return a + position * (b - a)
+    return a * (position * math.pi / 2).cos() + b * (position * math.pi / 2).sin()
 
 
 @torch.no_grad()
 def interpolation_rows(system: System, real: Tensor, z: Tensor, rows: int, columns: int) -> Tensor:
-    """Uint8 images on `rows` ways of `columns` steps: between codes of images, or of draws if it has none."""
+    """Return uint8 images on `rows` paths of `columns` steps: between the codes of real images if the system has an
+    encoder, else between prior draws."""
     encodes = system.can("posterior")
     ends = system.posterior(normalize(real[: 2 * rows]))[0] if encodes else z[: 2 * rows]
-    ways = [interpolate(a, b, columns, prior=not encodes) for a, b in ends.unflatten(0, (rows, 2))]
-    return to_uint8(system.sample(torch.cat(ways)))
+    paths = [interpolate(a, b, columns, prior=not encodes) for a, b in ends.unflatten(0, (rows, 2))]
+    return to_uint8(system.sample(torch.cat(paths)))

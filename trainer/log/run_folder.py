@@ -1,4 +1,4 @@
-"""A run's folder: one writer at a time, and a word of how the run is."""
+"""A run's folder: a lock that keeps other runs out, and the run's status."""
 
 import errno
 import fcntl
@@ -15,46 +15,52 @@ from typing import IO, Literal, Self
 from trainer.files import write_atomically
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-WAIT = 30  # seconds for a run that is about to leave
+WAIT = 30  # seconds to wait for another run that is about to stop
 
 RunStatus = Literal["running", "finished", "preempted", "diverged", "failed"]
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder to write into that has anything but folders and regular files in it: a stranger's may have links
-    by which what is written lands in files elsewhere. The folder itself may be a link.
+    """Check that a folder to write into holds nothing but folders and regular files.
+
+    Through a link in somebody else's folder, a run would overwrite files elsewhere. The folder itself may be a link.
 
     Raises:
-        ValueError: names what is neither.
+        ValueError: the folder holds a link or another special file, which the message names.
     """
-    for path in _neither_folders_nor_files(folder):
+    for path in _special_files(folder):
         raise ValueError(
             f"{path} is a link, or another special file, and a run writes into its folder: remove it. The run folder "
             "itself may be a link to another disk"
         )
 
 
-def _neither_folders_nor_files(folder: Path | str) -> Iterator[str]:
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:  # another run may be removing things
+def _special_files(folder: Path | str) -> Iterator[str]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:  # another run may be removing files
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                yield from _neither_folders_nor_files(entry.path)
+                yield from _special_files(entry.path)
             elif not entry.is_file(follow_symlinks=False):
                 yield entry.path
 
 
 class RunFolder:
-    """A context: when it is left, or its process ends, however that goes, other runs may write. An error that leaves it
-    makes the word of a running run "failed".
+    """A context that holds a run's folder. On leaving it, or when the process ends, the lock is released.
+
+    An error that leaves the context sets the status of a running run to "failed".
 
     Args:
-        path: it is made where it is missing
+        path: the folder, which `lock` makes if it is missing
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.status: RunStatus | None = None  # once it is this run's
+        self.status: RunStatus | None = None  # None on processes that do not hold the lock
         self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
     def __enter__(self) -> Self:
         return self
@@ -67,10 +73,10 @@ class RunFolder:
             self._lock.close()
 
     def lock(self) -> None:
-        """Keep other runs out.
+        """Lock the folder for this process, and set its status to "running".
 
         Raises:
-            ValueError: another run holds it, and goes on holding it; or there is a link in it.
+            ValueError: another run holds the lock for longer than WAIT seconds, or the folder holds a link.
             OSError: the folder cannot be made or written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -81,51 +87,55 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not waited:
-                    print(f"waiting for {_holder(lock)} to leave {self.path}", file=sys.stderr, flush=True)
+                    print(f"waiting for {_holder(lock)} to release {self.path}", file=sys.stderr, flush=True)
                 time.sleep(1)
             else:
                 break
         else:
-            raise self._taken(lock)
+            raise self._locked(lock)
         lock.truncate(0)
         began = datetime.now().isoformat(" ", "seconds")
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         with suppress(OSError):  # a full disk
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}, since {began}".encode())
-        self.set_status("running")
+        self._write_status("running")
 
     def check_free(self) -> None:
-        """Refuse a folder that another run holds at this moment, or that has links in it; nothing is written.
+        """Check that no other run holds the folder and that it holds no links, without writing anything.
 
         Raises:
-            ValueError: it is so.
+            ValueError: another run holds the lock, or the folder holds a link.
         """
         refuse_links(self.path)
         with suppress(FileNotFoundError), open(self.path / ".lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise self._taken(lock) from None
+                raise self._locked(lock) from None
 
-    def _taken(self, lock: IO[str]) -> ValueError:
+    def _locked(self, lock: IO[str]) -> ValueError:
         return ValueError(
-            f"trainer.run_dir {self.path} is being written by {_holder(lock)}: stop that run, or take another "
+            f"trainer.run_dir {self.path} is being written by {_holder(lock)}: stop that run, or use another "
             "--trainer.run_dir"
         )
 
     def set_status(self, status: RunStatus) -> None:
-        """Write how the run is into the file `state`, for job scripts.
+        """Write the run's status to the file `state`, for job scripts; only the process that holds the lock writes.
 
         Raises:
             OSError: it cannot be written.
         """
+        if self.status is not None:
+            self._write_status(status)
+
+    def _write_status(self, status: RunStatus) -> None:
         self.status, path = status, self.path / "state"
         try:
             write_atomically(path, f"{status}\n")
         except OSError as error:
             if error.errno not in FULL or not path.exists():
                 raise
-            with open(path, "r+b") as file:  # a full disk still has the block that the word before is in
+            with open(path, "r+b") as file:  # a full disk still has the block of the old status
                 file.write(f"{status}\n".encode())
                 file.truncate()
 

@@ -68,7 +68,7 @@ def compared(tmp_path_factory, digits, warm):
     fitted = []
 
     def fit(train, test, data, path, **_):
-        facts = {"accuracy": 1.0, "data": demo_cnn._identity(train, test, data)}
+        facts = {"accuracy": 1.0, "data": demo_cnn.identity(train, test, data)}
         path.write_bytes(safetensors.torch.save(demo_cnn.DemoCNN(1, 10).state_dict(), {"demo-cnn": json.dumps(facts)}))
         fitted.append(path)
 

@@ -17,9 +17,11 @@ from data.loader import read
 from data.shards.reader import Shards, write
 from models import VAE, CycleGAN
 from trainer.batch import key, to_uint8
+from trainer.evaluate.budget import Budget
 from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.extractors.demo_cnn import load_demo_cnn
 from trainer.evaluate.hints import hints
+from trainer.evaluate.ranks import EvaluationRanks
 
 
 def test_fid_and_is_agree_with_torch_fidelity(data, demo_cnn):
@@ -92,7 +94,7 @@ def test_translations_are_scored_in_each_direction(data, demo_cnn):
     system = Lazy(32, 1, 4, blocks=1).eval()
     extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
     tests = [Shards(data.test), Shards(data.train)]
-    scores = Evaluator(Accelerator(cpu=True), extractor, tests, data, 20, 0, system)(system)
+    scores = Evaluator(Accelerator(cpu=True), extractor, tests, data, num=20, seed=0, system=system)(system)
     there, back = scores["eval/fid359/a2b/demo-cnn-v1"], scores["eval/fid1438/b2a/demo-cnn-v1"]
     assert there == pytest.approx(back, rel=1e-6)
     assert 0.01 < there < 2
@@ -119,12 +121,12 @@ def test_scores_are_the_same_to_the_bit_in_whatever_order_blocks_come(data, demo
     def scores() -> dict[str, float]:
         torch.manual_seed(0)
         extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
-        arguments = (Accelerator(cpu=True), extractor, [Shards(data.test)], data, 200, 0)
-        evaluator = Evaluator(*arguments, distance=Brightness())
+        held_out = [Shards(data.test)]
+        evaluator = Evaluator(Accelerator(cpu=True), extractor, held_out, data, num=200, seed=0, distance=Brightness())
         return timeless(evaluator(VAE(32, 1, 4, SMALL).eval())) | {"real": evaluator.references[0].sharpness}
 
-    expected, blocks = scores(), Evaluator.blocks
-    monkeypatch.setattr(Evaluator, "blocks", lambda self, count: reversed([*blocks(self, count)]))
+    expected, blocks = scores(), EvaluationRanks.blocks
+    monkeypatch.setattr(EvaluationRanks, "blocks", lambda self, count: reversed([*blocks(self, count)]))
     assert scores() == expected
 
 
@@ -159,7 +161,7 @@ def test_networks_in_training_mode_are_refused_by_name(data, demo_cnn):
     with pytest.raises(RuntimeError, match=r"the averaged system .* decoder\..* is in training mode"):
         evaluator(system)
     evaluator.extractor.train()
-    with pytest.raises(RuntimeError, match="the extractor is scored in eval mode"):
+    with pytest.raises(RuntimeError, match="the extractor must be in eval mode"):
         evaluator(system.eval())
 
 
@@ -203,7 +205,7 @@ def test_images_that_are_none_are_refused(data, demo_cnn):
     evaluator = evaluator_of(data, demo_cnn, 20)
     for images, words in (
         (torch.zeros(20, 1, 32, 32), "expected images as uint8"),
-        (torch.zeros(20, 2, 32, 32, dtype=torch.uint8), r"1 or 3, h, w\], found .*\[20, 2, 32, 32\]"),
+        (torch.zeros(20, 2, 32, 32, dtype=torch.uint8), r"1 or 3, h, w\]; got .*\[20, 2, 32, 32\]"),
     ):
         with pytest.raises(ValueError, match=words):
             evaluator.score(lambda index, images=images: images[index])
@@ -218,7 +220,9 @@ def test_statistics_are_kept_and_read_again(data, demo_cnn, tmp_path, monkeypatc
     def evaluator(cache, weights=demo_cnn, **settings):
         extractor = load_demo_cnn(weights, 1).eval().requires_grad_(False)
         seen = replace(data, **settings)
-        return Evaluator(Accelerator(cpu=True), extractor, [Shards(seen.test)], seen, 64, 0, system, cache=cache)
+        return Evaluator(
+            Accelerator(cpu=True), extractor, [Shards(seen.test)], seen, num=64, seed=0, system=system, statistics=cache
+        )
 
     expected = timeless(evaluator(tmp_path / "kept")(system))
     (path,) = (tmp_path / "kept").iterdir()
@@ -256,12 +260,13 @@ def test_statistics_that_cannot_be_kept_are_told_and_scores_are_made(data, demo_
     (tmp_path / "file").write_text("no folder")
     extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
     system = VAE(32, 1, 4, SMALL).eval()
-    arguments = (Accelerator(cpu=True), extractor, [Shards(data.test)], data, 64, 0, system)
-    found = Evaluator(*arguments, cache=tmp_path / "file")(system)
+    arguments, settings = (Accelerator(cpu=True), extractor), {"num": 64, "seed": 0, "system": system}
+    held_out = [Shards(data.test)]
+    found = Evaluator(*arguments, held_out, data, **settings, statistics=tmp_path / "file")(system)
     assert "statistics of the real images are not kept: " in capsys.readouterr().err
-    assert timeless(found) == timeless(Evaluator(*arguments)(system))
-    with pytest.raises(ValueError, match=r"names one file, .* for two sets of images"):
-        Evaluator(*arguments[:2], [Shards(data.test)] * 2, *arguments[3:], cache=tmp_path / "one.npz")
+    assert timeless(found) == timeless(Evaluator(*arguments, held_out, data, **settings)(system))
+    with pytest.raises(ValueError, match=r"statistics of 2 sets of images need a folder; .*one\.npz is one file"):
+        Evaluator(*arguments, held_out * 2, data, **settings, statistics=tmp_path / "one.npz")
 
 
 def test_lpips_of_reconstructions_is_a_mean_over_images(data, demo_cnn):
@@ -274,7 +279,9 @@ def test_lpips_of_reconstructions_is_a_mean_over_images(data, demo_cnn):
     extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
     samples = read(Shards(data.train), np.arange(20), 32, 1).image
     tests, system = [Shards(data.test)], Playback(samples, lambda image: torch.full_like(image, -1))
-    scores = Evaluator(Accelerator(cpu=True), extractor, tests, data, 20, 0, system, distance=Darkness())(system)
+    scores = Evaluator(
+        Accelerator(cpu=True), extractor, tests, data, num=20, seed=0, system=system, distance=Darkness()
+    )(system)
     images = read(tests[0], np.arange(359), 32, 1).image
     assert scores["eval/lpips_vgg359"] == pytest.approx(images.double().mean().item(), rel=1e-6)
 
@@ -301,13 +308,16 @@ def test_hints_of_divergence_and_of_collapse():
 
 def test_a_budget_counts_what_evaluations_took(data, demo_cnn):
     evaluator = evaluator_of(data, demo_cnn, 20)
-    assert evaluator.affordable(0.01)  # nothing was spent yet
-    evaluator.began, evaluator.spent, evaluator.last = time.monotonic() - 100, 10.0, 10.0
-    assert evaluator.affordable(0.2)
-    assert not evaluator.affordable(0.15)
-    again, before = evaluator_of(data, demo_cnn, 20), time.monotonic()  # of a run that goes on
-    again.go_on([{"step": 1, "eval/seconds": 4.0, "eval/seconds_share": 0.5}, {"step": 2}])
-    again.go_on([{"eval/seconds": 4.0, "eval/seconds_share": 0.5}, {"eval/seconds": 10.0, "eval/seconds_share": 0.14}])
+    budget = evaluator.budget
+    assert budget.affordable(0.01)  # nothing was spent yet
+    budget.began, budget.spent, budget.last = time.monotonic() - 100, 10.0, 10.0
+    assert budget.affordable(0.2)
+    assert not budget.affordable(0.15)
+    evaluator(VAE(32, 1, 4, SMALL).eval())
+    assert budget.spent == 10 + budget.last
+    again, before = Budget(), time.monotonic()  # of a resumed run
+    again.resume([{"step": 1, "eval/seconds": 4.0, "eval/seconds_share": 0.5}, {"step": 2}])
+    again.resume([{"eval/seconds": 4.0, "eval/seconds_share": 0.5}, {"eval/seconds": 10.0, "eval/seconds_share": 0.14}])
     assert (again.spent, again.last) == (14, 10)
     assert before <= again.began + 14 / 0.14 <= time.monotonic()
 
@@ -316,8 +326,8 @@ def test_one_held_out_image_is_refused(data, demo_cnn, tmp_path):
     extractor = load_demo_cnn(demo_cnn, 1).eval()
     write(tmp_path / "one", [{"__key__": "0", "png": Shards(data.test).image(0)}])
     test = Shards(tmp_path / "one")
-    with pytest.raises(ValueError, match="holds 1 image"):
-        Evaluator(Accelerator(cpu=True), extractor, [test], data, 20, 0, VAE(32, 1, 4, SMALL))
+    with pytest.raises(ValueError, match="at least 2 real images, better a thousand; the set has 1"):
+        Evaluator(Accelerator(cpu=True), extractor, [test], data, num=20, seed=0, system=VAE(32, 1, 4, SMALL))
 
 
 def test_to_uint8_rounds_and_clamps():

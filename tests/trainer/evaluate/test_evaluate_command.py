@@ -55,7 +55,7 @@ def test_images_are_scored_and_torch_fidelity_agrees(score, folders, demo_cnn):
     told, line = score(*arguments, "--audit")
     assert "audit: torch-fidelity agrees in 7 scores" in told
     assert audited(told) == {"fid240", "is240", "is_std240", "kid240", "kid_std240", "precision240", "recall240"}
-    assert "floor: two halves of the real images, 100 against 100" in told
+    assert "floor: the FID between two halves of the real images, 100 against 100" in told
     assert 0 < line["eval/fid240/demo-cnn-v1"] < 10
     assert 5 < line["eval/is240/demo-cnn-v1"] < 10
     assert (line["image_size"], line["channels"], line["world_size"]) == (32, 1, 1)
@@ -218,7 +218,10 @@ def test_a_cyclegan_is_scored_in_both_directions_and_a_copied_checkpoint_leaves_
     _, line = score(copied, *extractor)
     assert {"eval/fid359/a2b/demo-cnn-v1", "eval/fid1438/b2a/demo-cnn-v1", "eval/cycle_psnr359/a2b"} <= line.keys()
     assert [path.name for path in (tmp_path / "a").rglob("*") if path.is_dir()] == ["b", "best"]
-    for arguments, words in ((("--metrics", "kid"), "draws none"), (("--lpips", demo_cnn), "makes none")):
+    for arguments, words in (
+        (("--metrics", "kid"), "draws no samples"),
+        (("--lpips", demo_cnn), "makes no reconstructions"),
+    ):
         with pytest.raises(SystemExit):
             score(copied, *extractor, *arguments)
         assert words in capsys.readouterr().err
@@ -236,7 +239,7 @@ def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cn
     assert found["eval/fid240/demo-cnn-v1"] == pytest.approx(expected["eval/fid240/demo-cnn-v1"], rel=1e-6)
     with pytest.raises(SystemExit):
         score(*arguments, "--against", tmp_path / "other.npz")
-    assert "does not say what it holds" in capsys.readouterr().err
+    assert "does not say which images it describes" in capsys.readouterr().err
 
 
 def test_the_bounds_of_an_image_are_the_command_lines(score, folders, demo_cnn, capsys):
@@ -252,19 +255,26 @@ def test_the_bounds_of_an_image_are_the_command_lines(score, folders, demo_cnn, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "is no run or checkpoint: name one, or for images also real ones with --against"),
-        (("--against", "REAL", "--num", "5000"), "--num is 5,000, and"),
-        (("--against", "REAL", "--size", "1000000"), "argument --size: '1000000' pixels: expected 8 to 4096"),
-        (("--against", "REAL", "--out", "REAL"), "is there already, and not empty"),
-        (("--against", "NUMBERS", "--extractor", "demo-random", "--metrics", "fid"), "and --against names statistics"),
-        (("--against", "NUMBERS", "--audit"), "--audit needs images on both sides"),
+        ((), "is not a run or a checkpoint. Name one, or for images also name real ones by --against"),
+        (("--against", "REAL", "--num", "1"), "argument --num: must be at least 2; got 1"),
+        (("--against", "REAL", "--num", "5000"), "--num is 5,000, but"),
+        (("--against", "REAL", "--size", "1000000"), "argument --size: must be between 8 and 4096 pixels; got 1000000"),
+        (("--against", "REAL", "--out", "REAL"), "exists and is not empty"),
+        (("--against", "NUMBERS", "--extractor", "demo-random", "--metrics", "fid"), "but --against names statistics"),
+        (("--against", "NUMBERS", "--audit"), "--audit needs real images"),
         (("--against", "LIST", "--metrics", "fid"), "holds no statistics of images"),
-        (("--against", "REAL", "--extractor", "demo-random", "--metrics", "is"), "knows no classes"),
+        (
+            ("--against", "REAL", "--extractor", "demo-random", "--metrics", "is"),
+            "needs classes, and demo-random-v1 has none",
+        ),
         (("--against", "COLOUR", "--extractor", "demo-random"), "it is in colour, and the first image grey"),
         (("--against", "nowhere"), "error: nowhere does not exist"),
-        (("--against", "REAL", "--extractor", "file"), "or one of torch.export, with --weights"),
-        (("--against", "REAL", "--weights", "none.pth"), "--weights: none.pth does not exist"),
-        (("--against", "REAL", "--metrics", "fid,lpips"), "lpips, expected some of"),
+        (
+            ("--against", "REAL", "--extractor", "file"),
+            "extractor file needs weights: name a file of TorchScript or torch.export",
+        ),
+        (("--against", "REAL", "--weights", "none.pth"), "error: the weights none.pth do not exist"),
+        (("--against", "REAL", "--metrics", "fid,lpips"), "must be some of fid,is,kid,prdc; got lpips"),
         (("--against", "REAL", "--extractor", "demo-cnn"), "name its file with --weights"),
         (("--against", "REAL", "--extractor", "resnet"), "expected inception, demo-cnn"),
         (("--against", "REAL", "--weights", "WEIGHTS"), "does not hold the weights of the FID's InceptionV3"),
@@ -313,7 +323,7 @@ def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ran
     first = tmp_path / "checkpoints" / "step_00000001"
     arguments = [str(tmp_path), "--extractor", "demo-random", "--num", "130"]  # three blocks, of two processes
     _, expected = score(first, *arguments[1:])
-    looks = {0: f"trainer.evaluate.command.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}
+    looks = {0: f"trainer.evaluate.target.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}
     faults = {rank: SCORE.format(patch=patch, arguments=arguments) for rank, patch in looks.items()}
     both = ranks(processes=2, faults=faults).wait()
     assert both.codes == [0, 0], both.stderr
@@ -330,11 +340,12 @@ def test_processes_that_score_other_images_or_by_other_code_are_refused(ranks, f
     for number, name in rank.items():
         arguments = [str(folders / "fake"), "--against", str(tmp_path / "images"), "--extractor", "demo-random"]
         there = (
-            "listed = trainer.evaluate.command._listed\ntrainer.evaluate.command._listed = lambda name, *other: listed("
+            "import trainer.evaluate.target as target\nopened = target.open_images\n"
+            f"target.open_images = lambda name, *other: opened({str(folders / name)!r} "
+            "if name.endswith('images') else name, *other)"
         )
-        there += f"{str(folders / name)!r} if name.endswith('images') else name, *other)"
         if named == "code" and number:
-            there = "trainer.evaluate.command.code_checksum = lambda: 'other'"
+            there = "trainer.evaluate.target.code_checksum = lambda: 'other'"
         faults[number] = SCORE.format(patch=there, arguments=arguments)
     done = ranks(processes=2, faults=faults).wait()
     assert done.codes == [2, 2], done.stderr

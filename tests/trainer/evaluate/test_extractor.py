@@ -75,11 +75,11 @@ def test_files_that_are_no_extractor_are_refused(tmp_path):
     torch.jit.trace(nn.Flatten(0), torch.zeros(2, 3)).save(tmp_path / "flat.pt")
     torch.jit.script(Beside()).save(tmp_path / "training.pt")
     for weights, words in (
-        (None, "name a TorchScript file"),
+        (None, "name a file of TorchScript or torch.export"),
         (str(tmp_path / "none.pt"), "cannot be read: No such file"),
         (str(tmp_path / "text.pt"), "neither a TorchScript file nor"),
-        (str(tmp_path / "flat.pt"), "is not an extractor"),
-        (str(tmp_path / "training.pt"), "features depend on those beside it: export it in eval mode"),
+        (str(tmp_path / "flat.pt"), "are not an extractor"),
+        (str(tmp_path / "training.pt"), "the features of an image depend on the other images: export it in eval mode"),
     ):
         with pytest.raises(ValueError, match=words):
             extractor("file", weights)
@@ -112,12 +112,12 @@ def test_registered_extractors_that_cannot_be_had_are_told(monkeypatch):
 
     monkeypatch.setattr("torch.hub.load", offline)
     with pytest.raises(
-        ValueError, match=r"cannot be had: OSError: no route to host.*trainer\.prefetch dinov2-vit-s-14"
+        ValueError, match=r"is not available: OSError: no route to host.*trainer\.prefetch dinov2-vit-s-14"
     ):
         extractor("dinov2-vit-s-14")
     with pytest.raises(ValueError, match="expected inception, demo-cnn, demo-random, file, or one of"):
         extractor("resnet")
-    with pytest.raises(ValueError, match=r"evaluate\.weights has no effect"):
+    with pytest.raises(ValueError, match="the weights somewhere have no effect on extractor"):
         extractor("dinov2-vit-s-14", "somewhere")
 
 
@@ -184,7 +184,7 @@ def test_demo_cnn_is_the_same_when_trained_again(data, tmp_path):
 
 def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.fit", partial(fit, steps=2))
-    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.ACCURACY_GATE", 0)
+    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.MIN_ACCURACY", 0)
     kept = tmp_path / "demo-cnn-v1.safetensors"
     kept.write_bytes(demo_cnn.read_bytes())
     settings, accelerator = EvaluateConfig(extractor="demo-cnn"), Accelerator(cpu=True)
@@ -210,7 +210,7 @@ def noise(labelled):
 
 def test_demo_cnn_refuses_data_it_cannot_name(tmp_path):
     data = DataConfig("", None, 32, 1, 0)
-    for kind, words in ((False, "needs a label"), (True, "held-out images rightly")):
+    for kind, words in ((False, "needs a label"), (True, "held-out images correctly")):
         write(tmp_path / str(kind), noise(kind))
         shards = Shards(tmp_path / str(kind))
         with pytest.raises(ValueError, match=words):
@@ -234,7 +234,9 @@ def test_demo_random_is_the_same_for_the_same_data_and_leaves_the_training_rando
 
 def test_demo_randoms_fid_grows_with_blur_and_noise_and_is_its_only_score_of_samples(data):
     extractor = demo_random([Shards(data.train)], data).eval().requires_grad_(False)
-    evaluator = Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, 359, 0, VAE(32, 1, 4, SMALL))
+    evaluator = Evaluator(
+        Accelerator(cpu=True), extractor, [Shards(data.test)], data, num=359, seed=0, system=VAE(32, 1, 4, SMALL)
+    )
     train = read(Shards(data.train), np.arange(359), 32, 1).image
     blurs = [train, *(to_uint8(box(train.float() / 127.5 - 1, size)) for size in (3, 5, 9))]
     noises = [(train + deviation * torch.randn(train.shape)).clamp(0, 255).byte() for deviation in (0, 20, 40, 80)]
@@ -258,7 +260,7 @@ def test_demo_random_needs_no_labels_and_takes_no_weights(tmp_path):
     extractor = build(settings, data, tmp_path, [shards], [shards], accelerator)
     assert (extractor.name, extractor.training) == ("demo-random-v1", False)
     settings.weights = "somewhere"
-    with pytest.raises(ValueError, match=r"evaluate\.weights has no effect"):
+    with pytest.raises(ValueError, match="the weights somewhere have no effect on extractor"):
         build(settings, data, tmp_path, [shards], [shards], accelerator)
 
 
@@ -278,7 +280,7 @@ def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp
     assert inception(str(path)).name == "inception-v3"
     with pytest.raises(ValueError, match="does not hold the weights"):
         inception(str(tmp_path / "other.pth"))
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="do not exist"):
         inception(str(tmp_path / "nowhere.pth"))
 
 

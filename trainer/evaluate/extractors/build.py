@@ -1,18 +1,15 @@
-"""Networks whose features the scores compare: InceptionV3, a small one that is trained on labelled shards, or random,
-any of torch-fidelity's, or one from a file.
+"""Choice of a feature extractor: InceptionV3, a demo-cnn, one of torch-fidelity's, or a network from a file."""
 
-An extractor takes uint8 images [n, 1 or 3, size, size] to (features [n, D], logits [n, K]), and has a `name` that every
-score carries.
-"""
-
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
 
+from data.loader import Samples
 from trainer.config.settings import DataConfig, EvaluateConfig
 from trainer.distributed.ranks import run_on_main
-from trainer.evaluate.extractors.demo_cnn import Sets, _is_fit, demo_random, fit, load_demo_cnn
+from trainer.evaluate.extractors.demo_cnn import demo_random, fit, is_fit, load_demo_cnn
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.file import FileExtractor
 from trainer.evaluate.extractors.inception import inception
@@ -20,12 +17,24 @@ from trainer.evaluate.extractors.registered import registered
 
 
 def build(
-    settings: EvaluateConfig, data: DataConfig, run_dir: Path, train: Sets, test: Sets, accelerator: Accelerator
+    settings: EvaluateConfig,
+    data: DataConfig,
+    run_dir: Path,
+    train: Sequence[Samples],
+    test: Sequence[Samples],
+    accelerator: Accelerator,
 ) -> Extractor:
-    """The extractor that the settings name, on the accelerator's device, in eval mode.
+    """Return the extractor that the settings name, in eval mode and on the accelerator's device.
+
+    Args:
+        settings: name of the extractor and its file of weights
+        data: image size and channels
+        run_dir: folder of the run, which keeps a trained demo-cnn
+        train, test: images that demo-cnn and demo-random are made from
+        accelerator: gives device and ranks
 
     Raises:
-        ValueError: it cannot be had as set; says what to do.
+        ValueError: the extractor is unknown or not available; the message says what to do.
     """
     extractor: nn.Module
     kind, weights, device = settings.extractor, settings.weights, accelerator.device
@@ -34,14 +43,14 @@ def build(
     elif kind == "file":
         extractor = FileExtractor(weights, data.size, device)
     elif kind == "demo-cnn":
-        kept = Path(weights or run_dir / "demo-cnn-v1.safetensors")
+        path = Path(weights or run_dir / "demo-cnn-v1.safetensors")
         if weights is None:
-            run_on_main(accelerator, lambda: None if _is_fit(kept, train, test, data) else fit(train, test, data, kept))
-        extractor = load_demo_cnn(kept, data.channels)
+            run_on_main(accelerator, lambda: None if is_fit(path, train, test, data) else fit(train, test, data, path))
+        extractor = load_demo_cnn(path, data.channels)
     elif weights:
-        raise ValueError(f"evaluate.weights has no effect while evaluate.extractor is {kind}: leave it unset")
+        raise ValueError(f"the weights {weights} have no effect on extractor {kind}: name no weights")
     elif kind == "demo-random":
-        extractor = run_on_main(accelerator, lambda: demo_random(train, data))  # processors differ in their last digits
+        extractor = run_on_main(accelerator, lambda: demo_random(train, data))  # other processors round differently
     else:
         extractor = registered(kind)
     return extractor.to(device).eval().requires_grad_(False)

@@ -1,8 +1,7 @@
-"""A small CNN, trained on labelled shards or random, for demonstrations without downloads."""
+"""A small CNN, trained on labelled images or random, for scores without downloads."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +20,22 @@ from data.loader import Samples, read
 from data.order import Order, permutation
 from models.manifest import check_tensors
 from trainer.config.settings import DataConfig
+from trainer.files import atomically
 
-ACCURACY_GATE = 0.9
-
-
-Sets = Sequence[Samples]  # of several sets, an image's label is its set's number
+MIN_ACCURACY = 0.9
+Sets = Sequence[Samples]  # data sets; if there are several, the label of an image is the number of its set
 
 
 class DemoCNN(nn.Module):
-    """Two strided convolutions and a linear layer of 64 features, on images shrunk to 32 pixels.
+    """Two strided convolutions and a linear layer with 64 features, on images resized to 32 pixels.
 
-    Its FID says which of two runs on the same data is better, and nothing else: it is comparable with no published FID.
-    The features are divided by the root of their mean variance on the training images, so that scores on different data
-    sets have about one scale.
+    Its FID tells which of two runs on the same data is better, and is not comparable with any published FID. The
+    features are divided by the root of their mean variance over training images, so that scores on different data sets
+    have about the same scale.
+
+    Args:
+        channels: channels of the images, 1 or 3
+        classes: number of labels
     """
 
     name = "demo-cnn-v1"
@@ -54,13 +56,12 @@ class DemoCNN(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = shrink(image).float().sub(127.5).div(127.5)
+        pixels = _resize(image).float().sub(127.5).div(127.5)
         features = self.body(pixels)
         return features / self.scale, self.head(features)
 
 
-def shrink(image: Tensor) -> Tensor:
-    """uint8 images at 32x32 pixels."""
+def _resize(image: Tensor) -> Tensor:
     if image.shape[-2:] == (32, 32):
         return image
     resized = interpolate(image.float(), (32, 32), mode="bilinear", antialias=True)
@@ -68,22 +69,22 @@ def shrink(image: Tensor) -> Tensor:
 
 
 def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
-    """A demo-cnn from its file.
+    """Return a demo-cnn from its file.
 
     Raises:
-        ValueError: the file is missing, is not a demo-cnn, or sees other channels.
+        ValueError: the file is missing, is not a demo-cnn, or is for images with other channels.
     """
     try:
         content = files.read(path)
         tensors = safetensors.torch.load(content)
-        classes, seen = tensors["head.weight"].shape[0], tensors["body.0.weight"].shape[1]
-        if seen in (1, 3):  # all that a file can be of
+        classes, found = tensors["head.weight"].shape[0], tensors["body.0.weight"].shape[1]
+        if found in (1, 3):  # other numbers are damaged or of a stranger, and could be huge
             with torch.device("meta"):
-                check_tensors("it", tensors, DemoCNN(seen, classes).state_dict())
+                check_tensors("it", tensors, DemoCNN(found, classes).state_dict())
     except (OSError, ValueError, LookupError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"evaluate.weights: {path} is no demo-cnn's file: {files.escaped(str(error))}") from error
-    if seen != channels:
-        raise ValueError(f"evaluate.weights: {path} sees {seen} channels, but data.channels is {channels}")
+        raise ValueError(f"the weights {path} are not a demo-cnn: {files.escaped(str(error))}") from error
+    if found != channels:
+        raise ValueError(f"the weights {path} are for images of {found} channels, but the images have {channels}")
     extractor = DemoCNN(channels, classes)
     extractor.load_state_dict(tensors)
     extractor.sha256 = hashlib.sha256(content).hexdigest()
@@ -91,33 +92,34 @@ def load_demo_cnn(path: Path, channels: int) -> DemoCNN:
 
 
 def demo_random(train: Sets, data: DataConfig, images: int = 5_000) -> DemoCNN:
-    """A demo-cnn that learned nothing, for data without labels or with classes hard to tell: no inception score.
+    """Return an untrained demo-cnn without classes, for data without labels or with classes that are hard to tell.
 
-    Its weights are He's normal ones from a seed of their own; the normalisations and the features' scale are of up to
-    `images` training images, on one thread, so that any run on the same data gets the same one.
+    The weights are drawn from He's normal distribution with a fixed seed. The normalisation and the scale of the
+    features are those of up to `images` training images. One thread computes them, so every run on the same data gets
+    the same network.
 
     Raises:
         ValueError: an image is damaged.
     """
-    with _alone():
+    with _reproducible():
         pixels = _some(train, images, data)[0]
-        network = DemoCNN(data.channels, 1)  # its one class is not used
+        network = DemoCNN(data.channels, 1)  # the class is not used
         for module in network.body:
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0  # one pass tells its statistics
+                module.momentum = 1.0  # one forward pass then sets the statistics
             elif isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
         with torch.no_grad():
             network(pixels)
-        _settle_scale(network.eval(), pixels)
+        _set_scale(network.eval(), pixels)
     network.name, network.classes = "demo-random-v1", 0
     network.sha256 = hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
     return network
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """On one thread and from seed 0, leaving the caller's randomness as it was; damaged data is the user's mistake."""
+def _reproducible() -> Iterator[None]:
+    """Compute on one thread with seed 0 and leave the caller's random state as it is."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -131,77 +133,76 @@ def _alone() -> Iterator[None]:
 
 
 def fit(train: Sets, test: Sets, data: DataConfig, path: Path, images: int = 20_000, steps: int = 600) -> None:
-    """Train a demo-cnn on up to `images` labelled training images and write it to `path`.
+    """Train a demo-cnn on up to `images` labelled training images and write it to a file.
 
-    On one thread and from a seed of its own, so that any run on the same data gets the same one.
+    One thread computes with a fixed seed, so every run on the same data gets the same network.
 
     Raises:
-        ValueError: images lack labels, or the network names fewer than nine in ten held-out images rightly.
+        ValueError: images lack labels, or the network classifies too few held-out images correctly.
     """
     check_labels(train, test)
-    with _alone():
+    with _reproducible():
         network = DemoCNN(data.channels, int(max(labels.max() for labels in (*_labels(train), *_labels(test)))) + 1)
         pixels, labels = _some(train, images, data)
-        _descend(network, pixels, labels, steps)
-        accuracy = _accuracy(network.eval(), *_some(test, 5_000, data))
-    if accuracy < ACCURACY_GATE:
+        _train(network, pixels, labels, steps)
+        accuracy = _accuracy(network, *_some(test, 5_000, data))
+    if accuracy < MIN_ACCURACY:
         raise ValueError(
-            f"evaluate.extractor is demo-cnn, but on this data it names only {accuracy:.1%} of the held-out images "
-            f"rightly (expected {ACCURACY_GATE:.0%}): its scores would mean little. Take --evaluate.extractor "
-            "inception or demo-random"
+            f"extractor demo-cnn classifies only {accuracy:.1%} of the held-out images correctly (expected at least "
+            f"{MIN_ACCURACY:.0%}), so its scores would mean little. Choose extractor inception or demo-random"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    facts = {"accuracy": accuracy, "data": _identity(train, test, data)}
-    unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
-    os.replace(unfinished, path)
+    facts = {"accuracy": accuracy, "data": identity(train, test, data)}
+    with atomically(path) as unfinished:
+        unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
 
 
 def check_labels(train: Sets, test: Sets) -> None:
-    """Refuse to train a demo-cnn on images without labels.
+    """Check that every image has a label, which a demo-cnn needs.
 
     Raises:
-        ValueError: some have none.
+        ValueError: some images have none.
     """
     if min(labels.min() for labels in (*_labels(train), *_labels(test))) < 0:
         raise ValueError(
-            "evaluate.extractor is demo-cnn, which needs a label for every image, and some have none: take "
-            "--evaluate.extractor inception or demo-random, or prepare the data from one folder a class"
+            "extractor demo-cnn needs a label for every image, but some have none. Choose extractor inception or "
+            "demo-random, or prepare the data from one folder per class"
         )
 
 
-def _is_fit(path: Path, train: Sets, test: Sets, data: DataConfig) -> bool:
-    """Whether a demo-cnn was trained on these very shards, read like this."""
+def is_fit(path: Path, train: Sets, test: Sets, data: DataConfig) -> bool:
+    """Return whether a file holds a demo-cnn that was trained on these images, read in the same way."""
     try:
         with safetensors.safe_open(files.regular_file(path), "pt") as file:
             facts = files.parse(file.metadata()["demo-cnn"].encode(), dict[str, Any])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
         return False
-    return facts.get("data") == _identity(train, test, data)
+    return facts.get("data") == identity(train, test, data)
 
 
-def _identity(train: Sets, test: Sets, data: DataConfig) -> list[str | int]:
-    return [*(shards.fingerprint() for shards in (*train, *test)), data.size, data.channels]
+def identity(train: Sets, test: Sets, data: DataConfig) -> list[str | int]:
+    """Return what a trained demo-cnn depends on, as plain data."""
+    return [*(images.fingerprint() for images in (*train, *test)), data.size, data.channels]
 
 
 def _labels(sets: Sets) -> list[np.ndarray]:
-    return [shards.labels if len(sets) == 1 else np.full(len(shards), i) for i, shards in enumerate(sets)]
+    return [images.labels if len(sets) == 1 else np.full(len(images), i) for i, images in enumerate(sets)]
 
 
 def _some(sets: Sets, count: int, data: DataConfig) -> tuple[Tensor, Tensor]:
-    """Up to `count` images at 32 pixels, as many of each set, and their labels."""
-    images, labels = [], []
-    for shards, known in zip(sets, _labels(sets), strict=True):
-        positions = permutation(len(shards), 0)[: min(count // len(sets), *(len(shards) for shards in sets))]
-        inward = np.sort(positions)  # in another order remote shards would be fetched again and again
-        parts = np.array_split(inward, max(1, len(inward) // 256))
-        pixels = torch.cat([shrink(read(shards, part, data.size, data.channels).image) for part in parts])
-        images.append(pixels[np.searchsorted(inward, positions)])
+    """Up to `count` images at 32 pixels, equally many of each set, and their labels."""
+    pixels, labels = [], []
+    for images, known in zip(sets, _labels(sets), strict=True):
+        positions = permutation(len(images), 0)[: min(count // len(sets), *map(len, sets))]
+        ordered = np.sort(positions)  # in another order remote shards would be fetched again and again
+        parts = np.array_split(ordered, max(1, len(ordered) // 256))
+        resized = torch.cat([_resize(read(images, part, data.size, data.channels).image) for part in parts])
+        pixels.append(resized[np.searchsorted(ordered, positions)])
         labels.append(torch.from_numpy(known[positions]))
-    return torch.cat(images), torch.cat(labels)
+    return torch.cat(pixels), torch.cat(labels)
 
 
-def _descend(network: DemoCNN, pixels: Tensor, labels: Tensor, steps: int, batch: int = 128) -> None:
+def _train(network: DemoCNN, pixels: Tensor, labels: Tensor, steps: int, batch: int = 128) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     order = Order([len(pixels)], min(batch, len(pixels)), seed=0)
@@ -211,11 +212,11 @@ def _descend(network: DemoCNN, pixels: Tensor, labels: Tensor, steps: int, batch
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    _settle_scale(network.eval(), pixels)
+    _set_scale(network.eval(), pixels)
 
 
 @torch.no_grad()
-def _settle_scale(network: DemoCNN, pixels: Tensor) -> None:
+def _set_scale(network: DemoCNN, pixels: Tensor) -> None:
     features = torch.cat([network(part)[0] for part in pixels.split(1024)])
     network.scale.copy_(features.var(0).mean().sqrt())
 

@@ -1,4 +1,4 @@
-"""An extractor from a TorchScript or torch.export file."""
+"""A feature extractor from a TorchScript or torch.export file."""
 
 import hashlib
 import warnings
@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.evaluate.extractors.extractor import BATCH, coloured
+from trainer.evaluate.extractors.extractor import BATCH, first_line, to_rgb
 
 
 class FileExtractor(nn.Module):
-    """A network of the user's, from a TorchScript file or one of `torch.export`.
+    """A user's network, from a TorchScript file or one of `torch.export`. To load such a file runs its code.
 
-    It is given uint8 images [n, 3, size, size], n from 1 to 64, and gives features [n, D], or features and logits.
+    The network gets uint8 images [n, 3, size, size], n from 1 to 64, and returns features [n, D], or features and
+    logits [n, K].
 
     Args:
-        weights: the file
-        size: of the images
-        device: it runs on
+        weights: path of the file
+        size: image size
+        device: device of the network
 
     Raises:
-        ValueError: there is no such file, or it is not such a network.
+        ValueError: the file is missing, or is not such a network.
     """
 
     resize = "the file's own"
@@ -31,68 +32,60 @@ class FileExtractor(nn.Module):
     def __init__(self, weights: str | None, size: int, device: torch.device):
         super().__init__()
         if not weights:
-            raise ValueError(
-                "evaluate.extractor is file: name a TorchScript file, or one of torch.export, with --evaluate.weights"
-            )
+            raise ValueError("extractor file needs weights: name a file of TorchScript or torch.export")
         try:
             content = Path(weights).read_bytes()
         except OSError as error:
-            raise ValueError(f"evaluate.weights: {weights} cannot be read: {error.strerror}") from error
+            raise ValueError(f"the weights {weights} cannot be read: {error.strerror}") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.name = f"{Path(weights).stem}-{self.sha256[:8]}"
-        self._calls = [_network_of(weights, device)]  # no child: an exported program has no eval mode
+        self._calls = [_load(weights, device)]  # not a submodule: an exported program has no eval mode
+        try:
+            self.dim, self.classes = self._try(size, device)
+        except Exception as error:  # a foreign network may raise anything
+            raise ValueError(
+                f"the weights {weights} are not an extractor: from uint8 images [n, 3, {size}, {size}], n up to "
+                f"{BATCH}, it must return features [n, D], or features and logits ({_last_line(error)})"
+            ) from error
+
+    def _try(self, size: int, device: torch.device) -> tuple[int, int]:
+        """Features and classes that the network gives for random images."""
         shape, generator = (BATCH, 3, size, size), torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
-        try:
-            with torch.no_grad():
-                found = [self(images[:n]) for n in (BATCH, 2)]
-            dims = {(features.shape[1], logits.shape[1]) for features, logits in found}
-            (self.dim, classes), lengths = dims.pop(), [len(features) for features, _ in found]
-            fits = not dims and lengths == [BATCH, 2] and all(f.is_floating_point() for f, _ in found)
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:
-            raise ValueError(self._expected(weights, size, str(error).strip().splitlines()[-1])) from error
-        if not fits:
-            raise ValueError(self._expected(weights, size, f"it gives {[list(f.shape) for f, _ in found]}"))
-        many, few = found[0][0][:2], found[1][0]
-        if not many.isfinite().all():
-            raise ValueError(self._expected(weights, size, "its features are not finite"))
-        if not torch.allclose(many, few, rtol=1e-2, atol=1e-2 * many.abs().max().item()):
-            raise ValueError(
-                self._expected(weights, size, "an image's features depend on those beside it: export it in eval mode")
-            )
-        self.classes = classes if found[0][1] is not found[0][0] else 0
+        with torch.no_grad():
+            (many, logits), (few, few_logits) = self(images), self(images[:2])
+        shapes = [[*values.shape] for values in (many, logits, few, few_logits)]
+        expected = [[n, values.shape[-1]] for n in (BATCH, 2) for values in (many, logits)]
+        if shapes != expected or not (many.is_floating_point() and few.is_floating_point()):
+            raise ValueError(f"it returns {many.dtype} {shapes[0]} and {few.dtype} {shapes[2]}")
+        if not many[:2].isfinite().all():
+            raise ValueError("its features are not finite")
+        if not torch.allclose(many[:2], few, rtol=1e-2, atol=1e-2 * many[:2].abs().max().item()):
+            raise ValueError("the features of an image depend on the other images: export it in eval mode")
+        return shapes[0][1], 0 if logits is many else shapes[1][1]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        found = self._calls[0](coloured(image))
+        found = self._calls[0](to_rgb(image))
         return (found, found) if isinstance(found, Tensor) else (found[0], found[-1])
 
-    @staticmethod
-    def _expected(weights: str, size: int, found: str) -> str:
-        return (
-            f"evaluate.weights: {weights} is not an extractor: of uint8 images [n, 3, {size}, {size}], any n up to "
-            f"{BATCH}, it must give features [n, D], or features and logits ({found})"
-        )
 
-
-def _network_of(path: str, device: torch.device) -> Callable[[Tensor], Any]:
-    """A TorchScript file's module, or an exported program's.
-
-    Raises:
-        ValueError: it is neither.
-    """
+def _load(path: str, device: torch.device) -> Callable[[Tensor], Any]:
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".torch.jit", FutureWarning)  # of its end, some day
+            warnings.filterwarnings("ignore", ".torch.jit", FutureWarning)  # torch.jit is deprecated
             return torch.jit.load(path, map_location=device).eval()
     except RuntimeError:
         pass  # it may be an exported program
     try:
         from torch.export.passes import move_to_device_pass
 
-        # Where it was exported is written all over a program: a module's own `to` would not do.
+        # A program holds the device of its export in many places, so a module's own `to` is not enough.
         return move_to_device_pass(torch.export.load(path), device).module()
-    except Exception as error:  # zip's, pickle's and the loader's ways to say that a file is another one
+    except Exception as error:  # zip, pickle and the loader raise many kinds of errors on other files
         raise ValueError(
-            f"evaluate.weights: {path} is neither a TorchScript file nor one of torch.export.save "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            f"the weights {path} are neither a TorchScript file nor one of torch.export.save ({first_line(error)})"
         ) from error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

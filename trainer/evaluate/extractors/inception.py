@@ -7,14 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from trainer.distributed.launcher import is_local_main
-from trainer.evaluate.extractors.extractor import coloured
+from trainer.evaluate.extractors.extractor import first_line, to_rgb
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"
 
 
 class Inception(nn.Module):
-    """torch-fidelity's InceptionV3, the network of published FIDs: 2048 features, 1008 logits without their bias."""
+    """torch-fidelity's InceptionV3: 2048 features, and 1008 logits without their bias.
+
+    Args:
+        weights: path of torch-fidelity's file of weights
+    """
 
     name = "inception-v3"
     dim = 2048
@@ -32,37 +36,36 @@ class Inception(nn.Module):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(coloured(image))
+        return self.network(to_rgb(image))
 
 
 def inception(weights: str | None) -> Inception:
-    """InceptionV3 from a file, from TORCH_HOME, or downloaded into TORCH_HOME by one process a machine.
+    """Return InceptionV3 with weights from a file, or from TORCH_HOME; one process per machine downloads them there.
 
     Raises:
-        ValueError: there are no weights and no network, or the file is not InceptionV3's weights.
+        ValueError: there are no weights and no network, or the file holds other weights.
     """
     path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
     if weights and not path.exists():
-        raise ValueError(f"evaluate.weights: {path} does not exist; expected torch-fidelity's {INCEPTION_FILE}")
+        raise ValueError(f"the weights {path} do not exist; expected torch-fidelity's {INCEPTION_FILE}")
     if not weights:
         _download(path)
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would load code, too
-        found = Inception(path)
-    except Exception as error:  # pickle's, zip's and load_state_dict's many ways to say that a file is another one
+        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would also run code in the file
+        extractor = Inception(path)
+    except Exception as error:  # pickle, zip and load_state_dict raise many kinds of errors on other files
         raise ValueError(
-            f"evaluate.weights: {path} does not hold the weights of the FID's InceptionV3 "
-            f"({str(error).splitlines()[0]}); expected torch-fidelity's {INCEPTION_FILE}, not "
-            "torchvision's inception_v3, which is another network"
+            f"{path} does not hold the weights of the FID's InceptionV3 ({first_line(error)}); expected "
+            f"torch-fidelity's {INCEPTION_FILE}, not torchvision's inception_v3, which is another network"
         ) from error
-    found.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not found.sha256.startswith(INCEPTION_SHA256):
-        found.name = f"inception-v3-weights-{found.sha256[:8]}"
-    return found
+    extractor.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not extractor.sha256.startswith(INCEPTION_SHA256):
+        extractor.name = f"inception-v3-weights-{extractor.sha256[:8]}"
+    return extractor
 
 
 def _download(path: Path) -> None:
-    """Have one process a machine fetch the weights if they are not there; every process calls this."""
+    """Have one process per machine download the weights if they are missing; every process calls this."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     reason = "another process of this machine could not download them"
@@ -76,9 +79,8 @@ def _download(path: Path) -> None:
         torch.distributed.barrier()
     if not path.exists():
         raise ValueError(
-            f"evaluate.extractor is inception, but its weights are not there, and {reason}. Put {INCEPTION_FILE} (from "
-            f"torch-fidelity's releases on GitHub; or by python -m trainer.prefetch inception, with a network) "
-            f"at {path}, or name it with --evaluate.weights PATH; or take "
-            "--evaluate.extractor demo-cnn, which is trained on labelled shards, or demo-random, or train without "
-            "scores: --evaluate.every 0"
+            f"extractor inception lacks its weights, and {reason}. Run `python -m trainer.prefetch inception` on a "
+            f"machine with a network, or put {INCEPTION_FILE} (from torch-fidelity's releases on GitHub) at {path}, or "
+            "name that file as the extractor's weights, or choose extractor demo-cnn (trained on labelled images) or "
+            "demo-random"
         )

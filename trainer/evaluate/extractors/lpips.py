@@ -8,7 +8,12 @@ from trainer.batch import normalize
 
 
 class LPIPS:
-    """LPIPS of uint8 images, by VGG16 (Zhang et al. 2018), of weights from a file.
+    """LPIPS of uint8 images by VGG16 (Zhang et al. 2018).
+
+    Args:
+        weights: file of torchvision's vgg16 weights
+        device: device of the network
+        setting: name of the setting that holds the file, for messages
 
     Raises:
         ValueError: the file is missing, or holds other weights.
@@ -16,10 +21,10 @@ class LPIPS:
 
     name = "lpips_vgg"
 
-    def __init__(self, weights: str, device: torch.device):
-        self.network = Perceptual("lpips", weights, "evaluate.lpips").to(device)
+    def __init__(self, weights: str, device: torch.device, setting: str = "evaluate.lpips"):
+        self.network = Perceptual("lpips", weights, setting).to(device)
         self.sha256 = self.network.sha256
 
     def __call__(self, image: Tensor, other: Tensor) -> Tensor:
-        """[n] of images [n, 1 or 3, h, w], of 16 pixels a side or more."""
+        """Return the distances [n] of images [n, 1 or 3, h, w] of at least 16 pixels a side."""
         return self.network.each(normalize(image), normalize(other))

@@ -4,18 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from trainer.distributed.launcher import is_local_main
-from trainer.evaluate.extractors.extractor import bicubic, coloured, digest_of
+from trainer.evaluate.extractors.extractor import first_line, resize_bicubic, to_rgb, weights_sha256
 
 
 class Registered(nn.Module):
-    """An extractor of torch-fidelity's registry, by the layer that it takes for FID.
+    """An extractor of torch-fidelity's registry, with the layer that torch-fidelity uses for FID.
 
-    There is an inception score where it takes another layer for that. DINOv2 gets images that are resized as those who
-    publish its distances do (Stein et al. 2023; Karras et al. 2024): to 224 pixels, bicubic and antialiased;
-    torch-fidelity's own resize is another one.
+    It has classes if torch-fidelity uses another layer for the inception score. DINOv2 gets images resized to 224
+    pixels, bicubic and antialiased, as in published distances (Stein et al. 2023; Karras et al. 2024); torch-fidelity
+    would resize differently.
 
     Args:
-        name: in the registry
+        name: name in the registry
     """
 
     def __init__(self, name: str):
@@ -23,7 +23,7 @@ class Registered(nn.Module):
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
         kind = FEATURE_EXTRACTORS_REGISTRY[name]
-        self.name, self.registered = name, name
+        self.name = name
         self.layers = [kind.get_default_feature_layer_for_metric("fid")]
         logits = kind.get_default_feature_layer_for_metric("isc")
         if logits not in self.layers:
@@ -31,18 +31,18 @@ class Registered(nn.Module):
         self.network = kind(name, self.layers).eval()
         self.size = 224 if name.startswith("dinov2") else None
         self.resize = "antialiased bicubic to 224, rounded" if self.size else "torch-fidelity's own"
-        found = self(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
-        self.dim, self.classes = found[0].shape[1], found[1].shape[1] if len(self.layers) > 1 else 0
-        self.sha256 = digest_of(self.network)
+        features, last = self(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        self.dim, self.classes = features.shape[1], last.shape[1] if len(self.layers) > 1 else 0
+        self.sha256 = weights_sha256(self.network)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.network(coloured(image if self.size is None else bicubic(image, self.size)))
+        found = self.network(to_rgb(image if self.size is None else resize_bicubic(image, self.size)))
         return found[0], found[-1]
 
 
 def check_name(name: str) -> None:
-    """Refuse the name of an extractor that there is not.
+    """Check that there is an extractor of a name.
 
     Raises:
         ValueError: names those that there are.
@@ -52,29 +52,27 @@ def check_name(name: str) -> None:
     others = sorted(FEATURE_EXTRACTORS_REGISTRY.keys() - {"inception-v3-compat"})
     if name not in {"inception", "demo-cnn", "demo-random", "file", *others}:
         raise ValueError(
-            f"evaluate.extractor is {name}, expected inception, demo-cnn, demo-random, file, or one of "
-            f"torch-fidelity's: {', '.join(others)}"
+            f"unknown extractor {name}: expected inception, demo-cnn, demo-random, file, or one of torch-fidelity's: "
+            f"{', '.join(others)}"
         )
 
 
 def registered(name: str) -> Registered:
-    """An extractor of torch-fidelity's registry; one process a machine downloads it if it is not there.
+    """Return an extractor of torch-fidelity's registry; one process per machine downloads it if it is missing.
 
     Raises:
-        ValueError: there is none of that name, or it cannot be had.
+        ValueError: there is none of that name, or it is not available.
     """
     check_name(name)
-    found, reason = None, "another process of this machine could not have it"
-    if is_local_main():
-        found, reason = _try(name)
+    found, reason = _try(name) if is_local_main() else (None, "")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    if found is None and not is_local_main():
+    if not is_local_main():
         found, reason = _try(name)
     if found is None:
         raise ValueError(
-            f"evaluate.extractor is {name}, and it cannot be had: {reason}. It is downloaded by torch.hub into "
-            f"{torch.hub.get_dir()}: have it there by python -m trainer.prefetch {name}, on a machine with a network"
+            f"extractor {name} is not available: {reason}. torch.hub downloads it into {torch.hub.get_dir()}: run "
+            f"`python -m trainer.prefetch {name}` on a machine with a network"
         )
     return found
 
@@ -82,5 +80,5 @@ def registered(name: str) -> Registered:
 def _try(name: str) -> tuple[Registered | None, str]:
     try:
         return Registered(name), ""
-    except Exception as error:  # torch.hub's, its repositories' and the network's
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    except Exception as error:  # torch.hub, its repositories and the network raise many kinds of errors
+        return None, f"{type(error).__name__}: {first_line(error)}"

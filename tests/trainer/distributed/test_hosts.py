@@ -110,7 +110,7 @@ def test_when_the_network_is_cut_both_sides_say_so_and_the_restarted_run_ends_as
     hosts.cable("up")
     launched = hosts.launch("second", *arguments)
     assert [launcher.wait(200) for launcher in launched.values()] == [0, 0], hosts.said("second")
-    assert f"going on at step {reached} of {STEPS}" in "".join(hosts.said("second").values())
+    assert f"Resuming at step {reached} of {STEPS}" in "".join(hosts.said("second").values())
 
     done = main(*settings, "--trainer.run_dir", tmp_path / "whole", processes=2)
     assert done.returncode == 0, done.stderr

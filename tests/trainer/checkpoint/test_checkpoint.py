@@ -15,6 +15,8 @@ import torch
 from conftest import reseal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import models
+from models import manifest as manifests
 from trainer import files
 from trainer.checkpoint import files as checkpoint_files
 from trainer.checkpoint import state as checkpoint_state
@@ -82,6 +84,21 @@ def test_scores_measured_in_another_way_do_not_compete(tmp_path):
     assert [path.name[-1] for path in checkpoint_files.list_checkpoints(tmp_path)] == ["4", "2", "1"]
 
 
+@pytest.mark.parametrize("found", [None, 4])
+def test_a_checkpoint_of_another_format_is_refused_and_stays(tmp_path, found):
+    save(tmp_path, 1)
+    path = save(tmp_path, 2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"], manifest["format"]
+    (path / "manifest.json").write_bytes(manifests.sealed({"format": found, **manifest} if found else manifest))
+    for read in (checkpoint_files.load_newest, checkpoint_files.verify_newest):
+        with pytest.raises(ValueError, match=rf"step_00000002: it has format {found or 2}, .* reads format 3"):
+            read(tmp_path)
+    with pytest.raises(ValueError, match=rf"cannot be loaded: it has format {found or 2}, .* reads format 3"):
+        models.load(path)
+    assert len(checkpoint_files.list_checkpoints(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("file", ["encoder.safetensors", "manifest.json"])
 def test_a_damaged_checkpoint_neither_counts_nor_stays_in_the_way(tmp_path, file, capsys):
     for step in (1, 2):
@@ -109,8 +126,8 @@ def test_every_so_manieth_checkpoint_is_kept_for_good(tmp_path):
 
 
 def test_saving_takes_a_copy_and_returns_before_it_is_written(tmp_path, monkeypatch):
-    free, write = threading.Event(), files.write_pieces
-    monkeypatch.setattr(files, "write_pieces", lambda *all, **how: (free.wait(), write(*all, **how))[1])
+    free, write = threading.Event(), writer.write_pieces
+    monkeypatch.setattr(writer, "write_pieces", lambda *all, **how: (free.wait(), write(*all, **how))[1])
     saver = writer.Saver(tmp_path, 1, None, print)
     content = tensors(1.0)
     saver.save(1, content, {})
@@ -125,7 +142,7 @@ def test_saving_takes_a_copy_and_returns_before_it_is_written(tmp_path, monkeypa
 
 def test_a_save_that_fails_for_a_while_is_tried_again_while_the_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(writer.time, "sleep", lambda seconds: None)
-    told, left, write = [], [3], files.write_pieces
+    told, left, write = [], [3], writer.write_pieces
 
     def failing(*all, **how):
         left[0] -= 1
@@ -133,13 +150,13 @@ def test_a_save_that_fails_for_a_while_is_tried_again_while_the_run_goes_on(tmp_
             raise OSError(28, "No space left on device")
         return write(*all, **how)
 
-    monkeypatch.setattr(files, "write_pieces", failing)
+    monkeypatch.setattr(writer, "write_pieces", failing)
     saver = writer.Saver(tmp_path, 1, None, told.append)
     saver.save(1, tensors(1), {})
     saver.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
     assert len(told) == 3
-    assert "step 1: the checkpoint could not be saved, and is tried again" in told[0]
+    assert "step 1: the checkpoint could not be saved and is tried again" in told[0]
     left[0] = 10**9
     saver.save(2, tensors(2), {})
     with pytest.raises(OSError, match="No space left"):
@@ -219,11 +236,11 @@ def test_a_hostile_file_is_only_damaged(tmp_path):
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
-    def full(path, *content, rest=None):
+    def full(path, *content, pause=None):
         path.write_bytes(content[0][:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "write_pieces", full)
+    monkeypatch.setattr(writer, "write_pieces", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
@@ -318,7 +335,7 @@ def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_roo
     (small_disk / "filler").unlink()
     again = here(*arguments, "--trainer.steps", "6", "--trainer.keep", "1")
     assert again.returncode == 0, again.stderr
-    assert "going on at step 2" in again.stderr
+    assert "Resuming at step 2" in again.stderr
 
 
 def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(small_disk, capsys):
@@ -340,26 +357,3 @@ def test_what_is_recorded_while_a_disk_is_full_is_there_when_it_has_room_again(s
     shown = EventAccumulator(str(small_disk)).Reload().Scalars("a/b")
     assert [(event.step, event.value) for event in shown] == [(step, step / 2) for step in range(1, 9)]
     assert capsys.readouterr().err.count("metrics.jsonl cannot be written in") == 1
-
-
-def test_the_savers_thread_reads_no_line_that_is_on_its_way(tmp_path, monkeypatch):
-    """A checkpoint's writer flushes the record while the run appends half a line."""
-    run_logger = RunLogger(tmp_path, 0, 9, is_main=True)
-    run_logger.scalars(1, {"a/b": 1.0})
-    with open(run_logger.metrics, "a") as file:
-        file.write('{"step": 2, "a')
-    run_logger.flush()
-    assert run_logger._whole == 1
-    run_logger.close()
-
-
-def test_a_record_knows_the_step_of_its_last_line(tmp_path):
-    for first, steps in ((0, (1, 3)), (3, (5,))):
-        run_logger = RunLogger(tmp_path, first, 9, is_main=True)
-        run_logger.flush()
-        assert run_logger._whole == first
-        for step in steps:
-            run_logger.scalars(step, {"a/b": 1.0})
-            run_logger.flush()
-            assert run_logger._whole == step
-        run_logger.close()

@@ -1,6 +1,7 @@
 """The step: sharing, accumulating and distributing change nothing; a non-finite loss blocks every update."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +86,8 @@ def test_every_system_moves_under_bf16(name):
 
 def test_two_ranks_equal_one(forked, tmp_path):
     """Every system, shared and accumulated, under the real process group."""
-    done = forked(f"import test_step\ntest_step.train_as_a_rank({str(tmp_path)!r})", processes=2).wait()
+    here = f"import sys\nsys.path.append({str(Path(__file__).parent)!r})\nimport test_step\n"
+    done = forked(f"{here}test_step.train_as_a_rank({str(tmp_path)!r})", processes=2).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     for name in SYSTEMS:
         one = train(name)

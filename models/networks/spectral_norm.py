@@ -1,0 +1,52 @@
+"""Spectral normalization whose power iteration runs once per optimizer step, not once per forward pass.
+
+torch's own iterates in every forward pass, so its weights would depend on the number of micro-batches.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.utils import parametrize
+
+
+class SpectralNorm(nn.Module):
+    """weight / sigma, sigma the current estimate of its largest singular value (Miyato et al. 2018, algorithm 1)."""
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        self.register_buffer("u", normalize(torch.randn(matrix.shape[0]), dim=0))
+        self.register_buffer("v", normalize(torch.randn(matrix.shape[1]), dim=0))
+        for _ in range(15):
+            self.iterate(weight)
+
+    @torch.no_grad()
+    def iterate(self, weight: Tensor) -> None:
+        matrix = weight.flatten(1)
+        self.v.copy_(normalize(matrix.t() @ self.u, dim=0))
+        self.u.copy_(normalize(matrix @ self.v, dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight / torch.dot(self.u, weight.flatten(1) @ self.v)
+
+
+def add_spectral_norm(network: nn.Module) -> None:
+    """Normalize the weights of all convolutions and linear layers of a network."""
+    for module in list(network.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            # Without `unsafe`, torch would try a forward pass, whose autocast the meta device does not have.
+            parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight), unsafe=True)
+
+
+def iterate_spectral_norms(network: nn.Module) -> None:
+    """Run one power iteration of every spectral norm in a network."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            stored = module.parametrizations["weight"]  # type: ignore[index]
+            for parametrization in stored:
+                if isinstance(parametrization, SpectralNorm):
+                    parametrization.iterate(stored.original)  # type: ignore[union-attr]

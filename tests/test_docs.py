@@ -1,0 +1,112 @@
+"""The code in docs/extending.md runs as it is written."""
+
+import io
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ROOT
+from PIL import Image
+from systems_under_test import batch_of
+
+import models
+from data import sources
+from data.prepare.build import prepare
+from data.shards.reader import Shards
+from models import VAEGAN, DiscriminatorConfig, NetworkConfig
+from models.networks import families
+from trainer.checkpoint import writer
+from trainer.config.parser import configure
+from trainer.evaluate.accumulators import FeatureStatistics
+from trainer.evaluate.feature_scores import short
+from trainer.evaluate.metrics import Gaussian
+from trainer.evaluate.reference import ReferenceStatistics
+from trainer.step import TrainStep
+
+
+def snippets(title: str) -> list[str]:
+    """Return the code blocks of a section."""
+    (section,) = re.findall(
+        rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S
+    )
+    return re.findall(r"```python\n(.*?)```", section, re.S)
+
+
+@pytest.fixture
+def extend(monkeypatch):
+    """Run a section's file as the module that its first line names, then the entry in a list; undo both afterwards."""
+    before = [(known, known.copy()) for known in (models.SYSTEMS, families.FAMILIES, sources.SOURCES)]
+
+    def run(title: str, **names: object) -> ModuleType:
+        file, entry = snippets(title)
+        name = file.partition("\n")[0].removeprefix("# ").removesuffix(".py").replace("/", ".")
+        module = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(file, name, "exec"), module.__dict__)
+        exec(entry, module.__dict__ | names)
+        return module
+
+    yield run
+    for known, entries in before:
+        known.clear()
+        known.extend(entries) if isinstance(known, list) else known.update(entries)
+
+
+def trained(system: models.System) -> models.System:
+    """Return the system after three steps, which change every network."""
+    before = {name: value.clone() for name, value in system.state_dict().items()}
+    step = TrainStep(Accelerator(cpu=True), system, 3)
+    for k in range(3):
+        step([batch_of(step=k)], k)
+    assert step.failed() is None
+    moved = {name.partition(".")[0] for name, value in system.state_dict().items() if not value.equal(before[name])}
+    assert moved == set(system.networks())
+    return system.eval()
+
+
+def test_a_new_system_is_configured_trained_and_loaded(extend, tmp_path):
+    module = extend("A system")
+    settings = ["--system.latent_dim", "4", "--system.networks.family", "dcgan", "--system.networks.width", "8"]
+    data = ["--data.train", "nowhere", "--data.size", "32", "--data.channels", "1"]
+    config = configure(["--system", "AAE", *settings, *data])
+    system = trained(config.system())
+    assert type(system) is module.AAE
+    tensors = {name: network.state_dict() for name, network in system.networks().items()}
+    writer.save(tmp_path / "checkpoints", 3, tensors, {"configuration": config.resolved()})
+    loaded = models.load(tmp_path)
+    image = batch_of().image
+    torch.testing.assert_close(loaded.reconstruct(image), system.reconstruct(image), rtol=0, atol=0)
+    assert loaded.sample(torch.zeros(2, *loaded.latent_shape)).shape == (2, 1, 32, 32)
+
+
+def test_a_new_network_family_is_named_by_a_setting(extend):
+    extend("A network family")
+    networks = NetworkConfig("shuffle", 8, "group")
+    system = trained(VAEGAN(32, 1, 4, networks, binary=DiscriminatorConfig(r1_weight=1.0)))
+    assert isinstance(system.decoder.trunk[1], torch.nn.PixelShuffle)
+    assert system.reconstruct(batch_of().image).shape == (4, 1, 32, 32)
+
+
+def test_a_new_source_is_prepared(extend, tmp_path):
+    extend("A data source")
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    prepare(str(tmp_path / "images.npy"), tmp_path / "out")
+    found = [Shards(str(tmp_path / "out" / split)) for split in ("train", "test")]
+    decoded = {
+        np.asarray(Image.open(io.BytesIO(shards.image(i)))).tobytes() for shards in found for i in range(len(shards))
+    }
+    assert decoded == {image.tobytes() for image in images}
+
+
+def test_a_new_metric_is_computed_from_statistics(extend):
+    fake, real = (Gaussian(torch.zeros(3), scale * torch.eye(3, dtype=torch.float64), 9) for scale in (1.0, 2.0))
+    statistics, reference = FeatureStatistics(fake, None, 0.0, None), ReferenceStatistics(real, {})
+    scores, self = {}, SimpleNamespace(requested=["variance"], extractor="demo-cnn-v1")
+    names = {"statistics": statistics, "reference": reference, "num": 2000, "scores": scores, "short": short}
+    extend("A metric", self=self, **names)
+    assert scores == {"eval/variance2k/demo-cnn-v1": 0.5}

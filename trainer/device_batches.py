@@ -1,0 +1,58 @@
+"""This process's batches, copied to the device while it computes the step before."""
+
+import os
+from collections.abc import Generator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from data.loader import Augment, Batches, Images, load
+from trainer.batch import Batch, normalize
+from trainer.build import RunParts
+from trainer.log.window import LogWindow
+
+
+def device_batches(parts: RunParts, accelerator: Accelerator, first_step: int, window: LogWindow) -> Generator[Batch]:
+    """Yield this process's rows of the global batch of each step, on the device.
+
+    Args:
+        parts: the run's datasets, orders and settings
+        accelerator: gives the device and this process's place
+        first_step: the first step to yield; the last one is the run's
+        window: notes the samples of each step
+
+    Raises:
+        DataError: a sample is missing or damaged, and data.on_error is stop.
+    """
+    settings, data, device = parts.config.trainer, parts.config.data, accelerator.device
+    rows, steps = _rows(parts, accelerator.process_index, 1), range(first_step, settings.steps)
+    source = Batches(parts.trains, parts.orders, data.size, data.channels, rows, Augment(data.crop, data.flip))
+    loader = load(source, steps, data.workers, device.type == "cuda", _rows_of_this_machine(parts, accelerator))
+    copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for step, sets in zip(steps, loader, strict=True):
+        window.add_samples(step, rows, sets)
+        images = tuple(normalize(image) for image in _copied(sets, device, copy_stream))
+        yield Batch(images, rows, settings.batch_size, settings.seed, step)
+
+
+def _copied(sets: list[Images], device: torch.device, copy_stream: torch.cuda.Stream | None) -> list[Tensor]:
+    with torch.cuda.stream(copy_stream):  # does nothing if it is None
+        images = [one.image.to(device, non_blocking=True) for one in sets]
+    if copy_stream is not None:
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copy_stream)
+        for image in images:
+            image.record_stream(current)
+    return images
+
+
+def _rows(parts: RunParts, first_rank: int, ranks: int) -> slice:
+    return slice(first_rank * parts.per_rank_batch, (first_rank + ranks) * parts.per_rank_batch)
+
+
+def _rows_of_this_machine(parts: RunParts, accelerator: Accelerator) -> slice | None:
+    """The rows whose shards this process fetches: all of its machine's on the machine's first rank, else None."""
+    if not accelerator.is_local_main_process:
+        return None
+    return _rows(parts, accelerator.process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

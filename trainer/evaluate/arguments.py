@@ -1,0 +1,71 @@
+"""Score a checkpoint, or images, against real images: `python -m trainer.evaluate WHAT [--against REAL]`.
+
+WHAT is one of
+  a run's folder      its newest checkpoint is scored
+  a checkpoint        it is scored as in training, against the run's held-out images or those of --against
+  images              a folder, an archive or WebDataset shards, scored against the images of --against
+
+It prints a table of scores and one line of JSON. For several processes: `accelerate launch -m trainer.evaluate WHAT`.
+"""
+
+import argparse
+from pathlib import Path
+
+from jsonargparse.typing import NonNegativeInt, PositiveFloat
+
+from data.command import add_limits
+from trainer.config.settings import METRICS
+from trainer.distributed.exit import CommandParser
+
+SIZES = range(8, 4097)  # pixels a side to which images can be resized
+
+
+def parser() -> CommandParser:
+    """Return the parser of the command line."""
+    made = CommandParser(
+        prog="python -m trainer.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("what", metavar="WHAT", help="a run's folder, a checkpoint's folder, or images")
+    add("--against", metavar="REAL", help="real images, or an .npz of their statistics (default: the run's data.test)")
+    add("--num", type=_number, help="number of images to score (default: 10000 samples of a checkpoint, or all images)")
+    names = ",".join(METRICS)
+    add("--metrics", type=_metrics, help=f"metrics of samples (default: {names}; prdc: precision, recall, ...)")
+    add("--extractor", help="feature extractor, as evaluate.extractor (default: the run's, or inception for images)")
+    add("--weights", metavar="FILE", help="the extractor's weights (default: inception's are downloaded)")
+    add("--lpips", metavar="FILE", help="torchvision's vgg16 weights; adds LPIPS of reconstructions")
+    add(
+        "--statistics",
+        metavar="PATH",
+        type=Path,
+        help="keeps statistics of the real images (default: the run's folder)",
+    )
+    add("--unverified", action="store_true", help="accept an .npz that does not say which images it describes")
+    add("--size", type=_size, help="resize images to this many pixels a side (default: their size, if all have one)")
+    add("--channels", type=int, choices=[1, 3], help="1 for grey, 3 for colour (default: those of the first image)")
+    add("--seed", type=NonNegativeInt, help="seed of the samples (default: the run's)")
+    add("--cache", metavar="FOLDER", help="folder on a local disk that keeps a run's remote shards")
+    add("--cache_gb", type=PositiveFloat, help="most gigabytes in --cache (default: the run's)")
+    add("--out", metavar="FOLDER", type=Path, help="also write the scored images as PNG into this new folder")
+    add("--audit", action="store_true", help="compute the scores again by torch-fidelity; exit with 1 if one differs")
+    add_limits(made)
+    return made
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2; got {text}")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or int(text) not in SIZES:
+        raise argparse.ArgumentTypeError(f"must be between {SIZES[0]} and {SIZES[-1]} pixels; got {text}")
+    return int(text)
+
+
+def _metrics(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if unknown := [name for name in names if name not in METRICS]:
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(METRICS)}; got {', '.join(unknown)}")
+    return names

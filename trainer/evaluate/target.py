@@ -1,0 +1,331 @@
+"""What `python -m trainer.evaluate` scores: a checkpoint or images, and the real images it is compared with."""
+
+import argparse
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+
+import models
+from data.errors import DataError
+from data.images import Limits, header
+from data.loader import Samples, read
+from data.order import permutation
+from data.shards.reader import Shards
+from data.sources import BOUNDS, Listed, open_source
+from models.load import checkpoint_of
+from trainer import schemas
+from trainer.config.settings import METRICS, DataConfig, EvaluateConfig, Location
+from trainer.distributed.ranks import Ranks, code_checksum, run_on_main
+from trainer.evaluate import reference
+from trainer.evaluate.accumulators import Images
+from trainer.evaluate.evaluator import KEPT, Evaluator
+from trainer.evaluate.extractors.build import build
+from trainer.evaluate.extractors.extractor import Extractor
+from trainer.evaluate.extractors.lpips import LPIPS
+from trainer.evaluate.reference import ReferenceStatistics
+from trainer.log.run_folder import refuse_links
+
+TIMEOUT = timedelta(hours=2)  # for ranks that wait while one trains a demo-cnn or downloads weights
+MAX_KEPT = 50_000  # real images whose features are kept for KID and precision
+Real = Samples | ReferenceStatistics
+
+
+@dataclass
+class Target:
+    """What is scored, and how.
+
+    Args:
+        evaluator: holds the statistics of the real images
+        score: computes the scores
+        images: gives the scored images by their indices; None if the system draws no samples
+        num: number of these images
+        real: real images, or their statistics
+        facts: what is scored, for the line of JSON
+    """
+
+    evaluator: Evaluator
+    score: Callable[[], dict[str, float]]
+    images: Images | None
+    num: int
+    real: Real
+    facts: dict[str, Any]
+
+
+def open_target(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
+    """Return what the command line names.
+
+    Raises:
+        ValueError, DataError, OSError: it cannot be scored; the message says what to change.
+    """
+    path = Path(settings.what)
+    if settings.audit and (settings.against or "").endswith(".npz"):
+        raise ValueError("--audit needs real images, but --against names statistics")
+
+    def find() -> Path | None:
+        is_run = (path / "manifest.json").exists() or (path / "checkpoints").is_dir()
+        return checkpoint_of(path) if is_run else None
+
+    # One rank looks for all: a run that is still training may save another checkpoint at any time.
+    if checkpoint := run_on_main(accelerator, find):
+        return _checkpoint(settings, accelerator, checkpoint)
+    return _images(settings, accelerator)
+
+
+def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Path) -> Target:
+    saved, run = schemas.checkpoint(path), _run_of(path)
+    if settings.size or settings.channels:
+        raise ValueError("--size and --channels apply to images; a checkpoint has its own")
+    data = _data(settings, saved.configuration.data)
+    system = models.load(path).to(accelerator.device)
+    config = _extractor_config(settings, saved.configuration.evaluate, run)
+    real = _real_images(settings, system, path, data)
+    train = _training_images(config, data)
+    identities = [_identity(settings, images) for images in (*real, *train)]
+    _check_same(settings, accelerator, checkpoint=saved.sha256, images=identities)
+    held_out = [images for images in real if not isinstance(images, ReferenceStatistics)]
+    extractor = build(config, data, run or Path(), train, held_out, accelerator)
+    _check_options(settings, system, extractor)
+    seed = saved.configuration.trainer.seed if settings.seed is None else settings.seed
+    num = settings.num or 10_000
+    evaluator = Evaluator(
+        accelerator,
+        extractor,
+        [_check_statistics(settings, images, extractor, data) for images in real],
+        data,
+        num=num,
+        seed=seed,
+        system=system,
+        metrics=settings.metrics or METRICS,
+        statistics=settings.statistics or (run and run / "statistics"),
+        distance=LPIPS(settings.lpips, accelerator.device, "--lpips") if settings.lpips else None,
+        kept=max(num, KEPT),
+    )
+    facts = {"checkpoint": str(path), "step": saved.step, "weights": "ema", "seed": seed, **_option_facts(settings)}
+    images = (lambda index: evaluator.samples(system, index)) if system.can("sample") else None
+    return Target(evaluator, lambda: evaluator(system), images, num, real[0], facts)
+
+
+def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
+    if not settings.against:
+        missing = "" if Path(settings.what).exists() else " (it does not exist)"
+        raise ValueError(
+            f"{settings.what} is not a run or a checkpoint{missing}. "
+            "Name one, or for images also name real ones by --against"
+        )
+    if settings.seed is not None or settings.lpips or settings.cache or settings.cache_gb:
+        raise ValueError("--seed, --lpips, --cache and --cache_gb have no effect on images; leave them out")
+    fake = open_images(settings.what, _limits(settings))
+    num = settings.num or len(fake)
+    if num > len(fake):
+        raise ValueError(f"--num is {num:,}, but {settings.what} holds {len(fake):,} images")
+    size, channels = _size_and_channels(fake, settings)
+    data = DataConfig(Location(""), None, size, channels)
+    real = _real(settings, size, channels)
+    _check_same(settings, accelerator, images=[fake.fingerprint(), _identity(settings, real)])
+    config = _extractor_config(settings, None, None)
+    if config.extractor == "demo-random" and isinstance(real, ReferenceStatistics):
+        raise ValueError("--extractor demo-random is made from the real images, but --against names statistics")
+    real_images = [] if isinstance(real, ReferenceStatistics) else [real]
+    with tempfile.TemporaryDirectory() as unused:
+        extractor = build(config, data, Path(unused), real_images, real_images, accelerator)
+    _check_options(settings, None, extractor)
+    evaluator = Evaluator(
+        accelerator,
+        extractor,
+        [_check_statistics(settings, real, extractor, data)],
+        data,
+        num=num,
+        seed=0,
+        metrics=settings.metrics or METRICS,
+        statistics=settings.statistics,
+        kept=max([num, *(min(len(images), MAX_KEPT) for images in real_images)]),
+    )
+    positions = np.arange(len(fake)) if num == len(fake) else np.sort(permutation(len(fake), 0)[:num])
+
+    def images(index: Tensor) -> Tensor:
+        return read(fake, positions[index.numpy()], size, channels).image.to(accelerator.device)
+
+    facts = {"images": settings.what, "fingerprint": fake.fingerprint(), **_option_facts(settings)}
+    return Target(evaluator, lambda: evaluator.score(images), images, num, real, facts)
+
+
+def _check_same(settings: argparse.Namespace, accelerator: Accelerator, **own: Any) -> None:
+    """All ranks must score the same images by the same program, or their sums would mean nothing."""
+    options = {name: str(value) for name, value in vars(settings).items()}
+    Ranks(accelerator, int(TIMEOUT.total_seconds())).check_same({"code": code_checksum(), **options, **own})
+
+
+def _check_options(settings: argparse.Namespace, system: models.System | None, extractor: Extractor) -> None:
+    """Options without an effect are refused."""
+    kind = type(system).__name__
+    statistics = (settings.against or "").endswith(".npz")
+    samples, reconstructions = (system is None or system.can(use) for use in ("sample", "reconstruct"))
+    for option, effective, reason in (
+        ("metrics", samples, f"{kind} draws no samples"),
+        ("num", samples, f"{kind} draws no samples"),
+        ("out", samples, f"{kind} draws no samples"),
+        ("audit", samples, f"{kind} draws no samples"),
+        ("lpips", reconstructions, f"{kind} makes no reconstructions"),
+        ("lpips", not statistics, "--against names statistics, and reconstructions need images"),
+        ("statistics", not statistics, "--against names statistics already"),
+        ("unverified", statistics, "--against names no statistics"),
+    ):
+        if getattr(settings, option) and not effective:
+            raise ValueError(f"--{option} has no effect: {reason}. Leave it out")
+    if "is" in (settings.metrics or []) and not extractor.classes:
+        raise ValueError(f"--metrics is: the inception score needs classes, and {extractor.name} has none")
+
+
+def _option_facts(settings: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name in ("against", "unverified") if (value := getattr(settings, name))}
+
+
+# ---- a run's folder, which may be a stranger's
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """The run's folder; None for a checkpoint that was copied elsewhere."""
+    home = checkpoint.resolve().parent
+    if home.name != "checkpoints":
+        return None
+    refuse_links(home.parent)  # statistics are kept there
+    return home.parent
+
+
+def _data(settings: argparse.Namespace, saved: schemas.ManifestData) -> DataConfig:
+    """A run's data settings, without those that would run a command or write files on this machine."""
+    train, test = (
+        [*map(Location, [named] if isinstance(named, str) else named or [])] for named in (saved.train, saved.test)
+    )
+    cache = Location(os.path.abspath(settings.cache)) if settings.cache else None
+    cache_gb = settings.cache_gb or saved.cache_gb
+    data = DataConfig(train, test, saved.size, saved.channels, cache=cache, cache_gb=cache_gb)
+    return replace(data, **{f"max_{name}": limit for name, limit in _limits(settings)._asdict().items()})
+
+
+def _extractor_config(
+    settings: argparse.Namespace, saved: schemas.ManifestEvaluate | None, run: Path | None
+) -> EvaluateConfig:
+    """The extractor of the command line, or else the run's.
+
+    A file of weights is opened only if the command line names it: a run's folder may be a stranger's, and the file
+    code. The demo-cnn in the run's folder is safe to open.
+    """
+    kind = settings.extractor or (saved.extractor if saved else "inception")
+    weights = settings.weights
+    if saved and kind == saved.extractor:
+        is_code = kind == "file"
+        if (is_code and not settings.extractor) or (saved.weights and not weights):
+            warning = ". It is code that runs on this machine: name no file that you do not trust" if is_code else ""
+            raise ValueError(
+                f"the run was scored by extractor {kind} with the file {saved.weights!r}. A file that a run's folder "
+                f"names is not opened: name it with --extractor {kind} --weights FILE{warning}"
+            )
+    if kind == "demo-cnn" and not weights:
+        if run is None:
+            raise ValueError("--extractor demo-cnn belongs to a run: name its file with --weights")
+        kept = run / "demo-cnn-v1.safetensors"
+        weights = str(kept) if kept.exists() else None
+    return EvaluateConfig(extractor=kind, weights=Location(weights) if weights else None)
+
+
+def _training_images(config: EvaluateConfig, data: DataConfig) -> list[Shards]:
+    """Training shards, for an extractor that is made from them."""
+    needed = config.extractor == "demo-random" or (config.extractor == "demo-cnn" and not config.weights)
+    return _open_shards("data.train", data, data.trains) if needed else []
+
+
+def _open_shards(setting: str, data: DataConfig, sources: list[str]) -> list[Shards]:
+    try:
+        return data.open(sources, by_user=False)  # the checkpoint's manifest names them
+    except DataError as error:
+        raise DataError(f"the run's {setting}: {error}. Name images elsewhere with --against") from error
+
+
+# ---- images
+
+
+def _real_images(settings: argparse.Namespace, system: models.System, path: Path, data: DataConfig) -> list[Real]:
+    """The images that a checkpoint is compared with: one set, or one for each domain of its translations."""
+    if settings.against and system.can("translate"):
+        raise ValueError("--against names one set of images, but translations are scored against two; leave it out")
+    if settings.against:
+        return [_real(settings, None)]
+    if not data.tests:
+        raise ValueError(f"{path} was trained without held-out images (data.test): name some with --against")
+    return [*_open_shards("data.test", data, data.tests)]
+
+
+def _real(settings: argparse.Namespace, size: int | None, channels: int | None = None) -> Real:
+    if settings.against.endswith(".npz"):
+        return reference.load(Path(settings.against), None)
+    size, channels = None if settings.size else size, None if settings.channels else channels
+    return open_images(settings.against, _limits(settings), size, channels)
+
+
+def _limits(settings: argparse.Namespace) -> Limits:
+    return Limits(settings.max_pixels, settings.max_bytes, settings.max_scans)
+
+
+def open_images(name: str, limits: Limits, size: int | None = None, channels: int | None = None) -> Shards | Listed:
+    """Return images by position: shards, or any other source, all of the given size and channels if there are any."""
+    path = Path(name)
+    if (path / "index.json").exists() or path.suffix == ".json" or (path.is_dir() and any(path.glob("*.tar"))):
+        return Shards(name, limits=limits)
+    unpacked = tempfile.TemporaryDirectory()  # each rank unpacks a compressed archive for itself, and removes it
+    bounds = BOUNDS._replace(image=limits)
+    source = open_source(name, Path(unpacked.name, "images"), Path("datasets/torchvision"), splits=False, bounds=bounds)
+    listed = Listed(source, name, size, channels)
+    listed.limits = limits
+    listed.unpacked = unpacked
+    return listed
+
+
+def _size_and_channels(images: Shards | Listed, settings: argparse.Namespace) -> tuple[int, Any]:
+    """The size and channels of the command line, or of the first image, which all images must then have."""
+    (content,), _ = images.images(np.array([0]))
+    try:
+        (width, height), channels = header(content, images.limits)
+    except ValueError as error:
+        raise DataError(f"{images.name(0)}: {error}") from error
+    if not settings.size and width != height:
+        raise ValueError(f"{images.name(0)} has {width}x{height} pixels: name a size to crop and resize to with --size")
+    if isinstance(images, Listed):
+        images.size, images.channels = None if settings.size else width, None if settings.channels else channels
+    return settings.size or width, settings.channels or channels
+
+
+def _identity(settings: argparse.Namespace, real: Real) -> str:
+    """A fingerprint of the images, or a checksum of the file of their statistics."""
+    if isinstance(real, ReferenceStatistics):
+        return hashlib.sha256(Path(settings.against).read_bytes()).hexdigest()
+    return real.fingerprint()
+
+
+def _check_statistics(settings: argparse.Namespace, real: Real, extractor: Extractor, data: DataConfig) -> Real:
+    """Statistics must be of the same extractor, size and channels."""
+    if not isinstance(real, ReferenceStatistics):
+        return real
+    path, dim = Path(settings.against), len(real.gaussian.mu)
+    if dim != extractor.dim:
+        raise ValueError(f"{path} holds statistics of {dim} features, but {extractor.name} gives {extractor.dim}")
+    if not real.meta and not settings.unverified:
+        raise ValueError(
+            f"{path} does not say which images it describes, as files of other tools. If it holds {extractor.name}'s "
+            f"features of images of {data.size} pixels, accept it with --unverified"
+        )
+    if real.meta:
+        expected = reference.preprocessing(extractor, data)
+        reference.check_meta(path, {name: real.meta.get(name) for name in expected}, expected)
+    if real.features is None and {"kid", "prdc"} & {*(settings.metrics or METRICS)}:
+        raise ValueError(f"{path} holds only mu and sigma, but KID and precision need features: use --metrics fid,is")
+    return real

@@ -1,0 +1,52 @@
+"""Warnings about a run's data: damaged images, and steps that wait for images."""
+
+from trainer.config.parser import Config
+from trainer.errors import RunError
+
+SLOW = 0.1  # share of the time waiting for data above which a run warns
+LEAST = 1000  # images; data.max_skipped is a share of at least this many
+
+
+class DataHealth:
+    """Counts the damaged images of a run that other images replaced, and warns once if steps wait for data.
+
+    Args:
+        config: the run's settings
+        first_step: the step at which this process started or resumed
+        replaced: damaged images before that step
+    """
+
+    def __init__(self, config: Config, first_step: int, replaced: int):
+        self.config, self.first_step, self.replaced = config, first_step, replaced
+        self.warned = False
+
+    def check_replaced(self, step: int) -> None:
+        """Check that no more images were damaged than data.max_skipped allows.
+
+        Raises:
+            RunError: more were.
+        """
+        data = self.config.data
+        shown = step * self.config.trainer.batch_size * len(data.trains)
+        if self.replaced > data.max_skipped * max(shown, LEAST):
+            raise RunError(
+                f"step {step}: {self.replaced} of {shown:,} images were damaged, more than data.max_skipped "
+                f"{data.max_skipped:g} allows: repair the data (python -m data.inspect FOLDER --verify lists what is "
+                "wrong), or raise --data.max_skipped"
+            )
+
+    def slow_data_warning(self, step: int, data_wait: float) -> str | None:
+        """Return a warning if steps wait for data; None if not, in the first log lines, or after the first warning.
+
+        Args:
+            step: the present step
+            data_wait: share of the time, in [0, 1]
+        """
+        data = self.config.data
+        if data_wait <= SLOW or self.warned or step <= self.first_step + self.config.trainer.log_every:
+            return None
+        self.warned = True
+        return (
+            f"steps wait for data {data_wait:.0%} of the time: raise --data.workers (now {data.workers}), or prepare "
+            f"smaller images (python -m data.prepare --size {data.size})"
+        )
