@@ -1,6 +1,7 @@
-"""Pictures by a trained system, of its averaged weights: `python -m trainer.generate COMMAND CHECKPOINT --out FOLDER`.
+"""Make pictures with a trained system: `python -m trainer.generate COMMAND CHECKPOINT --out FOLDER`.
 
-CHECKPOINT is a checkpoint's folder, or a run's, whose newest one is taken. Image i is the same whatever --num is.
+CHECKPOINT is the folder of a checkpoint, or of a run, whose newest checkpoint is used. The averaged weights (EMA) make
+the pictures. Picture i is the same whatever --num is.
 """
 
 from data.processes import end_when_interrupted, run_command
@@ -35,81 +36,90 @@ from trainer.batch import normalize, prior, strict_fp32, to_uint8
 from trainer.distributed.exit import CommandParser, user_errors
 from trainer.log.pictures import Panels, grid, interpolate
 
-Use = Literal["sample", "reconstruct", "translate"]
-NEEDS: dict[str, Use] = dict(sample="sample", reconstruct="reconstruct", interpolate="sample", translate="translate")
-Blocks = Iterator[tuple[Sequence[str], Panels]]  # names of pictures, and the panels that each is laid out of
+Ability = Literal["sample", "reconstruct", "translate"]
+# The ability that a system needs for each command.
+NEEDS: dict[str, Ability] = dict(
+    sample="sample", reconstruct="reconstruct", interpolate="sample", translate="translate"
+)
+Blocks = Iterator[tuple[Sequence[str], Panels]]  # names of pictures, and the panels that form each picture
 
 
 def parser() -> CommandParser:
+    """Return the parser of the command line."""
     made = CommandParser(
         prog="python -m trainer.generate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    sample = commands.add_parser("sample", help="images of draws from the prior")
+    sample = commands.add_parser("sample", help="images from draws of the prior")
     reconstruct = commands.add_parser("reconstruct", help="images beside their reconstructions")
     interpolate = commands.add_parser("interpolate", help="a strip from one image to another")
     translate = commands.add_parser("translate", help="images beside their translations into the other domain")
-    for one in (sample, reconstruct, interpolate, translate):
-        one.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a checkpoint or of a run")
-        one.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for PNGs; replaces those so named")
-        one.add_argument("--device", help="as torch names it; unset: cuda if there is one, else cpu")
-    for one, usual in (sample, "10000"), (reconstruct, "all"), (translate, "all"):
-        one.add_argument("--num", type=PositiveInt, help=f"of images; unset: {usual}, or 64 in a grid")
-        one.add_argument("--grid", action="store_true", help="one PNG of them all")
-    for one in (reconstruct, translate):
-        one.add_argument("--images", metavar="FOLDER", type=Path, required=True, help="of images, or of shards")
-    for one in (sample, interpolate):
-        one.add_argument("--seed", type=NonNegativeInt, default=0, help="of the samples; evaluations take the run's")
+    for command in (sample, reconstruct, interpolate, translate):
+        command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a checkpoint or of a run")
+        command.add_argument(
+            "--out", metavar="FOLDER", type=Path, required=True, help="folder for PNGs; replaces those of the same name"
+        )
+        command.add_argument("--device", help="torch's name of a device (default: cuda if there is one, else cpu)")
+    for command, usual in (sample, "10000"), (reconstruct, "all"), (translate, "all"):
+        command.add_argument("--num", type=PositiveInt, help=f"number of images (default: {usual}, or 64 in a grid)")
+        command.add_argument("--grid", action="store_true", help="write a single PNG that shows all images")
+    for command in (reconstruct, translate):
+        command.add_argument(
+            "--images", metavar="FOLDER", type=Path, required=True, help="folder of images or WebDataset shards"
+        )
+    for command in (sample, interpolate):
+        command.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the samples (default: 0)")
     ends = "two image files, or the numbers of two samples"
     interpolate.add_argument("--between", metavar=("A", "B"), nargs=2, required=True, help=ends)
-    interpolate.add_argument("--steps", type=PositiveInt, default=9, help="pictures in the strip")
-    translate.add_argument("--direction", choices=["a2b", "b2a"], required=True, help="from which domain to which")
+    interpolate.add_argument("--steps", type=PositiveInt, default=9, help="pictures in the strip (default: 9)")
+    translate.add_argument("--direction", choices=["a2b", "b2a"], required=True, help="source and target domain")
     return made
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
     settings = parser().parse_args(arguments)
     out, command = settings.out, settings.command
     with user_errors():
         if out.exists() and not out.is_dir():
-            raise ValueError(f"--out {out} is a file: name a folder, new or not")
-        maker = Maker(settings.checkpoint, command, settings.device)
+            raise ValueError(f"--out {out} is a file: name a folder, new or existing")
+        generator = Generator(settings.checkpoint, command, settings.device)
         if command == "interpolate":
-            written = write(maker.interpolate(settings.between, settings.steps, settings.seed), out)
+            written = write(generator.interpolate(settings.between, settings.steps, settings.seed), out)
         else:
             num = settings.num or (64 if settings.grid else None)
             if command == "sample":
-                blocks = maker.sample(num or 10_000, settings.seed)
+                blocks = generator.sample(num or 10_000, settings.seed)
             elif out.resolve().is_relative_to(settings.images.resolve()):
                 raise ValueError(f"--out {out} lies in --images {settings.images}: name a folder outside it")
             else:
-                blocks = maker.beside(settings.images, num, getattr(settings, "direction", None))
+                blocks = generator.compare(settings.images, num, getattr(settings, "direction", None))
             written = write_grid(blocks, out / f"{command}.png") if settings.grid else write(blocks, out)
     others = len({*out.rglob("*.png")} - written)
     print(f"{out}: {len(written)} PNG{'s' * (len(written) != 1)} written{f', beside {others} older' * bool(others)}")
 
 
-class Maker:
-    """What a checkpoint's system makes, in padded blocks: a convolution may round otherwise in a batch of another size.
+class Generator:
+    """Makes a system's images in blocks padded to one size, since a convolution may round differently in another.
 
     Args:
-        path: of a checkpoint, or of a run
-        command: what it must be able to do
-        device: as torch names it
+        path: folder of a checkpoint or of a run
+        command: the command that the system must be able to do, of NEEDS
+        device: torch's name of a device
 
     Raises:
-        ValueError: there is no such checkpoint or device, or the system cannot do it.
+        ValueError: there is no such checkpoint or device, or the system cannot do this.
     """
 
     def __init__(self, path: Path, command: str, device: str | None = None):
-        checkpoint = checkpoint_of(path)  # once: a run that goes on may save another one meanwhile
+        checkpoint = checkpoint_of(path)  # only once: a run that is still training may save another one
         self.system = models.load(checkpoint)
-        able = [name for name, use in NEEDS.items() if self.system.can(use)]
+        able = [name for name, ability in NEEDS.items() if self.system.can(ability)]
         if command not in able:
-            raise ValueError(f"{type(self.system).__name__} does not {command}: take {' or '.join(able)}")
+            raise ValueError(f"{type(self.system).__name__} cannot {command}: choose {' or '.join(able)}")
         saved = schemas.checkpoint(checkpoint)
         self.size, self.channels = saved.configuration.data.size, saved.configuration.data.channels
-        self.block = min(64, max(1, 64**3 // self.size**2))  # as evaluations, and less where padding would cost minutes
+        self.block = min(64, max(1, 64**3 // self.size**2))  # as evaluations; fewer if padding would take minutes
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.system.to(self.device)
@@ -117,12 +127,13 @@ class Maker:
             raise ValueError(f"--device {self.device} cannot be used: {str(error).splitlines()[0]}") from error
 
     def sample(self, num: int, seed: int) -> Blocks:
+        """Yield images from draws of the prior."""
         for rows in self._rows(num):
             z = prior(seed, torch.tensor(rows), self.system.latent_shape)
             yield [f"{i:06d}" for i in rows], {"generated": self._images(self.system.sample, z)}
 
-    def beside(self, folder: Path, num: int | None, direction: Literal["a2b", "b2a"] | None) -> Blocks:
-        """Images beside their translations, or without a direction their reconstructions."""
+    def compare(self, folder: Path, num: int | None, direction: Literal["a2b", "b2a"] | None) -> Blocks:
+        """Yield images beside their translations, or beside their reconstructions if there is no direction."""
         names, images = self._open(folder)
         for rows in self._rows(min(num or len(names), len(names))):
             given = images(rows)
@@ -134,7 +145,7 @@ class Maker:
             yield names[rows.start : rows.stop], panels
 
     def interpolate(self, between: Sequence[str], steps: int, seed: int) -> Blocks:
-        """One strip, between the codes of two image files or between the draws of two samples."""
+        """Yield one strip, between the codes of two image files or between two draws of the prior."""
         drawn = all(end.isdecimal() for end in between)
         if drawn:
             a, b = prior(seed, torch.tensor([int(end) for end in between]), self.system.latent_shape)
@@ -143,19 +154,18 @@ class Maker:
             a, b = self._whole(lambda image: self.system.posterior(image)[0], normalize(given))
         else:
             raise ValueError(
-                f"{type(self.system).__name__} has no encoder, and --between names {' and '.join(between)}: give the "
-                "numbers of two samples, such as 0 1"
+                f"{type(self.system).__name__} has no encoder, so --between needs the numbers of two samples, such as "
+                f"0 1; got {' '.join(between)}"
             )
-        codes = interpolate(
-            a.double(), b.double(), steps, prior=drawn
-        ).float()  # so that the ends are theirs to the bit
+        codes = interpolate(a.double(), b.double(), steps, prior=drawn).float()  # float64 keeps the ends to the bit
         images = torch.cat([self._images(self.system.sample, z) for z in codes.split(self.block)])
-        yield ["_to_".join(Path(end).stem for end in between)], {str(i): one[None] for i, one in enumerate(images)}
+        yield ["_to_".join(Path(end).stem for end in between)], {str(i): image[None] for i, image in enumerate(images)}
 
     def _rows(self, num: int) -> Iterable[range]:
         return tqdm([range(i, min(i + self.block, num)) for i in range(0, num, self.block)], disable=None)
 
     def _whole(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        """The result of a padded block, without the padding."""
         padding = given.new_zeros(self.block - len(given), *given.shape[1:])
         with strict_fp32(torch.device(self.device)):
             return use(torch.cat([given, padding]).to(self.device))[: len(given)].cpu()
@@ -164,12 +174,12 @@ class Maker:
         try:
             return to_uint8(self._whole(use, given))
         except FloatingPointError as error:
-            raise ValueError(f"{error}: the run has diverged, take an earlier checkpoint") from error
+            raise ValueError(f"{error}: the run has diverged, choose an earlier checkpoint") from error
 
     def _open(self, folder: Path) -> tuple[list[str], Callable[[range], Tensor]]:
-        """The names of a folder's images, in order, and what reads some of them as uint8."""
+        """The names of a folder's images, in order, and a function that reads some of them as uint8."""
         if not folder.is_dir():
-            raise ValueError(f"--images {folder} is no folder: expected one of images, or of WebDataset shards (*.tar)")
+            raise ValueError(f"--images {folder} is not a folder; expected one of images or WebDataset shards (*.tar)")
         if any(folder.glob("*.tar")):
             shards = Shards(folder)
             names = [f"{i:06d}" for i in range(len(shards))]
@@ -178,8 +188,8 @@ class Maker:
             found = find(folder)
         except DataError as error:
             raise DataError(f"--images {error} and no shards (*.tar)") from error
-        count = Counter(one.key for one in found)  # a.jpg gives a.png, or a.jpg.png where there is an a.png too
-        names = [one.key if count[one.key] == 1 else str(one.path.relative_to(folder)) for one in found]
+        count = Counter(image.key for image in found)  # a.jpg gives a.png, or a.jpg.png if there is an a.png too
+        names = [image.key if count[image.key] == 1 else str(image.path.relative_to(folder)) for image in found]
         return names, lambda rows: torch.stack([_decode(found[i].path, self.size, self.channels) for i in rows])
 
 
@@ -191,7 +201,7 @@ def _decode(path: Path, size: int, channels: int) -> Tensor:
 
 
 def write(blocks: Blocks, out: Path) -> set[Path]:
-    """A PNG a name, its panels side by side."""
+    """Write a PNG for each name, with its panels side by side; return the paths."""
     written = set()
     for names, panels in blocks:
         for name, *images in zip(names, *panels.values(), strict=True):
@@ -203,11 +213,11 @@ def write(blocks: Blocks, out: Path) -> set[Path]:
 
 
 def write_grid(blocks: Blocks, path: Path) -> set[Path]:
-    """One PNG of all."""
+    """Write a single PNG that shows all images; return its path."""
     parts = [panels for _, panels in blocks]
     whole = {title: torch.cat([panels[title] for panels in parts]) for title in parts[0]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid(whole, columns=math.ceil(math.sqrt(sum(len(next(iter(panels.values()))) for panels in parts)))).save(path)
+    grid(whole, columns=math.ceil(math.sqrt(len(next(iter(whole.values())))))).save(path)
     return {path}
 
 

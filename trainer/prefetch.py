@@ -1,8 +1,8 @@
-"""Fetch extractors' weights on a machine with a network, for those without: `python -m trainer.prefetch NAME ...`.
+"""Download the weights of feature extractors, for machines without a network: `python -m trainer.prefetch NAME ...`.
 
 NAME is inception, lpips (torchvision's VGG16, for --evaluate.lpips), or an extractor of torch-fidelity, such as
-dinov2-vit-l-14. They go to TORCH_HOME (now %(home)s), where a run finds them: set it to a folder that
-compute nodes can read, here and there.
+dinov2-vit-l-14. The weights are stored in TORCH_HOME (now %(home)s), where runs look for them. Set it to a folder that
+the compute nodes can read, both here and in their jobs.
 """
 
 from data.processes import end_when_interrupted, run_command
@@ -23,29 +23,31 @@ from trainer.evaluate.extractors.registered import registered
 
 
 def main(arguments: list[str] | None = None) -> None:
-    home = torch.hub.get_dir()
+    """Run the command."""
     parser = CommandParser(
         prog="python -m trainer.prefetch",
-        description=(__doc__ or "") % {"home": home},
+        description=(__doc__ or "") % {"home": torch.hub.get_dir()},
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", metavar="NAME", nargs="+", help="of an extractor")
+    parser.add_argument("names", metavar="NAME", nargs="+", help="name of an extractor, or lpips")
     for name in parser.parse_args(arguments).names:
         with user_errors():
             print(f"{name}: {fetch(name)}", flush=True)
 
 
 def fetch(name: str) -> str:
-    """Have an extractor's weights in TORCH_HOME; says where, and what they are.
+    """Download an extractor's weights into TORCH_HOME if they are missing; return their place and checksum.
 
     Raises:
-        ValueError: there is none of that name, it cannot be downloaded, or what is there is damaged.
+        ValueError: the name is unknown, the download failed, or the file in TORCH_HOME is damaged.
     """
     if name == "inception":
-        found = inception(None)
-        if found.name != "inception-v3":
-            raise ValueError(f"{found.path} is not InceptionV3 as published: its sha256 is {found.sha256}. Remove it")
-        return f"{found.path}, sha256 {found.sha256}"
+        extractor = inception(None)
+        if extractor.name != "inception-v3":
+            raise ValueError(
+                f"{extractor.path} is not the published InceptionV3: its sha256 is {extractor.sha256}. Remove it"
+            )
+        return f"{extractor.path}, sha256 {extractor.sha256}"
     if name == "lpips":
         return _vgg16()
     return f"in {torch.hub.get_dir()}, weights of sha256 {weights_sha256(registered(name).network)}"

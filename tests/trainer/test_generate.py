@@ -196,8 +196,12 @@ def test_the_command_line_as_a_program(run, tmp_path):
 @pytest.mark.parametrize(
     ("system", "arguments", "words"),
     [
-        ("GAN", ["reconstruct", "RUN", "--images", "PHOTOS"], "GAN does not reconstruct: take sample or interpolate"),
-        ("GAN", ["interpolate", "RUN", "--between", "a.png", "b.png"], "GAN has no encoder, and --between names a.png"),
+        ("GAN", ["reconstruct", "RUN", "--images", "PHOTOS"], "GAN cannot reconstruct: choose sample or interpolate"),
+        (
+            "GAN",
+            ["interpolate", "RUN", "--between", "a.png", "b.png"],
+            "GAN has no encoder, so --between needs the numbers of two samples, such as 0 1; got a.png",
+        ),
         ("GAN", ["interpolate", "RUN"], "required: --between"),
         ("GAN", ["interpolate", "RUN", "--between", "1"], "--between: expected 2 arguments"),
         ("GAN", ["sample", "nowhere"], "nowhere is neither a checkpoint nor a run's folder"),
@@ -205,10 +209,10 @@ def test_the_command_line_as_a_program(run, tmp_path):
         ("GAN", ["sample", "RUN", "--device", "abacus"], "--device abacus cannot be used"),
         ("GAN", ["sample", "RUN", "--out", "PHOTOS/a.webp"], "is a file: name a folder"),
         ("GAN", ["paint", "RUN"], "paint"),
-        ("CycleGAN", ["sample", "RUN"], "CycleGAN does not sample: take translate"),
+        ("CycleGAN", ["sample", "RUN"], "CycleGAN cannot sample: choose translate"),
         ("CycleGAN", ["translate", "RUN", "--images", "PHOTOS"], "required: --direction"),
-        ("VAEGAN", ["translate", "RUN", "--images", "PHOTOS", "--direction", "a2b"], "VAEGAN does not translate"),
-        ("VAEGAN", ["reconstruct", "RUN", "--images", "nowhere"], "--images nowhere is no folder"),
+        ("VAEGAN", ["translate", "RUN", "--images", "PHOTOS", "--direction", "a2b"], "VAEGAN cannot translate"),
+        ("VAEGAN", ["reconstruct", "RUN", "--images", "nowhere"], "--images nowhere is not a folder"),
         ("VAEGAN", ["reconstruct", "RUN", "--images", "RUN/checkpoints"], "holds no images"),
         ("VAEGAN", ["reconstruct", "RUN", "--images", "PHOTOS", "--out", "PHOTOS"], "name a folder outside it"),
         ("VAEGAN", ["interpolate", "RUN", "--between", "PHOTOS/a.webp", "no.png"], "image no.png: No such file"),

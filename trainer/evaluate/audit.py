@@ -1,7 +1,6 @@
-"""Scores by an independent path: torch-fidelity's `calculate_metrics` on the same images, on one process."""
+"""Scores computed again by torch-fidelity's `calculate_metrics` from the same images, on one rank."""
 
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +10,14 @@ from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_fea
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from trainer.batch import strict_fp32
+from trainer.evaluate.accumulators import Images
 from trainer.evaluate.extractors.extractor import BATCH, Extractor, to_rgb
 from trainer.evaluate.extractors.inception import Inception
 
 RELATIVE = 1e-4
-# Near zero a relative difference means nothing: what torch-fidelity's own square root errs by, and the others' sums.
+# Limits near zero, where a relative difference means nothing: rounding of torch-fidelity's own square root and sums.
 ABSOLUTE = {"fid": 1e-4, "kid": 1e-9}
-NAMES = {  # of torch-fidelity's results, and of the settings that ask for them
+NAMES = {  # torch-fidelity's names of our scores, and of the settings that request them
     "fid": ("frechet_inception_distance", "fid"),
     "is": ("inception_score_mean", "isc"),
     "is_std": ("inception_score_std", "isc"),
@@ -28,8 +28,8 @@ NAMES = {  # of torch-fidelity's results, and of the settings that ask for them
 }
 
 
-class Line(NamedTuple):
-    """A score, as it was and as torch-fidelity has it."""
+class AuditedScore(NamedTuple):
+    """A score, and torch-fidelity's value of it."""
 
     name: str
     value: float
@@ -41,12 +41,12 @@ class Line(NamedTuple):
         return f"audit: {self.name} {self.value:.8g}, torch-fidelity {self.expected:.8g}: {mark}"
 
 
-class Pixels(Dataset[Tensor]):
-    """Images of a callable that gives them by blocks, one by one."""
+class _ImageDataset(Dataset[Tensor]):
+    """A dataset of `num` images, which `images` gives in blocks."""
 
-    def __init__(self, images: Callable[[Tensor], Tensor], num: int, colour: bool):
-        self.images, self.num, self.colour = images, num, colour
-        self.block, self.held = -1, torch.empty(0)
+    def __init__(self, images: Images, num: int, rgb: bool):
+        self.images, self.num, self.rgb = images, num, rgb
+        self.block, self.loaded = -1, torch.empty(0)
 
     def __len__(self) -> int:
         return self.num
@@ -54,47 +54,46 @@ class Pixels(Dataset[Tensor]):
     def __getitem__(self, i: int) -> Tensor:
         if i // BATCH != self.block:
             self.block = i // BATCH
-            index = torch.arange(self.num)[self.block * BATCH : (self.block + 1) * BATCH]
-            held = self.images(index).cpu()
-            self.held = to_rgb(held) if self.colour else held
-        return self.held[i % BATCH]
+            loaded = self.images(torch.arange(self.num).split(BATCH)[self.block]).cpu()
+            self.loaded = to_rgb(loaded) if self.rgb else loaded
+        return self.loaded[i % BATCH]
 
 
 def audit(
     extractor: Extractor,
-    fake: Callable[[Tensor], Tensor],
+    fake: Images,
     num_fake: int,
-    real: Callable[[Tensor], Tensor],
+    real: Images,
     num_real: int,
     scores: dict[str, float],
     device: torch.device,
-) -> list[Line]:
-    """What torch-fidelity has for each of our scores that it knows, too.
+) -> list[AuditedScore]:
+    """Return torch-fidelity's values of our scores, for those that it computes too.
 
-    InceptionV3 is torch-fidelity's own, built by itself of the same weights; its features, and any other extractor's,
-    are handed to its measures in float64, whose own are of float32.
+    torch-fidelity builds InceptionV3 by itself from the same weights. Its features, and those of any other extractor,
+    are passed on in float64, since torch-fidelity would compute the scores in float32.
 
     Args:
-        extractor: of the scores
-        fake, real: images by their indices [n], uint8 [n, c, h, w]
-        num_fake, num_real: how many
-        scores: ours, by name
-        device: of the extractor
+        extractor: extractor of the scores
+        fake, real: give images by their indices
+        num_fake, num_real: numbers of images
+        scores: our scores by name
+        device: device of the extractor
     """
-    found = {}
+    known = {}
     for name, value in scores.items():
         match = re.fullmatch(rf"eval/([a-z_]+?)\d+k?/{re.escape(extractor.name)}", name)
         if match and match[1] in NAMES:
-            found[match[1]] = (name, value)
-    asked: dict[str, Any] = {NAMES[measure][1]: True for measure in found}
-    if not asked:
+            known[match[1]] = (name, value)
+    if not known:
         return []
-    colour = isinstance(extractor, Inception)
+    own = isinstance(extractor, Inception)
+    requested: dict[str, Any] = {NAMES[metric][1]: True for metric in known}
     with strict_fp32(device):
-        told = calculate_metrics(
-            input1=Pixels(fake, num_fake, colour),
-            input2=Pixels(real, num_real, colour),
-            feature_extractor=_registered(extractor),
+        results = calculate_metrics(
+            input1=_ImageDataset(fake, num_fake, own),
+            input2=_ImageDataset(real, num_real, own),
+            feature_extractor=_register(extractor),
             feature_extractor_weights_path=str(extractor.path) if isinstance(extractor, Inception) else None,
             kid_subset_size=min(1000, num_fake, num_real),
             batch_size=BATCH,
@@ -102,43 +101,42 @@ def audit(
             cache=False,
             save_cpu_ram=True,
             verbose=False,
-            **asked,
+            **requested,
         )
-    lines = []
-    for measure, (name, value) in found.items():
-        expected = float(told[NAMES[measure][0]])
-        limit = max(RELATIVE * abs(expected), ABSOLUTE.get(measure.removesuffix("_std"), 1e-7))
-        lines.append(Line(name, value, expected, abs(value - expected) <= limit))
-    return lines
+    audited = []
+    for metric, (name, value) in known.items():
+        expected = float(results[NAMES[metric][0]])
+        limit = max(RELATIVE * abs(expected), ABSOLUTE.get(metric.removesuffix("_std"), 1e-7))
+        audited.append(AuditedScore(name, value, expected, abs(value - expected) <= limit))
+    return audited
 
 
-def _registered(extractor: Extractor) -> str:
-    """A name in torch-fidelity's registry of the extractor, with features in float64."""
+def _register(extractor: Extractor) -> str:
+    """Register the extractor, with features in float64, and return its name in torch-fidelity's registry."""
     name = f"audited-{extractor.name}-{extractor.sha256[:8]}"
     if name not in FEATURE_EXTRACTORS_REGISTRY:
-        own = isinstance(extractor, Inception)
-        kind = _doubled(FEATURE_EXTRACTORS_REGISTRY["inception-v3-compat"]) if own else _wrapped(extractor)
-        register_feature_extractor(name, kind)
+        register_feature_extractor(name, _inception() if isinstance(extractor, Inception) else _adapter(extractor))
     return name
 
 
-def _doubled(kind: Any) -> type[FeatureExtractorBase]:
-    class Doubled(kind):
+def _inception() -> type[FeatureExtractorBase]:
+    kind: Any = FEATURE_EXTRACTORS_REGISTRY["inception-v3-compat"]
+
+    class InDouble(kind):
         def forward(self, image: Tensor) -> tuple[Tensor, ...]:
             return tuple(features.double() for features in super().forward(image))
 
-    return Doubled
+    return InDouble
 
 
-def _wrapped(extractor: Extractor) -> type[FeatureExtractorBase]:
-    class Wrapped(FeatureExtractorBase):
-        def __init__(self, name: str, features_list: list[str], **settings: Any):
+def _adapter(extractor: Extractor) -> type[FeatureExtractorBase]:
+    class Adapter(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **unused: Any):
             super().__init__(name, features_list)
-            self.calls = [extractor]  # no child: it stays as it is
 
         def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-            found = dict(zip(("features", "logits"), self.calls[0](image), strict=True))
-            return tuple(found[name].double() for name in self.features_list)
+            outputs = dict(zip(("features", "logits"), extractor(image), strict=True))
+            return tuple(outputs[name].double() for name in self.features_list)
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -152,4 +150,4 @@ def _wrapped(extractor: Extractor) -> type[FeatureExtractorBase]:
         def can_be_compiled() -> bool:
             return False
 
-    return Wrapped
+    return Adapter

@@ -58,7 +58,7 @@ def test_moments_are_numpys():
     np.testing.assert_allclose(found.mu, values.double().numpy().mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.sigma, np.cov(values.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-12)
     assert found.n == 300
-    with pytest.raises(ValueError, match="two images"):
+    with pytest.raises(ValueError, match="at least 2 images; got 1"):
         gaussian(values[:1])
 
 
