@@ -56,71 +56,25 @@ def resume(folder: Path, state: TrainState, accelerator: Accelerator) -> Resumed
     return Resumed(step, manifest["replaced"], pending, manifest["windows"])
 
 
-class CollectiveSaver:
-    """Saves checkpoints from the main process. What fails there stops every process.
+def save_on_main(accelerator: Accelerator, saver: Saver, work: Callable[[], None]) -> None:
+    """Call a method of the saver on the main process; if it fails there, stop every process.
 
-    All methods but `wait` must be called by every process.
-
-    Args:
-        saver: writes the checkpoints
-        state: what they hold
-        accelerator: gives the processes
+    Raises:
+        RunError: a checkpoint could not be written.
     """
-
-    def __init__(self, saver: Saver, state: TrainState, accelerator: Accelerator):
-        self.saver, self.state, self.accelerator = saver, state, accelerator
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the longest save has taken."""
-        return self.saver.seconds
-
-    def save(self, step: int, progress: dict[str, Any]) -> None:
-        """Begin to save a checkpoint; `progress` is added to its manifest.
-
-        Raises:
-            RunError: the checkpoint before could not be written.
-        """
-        self._on_main(lambda: self.saver.save(step, self.state.tensors(), self.state.manifest() | progress))
-
-    def score(self, step: int, scores: dict[str, float], evaluation: dict[str, Any]) -> None:
-        """Add scores to a step's checkpoint.
-
-        Raises:
-            RunError: they could not be written.
-        """
-        self._on_main(lambda: self.saver.score(step, scores, evaluation))
-
-    def finish(self) -> None:
-        """Wait until the last checkpoint is saved.
-
-        Raises:
-            RunError: it could not be written.
-        """
-        self._on_main(self.saver.finish)
-
-    def wait(self) -> None:
-        """Wait until this process has saved its last checkpoint, without the other processes.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        self.saver.finish()
-
-    def _on_main(self, work: Callable[[], None]) -> None:
-        trouble = None
-        if self.accelerator.is_main_process:
-            try:
-                work()
-            except OSError as error:
-                where = error.filename or self.saver.folder
-                trouble = f"step {self.saver.step}: the checkpoint could not be saved: {error.strerror} ({where})"
-        (trouble,) = broadcast_object_list([trouble])
-        if trouble:
-            raise RunError(
-                f"{trouble}. Earlier checkpoints are intact: free some space or repair the folder, then run the same "
-                "command to resume from the newest"
-            )
+    trouble = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except OSError as error:
+            where = error.filename or saver.folder
+            trouble = f"step {saver.step}: the checkpoint could not be saved: {error.strerror} ({where})"
+    (trouble,) = broadcast_object_list([trouble])
+    if trouble:
+        raise RunError(
+            f"{trouble}. Earlier checkpoints are intact: free some space or repair the folder, then run the same "
+            "command to resume from the newest"
+        )
 
 
 def _path(folder: Path, step: int) -> Path:
