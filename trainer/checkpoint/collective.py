@@ -55,56 +55,23 @@ def resume(folder: Path, state: TrainState, accelerator: Accelerator) -> Resumed
     return Resumed(manifest["step"], manifest["replaced"], pending, manifest["windows"])
 
 
-class CollectiveSaver:
-    """Saves checkpoints from the main process.
+def save_on_main(accelerator: Accelerator, saver: Saver, work: Callable[[], None]) -> None:
+    """Call a method of the saver on the main process; if it fails there, stop every process.
 
-    Every process calls `save`, `score` and `finish`, and gets a RunError if the main process cannot write.
-
-    Args:
-        saver: writes the checkpoints
-        state: what they hold
-        accelerator: of this process
+    Raises:
+        RunError: a checkpoint could not be written.
     """
 
-    def __init__(self, saver: Saver, state: TrainState, accelerator: Accelerator):
-        self.saver, self.state, self.accelerator = saver, state, accelerator
+    def report_failure() -> str | None:
+        try:
+            work()
+            return None
+        except OSError as error:
+            where = error.filename or saver.folder
+            return f"step {saver.step}: the checkpoint could not be saved: {error.strerror} ({where})"
 
-    @property
-    def seconds(self) -> float:
-        """The seconds that the longest save took."""
-        return self.saver.seconds
-
-    def save(self, step: int, progress: dict[str, Any]) -> None:
-        """Begin to save a checkpoint; `progress` is added to its manifest."""
-        self._on_main(lambda: self.saver.save(step, self.state.tensors(), self.state.manifest() | progress))
-
-    def score(self, step: int, scores: dict[str, float], evaluation: dict[str, Any]) -> None:
-        """Add scores to a step's checkpoint."""
-        self._on_main(lambda: self.saver.score(step, scores, evaluation))
-
-    def finish(self) -> None:
-        """Wait until the last checkpoint is saved."""
-        self._on_main(self.saver.finish)
-
-    def wait(self) -> None:
-        """Wait until this process has saved its last checkpoint, without the other processes.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        self.saver.finish()
-
-    def _on_main(self, work: Callable[[], None]) -> None:
-        def report_failure() -> str | None:
-            try:
-                work()
-                return None
-            except OSError as error:
-                where = error.filename or self.saver.folder
-                return f"step {self.saver.step}: the checkpoint could not be saved: {error.strerror} ({where})"
-
-        if failure := run_on_main(self.accelerator, report_failure):
-            raise RunError(
-                f"{failure}. Earlier checkpoints are intact: free some space or repair the folder, then run the same "
-                "command to resume from the newest"
-            )
+    if failure := run_on_main(accelerator, report_failure):
+        raise RunError(
+            f"{failure}. Earlier checkpoints are intact: free some space or repair the folder, then run the same "
+            "command to resume from the newest"
+        )
