@@ -1,7 +1,7 @@
 """Sums over the features of images, and the statistics that they become."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +12,6 @@ from trainer.evaluate.metrics import ExactSum, Gaussian, InceptionScore, Moments
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
 
 Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
-
-
-class Distance(Protocol):
-    """A distance between images, such as LPIPS: two batches, uint8 [n, c, h, w], give float [n]."""
-
-    name: str
-    sha256: str  # of its weights
-
-    def __call__(self, image: Tensor, other: Tensor) -> Tensor: ...
 
 
 class FeatureStatistics(NamedTuple):
