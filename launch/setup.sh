@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv with the pinned dependencies. Runs again after having been cut short. Usage: sh launch/setup.sh [PYTHON]
+# Makes .venv with the pinned dependencies; safe to run again. Usage: sh launch/setup.sh [PYTHON]
 set -eu
 python=${1:-python3}
 
@@ -19,6 +19,6 @@ fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv ||
     fail "pip could not install uv. Is a package registry reachable (pip's settings, a proxy)?"
 # Without uv: .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
-# Compiled at once, since each process that starts would otherwise compile, where it may not write, all that it imports.
+# Compiled now: where .venv is read-only, each process would otherwise compile all of its imports.
 .venv/bin/uv pip install --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
     fail "the packages of pyproject.toml could not be installed (they take about 6 GB: is the disk full?)"

@@ -1,20 +1,30 @@
 """The code in docs/extending.md runs as it is written."""
 
+import io
 import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT
+from PIL import Image
 from systems_under_test import batch_of
 
 import models
+from data import sources
+from data.prepare.build import prepare
+from data.shards.reader import Shards
 from models import VAEGAN, DiscriminatorConfig, NetworkConfig
 from models.networks import families
 from trainer.checkpoint import writer
 from trainer.config.parser import configure
+from trainer.evaluate.accumulators import FeatureStatistics
+from trainer.evaluate.feature_scores import short
+from trainer.evaluate.metrics import Gaussian
+from trainer.evaluate.reference import ReferenceStatistics
 from trainer.step import TrainStep
 
 
@@ -29,21 +39,21 @@ def snippets(title: str) -> list[str]:
 @pytest.fixture
 def extend(monkeypatch):
     """Run a section's file as the module that its first line names, then the entry in a list; undo both afterwards."""
-    systems, known = [*models.SYSTEMS], {**families.FAMILIES}
+    before = [(known, known.copy()) for known in (models.SYSTEMS, families.FAMILIES, sources.SOURCES)]
 
-    def run(title: str) -> ModuleType:
+    def run(title: str, **names: object) -> ModuleType:
         file, entry = snippets(title)
         name = file.partition("\n")[0].removeprefix("# ").removesuffix(".py").replace("/", ".")
         module = ModuleType(name)
         monkeypatch.setitem(sys.modules, name, module)
         exec(compile(file, name, "exec"), module.__dict__)
-        exec(entry, {})
+        exec(entry, module.__dict__ | names)
         return module
 
     yield run
-    models.SYSTEMS[:] = systems
-    families.FAMILIES.clear()
-    families.FAMILIES.update(known)
+    for known, entries in before:
+        known.clear()
+        known.extend(entries) if isinstance(known, list) else known.update(entries)
 
 
 def trained(system: models.System) -> models.System:
@@ -79,3 +89,24 @@ def test_a_new_network_family_is_named_by_a_setting(extend):
     system = trained(VAEGAN(32, 1, 4, networks, binary=DiscriminatorConfig(r1_weight=1.0)))
     assert isinstance(system.decoder.trunk[1], torch.nn.PixelShuffle)
     assert system.reconstruct(batch_of().image).shape == (4, 1, 32, 32)
+
+
+def test_a_new_source_is_prepared(extend, tmp_path):
+    extend("A data source")
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    prepare(str(tmp_path / "images.npy"), tmp_path / "out")
+    found = [Shards(str(tmp_path / "out" / split)) for split in ("train", "test")]
+    decoded = {
+        np.asarray(Image.open(io.BytesIO(shards.image(i)))).tobytes() for shards in found for i in range(len(shards))
+    }
+    assert decoded == {image.tobytes() for image in images}
+
+
+def test_a_new_metric_is_computed_from_statistics(extend):
+    fake, real = (Gaussian(torch.zeros(3), scale * torch.eye(3, dtype=torch.float64), 9) for scale in (1.0, 2.0))
+    statistics, reference = FeatureStatistics(fake, None, 0.0, None), ReferenceStatistics(real, {})
+    scores, self = {}, SimpleNamespace(requested=["variance"], extractor="demo-cnn-v1")
+    names = {"statistics": statistics, "reference": reference, "num": 2000, "scores": scores, "short": short}
+    extend("A metric", self=self, **names)
+    assert scores == {"eval/variance2k/demo-cnn-v1": 0.5}

@@ -268,9 +268,9 @@ def taken(report: Report) -> int:
         replace(player_state, player=replace(player_state.player, every=1, start=0))
         for player_state in step.player_states
     ]
-    image = torch.rand(report.share, data.channels, data.size, data.size)
-    parts = [slice(i, i + report.micro) for i in range(0, report.share, report.micro)]
-    batches = [BusiestBatch((image[part],) * system.domains, part, report.share, 0, 2**40) for part in parts]
+    image = torch.rand(report.per_rank_batch, data.channels, data.size, data.size)
+    parts = [slice(i, i + report.micro_batch) for i in range(0, report.per_rank_batch, report.micro_batch)]
+    batches = [BusiestBatch((image[part],) * system.domains, part, report.per_rank_batch, 0, 2**40) for part in parts]
     step(batches, 0)  # makes the moments
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step(batches, 1)
@@ -294,7 +294,7 @@ def taken(report: Report) -> int:
 )
 def test_a_step_takes_what_was_estimated(report, arguments):
     made = report(*arguments, small=WIDE)
-    peak, _ = made.run.peak(made.share, made.micro)
+    peak, _ = made.run.peak(made.per_rank_batch, made.micro_batch)
     # Kernels take some more for a moment, which only they know.
     assert 0.85 < peak / taken(made) < 1.02
 
@@ -302,13 +302,15 @@ def test_a_step_takes_what_was_estimated(report, arguments):
 def test_gradients_in_buckets_do_not_count_twice(report):
     vae = ["--system", "VAE", "--system.networks.width", "64"]
     made, moved = report(*vae), size_of(report(*vae).run.weights)
-    within, _ = made.run.peak(made.share, made.micro)
+    within, _ = made.run.peak(made.per_rank_batch, made.micro_batch)
     made.run.buckets = True
-    apart, _ = made.run.peak(made.share, made.micro)
+    apart, _ = made.run.peak(made.per_rank_batch, made.micro_batch)
     assert apart <= within <= apart + moved
     flat = report("2", *vae, "--trainer.grad_sync", "flat")
     assert "gradients" not in [name for name, *_ in flat.memory()]
-    assert flat.run.peak(flat.share, flat.micro)[0] >= 3 * moved  # gradients, one vector of them all, and their mean
+    assert (
+        flat.run.peak(flat.per_rank_batch, flat.micro_batch)[0] >= 3 * moved
+    )  # gradients, one vector of them all, and their mean
 
 
 def test_a_gpus_autocast_is_followed():

@@ -80,7 +80,7 @@ class Report:
         config.settle_precision(precision)
         self.run = FakeRun(config, self.device, self.processes)
         self.system, self.each = self.run.system, " of each set" * (self.run.system.domains > 1)
-        self.share, self.micro = self._shares(self.processes)
+        self.per_rank_batch, self.micro_batch = self._split(self.processes)
         self.trains, self.tests = open_datasets(config, self.system)
         self.remote = any(shards.remote.any() for shards in (*self.trains, *self.tests))
         self.orders, networks = make_orders(config, self.trains), self.system.networks()
@@ -134,13 +134,18 @@ class Report:
         yield from (f"skipped: {problem}" for shards in self.trains for problem in shards.problems)
 
     def _batch(self) -> Iterator[str]:
-        settings, size, n, parts = self.settings, self.settings.batch_size, self.processes, self.share // self.micro
+        settings, size, n, parts = (
+            self.settings,
+            self.settings.batch_size,
+            self.processes,
+            self.per_rank_batch // self.micro_batch,
+        )
         others = []
         for other in (other for other in range(1, size + 1) if size % other == 0 and other != n):
             with suppress(ValueError):
-                self._shares(other)
+                self._split(other)
                 others.append(f"{other:,}")
-        splits = f"{n:,} process{'es' * (n > 1)} x {parts:,} micro-batch{'es' * (parts > 1)} x {self.micro:,}"
+        splits = f"{n:,} process{'es' * (n > 1)} x {parts:,} micro-batch{'es' * (parts > 1)} x {self.micro_batch:,}"
         yield f"{size:,} images a step = {splits}; other possible numbers of processes: {', '.join(others) or 'none'}"
         images, epochs = f"{settings.steps * size:,} images{self.each}", " and ".join(self.epochs)
         yield f"{settings.steps:,} steps = {images} = {epochs} epochs"
@@ -160,15 +165,15 @@ class Report:
 
     def memory(self) -> list[tuple[str, int, str]]:
         """Return rows of purpose, bytes and explanation; the last row is their sum."""
-        run, data, (live, player) = self.run, self.config.data, self.run.peak(self.share, self.micro)
-        images = self.share * self.system.domains * data.channels * data.size**2 * PIXEL
+        run, data, (live, player) = self.run, self.config.data, self.run.peak(self.per_rank_batch, self.micro_batch)
+        images = self.per_rank_batch * self.system.domains * data.channels * data.size**2 * PIXEL
         also = "" if run.buckets else ", and gradients"
         rows = [
             ("weights", size_of(tensors(self.system)), "of all networks, with their statistics"),
             ("averages", size_of(tensors(run.ema.system)), "of the weights (EMA)"),
             ("moments", size_of(run.moments), "of the optimizers"),
-            ("images", images, f"{self.share:,}{self.each}"),
-            ("activations", live, f"of {self.micro:,} images{also}, while {player} is updated"),
+            ("images", images, f"{self.per_rank_batch:,}{self.each}"),
+            ("activations", live, f"of {self.micro_batch:,} images{also}, while {player} is updated"),
         ]
         if run.buckets:
             rows.append(("gradients", size_of(run.weights), "of all players, which DDP's buckets hold"))
@@ -226,7 +231,7 @@ class Report:
         done = f"all {steps:,} steps are done: nothing is left to train"
         yield done if step >= steps else f"{start} at step {step:,} of {steps:,}"
 
-    def _shares(self, processes: int) -> tuple[int, int]:
+    def _split(self, processes: int) -> tuple[int, int]:
         return split_batch(self.settings.batch_size, self.settings.micro_batch, processes, self.system.group)
 
 
@@ -258,23 +263,23 @@ class FakeRun:
             for x in state.values()
         ]
 
-    def peak(self, share: int, micro: int) -> tuple[int, str]:
+    def peak(self, per_rank_batch: int, micro_batch: int) -> tuple[int, str]:
         """Return the most bytes that a step adds to those held between steps, and the player that is updated then.
 
         Args:
-            share: images of the process in a step, in which every player is updated with all its penalties
-            micro: images of a micro-batch
+            per_rank_batch: images of the process in a step, in which every player is updated with all its penalties
+            micro_batch: images of a micro-batch
         """
         data, batch_size = self.config.data, self.config.trainer.batch_size
         with self.fake:
-            image = torch.empty(micro, data.channels, data.size, data.size)
+            image = torch.empty(micro_batch, data.channels, data.size, data.size)
             buckets = self._make_gradients() if self.buckets else []  # DDP keeps them between steps
             tracker = MemoryTracker([*tensors(self.system), *tensors(self.ema.system), *self.moments, *buckets, image])
             self.step.player_states = [
                 replace(player_state, player=tracker.watch(player_state.player)) for player_state in self.player_states
             ]
             # Two micro-batches suffice: the second one adds to gradients. At a late step all ramps are at 1.
-            rows = [slice(i * micro, (i + 1) * micro) for i in range(min(share // micro, 2))]
+            rows = [slice(i * micro_batch, (i + 1) * micro_batch) for i in range(min(per_rank_batch // micro_batch, 2))]
             with tracker, CudaAutocast() if self.cuda_autocast else nullcontext():
                 self.step([BusiestBatch((image,) * self.system.domains, r, batch_size, 0, 2**40) for r in rows], 0)
         return tracker.peak, tracker.player

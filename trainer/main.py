@@ -1,29 +1,29 @@
-"""The door: `accelerate launch trainer/main.py --config RECIPE [--section.key value ...]`."""
+"""The entry point: `accelerate launch trainer/main.py --config RECIPE [--section.setting value ...]`."""
 
 import os
 import sys
 
-if not __package__:  # run as a file: put the repository, not trainer/, on the path, so that this very clone is imported
+if not __package__:  # run as a file: put the repository on the path instead of trainer/, so that this clone is imported
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-if __name__ == "__main__":  # workers that read data import this file, too, and would import all the rest for nothing
+if __name__ == "__main__":  # data workers import this file, and need nothing of this
     from trainer.distributed.launcher import follow_launcher
     from trainer.distributed.stop import listen_early
 
     follow_launcher()
-    dry = any(word.startswith("--dry_run") for word in sys.argv)
-    if not dry:
+    dry_run = any(word.startswith("--dry_run") for word in sys.argv)
+    if not dry_run:
         listen_early()
 
     from data.processes import end_when_interrupted, run_program
 
-    if dry:
+    if dry_run:
         end_when_interrupted()
 
     from trainer.config.parser import configure
 
     config = configure()
-    # After a mistake in the settings has been told, for these imports take seconds.
+    # These imports take seconds: mistakes in the settings are reported first.
     if config.dry_run is None:
         from trainer.train import train as work
     else:

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Trains several recipes, each in a task of its own on one node; what follows -- is for all of them.
+# Trains several recipes, each in an array task on one node; arguments after -- apply to all of them.
 #   sbatch --array 0-5%2 launch/slurm/array.sh launch/recipes/digits-*.yaml -- [--section.key value ...]
-# launch/README.md says more, and common.sh which settings there are.
+# See launch/README.md, and the settings in common.sh.
 #SBATCH --job-name=vaegan
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -15,7 +15,7 @@
 set -euo pipefail
 common=${REPO:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}/launch/slurm/common.sh
 [ -f "$common" ] || {
-    echo "error: there is no $common: submit from the repository, or name it: REPO=/path/to/it sbatch ..." >&2
+    echo "error: $common does not exist: submit from the repository, or set REPO=/path/to/it sbatch ..." >&2
     exit 2
 }
 # shellcheck source=launch/slurm/common.sh
@@ -26,11 +26,11 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     shift
 done
 [ $# -eq 0 ] || shift
-((${#recipes[@]} > 0)) || fail 2 "no recipe is named: sbatch --array 0-1 launch/slurm/array.sh RECIPE RECIPE"
+((${#recipes[@]} > 0)) || fail 2 "a recipe is missing: sbatch --array 0-1 launch/slurm/array.sh RECIPE RECIPE"
 count=${#recipes[@]} task=${SLURM_ARRAY_TASK_ID:--1}
 ((0 <= task && task < count)) ||
-    fail 2 "array task ${SLURM_ARRAY_TASK_ID:-(none)} has no recipe: $count are named, so sbatch --array 0-$((count - 1)) ..."
+    fail 2 "array task ${SLURM_ARRAY_TASK_ID:-(none)} has no recipe: use sbatch --array 0-$((count - 1)) ... for $count recipes"
 [[ $count -eq 1 || " $*" != *" --trainer.run_dir"* ]] ||
-    fail 2 "--trainer.run_dir would be the same folder for $count recipes: leave it out (runs/RECIPE), or set it in each"
+    fail 2 "--trainer.run_dir would be the same folder for $count recipes: leave it out (runs/RECIPE), or set it in each recipe"
 say "recipe $task: ${recipes[task]}"
 run_job --config "${recipes[task]}" "$@"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# What common.sh has srun start on each node: `node.sh check` says whether the node can train, `node.sh train ARGUMENTS`
-# starts its processes. Settings come by environment.
+# srun starts this on each node: `node.sh check` checks whether the node can train, `node.sh train ARGUMENTS` starts its
+# processes. common.sh sets the environment.
 set -euo pipefail
 
 fail() {
@@ -14,29 +14,29 @@ check() {
         [ ! -e "$SHARED" ] || break
         sleep 0.5
     done
-    [ -e "$SHARED" ] || fail "$RUN_DIR is not the folder that the first node sees: name one on a disk that all nodes \
-share, with --trainer.run_dir"
-    [ -x "$PYTHON" ] || fail "there is no $PYTHON: the repository and its .venv must be on a disk that all nodes share"
+    [ -e "$SHARED" ] || fail "$RUN_DIR is not the same folder as on the first node: set --trainer.run_dir to one on a \
+disk that all nodes share"
+    [ -x "$PYTHON" ] || fail "$PYTHON does not exist: the repository and its .venv must be on a disk that all nodes share"
     found=$("$PYTHON" -c 'import accelerate, torch; print(torch.cuda.device_count())') ||
         fail "$PYTHON cannot import accelerate and torch: run make setup in $REPO"
-    ((GPUS == 0 || GPUS == found)) || fail "PyTorch sees $found GPUs, and GPUS is $GPUS: ask SLURM for as many (sbatch \
---gpus-per-node), or look at nvidia-smi there"
+    ((GPUS == 0 || GPUS == found)) || fail "PyTorch sees $found GPUs, and GPUS is $GPUS: request as many (sbatch \
+--gpus-per-node), or check nvidia-smi there"
 }
 
 train() {
     local world=$((SLURM_NNODES * PROCESSES)) launch=()
     if ((SLURM_NNODES > 1)); then
-        # Static: process 0 is on the first node, and a launcher that has lost the others ends with its processes. The
-        # c10d rendezvous would ask them for ever.
+        # Static: process 0 is on the first node, and a launcher that has lost the others ends with its processes,
+        # while the c10d rendezvous waits for ever.
         launch=(--multi_gpu --rdzv_backend static --machine_rank "$SLURM_NODEID")
         launch+=(--main_process_ip "$MASTER" --main_process_port "$PORT")
     elif ((world > 1)); then
         launch=(--multi_gpu --main_process_port 0) # any free one
     fi
-    # A signal goes to every process of a step. The launcher would die of USR1, and one that has a single process to
-    # wait for also of TERM; the trainer takes both, and ends when everything is saved.
+    # A signal reaches every process of a step. USR1 would end the launcher, and so would TERM with a single process;
+    # the trainer handles both, and exits after its checkpoint is saved.
     trap '' USR1 TERM
-    export PET_SHUTDOWN_TIMEOUT=150 # seconds that a launcher which is told to end leaves its processes for that
+    export PET_SHUTDOWN_TIMEOUT=150 # seconds that a launcher gives its processes to exit
     exec "$PYTHON" -m accelerate.commands.launch --quiet --config_file "$ACCELERATE_CONFIG" --num_processes "$world" \
         --num_machines "$SLURM_NNODES" --num_cpu_threads_per_process "$THREADS" --max_restarts 0 "${launch[@]}" \
         "$REPO/trainer/main.py" "$@"

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Trains on one node, one process a GPU.
+# Trains on one node, one process per GPU.
 #   sbatch --gpus-per-node 4 --time 8:00:00 launch/slurm/one_node.sh --config RECIPE [--section.key value ...]
 #   sbatch --gpus-per-node 0 launch/slurm/one_node.sh --config launch/recipes/digits-vaegan-ternary.yaml
-# launch/README.md says more, and common.sh which settings there are.
+# See launch/README.md, and the settings in common.sh.
 #SBATCH --job-name=vaegan
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -16,7 +16,7 @@
 set -euo pipefail
 common=${REPO:-${SLURM_SUBMIT_DIR:?submit this script with sbatch}}/launch/slurm/common.sh
 [ -f "$common" ] || {
-    echo "error: there is no $common: submit from the repository, or name it: REPO=/path/to/it sbatch ..." >&2
+    echo "error: $common does not exist: submit from the repository, or set REPO=/path/to/it sbatch ..." >&2
     exit 2
 }
 # shellcheck source=launch/slurm/common.sh

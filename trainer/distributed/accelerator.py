@@ -13,33 +13,39 @@ from accelerate.utils import DynamoBackend, parse_flag_from_env
 
 from trainer.distributed.rendezvous import INIT_METHOD
 
-# Buffers, where a network has any (spectral norm's), are alike on all processes by arithmetic: none is sent.
+# All processes compute the same buffers (spectral norm's), so that none is sent.
 DDP_SETTINGS = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def make_accelerator(precision: str | None, timeout: int, deterministic: bool, run_dir: Path) -> Accelerator:
-    """The launcher's processes and device, and the precision asked for.
+    """Return an accelerator of the launcher's processes and device.
+
+    Args:
+        precision: trainer.precision
+        timeout: trainer.timeout in seconds
+        deterministic: trainer.deterministic
+        run_dir: where NCCL writes what hung
 
     Raises:
-        ValueError: fp16 on a CPU, or accelerate does not see the launcher's processes as one world.
+        ValueError: a CPU would have fp16, the launcher compiles, or accelerate does not see all of its processes.
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # Its successor forward_sync_buffers is not accelerate's to pass on yet.
+    # accelerate does not pass on its successor, forward_sync_buffers, yet.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated", category=FutureWarning)
-    # Of a dimension of size 1, whose stride means nothing.
+    # The stride of a dimension of size 1 means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     _set_cuda_environment(deterministic, run_dir)
     if not _has_gpu():
         keep_freed_memory()
-    # NCCL's watchdog aborts a process: have the one that names who is missing be the first, peers.py's on the host.
+    # NCCL's watchdog aborts a process: let the timeout of ranks.py, which names the missing process, come first.
     patience = 2 if _has_gpu() else 1
     waiting = InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=patience * timeout))
     accelerator = Accelerator(mixed_precision=choose_precision(precision), kwargs_handlers=[DDP_SETTINGS, waiting])
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ValueError(
-            "the launcher's --dynamo_backend would compile discriminators, too, through which no gradient penalty can "
-            "go: take --dynamo_backend no and --trainer.compile true"
+            "the launcher's --dynamo_backend would also compile discriminators, which gradient penalties cannot pass: "
+            "use --dynamo_backend no and --trainer.compile true"
         )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -52,18 +58,18 @@ def make_accelerator(precision: str | None, timeout: int, deterministic: bool, r
 
 
 def check_precision(precision: str, device: str, asked: str | None) -> None:
-    """Refuse what would silently be another precision.
+    """Refuse fp16 on a CPU; `asked` is trainer.precision.
 
     Raises:
-        ValueError: names the setting, `trainer.precision` if that was `asked` for.
+        ValueError: names the setting.
     """
     if precision == "fp16" and device == "cpu":
         source = "trainer.precision" if asked else "the launcher's --mixed_precision"
-        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: take bf16 or no")
+        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: use bf16 or no")
 
 
 def choose_precision(asked: str | None) -> str:
-    """The one asked for, the launcher's, or bf16 where a GPU has it: accelerate's launcher says no by default."""
+    """Return trainer.precision, or the launcher's unless that is "no", its default, or bf16 on a GPU that has it."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked or launched != "no":
         return asked or launched
@@ -75,26 +81,22 @@ def _has_gpu() -> bool:
 
 
 def _set_cuda_environment(deterministic: bool, run_dir: Path) -> None:
-    """What CUDA and NCCL read when they start: the same bits each time, if asked for, and a record of what hung."""
     if deterministic:
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    for name, value in {
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{run_dir}/nccl_rank_",
-    }.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", f"{run_dir}/nccl_rank_")
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next: page by page from the kernel it takes up to a fifth of a step.
+    """Let glibc keep the memory that a step frees: to get it back from the kernel takes up to a fifth of a step.
 
-    Where the environment sets malloc's thresholds (MALLOC_MMAP_THRESHOLD_=65536 saves memory), they stay.
+    malloc's thresholds in the environment win (MALLOC_MMAP_THRESHOLD_=65536 saves memory).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     set_before = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
     if mallopt and not set_before and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
-        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # all that older ones take
+        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that older versions accept
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

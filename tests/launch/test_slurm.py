@@ -86,7 +86,7 @@ def cluster(tmp_path_factory, digits):
         subprocess.run(["bash", scripts / "down.sh", folder], check=True, env=environment)
 
 
-def list_checkpoints(run_dir: Path) -> int:
+def newest_step(run_dir: Path) -> int:
     return max((int(path.name[5:]) for path in checkpoint_files.list_checkpoints(run_dir / "checkpoints")), default=0)
 
 
@@ -114,7 +114,7 @@ def test_a_job_that_is_preempted_and_killed_ends_as_one_that_never_was(cluster, 
 
     def after(step: int) -> int:
         """Wait for a checkpoint beyond a step."""
-        return eventually(lambda: (now := list_checkpoints(run_dir)) > step and now, lambda: cluster.said(number))
+        return eventually(lambda: (now := newest_step(run_dir)) > step and now, lambda: cluster.said(number))
 
     reached = [0]
     for restarts, name in enumerate(("USR1", "TERM"), 1):

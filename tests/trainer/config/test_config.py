@@ -1,5 +1,6 @@
 """A user's mistake is one clear message with exit code 2, before any training; what is given is what is used."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,9 @@ import yaml
 from conftest import ROOT
 
 from models import VAEGAN
-from trainer.build import split_batch
 from trainer.config.parser import configure
 from trainer.config.resume import differences
-from trainer.distributed.accelerator import choose_precision
 from trainer.distributed.exit import user_errors
-from trainer.distributed.stop import parse_time_limit
 
 DATA = ["--data.train", "nowhere"]
 
@@ -171,63 +169,6 @@ def test_differences_name_settings_that_matter():
     ]
 
 
-def test_shares_of_a_batch():
-    assert split_batch(64, None, 2) == (32, 32)
-    assert split_batch(64, 8, 2) == (32, 8)
-    assert [split_batch(48, 16, world) for world in (1, 2, 4, 8)] == [(48, 16), (24, 12), (12, 12), (6, 6)]
-    assert split_batch(48, 16, 2, group=4) == (24, 12)
-    with pytest.raises(
-        ValueError, match=r"batch_size 64 cannot be dealt evenly to 3 processes: take 63 or 66.*1, 2, 4"
-    ):
-        split_batch(64, None, 3)
-    with pytest.raises(ValueError, match=r"batch_size 1 .* take 4"):
-        split_batch(1, None, 4)
-    with pytest.raises(ValueError, match=r"minibatch_stddev 5 does not divide a process's 32 images"):
-        split_batch(64, None, 2, group=5)
-    with pytest.raises(ValueError, match=r"micro_batch 3 holds no whole group of minibatch_stddev 4: take one of 4, 8"):
-        split_batch(64, 3, 2, group=4)
-
-
-@pytest.mark.parametrize(
-    ("asked", "launched", "gpu", "has_bf16", "taken"),
-    [
-        (None, "no", True, True, "bf16"),
-        (None, "no", True, False, "no"),
-        (None, "no", False, True, "no"),
-        (None, "fp16", True, True, "fp16"),
-        ("no", "bf16", True, True, "no"),
-    ],
-)
-def test_precision_is_the_one_asked_for_the_launchers_or_what_the_gpu_has(
-    monkeypatch, asked, launched, gpu, has_bf16, taken
-):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
-    assert choose_precision(asked) == taken
-
-
-@pytest.mark.parametrize(
-    ("limit", "seconds"),
-    [
-        *(("90", 5400), ("1:30", 90), ("23:30:00", 84600)),
-        *(("1-12", 129600), ("1-12:30", 131400), ("2-00:00:01", 172801)),
-    ],
-)
-def test_time_limits_are_written_as_slurms(limit, seconds):
-    assert parse_time_limit(limit) == seconds
-
-
-@pytest.mark.parametrize("limit", ["", "soon", "1:2:3:4", "1-", "1-1:2:3:4"])
-def test_other_time_limits_are_refused(limit):
-    with pytest.raises(ValueError, match=r"trainer\.time_limit must be"):
-        parse_time_limit(limit)
-
-
-RECIPES = [path for path in sorted((ROOT / "launch" / "recipes").glob("*.yaml")) if "compare" not in path.stem]
-
-
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_configuration_that_was_written_is_read_as_the_same(recipe, tmp_path):
     config = configure(["--config", str(recipe)])
@@ -267,8 +208,6 @@ def test_aliases_and_nested_lists_of_recipes_are_read(tmp_path):
 
 
 def test_a_recipe_that_is_no_regular_file_is_refused(tmp_path, capsys):
-    import os
-
     os.mkfifo(tmp_path / "x.yaml")
     for words in (["--config", f"{tmp_path}/x.yaml"], [f"--config={tmp_path}/x.yaml"]):
         assert "x.yaml cannot be read: it is a FIFO, and no regular file" in refused(capsys, *words)

@@ -177,7 +177,7 @@ def test_of_an_array_only_the_task_is_requeued(job):
 def test_a_refused_requeue_is_told(job):
     done = job(attempts=[(50, "preempted")], REFUSED=1)
     assert done.code == 1
-    assert "job 7 cannot be requeued: submit it again, and it goes on from step 50" in done.said
+    assert "job 7 cannot be requeued: submit it again to resume from step 50" in done.said
 
 
 def test_a_diverged_run_is_not_tried_again(job):
@@ -261,8 +261,8 @@ def test_a_dry_run_plans_and_looks_at_the_nodes_only(job):
 @pytest.mark.parametrize(
     ("environment", "arguments", "message"),
     [
-        ({"PYTHON": "/no/python"}, [], "there is no /no/python: run make setup"),
-        ({"SLURM_GPUS_PER_NODE": ""}, [], "how many GPUs a node has"),
+        ({"PYTHON": "/no/python"}, [], "/no/python does not exist: run make setup"),
+        ({"SLURM_GPUS_PER_NODE": ""}, [], "GPUS must be the number of GPUs per node"),
         ({"REPO": "/no/where"}, [], "submit from the repository"),
         ({"ACCELERATE_CONFIG": "/no.yaml"}, [], "ACCELERATE_CONFIG is /no.yaml"),
         ({}, ["--mistake"], "no such setting"),
@@ -272,10 +272,10 @@ def test_a_dry_run_plans_and_looks_at_the_nodes_only(job):
         (
             {"script": "array.sh", "SLURM_ARRAY_TASK_ID": "2"},
             ["a.yaml", "b.yaml"],
-            "2 are named, so sbatch --array 0-1",
+            "use sbatch --array 0-1 ... for 2 recipes",
         ),
         ({"script": "array.sh"}, ["a.yaml", "b.yaml"], "sbatch --array 0-1"),
-        ({"script": "array.sh", "SLURM_ARRAY_TASK_ID": "0"}, [], "no recipe is named"),
+        ({"script": "array.sh", "SLURM_ARRAY_TASK_ID": "0"}, [], "a recipe is missing"),
         (
             {"script": "array.sh", "SLURM_ARRAY_TASK_ID": "0"},
             ["a.yaml", "b.yaml", "--", "--trainer.run_dir", "x"],
