@@ -45,7 +45,7 @@ class PeriodicEvaluator:
             system=parts.system,
             metrics=settings.metrics,
             statistics=Path(settings.statistics or folder / "statistics"),
-            distance=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
+            lpips=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         )
         self.evaluator.budget.resume(self._past())
 

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,11 @@ class ReferenceStatistics:
     sharpness: float | None = None
     features: Tensor | None = None
     radii: Tensor | None = None
-    _root: Tensor | None = None
 
-    @property
+    @cached_property
     def root(self) -> Tensor:
-        """The square root of the covariance, computed once."""
-        if self._root is None:
-            self._root = root(self.gaussian.sigma)
-        return self._root
+        """The square root of the covariance."""
+        return root(self.gaussian.sigma)
 
     def to(self, device: torch.device) -> "ReferenceStatistics":
         """Return the statistics with the features on a device; the Gaussian stays on the host."""
