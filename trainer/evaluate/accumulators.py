@@ -15,19 +15,12 @@ Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 o
 
 
 class FeatureStatistics(NamedTuple):
-    """Statistics of a set of images, over all ranks.
-
-    Args:
-        gaussian: mean and covariance of the features
-        features: float32 [kept, D], in the order of `places`; None if no features were kept
-        sharpness: mean variance of the images' Laplacian
-        inception_score: mean and standard deviation over the splits; None if it was not requested
-    """
+    """Statistics of a set of images, over all ranks."""
 
     gaussian: Gaussian
-    features: Tensor | None
-    sharpness: float
-    inception_score: tuple[float, float] | None
+    features: Tensor | None  # float32 [kept, D], in the order of `places`; None if no features were kept
+    sharpness: float  # mean variance of the images' Laplacian
+    inception_score: tuple[float, float] | None  # mean and standard deviation over splits; None if not requested
 
 
 class FeatureAccumulator:
@@ -41,8 +34,8 @@ class FeatureAccumulator:
     """
 
     def __init__(self, extractor: Extractor, places: Tensor, ranks: EvaluationRanks, inception_score: bool):
+        self.extractor, self.places, self.ranks, self.device = extractor, places, ranks, ranks.device
         device = ranks.device
-        self.extractor, self.places, self.ranks, self.device = extractor, places, ranks, device
         self.moments = Moments(extractor.dim, device)
         self.score = InceptionScore(len(places), extractor.classes, device=device) if inception_score else None
         self.kept = torch.zeros(int(places.max()) + 1, extractor.dim, device=device)

@@ -17,8 +17,6 @@ from data.command import add_limits
 from trainer.config.settings import METRICS
 from trainer.distributed.exit import CommandParser
 
-SIZES = range(8, 4097)  # pixels a side to which images can be resized
-
 
 def parser() -> CommandParser:
     """Return the parser of the command line."""
@@ -59,8 +57,8 @@ def _number(text: str) -> int:
 
 
 def _size(text: str) -> int:
-    if not text.isdecimal() or int(text) not in SIZES:
-        raise argparse.ArgumentTypeError(f"must be between {SIZES[0]} and {SIZES[-1]} pixels; got {text}")
+    if not text.isdecimal() or int(text) not in range(8, 4097):
+        raise argparse.ArgumentTypeError(f"must be between 8 and 4096 pixels; got {text}")
     return int(text)
 
 
