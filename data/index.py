@@ -36,10 +36,12 @@ def main(arguments: list[str] | None = None) -> None:
         if folders := [url for url in urls if os.path.isdir(url)]:
             raise ValueError(f"{folders[0]} is a folder, which is indexed when it is read: name tars")
         out.parent.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(max(1, settings.jobs)) as pool:
+        shards, bar = [], tqdm(desc="indexing", total=len(urls), unit="shard", disable=None)
+        with bar, ThreadPoolExecutor(max(1, settings.jobs)) as pool:
             try:
-                scans = pool.map(partial(_scan, folder=out.parent), urls)
-                shards = list(tqdm(scans, "indexing", len(urls), unit="shard", disable=None))
+                for shard in pool.map(partial(_scan, folder=out.parent), urls):
+                    shards.append(shard)
+                    bar.update()
             except KeyboardInterrupt:
                 print("stopped", file=sys.stderr, flush=True)
                 os._exit(130)  # Python's exit would wait for downloads, which cannot be interrupted

@@ -19,7 +19,7 @@ from data.shards.remote import download
 
 WAIT = 0.05  # seconds between looks for room
 MAX_TABLES = 256  # tables that stay in memory
-OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.[0-9a-f]+\.tar\.npy\.\d+")  # no other file is touched
+OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.unfinished\.[0-9a-f]+\.tar\.npy\.\d+")  # its files
 
 
 class Cache:

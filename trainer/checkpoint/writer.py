@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.files import UNFINISHED, atomically
 from models import manifest as manifests
 from trainer.checkpoint.files import Tensors, list_checkpoints, read_scores
-from trainer.files import UNFINISHED, Pause, atomically, write_atomically, write_pieces
+from trainer.files import Pause, write_atomically, write_pieces
 
 PAUSE = 4.0  # times the seconds that a piece took
 TRIES = 5  # to write a checkpoint while the run waits for it

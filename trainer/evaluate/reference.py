@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from data.files import escaped, regular_file
+from data.files import atomically, escaped, regular_file
 from data.loader import Samples
 from data.order import permutation
 from trainer.config.settings import DataConfig
@@ -27,7 +27,6 @@ from trainer.evaluate.accumulators import Images, extract_statistics
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.metrics import Gaussian, root
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
-from trainer.files import atomically
 
 FORMAT = 2
 MEMBERS = ("mu", "sigma", "n", "meta", "sharpness", "features")

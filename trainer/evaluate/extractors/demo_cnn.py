@@ -16,12 +16,12 @@ from torch.nn.functional import cross_entropy
 
 from data import files
 from data.errors import DataError
+from data.files import atomically
 from data.loader import Samples, read
 from data.order import Order, permutation
 from models.manifest import check_tensors
 from trainer.config.settings import DataConfig
 from trainer.evaluate.extractors.extractor import resize
-from trainer.files import atomically
 
 MIN_ACCURACY = 0.9
 Sets = Sequence[Samples]  # data sets; if there are several, the label of an image is the number of its set
