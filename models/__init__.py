@@ -6,20 +6,5 @@ from models.settings import DiscriminatorConfig, OptimizerConfig
 from models.system import Batch, Loss, Player, System
 from models.systems import AE, GAN, GANVAE, SYSTEMS, VAE, VAEGAN, CycleGAN
 
-__all__ = [
-    "AE",
-    "GAN",
-    "GANVAE",
-    "SYSTEMS",
-    "VAE",
-    "VAEGAN",
-    "Batch",
-    "CycleGAN",
-    "DiscriminatorConfig",
-    "Loss",
-    "NetworkConfig",
-    "OptimizerConfig",
-    "Player",
-    "System",
-    "load",
-]
+__all__ = ["AE", "GAN", "GANVAE", "SYSTEMS", "VAE", "VAEGAN", "CycleGAN", "load"]
+__all__ += ["Batch", "DiscriminatorConfig", "Loss", "NetworkConfig", "OptimizerConfig", "Player", "System"]

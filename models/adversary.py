@@ -1,17 +1,17 @@
 """The game of one discriminator: its loss, the loss of its opponents, and the statistics that it keeps."""
 
 import math
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import losses
 from models.augment import DRAWS, augment
 from models.losses import LOGITS, Mode, Opponent
 from models.networks import Discriminator, NetworkConfig
 from models.networks.spectral_norm import iterate_spectral_norms
-from models.settings import DiscriminatorConfig
+from models.settings import DiscriminatorConfig, check
 from models.system import Batch, Loss, Player, System, Terms
 
 Images = dict[str, Tensor]  # fakes by kind: reconstructed, generated
@@ -21,19 +21,11 @@ class Adversary:
     """A discriminator of a system, which becomes its child, and what it and its opponents are trained on.
 
     Args:
-        system: gets the discriminator as a child, and buffers for its statistics
         mode: the classes that it tells apart; also its player's name
-        config: its settings
-        networks: settings of the networks
-        image_size: side of the images in pixels
-        channels: channels of the images
-        opponent: aim of its opponents: `real`, to be classified as real, or `not_own`, as any class but their own
+        opponent: aim of its opponents: to be classified as `real`, or, `not_own`, as any class but their own
         class_weights: relative weights of real, reconstructed and generated images in a ternary discriminator's loss
         network: name of the child, by default discriminator_MODE
         options: further arguments of `Discriminator`
-
-    Raises:
-        ValueError: a setting is out of its range.
     """
 
     def __init__(
@@ -50,29 +42,26 @@ class Adversary:
         **options: Any,
     ):
         config.check(mode)
-        if not all(weight > 0 for weight in class_weights):
-            raise ValueError(f"system.class_weights is {list(class_weights)}, expected three numbers above 0")
-        if opponent == "not_own" and config.adversarial != "logistic":
-            raise ValueError(
-                "system.opponent is not_own, a term of the cross-entropy: set system.ternary.adversarial to logistic"
-            )
+        check(all(weight > 0 for weight in class_weights), "class_weights", [*class_weights], "three numbers above 0")
+        possible = opponent == "real" or config.adversarial == "logistic"
+        check(possible, "opponent", opponent, "real because system.ternary.adversarial is not logistic")
         self.system, self.mode, self.config, self.network = system, mode, config, network or f"discriminator_{mode}"
         self.opponent, self.class_weights = opponent, class_weights
         self.chance = losses.chance(mode, config.adversarial, class_weights)
         shape = (image_size, channels, LOGITS[mode], config.spectral_norm, config.minibatch_stddev)
         system.add_module(self.network, Discriminator(networks, *shape, **options))
         if config.lecam_weight:
-            system.register_buffer(self._lecam, torch.zeros(2))  # mean realness of real images and of fakes
+            system.register_buffer(f"lecam_{self.network}", torch.zeros(2))  # mean realness of real images and fakes
         if config.minibatch_stddev:
             system.group = math.lcm(system.group, config.minibatch_stddev)
 
     @property
-    def discriminator(self) -> nn.Module:
-        return self.system.get_submodule(self.network)
+    def discriminator(self) -> Discriminator:
+        return cast(Discriminator, self.system.get_submodule(self.network))
 
     @property
-    def _lecam(self) -> str:
-        return f"lecam_{self.network}"
+    def _lecam(self) -> Tensor:
+        return self.system.get_buffer(f"lecam_{self.network}")
 
     def player(self, loss: Any) -> Player:
         config = self.config
@@ -80,11 +69,7 @@ class Adversary:
         return Player(self.mode, (self.network,), loss, config, config.every, config.start, after)
 
     def discriminator_loss(self, batch: Batch, image: Tensor, fakes: Images) -> Loss:
-        """Return the adversarial loss plus, when they are due, the gradient penalties, and LeCam's regularization.
-
-        A penalty every n updates counts n times, so that its mean is that of one at every update (Karras et al. 2020,
-        appendix B).
-        """
+        """Return the adversarial loss plus, when they are due, the gradient penalties, and LeCam's regularization."""
         config = self.config
         due = config.penalized and batch.due(config.every * config.penalty_every, config.start)
         image = image.detach().requires_grad_(due)
@@ -93,10 +78,8 @@ class Adversary:
             logits = self._logits(batch, {"real": image}) | self._logits(batch, shown)
         else:
             logits = self._logits(batch, {"real": image} | shown)
-        real, fake = logits["real"], {kind: logits[kind] for kind in fakes}
-        loss = losses.discriminator_loss(
-            real, *fake.values(), kind=config.adversarial, class_weights=self.class_weights
-        )
+        real, *fake = logits.values()
+        loss = losses.discriminator_loss(real, *fake, kind=config.adversarial, class_weights=self.class_weights)
         terms = {"discriminator_loss": loss, "chance": loss.new_full((), self.chance)}
         terms |= losses.confusion(logits, config.adversarial == "relativistic" and self.mode == "binary")
         statistics: Terms = {}
@@ -104,17 +87,16 @@ class Adversary:
             terms["r1"] = losses.gradient_penalty(image, real)
             loss = loss + config.penalty_every * config.r1_weight * terms["r1"]
         if due and config.r2_weight:
-            terms["r2"] = torch.stack([losses.gradient_penalty(shown[kind], fake[kind]) for kind in fakes]).mean()
+            terms["r2"] = torch.stack([losses.gradient_penalty(shown[kind], logits[kind]) for kind in fakes]).mean()
             loss = loss + config.penalty_every * config.r2_weight * terms["r2"]
         if config.lecam_weight:
-            s_real, s_fake = losses.realness(real), losses.realness(torch.cat(list(fake.values())))
-            terms["lecam"] = losses.lecam(s_real, s_fake, *self.system.get_buffer(self._lecam).unbind())
+            s_real, s_fake = losses.realness(real), losses.realness(torch.cat(fake))
+            terms["lecam"] = losses.lecam(s_real, s_fake, *self._lecam.unbind())
             loss = loss + config.lecam_weight * terms["lecam"]
             statistics["realness"] = torch.stack([s_real.mean(), s_fake.mean()]).detach()
         return Loss(loss, terms, statistics)
 
     def weight(self, batch: Batch) -> float:
-        """Return the weight of its generator loss at this step."""
         return batch.ramp(self.config.start, self.config.ramp)
 
     def has_started(self, batch: Batch) -> bool:
@@ -124,8 +106,8 @@ class Adversary:
         """Return the opponents' loss, the mean over the kinds of fakes."""
         logits = self._logits(batch, fakes)
         if self.opponent == "not_own":
-            own = {"reconstructed": 1, "generated": 2}
-            return torch.stack([losses.not_own(logits[kind], own[kind]) for kind in fakes]).mean()  # type: ignore[arg-type]
+            own: dict[str, Literal[1, 2]] = {"reconstructed": 1, "generated": 2}
+            return torch.stack([losses.not_own(logits[kind], own[kind]) for kind in fakes]).mean()
         kind = self.config.adversarial
         real = self._logits(batch, {"real": image})["real"] if kind == "relativistic" else None
         return torch.stack([losses.generator_loss(fake, kind, real) for fake in logits.values()]).mean()
@@ -136,17 +118,16 @@ class Adversary:
         return list(losses.at_least_fp32(self.discriminator(shown, feature_layer=layer)).chunk(len(images)))
 
     def after(self, statistics: Terms) -> None:
-        """Update what the discriminator keeps from step to step, after its weights were updated."""
+        """Update the statistics and the spectral norms, after the discriminator's weights were updated."""
         if self.config.lecam_weight:
-            self.system.get_buffer(self._lecam).lerp_(statistics["realness"], 1 - self.config.lecam_decay)
+            self._lecam.lerp_(statistics["realness"], 1 - self.config.lecam_decay)
         if self.config.spectral_norm:
             iterate_spectral_norms(self.discriminator)
 
     def _logits(self, batch: Batch, images: Images) -> Images:
-        """Logits by kind of image, in fp32 at least."""
         shown = torch.cat([self._augmented(batch, kind, image) for kind, image in images.items()])
-        logits = self.discriminator(shown)
-        return dict(zip(images, losses.at_least_fp32(logits).chunk(len(images)), strict=True))
+        logits = losses.at_least_fp32(self.discriminator(shown)).chunk(len(images))
+        return dict(zip(images, logits, strict=True))
 
     def _augmented(self, batch: Batch, kind: str, image: Tensor) -> Tensor:
         if not self.config.augment:

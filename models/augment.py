@@ -1,4 +1,4 @@
-"""DiffAugment (Zhao et al. 2020): a discriminator sees images, real and fake alike, under random changes."""
+"""DiffAugment (Zhao et al. 2020): the same kinds of random changes to real images and fakes."""
 
 from typing import Literal
 
@@ -21,8 +21,6 @@ def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor) -> Tensor
             size, zeros outside), cutout (a square of half the size is zero)
         u: draws [n, DRAWS] from U[0, 1)
     """
-    if not kinds:
-        return image
     image = at_least_fp32(image)  # real images come in fp32 and fakes may not; both must be changed alike
     if "color" in kinds:
         image = _color(image, *u[:, :3, None, None, None].to(image.dtype).unbind(1))

@@ -27,22 +27,15 @@ class SavedConfiguration(msgspec.Struct):
 
 
 class SystemManifest(msgspec.Struct):
-    """The part of a manifest from which a system is built."""
-
     configuration: SavedConfiguration
 
 
 def checkpoint_of(path: str | Path) -> Path:
-    """Return the path itself if it is a checkpoint, else the newest checkpoint of the run in that folder.
-
-    Raises:
-        ValueError: there is no checkpoint.
-    """
+    """Return the path itself if it is a checkpoint, else the newest checkpoint of the run in that folder."""
     path = Path(path)
     if (path / "manifest.json").exists():
         return path
-    found = manifest.checkpoints(path / "checkpoints")
-    if not found:
+    if not (found := manifest.checkpoints(path / "checkpoints")):
         raise ValueError(
             f"{path} is neither a checkpoint nor a run's folder with one (expected manifest.json or checkpoints/step_*)"
         )
@@ -52,25 +45,17 @@ def checkpoint_of(path: str | Path) -> Path:
 def load(path: str | Path) -> System:
     """Return the trained system of a checkpoint, or of a run's newest one, with its averaged weights.
 
-    Every file is compared with its checksum in the manifest, and no class is imported by a name in a file.
-
-    Args:
-        path: a checkpoint or a run's folder
-
-    Returns:
-        The system on the CPU, in eval mode and frozen.
+    It is on the CPU, in eval mode and frozen. No class is imported by a name in a file.
 
     Raises:
-        ValueError: there is no checkpoint, a file is damaged, or the system is not in `SYSTEMS`.
+        ValueError: there is no checkpoint, a file does not match its checksum, or the system is not in `SYSTEMS`.
     """
     path = checkpoint_of(path)
     try:
         saved = manifest.read(path)
         entry = msgspec.convert(saved, SystemManifest).configuration.system
-        kind, settings = find_system(entry.class_path), dict(entry.init_args)
-        for name in PERCEPTUAL:
-            settings.pop(name, None)
-        arguments = _arguments(kind, settings)
+        kind = find_system(entry.class_path)
+        arguments = _arguments(kind, {k: v for k, v in entry.init_args.items() if k not in PERCEPTUAL})
         with torch.device("meta"):  # takes no memory, so a manifest may state any size before it is compared with files
             shapes = _tensors(kind(**arguments))
         found = {}
@@ -79,23 +64,18 @@ def load(path: str | Path) -> System:
             file = averaged if averaged in saved["files"] else f"{name}.safetensors"
             found[name] = manifest.tensors(path, saved, file)
             manifest.check_tensors(file, found[name], expected)
-        system = kind(**arguments)
-        with torch.no_grad():
-            for name, own in _tensors(system).items():
-                for key, value in own.items():
-                    value.copy_(found[name][key])
+        system = kind(**arguments).requires_grad_(False)
+        for name, own in _tensors(system).items():
+            for key, value in own.items():
+                value.copy_(found[name][key])
     except (OSError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]  # torch adds its own stack
         raise ValueError(f"checkpoint {path} cannot be loaded: {reason}") from error
-    return system.eval().requires_grad_(False)
+    return system.eval()
 
 
 def find_system(class_path: str) -> type[System]:
-    """Return the class in `SYSTEMS` with a name such as `VAE` or `models.VAE`.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the class in `SYSTEMS` with a name such as `VAE` or `models.VAE`."""
     for kind in SYSTEMS:
         if class_path in (kind.__name__, *import_paths(kind)):
             return kind
@@ -103,7 +83,6 @@ def find_system(class_path: str) -> type[System]:
 
 
 def system_names() -> list[str]:
-    """Return the names of `SYSTEMS`, sorted."""
     return sorted(kind.__name__ for kind in SYSTEMS)
 
 
@@ -123,7 +102,7 @@ def settings_types(kind: type[System]) -> list[type]:
 def _arguments(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
     """Convert plain data to the typed arguments of a system's `__init__`; a ValueError names what does not fit."""
     hints, fields = typing.get_type_hints(kind.__init__), []
-    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+    for name, parameter in inspect.signature(kind).parameters.items():
         required = parameter.default is parameter.empty
         fields.append((name, hints[name]) if required else (name, hints[name], parameter.default))
     struct = msgspec.defstruct(kind.__name__, fields, kw_only=True, forbid_unknown_fields=True)
@@ -133,8 +112,7 @@ def _arguments(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"system.init_args: {error}") from error
     for name, value in settings.items():  # msgspec ignores unknown fields of dataclasses
         taken = getattr(made, name)
-        known = {field.name for field in dataclasses.fields(taken)} if dataclasses.is_dataclass(taken) else set()
-        if known and (unknown := value.keys() - known):
+        if dataclasses.is_dataclass(taken) and (unknown := value.keys() - vars(taken).keys()):
             raise ValueError(f"system.init_args.{name} has unknown settings: {', '.join(sorted(unknown))}")
     return {name: getattr(made, name) for name in struct.__struct_fields__}
 
@@ -142,6 +120,5 @@ def _arguments(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
 def _tensors(system: System) -> dict[str, dict[str, torch.Tensor]]:
     """A system's tensors by the name of their file."""
     parts = {name: network.state_dict() for name, network in system.networks().items()}
-    if own := dict(system.named_buffers(recurse=False)):
-        parts["statistics"] = own
-    return parts
+    statistics = dict(system.named_buffers(recurse=False))
+    return parts | ({"statistics": statistics} if statistics else {})

@@ -27,8 +27,8 @@ def reparameterize(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
 def gaussian_kl(mean: Tensor, log_variance: Tensor, free_bits: float = 0.0) -> Tensor:
     """Return KL(N(mean, sigma^2) || N(0, I)) in nats, summed over the code (Kingma & Welling 2014, appendix B).
 
-    Each number of a code counts at least `free_bits` nats. Kingma et al. 2016, section C.8, apply this minimum to a
-    batch's mean; here it applies to each image, so that the result does not depend on micro-batches.
+    Each number of a code counts at least `free_bits` nats, in each image, not in a batch's mean as in Kingma et al.
+    2016, section C.8, so that the result does not depend on micro-batches.
     """
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     return (kl.clamp(min=free_bits) if free_bits else kl).flatten(1).sum(1).mean()
@@ -43,8 +43,7 @@ def gaussian_likelihood(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor
 def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: Tensor | None = None) -> Tensor:
     """Return -log p(target | prediction) in nats, summed over pixels, up to a constant.
 
-    Gaussian: 1/2 ||x - y||^2 / s^2 + D log s. Laplace: |x - y| / s + D log s. Bernoulli: the cross-entropy of pixels
-    mapped from [-1, 1] to [0, 1], without a scale.
+    Gaussian: 1/2 ||x - y||^2 / s^2 + D log s. Laplace: |x - y| / s + D log s. Bernoulli: cross-entropy in [0, 1].
     """
     if kind == "bernoulli":
         p, x = ((at_least_fp32(image) + 1) / 2 for image in (prediction, target))
@@ -59,9 +58,7 @@ def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: 
 
 def realness(logits: Tensor) -> Tensor:
     """Return s with sigmoid(s) = p(real): the logit [n, 1, ...], or l_real - logsumexp(l_rec, l_gen) of [n, 3, ...]."""
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    return logits[:, 0] - logits[:, 1:].logsumexp(1)
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 0] - logits[:, 1:].logsumexp(1)
 
 
 def loss_on_real(kind: Adversarial, s: Tensor) -> Tensor:
@@ -84,18 +81,13 @@ def discriminator_loss(
     kind: Adversarial = "logistic",
     class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Return the discriminator's loss.
+    """Return the discriminator's loss on its logits [n, 1 or 3, ...].
 
     Binary: half the loss is on real images, half on fakes (Goodfellow et al. 2014, eq. 1). Ternary: the cross-entropy
     of three classes, which splits into -log p_real = softplus(-s) and -log p_own = softplus(s) + softplus(l_other -
     l_own) of the realness s. A `kind` other than logistic replaces the terms in s only. Relativistic: softplus(s_fake -
-    s_real) with the real image at the same position (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2).
-
-    Args:
-        real: logits of real images, [n, 1 or 3, ...]
-        fakes: logits of each kind of fake; of a ternary discriminator first reconstructed, then generated images
-        kind: the adversarial loss
-        class_weights: relative weights of real, reconstructed and generated images of a ternary discriminator
+    s_real) with the real image at the same position (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2). `fakes` and
+    `class_weights` of a ternary discriminator are in the order real, reconstructed, generated.
     """
     ternary = real.shape[1] == 3
     shares = _class_shares(ternary, len(fakes), class_weights)
@@ -121,19 +113,15 @@ def chance(
     """Return the least loss of a discriminator that cannot tell images apart: ln 2 if binary, ln 3 if ternary."""
     real, *fakes = _class_shares(mode == "ternary", 2, class_weights)
     fake = sum(fakes)
-    blind = {
-        "logistic": _entropy(real, fake),
-        "hinge": 2 * min(real, fake),
-        "least_squares": real * fake,
-        "relativistic": math.log(2),
-    }[kind]
+    losses = {"hinge": 2 * min(real, fake), "least_squares": real * fake, "relativistic": math.log(2)}
+    blind = losses[kind] if kind in losses else _entropy(real, fake)
     return blind + (fake * _entropy(*(share / fake for share in fakes)) if mode == "ternary" else 0.0)
 
 
 def generator_loss(fakes: Tensor, kind: Adversarial = "logistic", real: Tensor | None = None) -> Tensor:
-    """Return the opponent's loss on logits of fakes: that of the discriminator on real images, or -s for hinge.
+    """Return the opponent's loss on logits of fakes: that of the discriminator on real images.
 
-    Relativistic: softplus(s_real - s_fake), which needs the logits of the `real` images at the same positions.
+    Hinge: -s. Relativistic: softplus(s_real - s_fake), with the logits of `real` images at the same positions.
     """
     s = realness(fakes)
     if kind == "relativistic":
@@ -159,27 +147,20 @@ def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
 
 
 def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
-    """Return E max(0, s_real - m_fake)^2 + E max(0, m_real - s_fake)^2 of the realness s and its running means m.
-
-    Tseng et al. 2021, eq. 3, one-sided as in their code.
-    """
+    """Return E max(0, s_real - m_fake)^2 + E max(0, m_real - s_fake)^2 (Tseng et al. 2021, eq. 3, as in their code)."""
     return relu(real - mean_fake).square().mean() + relu(mean_real - fake).square().mean()
 
 
 def confusion(logits: dict[str, Tensor], relativistic: bool = False) -> dict[str, Tensor]:
-    """Return how a discriminator classifies each kind of image.
+    """Return `accuracy/KIND` of each kind of image, and `named/KIND/CLASS`, its fraction in each of three classes.
 
-    Returns:
-        `accuracy/KIND`, the fraction that is classified correctly, and for a ternary discriminator `named/KIND/CLASS`,
-        the fraction of a kind that is given each class. A binary discriminator is correct about both kinds of fakes if
-        their logit is 0 or less; a relativistic binary one if they have less realness than the real image at the
-        same position.
+    A fake is right if its logit is 0 or less, or, if `relativistic`, less than that of the real image at its position.
     """
-    terms = {}
     if relativistic:
         s = {kind: realness(values) for kind, values in logits.items()}
         fakes = (kind for kind in s if kind != "real")
         return {f"accuracy/{kind}": (s[kind] < s["real"]).to(s[kind].dtype).mean() for kind in fakes}
+    terms = {}
     for kind, values in logits.items():
         ternary = values.shape[1] == 3
         names = ("real", "reconstructed", "generated") if ternary else ("real", "fake")
@@ -192,10 +173,7 @@ def confusion(logits: dict[str, Tensor], relativistic: bool = False) -> dict[str
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, largest: float) -> Tensor:
-    """Return the ratio of the norms of two gradients at the last layer, at most `largest` (Esser et al. 2021, eq. 7).
-
-    It is NaN if a gradient is not finite.
-    """
+    """Return the ratio of two gradients' norms, at most `largest` (Esser et al. 2021, eq. 7), or NaN if not finite."""
     norm, adversarial_norm = reconstruction.norm(), adversarial.norm()
     ratio = (norm / (adversarial_norm + 1e-4)).clamp(max=largest)
     return torch.where((norm + adversarial_norm).isfinite(), ratio, torch.nan)
@@ -203,9 +181,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, largest: float)
 
 def _class_shares(ternary: bool, fakes: int, class_weights: tuple[float, float, float]) -> list[float]:
     """The weight of each kind of image in a discriminator's loss, real first; they sum to 1."""
-    if not ternary:
-        return [0.5, *[0.5 / fakes] * fakes]
-    return [weight / sum(class_weights) for weight in class_weights]
+    return [weight / sum(class_weights) for weight in class_weights] if ternary else [0.5, *[0.5 / fakes] * fakes]
 
 
 def _entropy(*shares: float) -> float:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: its manifest, whose shape is checked as it is read, and its files' checksums."""
+"""A checkpoint's manifest, which is checked as it is read, and the files that it lists with their checksums."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import safetensors.torch
 from msgspec import Meta
 from torch import Tensor
 
-FORMAT = 3  # of checkpoints; manifests of older formats do not state one
+FORMAT = 3  # of checkpoints
 LARGEST = 64 << 20  # bytes of a manifest
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.safetensors$")]  # of the folder itself
@@ -31,19 +31,13 @@ class FormatError(ValueError):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's `checkpoints` folder, newest first."""
+    """Return the checkpoints in a run's `checkpoints` folder, newest first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_[0-9]{8,18}", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The manifest in a checkpoint's folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        FormatError: the checkpoint has another format.
-        ValueError: it is damaged, or has another shape than a manifest.
-    """
+    """Return the manifest in a checkpoint's folder; raise a FormatError or another ValueError if it is not one."""
     file = path / "manifest.json"
     check_regular(file)
     if file.stat().st_size > LARGEST:
@@ -51,8 +45,12 @@ def read(path: Path) -> dict[str, Any]:
     content = file.read_bytes()
     try:
         manifest = json.loads(content)
-        whole = isinstance(manifest, dict) and content == sealed({k: v for k, v in manifest.items() if k != "sha256"})
-        _check_format(manifest, whole)
+        if not isinstance(manifest, dict):
+            raise ValueError("expected an object")
+        whole = content == sealed({key: value for key, value in manifest.items() if key != "sha256"})
+        found = manifest.get("format", FORMAT - 1 if whole else None)  # an older one has no format number
+        if isinstance(found, int) and found != FORMAT:
+            raise FormatError(f"it has format {found}, and this version reads format {FORMAT}")
         msgspec.convert(manifest, Manifest)
     except RecursionError as error:
         raise ValueError("its manifest is nested too deeply") from error
@@ -65,26 +63,14 @@ def read(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_format(manifest: Any, whole: bool) -> None:
-    """Refuse another format; without a format number a manifest is older, unless it is damaged."""
-    found = manifest.get("format", FORMAT - 1 if whole else None) if isinstance(manifest, dict) else None
-    if isinstance(found, int) and found != FORMAT:
-        raise FormatError(f"it has format {found}, and this version reads format {FORMAT}")
-
-
 def sealed(manifest: dict[str, Any]) -> bytes:
-    """A manifest with the checksum of its own content."""
+    """Return a manifest with the checksum of its own content."""
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     return json.dumps(manifest | {"sha256": digest}, indent=1).encode()
 
 
 def tensors(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """Read the tensors in the file `name` of a checkpoint's folder.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError, SafetensorError: it is damaged.
-    """
+    """Return the tensors in the file `name` of a checkpoint's folder, whose checksum must be the manifest's."""
     if name not in manifest["files"]:
         raise ValueError(f"its manifest lists no {name}")
     check_regular(path / name)
@@ -100,13 +86,12 @@ def check_regular(path: Path) -> None:
 
 
 def check_digest(name: str, found: str, expected: str) -> None:
-    """Raise a ValueError if a file's sha256 differs from the manifest's."""
     if found != expected:
         raise ValueError(f"{name} does not match its checksum")
 
 
 def check_tensors(name: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise a ValueError that names the first tensor whose name, shape or type differs from the expected ones."""
+    """Raise a ValueError that names the first tensor whose name, shape or type differs from what is expected."""
     here, there = ({key: _kind(value) for key, value in tensors.items()} for tensors in (expected, found))
     for key in sorted(here.keys() | there.keys()):
         if here.get(key) != there.get(key):

@@ -10,32 +10,36 @@ from models.losses import Adversarial
 Schedule = Literal["constant", "cosine", "linear"]
 
 
+def check(fits: bool, name: str, value: object, expected: str) -> None:
+    """Raise a ValueError that names a setting, its value and what is expected, unless it fits."""
+    if not fits:
+        raise ValueError(f"system.{name} is {value}, expected {expected}")
+
+
 def check_positive(prefix: str = "", /, **settings: float) -> None:
     """Raise a ValueError that names the first setting that is not above 0."""
     for name, value in settings.items():
-        if not value > 0:
-            raise ValueError(f"system.{prefix}{name} is {value}, expected more than 0")
+        check(value > 0, prefix + name, value, "more than 0")
 
 
 def check_not_negative(prefix: str = "", /, **settings: float) -> None:
     """Raise a ValueError that names the first setting below 0."""
     for name, value in settings.items():
-        if not value >= 0:
-            raise ValueError(f"system.{prefix}{name} is {value}, expected 0 or more")
+        check(value >= 0, prefix + name, value, "0 or more")
 
 
-def check_unused(reason: str, **settings: tuple[object, object]) -> None:
-    """Raise a ValueError if a setting (value, default) that has no effect for this reason was changed."""
+def check_unused(when: str, **settings: tuple[object, object]) -> None:
+    """Raise a ValueError if a setting (value, default) that has no effect, such as "while ...", was changed."""
     for name, (value, default) in settings.items():
         if value != default:
-            raise ValueError(f"system.{name} has no effect while {reason}: leave it unset")
+            raise ValueError(f"system.{name} has no effect {when}: leave it unset")
 
 
 def check_kl(kl_weight: float, kl_warmup: int, free_bits: float) -> None:
     """Raise a ValueError if settings of the KL term are below 0 or have no effect."""
     check_not_negative(kl_weight=kl_weight, kl_warmup=kl_warmup, free_bits=free_bits)
     if not kl_weight:
-        check_unused("system.kl_weight is 0", kl_warmup=(kl_warmup, 0), free_bits=(free_bits, 0.0))
+        check_unused("while system.kl_weight is 0", kl_warmup=(kl_warmup, 0), free_bits=(free_bits, 0.0))
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ class OptimizerConfig:
         lr: learning rate, the peak of the schedule; lower it if losses oscillate or diverge
         betas: decay rates of the running means of the gradient and of its square, both in [0, 1)
         weight_decay: decay of the weights per step, times the learning rate; with adam it is added to the gradient
-        clip: largest norm of the gradient of all the player's weights, to which larger ones are scaled down; null does
-            not clip
+        clip: largest norm of the gradient of all the player's weights; null does not clip
         algorithm: adam (Kingma & Ba 2015) or adamw (Loshchilov & Hutter 2019); they differ in weight_decay only
         schedule: how the learning rate decays from `hold` to the end of the run
         warmup: steps in which the learning rate rises linearly from 0 to lr
@@ -73,20 +76,17 @@ class OptimizerConfig:
         return self.lr * risen * (self.final + (1 - self.final) * left)
 
     def check(self, player: str) -> None:
-        """Raise a ValueError that names the first setting of this player that is out of its range."""
+        """Raise a ValueError that names the first setting of this player that is out of its range or has no effect."""
         check_positive(f"{player}.", lr=self.lr)
         check_not_negative(f"{player}.", weight_decay=self.weight_decay, warmup=self.warmup)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"system.{player}.betas is {list(self.betas)}, expected two numbers in [0, 1)")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"system.{player}.clip is {self.clip}, expected more than 0; leave it unset not to clip")
-        if not 0 <= self.hold < 1 or not 0 <= self.final <= 1:
-            raise ValueError(
-                f"system.{player}.hold and .final are {self.hold} and {self.final}, expected fractions: 0 <= hold < 1 "
-                "and 0 <= final <= 1"
-            )
-        if self.schedule == "constant" and (self.hold or self.final):
-            raise ValueError(f"system.{player}.hold and .final have no effect while its schedule is constant")
+        betas = list(self.betas)
+        check(all(0 <= beta < 1 for beta in betas), f"{player}.betas", betas, "two numbers in [0, 1)")
+        check(self.clip is None or self.clip > 0, f"{player}.clip", self.clip, "more than 0, or null for no clipping")
+        check(0 <= self.hold < 1, f"{player}.hold", self.hold, "a fraction in [0, 1)")
+        check(0 <= self.final <= 1, f"{player}.final", self.final, "a fraction in [0, 1]")
+        if self.schedule == "constant":
+            decay = {f"{player}.hold": (self.hold, 0.0), f"{player}.final": (self.final, 0.0)}
+            check_unused(f"while system.{player}.schedule is constant", **decay)
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,13 @@ class DiscriminatorConfig(OptimizerConfig):
         adversarial: loss on realness: logistic (non-saturating, Goodfellow et al. 2014), hinge (Lim & Ye 2017),
             least_squares (Mao et al. 2017) or relativistic (each fake against a real image, Jolicoeur-Martineau 2019)
         r1_weight: weight of the gradient penalty on real images, gamma of Mescheder et al. 2018, eq. 9; 0 turns it off.
-            Raise it if training oscillates or the discriminator wins; usual values are 0.01 to 10 and grow with the
-            image size
+            Raise it if training oscillates or the discriminator wins; usual are 0.01 to 10, more for larger images
         r2_weight: weight of the gradient penalty on fakes; 0 turns it off. R3GAN uses it with the relativistic loss
-        penalty_every: updates between penalties, each of which then counts this many times (Karras et al. 2020,
-            appendix B); a larger number saves compute and keeps the mean
-        lecam_weight: weight of LeCam's regularization (Tseng et al. 2021), which helps with little data; 0 turns it off
+        penalty_every: updates between penalties, each of which counts this many times (Karras et al. 2020, appendix B);
+            a larger number saves compute and keeps the mean
+        lecam_weight: weight of LeCam's regularization (Tseng et al. 2021), for little data; 0 turns it off
         lecam_decay: decay, in [0, 1), of the running means of realness that LeCam compares with
-        augment: changes to every image that it is shown (DiffAugment, Zhao et al. 2020), which help with little data:
-            a list of color, translation, cutout
+        augment: DiffAugment (Zhao et al. 2020), for little data: a list of color, translation, cutout
         spectral_norm: divide every weight matrix by its largest singular value (Miyato et al. 2018)
         minibatch_stddev: images per group whose common standard deviation it is shown, which counters mode collapse
             (Karras et al. 2018); a micro-batch must be a multiple of it; 0 turns it off
@@ -132,15 +130,14 @@ class DiscriminatorConfig(OptimizerConfig):
         check_positive(f"{player}.", every=self.every, penalty_every=self.penalty_every)
         names = ("start", "ramp", "r1_weight", "r2_weight", "lecam_weight", "minibatch_stddev")
         check_not_negative(f"{player}.", **{name: getattr(self, name) for name in names})
-        if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"system.{player}.lecam_decay is {self.lecam_decay}, expected 0 or more and less than 1")
+        check(0 <= self.lecam_decay < 1, f"{player}.lecam_decay", self.lecam_decay, "a fraction in [0, 1)")
+        check(self.minibatch_stddev != 1, f"{player}.minibatch_stddev", 1, "0 (off) or 2 or more images")
         if not self.lecam_weight:
             decay = (self.lecam_decay, DiscriminatorConfig.lecam_decay)
-            check_unused(f"system.{player}.lecam_weight is 0", **{f"{player}.lecam_decay": decay})
-        if self.minibatch_stddev == 1:
-            raise ValueError(f"system.{player}.minibatch_stddev is 1, expected 0 (off) or 2 or more images")
-        if self.penalty_every > 1 and not self.penalized:
-            raise ValueError(f"system.{player}.penalty_every has no effect while r1_weight and r2_weight are 0")
+            check_unused(f"while system.{player}.lecam_weight is 0", **{f"{player}.lecam_decay": decay})
+        if not self.penalized:
+            every = {f"{player}.penalty_every": (self.penalty_every, 1)}
+            check_unused(f"while system.{player}.r1_weight and r2_weight are 0", **every)
 
     @property
     def penalized(self) -> bool:

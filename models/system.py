@@ -22,15 +22,12 @@ class Loss(NamedTuple):
 
 
 class Batch(Protocol):
-    """A batch as a system sees it: images, random draws and schedules, but no step, rank or seed.
+    """A batch as a system sees it: images, random draws and schedules, but no step, rank or seed."""
 
-    `images` has one entry per data set; `image` is the first one's: [n, channels, size, size] in [-1, 1].
-    """
-
-    images: tuple[Tensor, ...]
+    images: tuple[Tensor, ...]  # one entry per data set: [n, channels, size, size] in [-1, 1]
 
     @property
-    def image(self) -> Tensor: ...
+    def image(self) -> Tensor: ...  # the first one's
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the draw `name` from N(0, I), [n, *shape]: the same for every player of a step."""
@@ -53,44 +50,42 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class Player:
-    """A row of the table of players: an optimizer that trains some networks on one loss.
+    """A row of the table of players: an optimizer that trains some networks on one loss."""
 
-    Args:
-        name: name of the player, its optimizer and its settings
-        networks: names of the system's children that it trains
-        loss: (batch, passes) -> Loss
-        optimizer: settings of its optimizer
-        every: steps between its updates
-        start: step of its first update
-        after: called after each update with the mean of its loss's statistics over the global batch
-
-    Raises:
-        ValueError: a setting of its optimizer is out of its range.
-    """
-
-    name: str
-    networks: tuple[str, ...]
-    loss: Callable[[Batch, Any], Loss]
+    name: str  # of its optimizer and of its settings, too
+    networks: tuple[str, ...]  # names of the system's children that it trains
+    loss: Callable[[Batch, Any], Loss]  # of a batch and its passes
     optimizer: OptimizerConfig
-    every: int = 1
-    start: int = 0
-    after: Callable[[Terms], None] | None = None
+    every: int = 1  # steps between its updates
+    start: int = 0  # step of its first update
+    after: Callable[[Terms], None] | None = None  # called after an update with the loss's statistics, averaged
 
     def __post_init__(self) -> None:
         self.optimizer.check(self.name)
 
     def moves(self, step: int) -> bool:
-        """Return whether it updates its networks at this step."""
         return step >= self.start and (step - self.start) % self.every == 0
 
 
 class System(nn.Module, ABC):
     """Networks and how they are trained.
 
-    A subclass's typed `__init__` is its configuration, whose help is its docstring; it raises a ValueError that names
-    the setting if one is out of its range or has no effect. The children are the networks. Buffers of the system itself
-    are statistics that players keep from step to step. A system defines those of `sample`, `reconstruct`, `posterior`
-    and `translate` that it is capable of.
+    A subclass's typed `__init__` is its configuration, and its docstring is the help of the settings that are not
+    described here. The children are the networks; buffers of the system itself are statistics that players keep from
+    step to step. A system defines those of `sample`, `reconstruct`, `posterior` and `translate` that it is capable of.
+
+    Args:
+        image_size: side of the images in pixels; set by data.size
+        channels: 1 (grey) or 3 (colour); set by data.channels
+        latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
+            sharper reconstructions
+        networks: architecture of the networks
+        kl_warmup: steps in which kl_weight rises linearly from 0; raise it if the KL term falls to 0 early
+        free_bits: nats per number of a code below which the KL term does not count, against codes that carry nothing
+            (Kingma et al. 2016)
+        autoencoder: optimizer of encoder and decoder
+        generator: optimizer of the decoder, and of the encoder if there is one
+        binary: settings of the binary discriminator
     """
 
     averaged: tuple[str, ...]  # networks that are used after training: the EMA averages these
@@ -100,11 +95,10 @@ class System(nn.Module, ABC):
     group: int = 1  # images that a network sees as a group: micro-batches are multiples of it
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the children that some player trains, by name."""
+        """Return the children that are trained, by name."""
         return {name: child for name, child in self.named_children() if name not in self.frozen}
 
     def can(self, use: Literal["sample", "reconstruct", "posterior", "translate"]) -> bool:
-        """Return whether the system defines this use."""
         return getattr(type(self), use) is not getattr(System, use)
 
     @abstractmethod
@@ -133,7 +127,7 @@ class System(nn.Module, ABC):
 
 
 class Autoencoding:
-    """A mixin for systems with an `encoder` of means and log-variances and a `decoder`; it goes before `System`."""
+    """A mixin before `System` for an `encoder` of means and log-variances and a `decoder`."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -150,7 +144,6 @@ class Autoencoding:
 
 
 def freeze_all_but(system: System, names: Iterable[str]) -> None:
-    """Let gradients reach the named networks only."""
     names = set(names)
     for name, network in system.networks().items():
         network.requires_grad_(name in names)

@@ -14,7 +14,6 @@ Pause = Callable[[float], None]
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Write a small text file that appears whole or not at all."""
     with atomically(path) as unfinished:
         unfinished.write_bytes(content.encode())
 

@@ -1,7 +1,7 @@
 """Parts that the networks share."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ class Family(NamedTuple):
     Args:
         down: (config, image_size, channels, levels) -> a module per level, which halves the size and has
             `config.channels(level)` outputs
-        up: (config, widths, size, channels) -> modules that double the size from `size` on, and the last convolution,
-            with `channels` outputs; widths are the channels of the levels, the widest first
+        up: (config, widths, size, channels) -> modules that double `size`, one per width but for the last convolution,
+            which has `channels` outputs; widths are the channels of the levels, the widest first
         slope: negative slope of the decoder's (leaky) ReLUs
-        options: names of settings that not every family has and this one uses
+        options: the settings among blocks and attention that it uses
     """
 
     down: Callable[[NetworkConfig, int, int, int], list[nn.Module]]
@@ -41,17 +41,15 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
 
 
 def initialize(network: nn.Module, slope: float, zero_init_residual: bool = True) -> None:
-    """Draw weights from He's normal initialization and set biases to zero (He et al. 2015, eq. 14).
+    """Draw weights from He's normal initialization for ReLUs with a negative slope (He et al. 2015, eq. 14).
 
-    `slope` is the negative slope of the network's ReLUs. Residual branches start at 0 unless `zero_init_residual` is
-    off, as it must be before spectral norm, which cannot normalize 0.
+    Residual branches start at 0 unless spectral norm follows, which cannot normalize 0.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            # A stride-2 transposed convolution feeds each output from a quarter of its kernel.
-            mode: Literal["fan_in", "fan_out"] = "fan_out" if isinstance(module, nn.ConvTranspose2d) else "fan_in"
-            nn.init.kaiming_normal_(module.weight, a=slope, mode=mode)
-            if isinstance(module, nn.ConvTranspose2d):
+            transposed = isinstance(module, nn.ConvTranspose2d)
+            nn.init.kaiming_normal_(module.weight, a=slope, mode="fan_out" if transposed else "fan_in")
+            if transposed:  # with stride 2, each output is fed from a quarter of the kernel
                 module.weight.data.mul_(2)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -62,11 +60,7 @@ def initialize(network: nn.Module, slope: float, zero_init_residual: bool = True
 
 
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """Append to x [n, c, h, w] the mean standard deviation in each run of `group` images (Karras et al. 2018, 3).
-
-    Raises:
-        ValueError: n is no multiple of the group.
-    """
+    """Append to x [n, c, h, w] the mean standard deviation in each run of `group` images (Karras et al. 2018, 3)."""
     if len(x) % group:
         raise ValueError(f"minibatch_stddev {group} does not divide a micro-batch of {len(x)} images")
     runs = (x if x.dtype == torch.float64 else x.float()).unflatten(0, (-1, group))  # 1e-8 is 0 in fp16

@@ -15,16 +15,10 @@ class Discriminator(nn.Module):
     """Levels of convolutions, then logits of the whole image or of each patch (PatchGAN, Isola et al. 2017, 3.2).
 
     Args:
-        config: settings of the networks
-        image_size: side of the images in pixels
-        channels: channels of the images
         logits: outputs per image or patch
-        spectral_norm: divide every weight matrix by its largest singular value
         group: images whose common standard deviation the last layer gets as a channel; 0 for none
-        patch_halvings: halvings of a patch discriminator: 3 for patches of 70 pixels, 2 for 34, 1 for 16. By default 3
-            at 256 pixels, 2 at 128 and 1 at 64
-        instance_norm: in a patch discriminator, normalize after every convolution but the first and the last, as
-            CycleGAN does
+        patch_halvings: halvings for patches, by default 3 (70 pixels) at 256 pixels, 2 (34) at 128, and 1 (16) at 64
+        instance_norm: normalize in a patch discriminator after every convolution but the first and the last
     """
 
     def __init__(

@@ -4,23 +4,16 @@ from models.networks.blocks import Family
 from models.networks.config import NetworkConfig
 from models.networks.dcgan import DCGAN
 from models.networks.residual import RESIDUAL
+from models.settings import check, check_unused
 
 FAMILIES: dict[str, Family] = {"dcgan": DCGAN, "residual": RESIDUAL}
 
 
 def family_of(config: NetworkConfig) -> Family:
-    """Return the family that the settings name.
-
-    Raises:
-        ValueError: there is no such family, or a setting that it does not use was changed.
-    """
-    if config.family not in FAMILIES:
-        raise ValueError(f"system.networks.family is {config.family!r}, expected one of {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[config.family]
-    for name in ("blocks", "attention"):
-        if name not in family.options and getattr(config, name) != getattr(NetworkConfig, name):
-            raise ValueError(
-                f"system.networks.{name} has no effect in the {config.family} family: choose the residual family, or "
-                "leave it unset"
-            )
-    return family
+    """Return the family that the settings name; raise a ValueError if it does not use a setting that was changed."""
+    name = config.family
+    check(name in FAMILIES, "networks.family", repr(name), f"one of {', '.join(sorted(FAMILIES))}")
+    options = [option for option in ("blocks", "attention") if option not in FAMILIES[name].options]
+    unused = {f"networks.{option}": (getattr(config, option), getattr(NetworkConfig, option)) for option in options}
+    check_unused(f"while system.networks.family is {name}", **unused)
+    return FAMILIES[name]

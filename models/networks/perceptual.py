@@ -1,6 +1,7 @@
 """Distances between images in a trained network's features."""
 
 import hashlib
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -24,17 +25,8 @@ class Perceptual(nn.Module):
     torchmetrics ships (Zhang et al. 2018, eq. 1). convnext: the squared difference of ConvNeXt-S's logits on images
     resized to 224 pixels (as in 1d-tokenizer).
 
-    Args:
-        kind: lpips or convnext
-        weights: file of torchvision's vgg16 or convnext_small weights (a state_dict); its hex `sha256` is an attribute
-        setting: name of the setting that gives the file, for messages
-
-    Raises:
-        ValueError: the file is missing or contains other weights.
+    `weights` is a file of torchvision's vgg16 or convnext_small weights (a state_dict), which `setting` names.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, kind: PerceptualKind, weights: str, setting: str = "system.perceptual_weights"):
         super().__init__()
@@ -66,19 +58,17 @@ class Perceptual(nn.Module):
     def forward(self, target: Tensor, prediction: Tensor) -> Tensor:
         """Return the mean distance of images [n, 1 or 3, size, size] in [-1, 1], a scalar."""
         with torch.autocast(target.device.type, enabled=False):
-            a, b = (self._features(image.float()) for image in (target, prediction))
-            if self.kind == "convnext":
-                return (a[0] - b[0]).square().mean()
-            return torch.stack([self._lpips(i, x, y).mean() for i, (x, y) in enumerate(zip(a, b, strict=True))]).sum()
+            if self.kind == "lpips":
+                return torch.stack([part.mean() for part in self._lpips(target, prediction)]).sum()
+            (a,), (b,) = (self._features(image.float()) for image in (target, prediction))
+            return (a - b).square().mean()
 
     def each(self, target: Tensor, prediction: Tensor) -> Tensor:
         """Return LPIPS [n] of images [n, 1 or 3, size, size] in [-1, 1]; 0 if they are the same."""
-        a, b = (self._features(image.float()) for image in (target, prediction))
-        parts = [self._lpips(i, x, y).mean((1, 2)) for i, (x, y) in enumerate(zip(a, b, strict=True))]
-        return torch.stack(parts).sum(0)
+        return torch.stack([part.mean((1, 2)) for part in self._lpips(target, prediction)]).sum(0)
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        hidden = ((image.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std
+        hidden = ((image.expand(-1, 3, -1, -1) + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
         if self.kind == "convnext":
             return [self.network(interpolate(hidden, (224, 224), mode="bilinear", antialias=True))]
         features = []
@@ -88,8 +78,10 @@ class Perceptual(nn.Module):
             hidden = layer(hidden)
         return [*features, hidden]
 
-    def _lpips(self, i: int, a: Tensor, b: Tensor) -> Tensor:
-        """The distance at each position of block i's features."""
-        # The small number is inside the root, as in torchmetrics, or the gradient of flat images would be infinite.
-        a, b = (x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt() for x in (a, b))
-        return ((a - b).square() * self.get_buffer(f"linear{i}")).sum(1)
+    def _lpips(self, target: Tensor, prediction: Tensor) -> Iterator[Tensor]:
+        """Yield the distance at each position of each block's features."""
+        blocks = zip(*(self._features(image.float()) for image in (target, prediction)), strict=True)
+        for i, pair in enumerate(blocks):
+            # The small number is inside the root, as in torchmetrics, or the gradient of flat images would be infinite.
+            a, b = (x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt() for x in pair)
+            yield ((a - b).square() * self.get_buffer(f"linear{i}")).sum(1)

@@ -8,10 +8,10 @@ from models.networks.config import NetworkConfig, Norm
 
 
 class Residual(ResidualBranch):
-    """x + branch(x), the branch a 1x1, a grouped 3x3 and a 1x1 convolution (R3GAN, Huang et al. 2024, figure 2).
+    """x + branch(x) of a 1x1, a grouped 3x3 and a 1x1 convolution (R3GAN, Huang et al. 2024, figure 2).
 
-    It starts as the identity: the last convolution is 0, and the others are scaled down by the number of residual
-    blocks in the network, which makes training without normalization stable (Fixup, Zhang et al. 2019).
+    It starts as the identity, its first weights scaled down by the number of `blocks` in the network, which makes
+    training without normalization stable (Fixup, Zhang et al. 2019).
     """
 
     def __init__(self, channels: int, norm: Norm, blocks: int):
@@ -34,10 +34,7 @@ class Residual(ResidualBranch):
 
 
 class Attention(ResidualBranch):
-    """x + self-attention over positions, one head per 64 channels; it starts as the identity (Zhang et al. 2019).
-
-    The softmax is written out, because fused attention kernels have no second derivative, which R1 needs.
-    """
+    """x + self-attention over positions, one head per 64 channels; it starts as the identity (Zhang et al. 2019)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -50,6 +47,7 @@ class Attention(ResidualBranch):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)  # [n, heads, c, positions]
+        # Fused attention kernels have no second derivative, which R1 needs.
         weights = (q.transpose(-1, -2) @ k / q.shape[2] ** 0.5).softmax(-1)
         mixed = v @ weights.transpose(-1, -2)
         return x + self.out(mixed.flatten(1, 2).unflatten(2, x.shape[2:]))
@@ -90,10 +88,7 @@ def up(config: NetworkConfig, widths: list[int], size: int, channels: int) -> tu
 
 
 def _blocks(config: NetworkConfig, channels: int, size: int, levels: int) -> nn.Module:
-    """The residual blocks at one size of a network with this many levels, and attention if the settings have it."""
-    parts: list[nn.Module] = [
-        Residual(channels, config.norm, config.blocks * (levels + 1)) for _ in range(config.blocks)
-    ]
+    parts = [Residual(channels, config.norm, config.blocks * (levels + 1)) for _ in range(config.blocks)]
     return nn.Sequential(*parts, *([Attention(channels)] if size in config.attention else []))
 
 

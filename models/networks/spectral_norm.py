@@ -35,7 +35,6 @@ class SpectralNorm(nn.Module):
 
 
 def add_spectral_norm(network: nn.Module) -> None:
-    """Normalize the weights of all convolutions and linear layers of a network."""
     for module in list(network.modules()):
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             # Without `unsafe`, torch would try a forward pass, whose autocast the meta device does not have.
@@ -43,10 +42,6 @@ def add_spectral_norm(network: nn.Module) -> None:
 
 
 def iterate_spectral_norms(network: nn.Module) -> None:
-    """Run one power iteration of every spectral norm in a network."""
     for module in network.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            stored = module.parametrizations["weight"]  # type: ignore[index]
-            for parametrization in stored:
-                if isinstance(parametrization, SpectralNorm):
-                    parametrization.iterate(stored.original)  # type: ignore[union-attr]
+        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], SpectralNorm):
+            module[0].iterate(module.original)

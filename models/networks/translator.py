@@ -7,47 +7,42 @@ from models.networks.blocks import initialize
 
 
 class Translator(nn.Module):
-    """CycleGAN's generator: 7x7, two halvings, residual blocks, two doublings, 7x7 (Zhu et al. 2017, appendix 7.2).
-
-    It has instance normalization, whose statistics are each image's own, and reflected edges.
-    """
+    """CycleGAN's generator: 7x7, two halvings, residual blocks, two doublings, 7x7 (Zhu et al. 2017, appendix 7.2)."""
 
     def __init__(self, channels: int, width: int, blocks: int):
         super().__init__()
         wide = 4 * width
         self.trunk = nn.Sequential(
-            *_layer(_ReflectConv(channels, width, 7, 3), width),
+            *_layer(_ReflectConv(channels, width, 7), width),
             *_layer(nn.Conv2d(width, 2 * width, 3, 2, 1), 2 * width),
             *_layer(nn.Conv2d(2 * width, wide, 3, 2, 1), wide),
             *(_Block(wide) for _ in range(blocks)),
             *_layer(nn.ConvTranspose2d(wide, 2 * width, 3, 2, 1, output_padding=1), 2 * width),
             *_layer(nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1), width),
         )
-        self.last = _ReflectConv(width, channels, 7, 3)
+        self.last = _ReflectConv(width, channels, 7)
         initialize(self, 0.0)
         nn.init.xavier_normal_(self.last.weight)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map images [n, channels, size, size] in [-1, 1] to the same of the other domain."""
         return self.last(self.trunk(image)).tanh()
 
 
 class _ReflectConv(nn.Conv2d):
-    """A convolution over reflected edges.
+    """A convolution over reflected edges, whose gradients a GPU sums in a fixed order if algorithms are deterministic.
 
-    On a GPU torch sums the gradient of its reflection padding in no fixed order, so under deterministic algorithms the
-    edges are put together from slices, whose gradients have one.
+    torch's reflection padding has no such gradient, so the edges are then put together from slices.
     """
 
-    def __init__(self, channels: int, outputs: int, kernel: int, padding: int):
-        super().__init__(channels, outputs, kernel, 1, padding, padding_mode="reflect")
-        self.margin = padding
+    def __init__(self, channels: int, outputs: int, kernel: int):
+        super().__init__(channels, outputs, kernel, 1, kernel // 2, padding_mode="reflect")
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.are_deterministic_algorithms_enabled():
             return super().forward(x)
+        margin = self.kernel_size[0] // 2
         for axis in (2, 3):
-            first, last = x.narrow(axis, 1, self.margin), x.narrow(axis, -1 - self.margin, self.margin)
+            first, last = x.narrow(axis, 1, margin), x.narrow(axis, -1 - margin, margin)
             x = torch.cat([first.flip(axis), x, last.flip(axis)], axis)
         return nn.functional.conv2d(x, self.weight, self.bias)
 
@@ -56,8 +51,8 @@ class _Block(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.branch = nn.Sequential(
-            *_layer(_ReflectConv(channels, channels, 3, 1), channels),
-            *_layer(_ReflectConv(channels, channels, 3, 1), channels)[:-1],
+            *_layer(_ReflectConv(channels, channels, 3), channels),
+            *_layer(_ReflectConv(channels, channels, 3), channels)[:-1],
         )
 
     def forward(self, x: Tensor) -> Tensor:

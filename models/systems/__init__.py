@@ -8,8 +8,7 @@ from models.systems.ganvae import GANVAE
 from models.systems.vae import VAE
 from models.systems.vaegan import VAEGAN
 
-# The systems that a command line or a file can name; nothing else is imported by name. Add a system of your own here,
-# or from code: models.SYSTEMS.append(Mine).
+# Only these can be named on a command line or in a file. Add your own here, or from code: models.SYSTEMS.append(Mine).
 SYSTEMS: list[type[System]] = [AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN]
 
 __all__ = ["AE", "GAN", "GANVAE", "SYSTEMS", "VAE", "VAEGAN", "CycleGAN"]

@@ -13,14 +13,6 @@ class AE(Autoencoding, System):
     """Autoencoder with deterministic codes, trained on 1/2 ||x - G(E(x))||^2.
 
     Its codes follow no prior, so its samples, decoded from N(0, I), are not expected to look like images.
-
-    Args:
-        image_size: side of the images in pixels; set by data.size
-        channels: 1 (grey) or 3 (colour); set by data.channels
-        latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
-            sharper reconstructions
-        networks: architecture of encoder and decoder
-        autoencoder: optimizer of encoder and decoder
     """
 
     averaged = ("encoder", "decoder")

@@ -2,14 +2,14 @@
 
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from models.adversary import Adversary
 from models.networks import NetworkConfig, Translator
 from models.networks.config import MAX_BLOCKS
-from models.pool import ImagePool
-from models.settings import DiscriminatorConfig, OptimizerConfig, check_not_negative, check_positive
+from models.settings import DiscriminatorConfig, OptimizerConfig, check, check_not_negative, check_positive
 from models.system import Batch, Loss, Player, System, Terms
 
 
@@ -22,25 +22,70 @@ class Passes(NamedTuple):
     same_b: Tensor | None
 
 
+class ImagePool:
+    """A pool of `size` fakes of each domain, in buffers of the system.
+
+    A fake goes into a free slot while there is one. After that it replaces, with a chance of one half, the fake in a
+    random slot, which is shown to the discriminator in its place (Shrivastava et al. 2017, section 2.3). The slots
+    follow from a step's draws and positions in the global batch, so the number of processes changes nothing.
+    """
+
+    def __init__(self, system: System, size: int, shape: tuple[int, ...]):
+        self.system, self.size = system, size
+        for domain in "ab":
+            system.register_buffer(f"pool_{domain}", torch.zeros(size, *shape))
+        system.register_buffer("pooled", torch.zeros((), dtype=torch.int64))
+
+    def slots(self, draws: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slot of each fake [n], `size` if none, and whether an older fake is in it, of draws [n, 2]."""
+        used = self.system.get_buffer("pooled")
+        free = used + positions
+        drawn = torch.where(draws[:, 0] < 0.5, (draws[:, 1] * self.size).long(), self.size)
+        return torch.where(free < self.size, free, drawn), (free >= self.size) & (drawn < used)
+
+    def mixed(self, batch: Batch, domain: str, fake: Tensor) -> Tensor:
+        """Return the fakes, some of them replaced by those that were in their slots before this step."""
+        slot, known = self.slots(batch.uniform("pool", (2,)), batch.positions())
+        older = self.system.get_buffer(f"pool_{domain}")[slot.clamp(max=self.size - 1)].to(fake.dtype)
+        return torch.where(known[:, None, None, None], older, fake)
+
+    def statistics(self, batch: Batch, fakes: dict[str, Tensor]) -> Terms:
+        """Return what `update` needs of this part of the global batch."""
+        placed = {f"fakes/{domain}": batch.placed(fake.detach()) for domain, fake in fakes.items()}
+        return placed | {"draws": batch.placed(batch.uniform("pool", (2,)))}
+
+    def update(self, statistics: Terms) -> None:
+        """Put a step's fakes into their slots; of two in one slot the later position stays."""
+        pooled = self.system.get_buffer("pooled")
+        draws = statistics["draws"].to(self.system.get_buffer("pool_a").dtype)
+        positions = torch.arange(len(draws), device=draws.device)
+        slot, _ = self.slots(draws, positions)
+        chosen = slot[:, None] == torch.arange(self.size, device=draws.device)  # [batch, pool]
+        last = torch.where(chosen, positions[:, None], -1).amax(0)
+        for domain in "ab":
+            pool = self.system.get_buffer(f"pool_{domain}")
+            fakes = statistics[f"fakes/{domain}"][last.clamp(min=0)].to(pool.dtype)
+            pool.copy_(torch.where((last >= 0)[:, None, None, None], fakes, pool))
+        pooled.copy_((pooled + len(draws)).clamp(max=self.size))
+
+
 class CycleGAN(System):
     """Unpaired image-to-image translation (Zhu et al. 2017) between two data sets, a and b.
 
     The translators are trained on generator_loss(G_ab(a)) + generator_loss(G_ba(b))
     + cycle_weight * (|G_ba(G_ab(a)) - a| + |G_ab(G_ba(b)) - b|)
     + identity_weight * (|G_ba(a) - a| + |G_ab(b) - b|), means over pixels. Each discriminator is shown its domain and,
-    from a pool, fakes of this and of earlier steps (Shrivastava et al. 2017, section 2.3).
+    from a pool, fakes of this and of earlier steps.
 
     Args:
         image_size: side of the images in pixels, a multiple of 4; set by data.size
-        channels: 1 (grey) or 3 (colour); set by data.channels
         width: channels of a translator's first convolution; 64 in the paper. Lower it for speed and memory
         discriminator_width: channels of a discriminator's first convolution; null takes `width`
-        discriminator_levels: halvings in a discriminator, which set the size of its patches: 1 for 16 pixels, 2 for 34,
-            3 for 70; null chooses by image size, 1 at 64, 2 at 128, 3 at 256
+        discriminator_levels: halvings in a discriminator: 1 for patches of 16 pixels (null chooses it for images of
+            64), 2 for 34 (128), 3 for 70 (256)
         blocks: residual blocks of a translator, 1 to 64; null chooses 6 below 256 pixels and 9 from there, as the paper
         cycle_weight: weight of the cycle consistency; lower it if translations change too little
-        identity_weight: weight of leaving images of the wanted domain as they are, which keeps colours; 0 saves its two
-            passes
+        identity_weight: weight of leaving images of the wanted domain as they are, which keeps colours; 0 is faster
         pool: fakes of each domain that are kept to show to the discriminators again; 0 shows them this step's only
         translators: optimizer of both translators
         binary: settings of both discriminators, which share one optimizer
@@ -69,8 +114,7 @@ class CycleGAN(System):
         blocks = (6 if image_size < 256 else 9) if blocks is None else blocks
         discriminator_width = width if discriminator_width is None else discriminator_width
         check_positive(width=width, discriminator_width=discriminator_width, blocks=blocks)
-        if blocks > MAX_BLOCKS:
-            raise ValueError(f"system.blocks is {blocks}, expected {MAX_BLOCKS} at most")
+        check(blocks <= MAX_BLOCKS, "blocks", blocks, f"{MAX_BLOCKS} at most")
         check_not_negative(cycle_weight=cycle_weight, identity_weight=identity_weight, pool=pool)
         self.cycle_weight, self.identity_weight = cycle_weight, identity_weight
         self.optimizer, self.discriminator_config = translators, binary
@@ -122,14 +166,12 @@ class CycleGAN(System):
     def players(self) -> list[Player]:
         config = self.discriminator_config
         both = ("discriminator_a", "discriminator_b")
-        translators = ("translator_ab", "translator_ba")
         return [
             Player("binary", both, self.discriminator_loss, config, config.every, config.start, self.after),
-            Player("translators", translators, self.loss, self.optimizer),
+            Player("translators", self.averaged, self.loss, self.optimizer),
         ]
 
     def after(self, statistics: Terms) -> None:
-        """Update the discriminators' statistics and the pool, after the discriminators' weights were updated."""
         for domain, adversary in self.adversaries.items():
             prefix = f"{domain}/"
             adversary.after({name.removeprefix(prefix): v for name, v in statistics.items() if name.startswith(prefix)})

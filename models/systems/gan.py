@@ -4,7 +4,7 @@ from torch import Tensor
 
 from models.adversary import Adversary
 from models.networks import Decoder, NetworkConfig
-from models.settings import DiscriminatorConfig, OptimizerConfig
+from models.settings import DiscriminatorConfig, OptimizerConfig, check_unused
 from models.system import Batch, Loss, Player, System
 
 
@@ -12,14 +12,6 @@ class GAN(System):
     """Generative adversarial network (Goodfellow et al. 2014) of a decoder and a binary discriminator.
 
     It has no encoder, so it reconstructs nothing and no third class of images exists.
-
-    Args:
-        image_size: side of the images in pixels; set by data.size
-        channels: 1 (grey) or 3 (colour); set by data.channels
-        latent_dim: numbers per latent code, or channels of the code's map if networks.latent_stride is set
-        networks: architecture of decoder and discriminator
-        generator: optimizer of the decoder
-        binary: settings of the discriminator
     """
 
     averaged = ("decoder",)
@@ -35,10 +27,8 @@ class GAN(System):
     ):
         super().__init__()
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
-        if binary.start or binary.ramp:
-            raise ValueError(
-                "system.binary.start and .ramp have no effect in a GAN, whose generator has no other loss: leave them 0"
-            )
+        unused = {"binary.start": (binary.start, 0), "binary.ramp": (binary.ramp, 0)}
+        check_unused("in a GAN, whose generator has no other loss", **unused)
         self.optimizer = generator
         self.decoder = Decoder(networks, image_size, channels, latent_dim)
         self.adversary = Adversary(self, "binary", binary, networks, image_size, channels)

@@ -25,14 +25,8 @@ class GANVAE(Autoencoding, System):
     The encoder is trained on generated images only; evaluations report how well it reconstructs real ones.
 
     Args:
-        image_size: side of the images in pixels; set by data.size
-        channels: 1 (grey) or 3 (colour); set by data.channels
-        latent_dim: numbers per latent code, or channels of the code's map if networks.latent_stride is set
-        networks: architecture of encoder, decoder and discriminator
         latent_weight: weight of -log q(z | G(z)), in nats per number of the code; raise it for codes that are read back
             better, lower it for better samples
-        generator: optimizer of decoder and encoder
-        binary: settings of the discriminator
     """
 
     averaged = ("encoder", "decoder")

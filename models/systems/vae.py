@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models import losses
 from models.losses import Likelihood
 from models.networks import Decoder, Encoder, NetworkConfig
-from models.settings import OptimizerConfig, check_kl
+from models.settings import OptimizerConfig, check_kl, check_unused
 from models.system import Autoencoding, Batch, Loss, Player, System
 
 
@@ -19,14 +19,12 @@ class Passes(NamedTuple):
 
 
 class LogScale(nn.Module):
-    """One learned number: log s of a likelihood's scale s."""
-
     def __init__(self) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, _: Tensor) -> Tensor:
-        """Return log s; DDP's forward needs an input, which changes nothing."""
+        """Return log s of a likelihood's scale s; DDP's forward needs an input, which changes nothing."""
         return self.log_scale.clone()
 
 
@@ -34,22 +32,12 @@ class VAE(Autoencoding, System):
     """Variational autoencoder (Kingma & Welling 2014), trained on -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I)).
 
     Args:
-        image_size: side of the images in pixels; set by data.size
-        channels: 1 (grey) or 3 (colour); set by data.channels
-        latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
-            sharper reconstructions
-        networks: architecture of encoder and decoder
         likelihood: distribution p(x|z) of a pixel: gaussian (squared error), laplace (absolute error) or bernoulli
-            (cross-entropy of pixels mapped to [0, 1], for black and white images)
+            (cross-entropy in [0, 1], for black and white images)
         learned_scale: learn the one scale of the gaussian or laplace likelihood, which balances reconstruction and KL
             by itself (Rybkin et al. 2021); otherwise it is 1
-        kl_weight: weight of the KL term, in nats per image, beside a reconstruction summed over pixels. 1 gives the
-            evidence lower bound; less gives sharper reconstructions, more a better fit to the prior (beta-VAE, Higgins
-            et al. 2017)
-        kl_warmup: steps in which kl_weight rises linearly from 0; raise it if the KL term falls to 0 early
-        free_bits: nats per number of a code below which the KL term does not count, against codes that carry nothing
-            (Kingma et al. 2016)
-        autoencoder: optimizer of encoder, decoder and scale
+        kl_weight: weight of the KL term, in nats per image. 1 gives the evidence lower bound; less gives sharper
+            reconstructions, more a better fit to the prior (beta-VAE, Higgins et al. 2017)
     """
 
     averaged = ("encoder", "decoder")
@@ -70,8 +58,8 @@ class VAE(Autoencoding, System):
         super().__init__()
         check_kl(kl_weight, kl_warmup, free_bits)
         networks.check(image_size, discriminator=False)
-        if learned_scale and likelihood == "bernoulli":
-            raise ValueError("system.learned_scale has no effect while system.likelihood is bernoulli")
+        if likelihood == "bernoulli":
+            check_unused("while system.likelihood is bernoulli", learned_scale=(learned_scale, False))
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.likelihood: Likelihood = likelihood
         self.kl_weight, self.kl_warmup, self.free_bits = kl_weight, kl_warmup, free_bits

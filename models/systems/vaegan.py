@@ -7,18 +7,11 @@ import torch
 from torch import Tensor
 
 from models import losses
-from models.adversary import Adversary, Images
+from models.adversary import Adversary
 from models.losses import Mode, Opponent
-from models.networks import Decoder, Discriminator, Encoder, NetworkConfig
+from models.networks import Decoder, Encoder, NetworkConfig
 from models.networks.perceptual import Perceptual, PerceptualKind, WeightsFile
-from models.settings import (
-    DiscriminatorConfig,
-    OptimizerConfig,
-    check_kl,
-    check_not_negative,
-    check_positive,
-    check_unused,
-)
+from models.settings import DiscriminatorConfig, OptimizerConfig, check, check_kl, check_not_negative, check_unused
 from models.system import Autoencoding, Batch, Loss, Player, System, Terms
 
 
@@ -40,42 +33,29 @@ class VAEGAN(Autoencoding, System):
     (mean generator loss of the discriminators).
 
     Args:
-        image_size: side of the images in pixels; set by data.size
-        channels: 1 (grey) or 3 (colour); set by data.channels
-        latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
-            sharper reconstructions
-        networks: architecture of encoder, decoder and discriminators
-        discriminator: discriminators that are trained: binary, ternary, or both, whose generator losses are averaged
+        discriminator: binary, ternary, or both, whose generator losses are averaged
         reconstruction: what is compared with the image: pixels, features of a discriminator's layer (Larsen et al.
             2016, eq. 7), or the sum of both
-        likelihood: distribution p(x|z) of pixels with a scale of 1: gaussian (squared error) or laplace (absolute
-            error); features are always gaussian
+        likelihood: distribution p(x|z) of pixels: gaussian (squared error) or laplace (absolute error); features are
+            always gaussian
         feature_discriminator: discriminator whose features are compared, from step 0 on whatever its `start`; required
             if there are both and reconstruction is not pixels
         feature_layer: its level whose activations are compared, counted from 0; null takes the last
         reconstruction_weight: weight of the reconstruction term, a sum over pixels; raise it for closer reconstructions
-        perceptual_weight: weight of the distance between image and reconstruction in a trained network's features; 0
-            turns it off
+        perceptual_weight: weight of the distance of image and reconstruction in a trained network; 0 turns it off
         perceptual: that network: lpips (VGG16 with LPIPS's weights, Zhang et al. 2018) or convnext (ConvNeXt-S)
         perceptual_weights: file of that network's weights as torchvision distributes them (a state_dict)
-        kl_weight: weight of KL(q(z|x) || N(0, I)), in nats per image; raise it if samples are worse than
-            reconstructions
-        kl_warmup: steps in which kl_weight rises linearly from 0; raise it if the KL term falls to 0 early
-        free_bits: nats per number of a code below which the KL term does not count, against codes that carry nothing
-            (Kingma et al. 2016)
-        adversarial_weight: weight of the mean generator loss, beside a reconstruction summed over pixels; raise it for
-            sharper images, lower it if they get artefacts
-        adaptive: multiply adversarial_weight by a ratio of gradient norms at the decoder's last layer (Esser et al.
-            2021, eq. 7), that of the reconstruction's mean over pixels and channels to that of the generator loss, both
-            of the step before. The reconstruction in the loss is a sum over pixels and channels, in VQGAN's a mean, so
-            VQGAN's weight of 0.8 is adversarial_weight = 0.8 * channels * size^2 here
+        kl_weight: weight of KL(q(z|x) || N(0, I)) in nats; raise it if samples are worse than reconstructions
+        adversarial_weight: weight of the mean generator loss; raise it for sharper images, lower it if they get
+            artefacts
+        adaptive: multiply adversarial_weight by the ratio of the gradient norms of mean reconstruction and generator
+            loss at the decoder's last layer (Esser et al. 2021, eq. 7), both of the step before. As the reconstruction
+            is a sum over pixels and channels, VQGAN's weight of 0.8 is adversarial_weight = 0.8 * channels * size^2
         adaptive_limit: largest such ratio; the logged `adaptive_saturated` is the fraction of steps at this limit
         encoder_adversarial: let the adversarial gradient of reconstructions reach the encoder, which pulls its codes to
             the prior; off costs one more decoder pass
-        opponent: aim of encoder and decoder against the ternary discriminator: real, to have fakes classified as real,
-            or not_own, as any class but their own
+        opponent: class that fakes are to have for the ternary discriminator: real, or not_own, any but their own
         class_weights: relative weights of real, reconstructed and generated images in the ternary discriminator's loss
-        autoencoder: optimizer of encoder and decoder
         binary: settings of the binary discriminator; null takes the defaults
         ternary: settings of the ternary discriminator; null takes the defaults
     """
@@ -120,9 +100,9 @@ class VAEGAN(Autoencoding, System):
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
         self.decoder = Decoder(networks, image_size, channels, latent_dim)
+        idle = f"while system.discriminator is {discriminator}"
         if discriminator == "binary":
-            unused = {"opponent": (opponent, "real"), "class_weights": (class_weights, (1, 1, 1))}
-            check_unused("system.discriminator is binary", **unused)
+            check_unused(idle, opponent=(opponent, "real"), class_weights=(class_weights, (1, 1, 1)))
         self.adversaries: dict[Mode, Adversary] = {}
         configs: dict[Mode, DiscriminatorConfig | None] = {"binary": binary, "ternary": ternary}
         for mode, config in configs.items():
@@ -130,8 +110,8 @@ class VAEGAN(Autoencoding, System):
                 rules = (opponent, class_weights) if mode == "ternary" else ()
                 config = config or DiscriminatorConfig()
                 self.adversaries[mode] = Adversary(self, mode, config, networks, image_size, channels, *rules)
-            elif config is not None:
-                raise ValueError(f"system.{mode} has no effect while system.discriminator is {discriminator}")
+            else:
+                check_unused(idle, **{mode: (config, None)})
         self.feature_mode, self.feature_layer = self._choose_features(feature_discriminator, feature_layer)
         if adaptive:
             self.register_buffer("adaptive_weight", torch.zeros(()))  # from the gradients of the step before
@@ -148,11 +128,9 @@ class VAEGAN(Autoencoding, System):
         adversarial = images[0] if self.encoder_adversarial else images[2]
         return Passes(mean, log_variance, images[0], images[1], adversarial, decoded)
 
-    def fakes(self, passes: Passes) -> Images:
-        return {"reconstructed": passes.reconstructed, "generated": passes.generated}
-
     def discriminator_loss(self, mode: Mode, batch: Batch, passes: Passes) -> Loss:
-        return self.adversaries[mode].discriminator_loss(batch, batch.image, self.fakes(passes))
+        fakes = {"reconstructed": passes.reconstructed, "generated": passes.generated}
+        return self.adversaries[mode].discriminator_loss(batch, batch.image, fakes)
 
     def loss(self, batch: Batch, passes: Passes) -> Loss:
         terms = self.reconstruction_terms(batch, passes.reconstructed)
@@ -162,7 +140,7 @@ class VAEGAN(Autoencoding, System):
             reconstruction = reconstruction + self.perceptual_weight * terms["perceptual"]
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
         loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
-        fakes = self.fakes(passes._replace(reconstructed=passes.adversarial))
+        fakes = {"reconstructed": passes.adversarial, "generated": passes.generated}
         games = {mode: game for mode, game in self.adversaries.items() if game.has_started(batch)}
         generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in games.items()}
         terms |= {"kl": kl} | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
@@ -180,13 +158,12 @@ class VAEGAN(Autoencoding, System):
         return Loss(loss + weight * self.adversarial_weight * generator_loss, terms, statistics)
 
     def reconstruction_terms(self, batch: Batch, reconstructed: Tensor) -> Terms:
-        """Return -log p(x|z) of pixels, of the features of a discriminator's layer, or both; and the distance."""
         terms = {}
         if self.reconstruction != "features":
             terms["reconstruction"] = losses.likelihood(self.likelihood, batch.image, reconstructed)
         if self.reconstruction != "pixels":
-            adversary = self.adversaries[self.feature_mode]
-            features = adversary.features(batch, self.feature_layer, [batch.image, reconstructed])
+            images = [batch.image, reconstructed]
+            features = self.adversaries[self.feature_mode].features(batch, self.feature_layer, images)
             terms["reconstruction/features"] = losses.likelihood("gaussian", *features)
         if self.perceptual_weight:
             terms["perceptual"] = self.perceptual(batch.image, reconstructed)
@@ -219,39 +196,32 @@ class VAEGAN(Autoencoding, System):
             kept.copy_(torch.where(weight.isfinite(), weight, kept))  # fp16 may overflow now and then
 
     def _check_weights(self) -> None:
-        check_positive(adaptive_limit=self.adaptive_limit)
+        check(self.adaptive_limit > 0, "adaptive_limit", self.adaptive_limit, "more than 0")
         names = ("reconstruction_weight", "perceptual_weight", "adversarial_weight")
         check_not_negative(**{name: getattr(self, name) for name in names})
         check_kl(self.kl_weight, self.kl_warmup, self.free_bits)
         if not self.adaptive:
-            check_unused("system.adaptive is off", adaptive_limit=(self.adaptive_limit, 1e4))
+            check_unused("while system.adaptive is off", adaptive_limit=(self.adaptive_limit, 1e4))
         if not self.adversarial_weight:
-            check_unused("system.adversarial_weight is 0", adaptive=(self.adaptive, False))
+            check_unused("while system.adversarial_weight is 0", adaptive=(self.adaptive, False))
         if self.reconstruction == "features":
-            check_unused("system.reconstruction is features", likelihood=(self.likelihood, "gaussian"))
+            check_unused("while system.reconstruction is features", likelihood=(self.likelihood, "gaussian"))
 
     def _choose_features(self, mode: Mode | None, layer: int | None) -> tuple[Mode, int]:
-        """The discriminator and the level whose features are compared."""
         playing = list(self.adversaries)
         if self.reconstruction == "pixels":
-            check_unused(
-                "system.reconstruction is pixels", feature_discriminator=(mode, None), feature_layer=(layer, None)
-            )
+            unused = {"feature_discriminator": (mode, None), "feature_layer": (layer, None)}
+            check_unused("while system.reconstruction is pixels", **unused)
             return playing[0], 0
-        if mode is None and len(playing) == 2:
-            raise ValueError(
-                f"system.reconstruction is {self.reconstruction} and system.discriminator is both: choose whose "
-                "features are compared with system.feature_discriminator binary or ternary"
-            )
-        if mode is not None and mode not in playing:
-            raise ValueError(f"system.feature_discriminator is {mode}, but system.discriminator is {playing[0]}")
-        mode = mode or playing[0]
-        network = self.adversaries[mode].discriminator
-        assert isinstance(network, Discriminator)
-        levels = len(network.levels)
-        layer = levels - 1 if layer is None else layer
-        if not 0 <= layer < levels:
-            raise ValueError(f"system.feature_layer is {layer}, expected 0 to {levels - 1} for this discriminator")
+        if mode is None and len(playing) == 1:
+            mode = playing[0]
+        names = " or ".join(playing)
+        if mode not in playing:
+            why = f"while system.reconstruction is {self.reconstruction}"
+            raise ValueError(f"system.feature_discriminator is {mode}, expected {names} {why}")
+        last = len(self.adversaries[mode].discriminator.levels) - 1
+        layer = last if layer is None else layer
+        check(0 <= layer <= last, "feature_layer", layer, f"0 to {last} for this discriminator")
         return mode, layer
 
     def _add_perceptual(self, kind: PerceptualKind, weights: WeightsFile | None) -> None:
@@ -260,7 +230,6 @@ class VAEGAN(Autoencoding, System):
                 f"system.perceptual_weight is {self.perceptual_weight} and system.perceptual_weights is {weights}: "
                 "set both or neither"
             )
-        if weights:
-            self.perceptual = Perceptual(kind, weights)
-        else:
-            check_unused("system.perceptual_weight is 0", perceptual=(kind, "lpips"))
+        if not weights:
+            return check_unused("while system.perceptual_weight is 0", perceptual=(kind, "lpips"))
+        self.perceptual = Perceptual(kind, weights)

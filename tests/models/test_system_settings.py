@@ -85,19 +85,19 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
         ("betas is", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(betas=(0.5, 1.0))).players()),
         ("betas is", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(betas=(-0.1, 0.5))).players()),
         (
-            "hold and .final are -0.1",
+            "hold is -0.1",
             lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(schedule="linear", hold=-0.1)).players(),
         ),
         (
-            "final are 0.0 and -0.1",
+            "final is -0.1",
             lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(schedule="linear", final=-0.1)).players(),
         ),
         (
-            "final are 0.0 and 1.1",
+            "final is 1.1",
             lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(schedule="linear", final=1.1)).players(),
         ),
-        ("final have no effect", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(final=0.1)).players()),
-        ("ramp have no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(ramp=1))),
+        ("final has no effect", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(final=0.1)).players()),
+        ("ramp has no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(ramp=1))),
         ("expected 0 to 2", lambda: vaegan(reconstruction="features", feature_layer=-1)),
         ("feature_discriminator has no effect", lambda: vaegan(feature_discriminator="binary")),
         (
