@@ -5,13 +5,11 @@ shard from its beginning; reading by position lets a run resume at any step on a
 """
 
 import os
-import resource
 import tarfile
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import webdataset
@@ -23,11 +21,10 @@ from data.images import LIMITS, Limits
 from data.shards import index
 from data.shards.cache import Cache
 from data.shards.index import Shard
+from data.shards.local import LocalShards
 from data.shards.remote import check_named_by_file, check_same_origin, is_remote, read
 from data.shards.tars import IMAGE_EXTENSIONS
 
-MAX_OPEN = 4096  # local shards that stay open, and at most a quarter of what the process may open
-MAX_TABLES = 4096  # tables that stay mapped
 OnError = Literal["stop", "skip"]
 
 
@@ -71,9 +68,8 @@ class Shards:
         by_user: bool = True,
         limits: Limits = LIMITS,
     ):
-        self.source, self.on_error, self.cache = os.fspath(source), on_error, cache
-        self.by_user, self.limits = by_user, limits
-        base, found, tables = self._find()
+        self.source, self.on_error, self.cache, self.limits = os.fspath(source), on_error, cache, limits
+        base, found, tables = _find(self.source, by_user)
         self.problems = [f"shard {_join(base, shard.url)}: {text}" for shard in found for text in shard.problems]
         if self.problems and on_error == "stop":
             more = f" (and {len(self.problems) - 1} more problems)" if len(self.problems) > 1 else ""
@@ -96,10 +92,7 @@ class Shards:
             )
         self.counts = np.array([shard.nsamples for shard in self.shards])
         self.ends = np.cumsum(self.counts)
-        self._open: OrderedDict[int, IO[bytes]] = OrderedDict()  # local shards
-        self._announced: set[int] = set()
-        self._unsaved = {i: tables[shard.url] for i, shard in enumerate(self.shards) if shard.url in tables}
-        self._tables = dict(self._unsaved)
+        self._local = LocalShards({_join(base, name): table for name, table in tables.items()}, writes=by_user)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -108,12 +101,12 @@ class Shards:
     def labels(self) -> np.ndarray:
         """int64 [samples], -1 where a sample has none; reads every shard's table."""
         parts = []
-        for shard, is_far in enumerate(self.remote):
-            if is_far:
+        for shard, (path, entry) in enumerate(zip(self.paths, self.shards, strict=True)):
+            if self.remote[shard]:
                 with self._opened(shard) as (_, table):
                     parts.append(table[:, 2])
             else:
-                parts.append(self._table(shard)[:, 2])
+                parts.append(self._local.table(path, entry)[:, 2])
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
@@ -183,99 +176,47 @@ class Shards:
         assert self.cache is not None
         self.cache.release(self.paths[shard], self.shards[shard])
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process opens and maps files itself.
-        return self.__dict__ | {"_open": OrderedDict(), "_tables": dict(self._unsaved)}
-
-    def _find(self) -> tuple[str, list[Shard], dict[str, np.ndarray]]:
-        """Return what the shards' names are relative to, their entries, and tables that could not be written."""
-        source = self.source
-        if not self.by_user:
-            check_named_by_file([source], "the run's configuration")
-        if source.endswith(".tar") or (not is_remote(source) and "{" in source and not os.path.exists(source)):
-            raise DataError(
-                f"{source} names shards, which need an index: python -m data.index '{source}' OUT.json, then give "
-                "OUT.json, or the folder of shards if it is on this machine"
-            )
-        if is_remote(source):
-            path = source if source.endswith(".json") else f"{source.rstrip('/')}/index.json"
-            shards = index.parse_index(read(path), path)
-            if not path.startswith("file://"):
-                check_same_origin((shard.url for shard in shards), path)
-            elif not self.by_user:
-                check_named_by_file((shard.url for shard in shards), f"the index {path}")
-            return path.rpartition("/")[0], shards, {}
-        if source.endswith(".json") and not os.path.isdir(source):
-            try:
-                shards = index.parse_index(files.read(source), source)
-            except OSError as error:
-                raise DataError(f"the index of shards {source} cannot be read: {error.strerror}") from error
-            if not self.by_user:
-                check_named_by_file((shard.url for shard in shards), f"the index {source}")
-            base = os.path.dirname(source)
-            return base, [_checked(shard, _join(base, shard.url)) for shard in shards], {}
-        return source, *index.index_folder(Path(source), writes=self.by_user)
-
     def _place(self, position: int) -> tuple[int, int]:
         """Return the number of a sample's shard, and its row in the shard's table."""
         shard = int(np.searchsorted(self.ends, position, side="right"))
         return shard, int(position - (self.ends[shard] - self.counts[shard]))
 
-    @contextmanager
-    def _opened(self, shard: int) -> Iterator[tuple[int, np.ndarray]]:
-        """A context with a shard's file descriptor and table."""
+    def _opened(self, shard: int) -> AbstractContextManager[tuple[int, np.ndarray]]:
+        """Return a context with a shard's file descriptor and table."""
+        path, entry = self.paths[shard], self.shards[shard]
         if self.remote[shard]:
             assert self.cache is not None
-            with self.cache.opened(self.paths[shard], self.shards[shard]) as opened:
-                yield opened
-            return
-        if shard not in self._open:
-            self._open[shard] = self._open_local(shard)
-            if len(self._open) > min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4):
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(shard)
-        yield self._open[shard].fileno(), self._table(shard)
+            return self.cache.opened(path, entry)
+        return self._local.opened(path, entry)
 
-    def _open_local(self, shard: int) -> IO[bytes]:
-        path, entry = self.paths[shard], self.shards[shard]
+
+def _find(source: str, by_user: bool) -> tuple[str, list[Shard], dict[str, np.ndarray]]:
+    """Return what the shards' names are relative to, their entries, and tables that could not be written."""
+    if not by_user:
+        check_named_by_file([source], "the run's configuration")
+    if source.endswith(".tar") or (not is_remote(source) and "{" in source and not os.path.exists(source)):
+        raise DataError(
+            f"{source} names shards, which need an index: python -m data.index '{source}' OUT.json, then give "
+            "OUT.json, or the folder of shards if it is on this machine"
+        )
+    if is_remote(source):
+        path = source if source.endswith(".json") else f"{source.rstrip('/')}/index.json"
+        shards = index.parse_index(read(path), path)
+        if not path.startswith("file://"):
+            check_same_origin((shard.url for shard in shards), path)
+        elif not by_user:
+            check_named_by_file((shard.url for shard in shards), f"the index {path}")
+        return path.rpartition("/")[0], shards, {}
+    if source.endswith(".json") and not os.path.isdir(source):
         try:
-            file = open(files.regular_file(path), "rb", buffering=0)  # noqa: SIM115 - _opened closes it
+            shards = index.parse_index(files.read(source), source)
         except OSError as error:
-            raise DataError(f"cannot open shard {path}: {error.strerror}") from error
-        stat = os.fstat(file.fileno())
-        if stat.st_size != entry.filesize or (entry.mtime_ns and stat.st_mtime_ns != entry.mtime_ns):
-            file.close()
-            raise DataError(
-                f"shard {path} was replaced since it was indexed ({entry.filesize:,} bytes then, {stat.st_size:,} "
-                "now): start again, which indexes a folder anew, or make its index.json anew"
-            )
-        if shard not in self._announced:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            self._announced.add(shard)
-        return file
-
-    def _table(self, shard: int) -> np.ndarray:
-        """Return a local shard's table."""
-        if shard not in self._tables:
-            if len(self._tables) >= MAX_TABLES:
-                del self._tables[next(iter(self._tables))]
-            self._tables[shard] = _local_table(Path(self.paths[shard]), self.shards[shard], self.by_user)
-        return self._tables[shard]
-
-
-def _local_table(path: Path, entry: Shard, writes: bool) -> np.ndarray:
-    table = index.load_table(path, entry)
-    if table is None:
-        found, table = index.scan(path, checksums=False)
-        if len(table) != entry.nsamples or entry.table not in ("", found.table):
-            problem = f", {found.problems[0]}" if found.problems else ""
-            raise DataError(
-                f"shard {path} has {len(table):,} images, and its index says {entry.nsamples:,} samples{problem}: "
-                "index it anew (python -m data.index), or name its folder"
-            )
-        if writes and not entry.checksum:  # another program's entry; ours has a table with checksums, which these lack
-            index.save_table(path, table)
-    return table
+            raise DataError(f"the index of shards {source} cannot be read: {error.strerror}") from error
+        if not by_user:
+            check_named_by_file((shard.url for shard in shards), f"the index {source}")
+        base = os.path.dirname(source)
+        return base, [_checked(shard, _join(base, shard.url)) for shard in shards], {}
+    return source, *index.index_folder(Path(source), writes=by_user)
 
 
 def _checked(shard: Shard, path: str) -> Shard:
