@@ -205,7 +205,7 @@ def compare_resuming(shards: Shards, size: int, rounds: int) -> None:
 def of_a_billion(path: Path) -> None:
     """Print the time and memory from an index's file to a step, in a process that does nothing else."""
     before, began = resident(), time.perf_counter()
-    counts = np.array([shard.nsamples for shard in index.of_file(path.read_text(), str(path))])
+    counts = np.array([shard.nsamples for shard in index.parse_index(path.read_text(), str(path))])
     loaded, between = time.perf_counter(), resident()
     order = Order(counts, 256, 0)
     order[1_234_567]
@@ -238,7 +238,9 @@ def compare_orders(streaming: str | None) -> Iterator[list[object]]:
     shards, samples = HUGE
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "index.json")
-        path.write_bytes(index._json(index.Shard(f"{i:06d}.tar", samples, 10**9, 1, "0" * 16) for i in range(shards)))
+        path.write_bytes(
+            index.index_json(index.Shard(f"{i:06d}.tar", samples, 10**9, 1, "0" * 16) for i in range(shards))
+        )
         command = [sys.executable, "-m", "benchmarks.data", "--billion", str(path)]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     yield [

@@ -3,9 +3,10 @@
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ import yaml
 Content = TypeVar("Content")
 
 KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}  # all others are devices
+UNFINISHED = ".unfinished."  # prefix of temporary names
 MAX_JSON = 2**28  # bytes: an index of a million shards has fewer
 MAX_YAML = 2**20  # characters
 MAX_DEPTH = 100  # of nested lists and mappings: libyaml's recursion ends the process far beyond that
@@ -98,22 +100,23 @@ def escaped(text: str, keep: str = "") -> str:
 
 @contextmanager
 def atomically(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """A context that yields a temporary path for a file, which gets the name `path` at its end, also after a crash.
+    """A context that yields a temporary path for a file or folder, which gets the name `path` at its end.
 
-    After an error nothing is left behind. A link at `path` is replaced, not followed.
+    The file is whole even after a crash of the machine. After an error nothing is left behind. Processes may write the
+    same file at once: the last one wins. A link at `path` is replaced, not followed.
 
     Args:
-        path: of the file
-        temporary: on the same disk; by default hidden beside `path`
+        path: of the file or folder
+        temporary: on the same disk; by default a hidden name beside `path`
     """
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = temporary or path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
+    _remove(unfinished)
     try:
-        temporary.unlink(missing_ok=True)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
+        yield unfinished
+        _sync(unfinished)
+        unfinished.rename(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(unfinished)
         raise
     _sync(path.parent)
 
@@ -134,3 +137,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -1,7 +1,7 @@
 """Encoded images to pixels: upright, eight bits deep, over white, in the size and crop that a run needs.
 
-JPEGs are decoded by libjpeg-turbo (simplejpeg), several times as fast as by Pillow, and scaled while they are decoded;
-a data set loader of another library would decode whole images. Other formats are decoded by Pillow.
+JPEGs are decoded here by libjpeg-turbo (simplejpeg), several times as fast as by Pillow, and scaled meanwhile, which no
+loader of torchvision does. Pillow decodes the other formats.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""A rank's share of every global batch, decoded ahead by worker processes."""
+"""A rank's rows of every global batch, read and decoded ahead by worker processes."""
 
 import itertools
 import math
@@ -19,16 +19,14 @@ from data.order import Order, random_bits
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards.reader import OnError, Shards
 
-NEIGHBOURS = 16  # behind a damaged sample in its shard, which are tried in its place
-DEATHS = ("DataLoader worker", "Pin memory thread")  # how torch begins to tell of them
-FETCHES = 4  # remote shards fetched at once
-AHEAD = 0.75  # of the cache is for shards fetched ahead
-
-Others = Callable[[], np.ndarray]
+NEIGHBOURS = 16  # samples after a damaged one in its shard that are tried in its place
+DEATHS = ("DataLoader worker", "Pin memory thread")  # how torch's messages about dead workers begin
+FETCHES = 4  # remote shards downloaded at once
+AHEAD = 0.75  # share of the cache for shards downloaded ahead
 
 
 class Samples(Protocol):
-    """Encoded images by position: `Shards`, or what reads like them."""
+    """Encoded images by position: `Shards`, or an object with their interface."""
 
     on_error: OnError
     limits: Limits
@@ -52,9 +50,9 @@ class Images(NamedTuple):
 
     Args:
         image: uint8 [n, channels, size, size]
-        label: int64 [n], -1 where there is none
-        position: int64 [n], of the samples seen
-        skipped: for each damaged one where it is, what is wrong, and what is seen in its place
+        label: int64 [n], -1 where an image has none
+        position: int64 [n], of the samples that were read
+        skipped: a message for each damaged sample: where it is, what is wrong, and its stand-in
     """
 
     image: Tensor
@@ -67,8 +65,8 @@ class Augment(NamedTuple):
     """Random views of training images.
 
     Args:
-        crop: least and greatest share of the image that is kept, the width 3/4 to 4/3 of the height (Szegedy et al.
-            2015); None: its largest centred square
+        crop: smallest and largest share of the image that is kept, its width 3/4 to 4/3 of its height (Szegedy et al.
+            2015); None keeps the largest centred square
         flip: mirror half of the images
     """
 
@@ -76,7 +74,7 @@ class Augment(NamedTuple):
     flip: bool = False
 
     def views(self, batch: int, seed: int, step: int) -> list[View]:
-        """Of each row of a global batch: a pure function of (seed, step, row)."""
+        """Return the view of each row of a global batch, a function of (seed, step, row) alone."""
         if self.crop is None and not self.flip:
             return [CENTRE_CROP] * batch
         area, ratio, x, y, side = (random_bits(5 * batch, seed, step, 0, 3) >> np.uint64(11)).reshape(
@@ -89,19 +87,24 @@ class Augment(NamedTuple):
 
 
 def read(shards: Samples, positions: np.ndarray, size: int, channels: int) -> Images:
-    """The samples at some positions; where the shards skip errors, a damaged one's neighbour stands in for it.
+    """Return the samples at some positions; if the shards skip errors, a damaged one's neighbour stands in for it.
 
     Raises:
-        DataError: one cannot be read, or is damaged; names shard and member.
+        DataError: A sample cannot be read, or is damaged; the message names shard and member.
     """
     images = _read(shards, positions, size, channels, [CENTRE_CROP] * len(positions), lambda: positions)
     return images._replace(image=images.image.contiguous())
 
 
 def _read(
-    shards: Samples, positions: np.ndarray, size: int, channels: int, views: Sequence[View], others: Others
+    shards: Samples,
+    positions: np.ndarray,
+    size: int,
+    channels: int,
+    views: Sequence[View],
+    others: Callable[[], np.ndarray],
 ) -> Images:
-    """Like `read`, of a view each; `others` gives more positions that may stand in for damaged ones."""
+    """Return a view of each sample; `others` returns more positions that may stand in for damaged samples."""
     contents, labels = shards.images(positions)
     images, seen, skipped = _empty(len(positions), size, size, channels), positions.copy(), []
     pixels = images.numpy()
@@ -121,14 +124,10 @@ def _read(
 
 
 def _stand_in(
-    shards: Samples, damaged: int, others: Others, size: int, channels: int, view: View
+    shards: Samples, damaged: int, others: Callable[[], np.ndarray], size: int, channels: int, view: View
 ) -> tuple[int, np.ndarray, int]:
-    """Position, pixels and label of what is seen in the place of a damaged sample: the first good one behind it in its
-    shard, or else of the others. A pure function of the data and the step, so that it is the same on any rank.
-
-    Raises:
-        DataError: all are damaged.
-    """
+    """Return position, pixels and label of a damaged sample's stand-in: the next good sample of its shard, or else of
+    the others. It is a function of the data and the step alone, so that every rank finds the same one."""
     first, end = shards.bounds(damaged)
     neighbours = first + (damaged - first + np.arange(1, min(NEIGHBOURS + 1, end - first))) % (end - first)
     for position in itertools.chain(neighbours.tolist(), np.roll(others(), -damaged).tolist()):
@@ -139,33 +138,28 @@ def _stand_in(
 
 
 def _empty(*shape: int) -> Tensor:
-    """uint8; in a worker it is memory that the trainer shares, or every batch would be copied into such once more.
-
-    Raises:
-        DataError: there is no memory left that can be shared.
-    """
+    """Return a uint8 tensor; in a worker, of shared memory, into which torch would copy every batch otherwise."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     try:
         storage = torch.UntypedStorage._new_shared(math.prod(shape))
     except RuntimeError as error:
         raise DataError(
-            f"/dev/shm, by which workers hand images over, is too small or full ({error}): give it more (docker run "
-            "--shm-size 8g), or lower data.workers; with 0 none is needed"
+            f"/dev/shm, through which workers send images, is too small or full ({error}): enlarge it (docker run "
+            "--shm-size 8g), or lower data.workers; 0 workers need none"
         ) from error
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class Batches(Dataset):
-    """A map from step to this rank's rows of the global batch, of each data set; a pure function, so resuming needs the
-    step alone.
+    """A map from a step to this rank's rows of the global batch, of each data set. Resuming needs only the step.
 
     Args:
         shards, orders: of each data set
         size: pixels a side
         channels: 1 or 3
-        rows: of the global batch
-        augment: random views, by each order's seed
+        rows: this rank's rows of the global batch
+        augment: random views, drawn by each order's seed
     """
 
     def __init__(
@@ -184,7 +178,7 @@ class Batches(Dataset):
         try:
             return [self._images(shards, order, step) for shards, order in self.sets]
         except (DataError, OSError, MemoryError) as error:
-            # As a value: raised in a worker, it would come wrapped in a traceback's text.
+            # Returned, not raised: torch wraps what a worker raises in the text of a traceback.
             return DataError(f"step {step + 1}: {error or type(error).__name__}")
 
     def _images(self, shards: Shards, order: Order, step: int) -> Images:
@@ -195,17 +189,17 @@ class Batches(Dataset):
 def load(
     batches: Batches, steps: range, workers: int, pin_memory: bool = False, ahead: slice | None = None
 ) -> Iterator[list[Images]]:
-    """The batches of some steps in order, whatever the number of worker processes (0: decoded when asked for).
+    """Yield the batches of some steps in order; they do not depend on the number of workers.
 
     Args:
         batches: of this rank
         steps: to come
-        workers: processes that read and decode; they end with this one
+        workers: processes that read and decode, which end with this one; 0 decodes in this process
         pin_memory: for copies to a GPU
-        ahead: rows of this machine's ranks, on the one of them that fetches their remote shards ahead
+        ahead: rows of this machine's ranks, given to the one rank that downloads their remote shards ahead
 
     Raises:
-        DataError: a sample is damaged (names step, shard and member), a shard cannot be read, or a worker died.
+        DataError: A sample is damaged (names step, shard and member), a shard cannot be read, or a worker died.
     """
     if workers:
         prepare_workers()
@@ -222,22 +216,22 @@ def load(
                     raise images
                 yield images
         finally:
-            # The workers end now. Left to an error's traceback, and so to the garbage collector, which closes their
-            # queues first, they would take ten seconds.
+            # This ends the workers. If an error's traceback kept them, the garbage collector would close their queues
+            # first, and they would take ten seconds.
             del arriving
 
 
 def _next(arriving: Iterator[Any], step: int, workers: int) -> Any:
-    """What a worker, or without any this process, made of a step."""
+    """Return a step's batch, and name dead workers."""
     try:
         return next(arriving)
-    except (RuntimeError, OSError, EOFError) as error:  # the last two: while it handed a batch over
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: while it sent a batch
         reason = str(error).partition("\n")[0] or type(error).__name__
         if not workers or (isinstance(error, RuntimeError) and not reason.startswith(DEATHS)):
             raise
         raise DataError(
-            f"step {step + 1}: a process that reads data died: killed, or is memory (/dev/shm, too) short? Lower "
-            f"data.workers, or give more ({reason})"
+            f"step {step + 1}: a process that reads data died: it was killed, or memory or /dev/shm is full. Lower "
+            f"data.workers, or enlarge them ({reason})"
         ) from error
 
 
@@ -253,7 +247,7 @@ def _begin(_: int) -> None:
 
 @contextmanager
 def _fetching(batches: Batches, steps: range, ahead: slice | None) -> Iterator[Any]:
-    """A number to be told the present step, and while it is needed a process that fetches shards for those to come."""
+    """A context with a shared number, the present step, and a process that downloads shards ahead of that step."""
     now = PROCESSES.Value("q", steps.start, lock=False)
     if ahead is None or not any(shards.remote.any() for shards, _ in batches.sets):
         yield now
@@ -268,16 +262,16 @@ def _fetching(batches: Batches, steps: range, ahead: slice | None) -> Iterator[A
 
 
 def fetch_ahead(sets: list[tuple[Shards, Order]], steps: range, rows: slice, now: Any) -> None:
-    """Fetch the remote shards that some rows will need, in order of need, as far ahead as the cache has room.
+    """Download the remote shards that some rows will need, in order of need, as far ahead as the cache has room.
 
     Args:
-        sets: shards, and the order in which steps see their samples
+        sets: shards, and the order of their samples
         steps: to come
         rows: of the global batch
-        now: its value is the present step
+        now: a shared number, the present step
     """
     end_with_parent()
-    wanted: dict[tuple[int, int], tuple[int, int]] = {}  # here or on its way: the last step known to need it, its bytes
+    wanted: dict[tuple[int, int], tuple[int, int]] = {}  # last step that needs each shard, and its bytes
     with ThreadPoolExecutor(FETCHES) as pool:
         for step in steps:
             for which, (shards, order) in enumerate(sets):
@@ -296,7 +290,7 @@ def fetch_ahead(sets: list[tuple[Shards, Order]], steps: range, rows: slice, now
 def _wait_for_room(
     sets: list[tuple[Shards, Order]], wanted: dict[tuple[int, int], tuple[int, int]], size: int, now: Any
 ) -> None:
-    """Wait until a shard of some size may be fetched, too, and let go of those that were needed before now only."""
+    """Wait until there is room for a shard of some size; release shards whose last step has passed."""
     limit = AHEAD * min(shards.cache.limit for shards, _ in sets if shards.cache)
     while wanted and sum(size for _, size in wanted.values()) + size > limit:
         passed = [key for key, (last, _) in wanted.items() if last < now.value]
@@ -308,5 +302,5 @@ def _wait_for_room(
 
 
 def _fetch(shards: Shards, shard: int) -> None:
-    with suppress(DataError, OSError):  # whoever reads it meets the same error, and tells it
+    with suppress(DataError, OSError):  # a worker meets the same error when it reads the shard
         shards.fetch(shard)

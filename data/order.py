@@ -1,4 +1,6 @@
-"""Which samples a step sees: arithmetic on (seed, step), the same for any world size, worker count and history."""
+"""Which samples a step sees: a function of (seed, step), the same for any world size, worker count and history.
+
+Samplers of other libraries keep a state that depends on their history, so this order is ours."""
 
 import hashlib
 import json
@@ -10,24 +12,24 @@ import numpy as np
 
 from data.errors import DataError
 
-KEPT = 2  # epochs, blocks: a step may see the end of one and the beginning of the next
+KEPT = 2  # epochs and blocks in memory: a step may lie in the end of one and the beginning of the next
 
 
 def random_bits(n: int, *key: int) -> np.ndarray:
-    """uint64 [n], random, a pure function of the key, whose zeros at the end do not count.
+    """Return uint64 [n], random bits that are a function of the key without its trailing zeros.
 
-    numpy keeps a bit generator's output stable between versions; what `Generator` makes of it, it does not.
+    numpy keeps the output of bit generators stable between versions, but not that of `Generator`.
     """
     return np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """A permutation of range(n), int64, a pure function of n and key."""
+    """Return a permutation of range(n), int64, that is a function of n and the key."""
     return random_bits(n, *key).argsort(kind="stable")
 
 
 class Line(NamedTuple):
-    """An epoch's samples end to end: the line's position 0 is at `offset` of shards that lie one behind another."""
+    """An epoch's samples end to end: position 0 of the line is at `offset` of the concatenated shards."""
 
     offset: int
     ends: np.ndarray  # of the shards, in the epoch's order
@@ -37,24 +39,27 @@ class Line(NamedTuple):
 class Order:
     """Epochs over the samples of some shards in global batches; every sample at most once an epoch.
 
-    Up to `window` samples are shuffled whole. A larger set's shards are laid end to end, each epoch in another order
-    and from another place on; that line is cut into lanes, every lane into blocks, and every block is shuffled, such
-    that the blocks in use hold about `window` samples. A step takes equal parts of all lanes. So classes mix even where
-    shards are sorted by class, and a rank, whose rows are next to each other, reads from few shards at a time.
+    Up to `window` samples are shuffled as a whole. The shards of a larger set are laid end to end, in each epoch in
+    another order and from another place on. That line is cut into `lanes` (the interleave width), every lane into
+    blocks, and every block is shuffled, such that the blocks in use hold about `window` samples (the shuffle block). A
+    step takes equal parts of all lanes. So classes mix even if shards are sorted by class, and a rank, whose rows are
+    adjacent, reads from few shards at a time.
 
-    An epoch leaves out the n % batch samples at the end of its permutation or line, which are others each time.
-    Nothing is kept but what the blocks in use need: step ten million costs what step 0 costs.
+    An epoch leaves out the n % batch samples at the end of its permutation or line, in each epoch others. Memory holds
+    the blocks in use only: step ten million costs as much as step 0.
 
     Args:
         counts: samples of each shard
         batch: global batch size
         seed: of the permutations
-        lanes: about so many: the number nearest to it that divides the batch; None: a quarter of the batch, or 64
-        window: samples that a step's are chosen among; None: 2,048 times the batch, or 2^19. With these, batches of
-            10^7 samples in 10^4 shards sorted by class have at most 1.3 times the class variance of a whole shuffle
+        lanes: interleave width; the nearest number that divides the batch is taken. None: a quarter of the batch, at
+            least 64
+        window: shuffle block: samples among which those of a step are chosen. None: 2,048 times the batch, at least
+            2^19. With both defaults, batches of 10^7 samples in 10^4 shards sorted by class have at most 1.3 times the
+            class variance of a whole shuffle
 
     Raises:
-        DataError: there are fewer samples than one batch.
+        DataError: There are fewer samples than one batch.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class Order:
         self.window = max(window or max(2**19, 2048 * batch), batch)
         if self.n < batch:
             raise DataError(
-                f"{self.n:,} training images fill no batch of trainer.batch_size {batch}: lower it, or bring more"
+                f"{self.n:,} training images fill no batch of trainer.batch_size {batch}: lower it, or add images"
             )
         self.steps_per_epoch = self.n // batch
         wanted = lanes or max(64, batch // 4)
@@ -82,11 +87,11 @@ class Order:
         self._kept: dict[str, dict[tuple[int, ...], Any]] = {}
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """int64 [batch]: positions of the samples of a global step, shards counted end to end."""
+        """Return int64 [batch]: positions of a global step's samples, counted through all shards."""
         return self.rows(step, slice(0, self.batch))
 
     def rows(self, step: int, rows: slice) -> np.ndarray:
-        """int64 [rows]: some rows of the global batch, from the lanes that they lie in alone."""
+        """Return int64 [rows]: some rows of the global batch; only the lanes of these rows are computed."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self.n <= self.window:
             return self._keep(self._whole, epoch)[within * self.batch :][rows]
@@ -98,13 +103,14 @@ class Order:
         return places + line.shifts[np.searchsorted(line.ends, places, side="right")]
 
     def fingerprint(self) -> str:
-        """Changes with anything that changes what a step sees."""
+        """Return a checksum of all that decides which samples a step sees."""
         settings = [self.n, self.batch, self.seed]
         if self.n > self.window:
             settings += [self.lanes, self.window, *self.counts.tolist()]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
-    # Keys: (seed, epoch), for a line with 0 and 1 or 2 behind it, for a block with its lane, from 1 on, and number.
+    # Keys of random bits: (seed, epoch) for a permutation, (seed, epoch, 0, 1 or 2) for a line, and (seed, epoch, lane,
+    # block) for a block, with lanes counted from 1.
 
     def _whole(self, epoch: int) -> np.ndarray:
         return permutation(self.n, self.seed, epoch)
@@ -116,12 +122,12 @@ class Order:
         return Line(offset, ends, starts[shards] - (ends - self.counts[shards]))
 
     def _block(self, epoch: int, block: int, first: int, last: int) -> np.ndarray:
-        """int64 [lanes, its length]: a block of each of some lanes, shuffled."""
+        """Return int64 [lanes, length of the block]: a block of some lanes, shuffled."""
         n = int(self.edges[block + 1] - self.edges[block])
         return np.stack([permutation(n, self.seed, epoch, lane + 1, block) for lane in range(first, last)])
 
     def _places(self, epoch: int, first: int, last: int, start: int) -> np.ndarray:
-        """int64 [lanes, width] on the line: what some lanes give from their place `start` on."""
+        """Return int64 [lanes, width]: places on the line of some lanes' samples from their place `start` on."""
         parts, stop = [], start + self.width
         lanes = np.arange(first, last)[:, None] * int(self.edges[-1])
         while start < stop:
@@ -133,7 +139,7 @@ class Order:
         return np.concatenate(parts, axis=1)
 
     def _keep(self, make: Callable[..., Any], *key: int) -> Any:
-        """What `make` gives, kept until it has given KEPT others."""
+        """Return `make(*key)`, and keep the last KEPT results of each `make`."""
         kept = self._kept.setdefault(make.__name__, {})
         if key not in kept:
             if len(kept) >= KEPT:
@@ -146,9 +152,9 @@ class Order:
 
 
 def sample_checksum(step: int, which: int, rows: slice, positions: np.ndarray) -> int:
-    """A checksum of which samples some rows of a step's batch saw, of data set number `which`.
+    """Return a checksum of the samples in some rows of a step's batch, of data set number `which`.
 
-    Summed over ranks modulo 2^32 it is that of the global batch.
+    The sum over ranks modulo 2^32 is the checksum of the global batch.
     """
     of_step = np.random.SeedSequence((step, which)).generate_state(1, np.uint64)
     row = np.arange(rows.start, rows.stop, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Processes beside this one: they start fast and clean, and end with it."""
+"""Worker processes: they start from a clean server process, and end with their parent."""
 
 import atexit
 import multiprocessing
@@ -24,35 +24,32 @@ from data.redact import redacted
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# What asks a run to leave. Ctrl-C and SLURM send it to every process of a job, and it is this process's to answer.
+# Signals that stop a run. Ctrl-C and SLURM send them to every process of a job, but only the main process handles them.
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-PROCESSES = multiprocessing.get_context("forkserver")  # to fork a process that uses CUDA or threads is not safe
+PROCESSES = multiprocessing.get_context("forkserver")  # forking a process with CUDA or threads is unsafe
 WARNING = "ignore:resource_tracker:UserWarning"  # as the interpreter's option -W
 
 
 def prepare_workers() -> None:
-    """Begin the imports of the process that others are forked from, which take seconds, while others are done here.
+    """Start the server process that workers are forked from; its imports take seconds, beside this process's work.
 
-    It, and they, are born with SIGNALS blocked.
+    It and its workers start with SIGNALS blocked.
     """
     atexit.unregister(end_workers)
     atexit.register(end_workers)
     PROCESSES.set_forkserver_preload(["data.loader"])
-    # It removes what a process leaves behind that ends at once, which is meant here and not to be warned of.
+    # The resource tracker warns when it cleans up after a process that exited at once, as ours do on purpose.
     if WARNING not in sys.warnoptions:
         sys.warnoptions.append(WARNING)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    resource_tracker.ensure_running()  # it would be started by the other, but unblocks two of them
+    resource_tracker.ensure_running()  # else the server starts it, and it unblocks two of them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_workers() -> None:
-    """End the workers of this process.
-
-    At an exit, multiprocessing itself would send them SIGTERM, which they block, and then wait for them without end.
-    """
+    """Kill the workers of this process: at an exit, multiprocessing would send SIGTERM, which they block, and wait."""
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     for worker in workers:
         worker.kill()
@@ -61,7 +58,7 @@ def end_workers() -> None:
 
 
 def end_when_interrupted() -> None:
-    """Until `run_command`, while imports take seconds and nothing is done yet, have Ctrl-C end this process at once."""
+    """Have Ctrl-C end this process at once until `run_command`: there is nothing to save while imports take seconds."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
         signal.signal(signal.SIGINT, _interrupted)
 
@@ -72,7 +69,7 @@ def _interrupted(*_: object) -> NoReturn:
 
 
 def run_command(work: Callable[[], int | None]) -> NoReturn:
-    """Do a command's work and exit with the code that it returns; Ctrl-C ends it with one line and code 130."""
+    """Do a command's work and exit with the code that it returns, after Ctrl-C with one line and code 130."""
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -83,37 +80,37 @@ def run_command(work: Callable[[], int | None]) -> NoReturn:
 
 
 def run_program(work: Callable[[], int | None]) -> NoReturn:
-    """Like `run_command`, but this process and its workers end at once, whatever came of the work.
+    """Do a program's work as `run_command` does, then end this process and its workers at once.
 
-    Nothing that could wait for another thread or process is done on the way out: a process group's threads would now
-    and then abort the process, or wait for a process that is gone.
+    Python's usual exit may wait for another thread or process: a process group's threads sometimes abort the process,
+    or wait for a process that is gone.
     """
     code = 1
     try:
         run_command(work)
-    except SystemExit as stopped:  # what went wrong has been told
+    except SystemExit as stopped:  # its message is printed already
         code = int(stopped.code or 0)
     except BaseException:
         print(redacted(traceback.format_exc()), end="", file=sys.stderr)
-    with suppress(OSError):  # a pipe that nobody reads any more, a full disk
+    with suppress(OSError):  # a closed pipe, a full disk
         sys.stdout.flush()
         sys.stderr.flush()
     end_workers()
     with suppress(OSError):
-        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # multiprocessing would, in a slower exit
+        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # as multiprocessing does at a usual exit
     os._exit(code)
 
 
 def allow_open_files() -> None:
-    """Raise the number of files that this process may open to what the system lets it."""
+    """Raise the number of files that this process may open to the system's limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def end_with_parent() -> None:
-    """Have this process, started by another one, end when that is gone, however it went.
+    """Have this worker end when its parent ends, even by a kill.
 
-    The kernel's own signal for this would not do: the parent it knows is the fork server, which outlives the other.
+    The kernel's signal for this (PR_SET_PDEATHSIG) follows the fork server, which outlives the parent.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -135,15 +132,19 @@ def run_in_parallel(
     done: int = 0,
     unit: str = "images",
 ) -> None:
-    """Do all tasks, in any order, with a progress bar where stderr is a terminal.
+    """Do all tasks, in any order, with a progress bar if stderr is a terminal.
 
     Args:
-        work: takes a task, and what to tell how many more of `unit` are done; can be pickled, for more than one worker
-        workers: processes; 1: this one
-        collect: gets every result, in this process; where it raises, the workers are ended
+        work: takes a task, and a function to call with the number of units just done; it can be pickled
+        tasks: the tasks
+        workers: number of processes; 1 works in this process
+        collect: takes every result, in this process; an error in it ends the workers
+        title, unit: of the progress bar
+        total: units of all tasks, if known
+        done: units that an earlier call has done
 
     Raises:
-        DataError: a worker process died.
+        DataError: A worker process died.
     """
     with tqdm(total=total, initial=done, desc=title, unit=f" {unit}", disable=None) as bar:
         if min(workers, len(tasks)) <= 1:
@@ -163,7 +164,7 @@ def run_in_parallel(
                         collect(future.result())
             except BrokenProcessPool as error:
                 raise DataError(
-                    "a worker process died, perhaps for want of memory: run the command again, with fewer --workers"
+                    "a worker process died, perhaps because memory is full: run the command again with fewer --workers"
                 ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -173,12 +174,12 @@ def run_in_parallel(
 
 
 def unblock_signals() -> None:
-    """In a worker of a pool, which could not end it otherwise; Ctrl-C stays the parent's to handle."""
+    """Unblock a worker's signals, so that its pool can end it; the parent handles Ctrl-C."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGINT})
 
 
 def _enter(work: Callable[..., Any], progress: Any) -> None:
-    """Make a worker ready."""
+    """Initialise a worker."""
     global _worker
 
     def advance(more: int) -> None:

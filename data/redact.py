@@ -1,4 +1,4 @@
-"""Credentials in what is told and kept: URLs stay whole only where they are opened, and in the user's own recipe."""
+"""Credentials in messages and files: URLs are complete only where they are opened, and in the user's own recipe."""
 
 import re
 from typing import Any
@@ -16,8 +16,8 @@ WORDS = re.compile(
 
 
 def redacted(text: str) -> str:
-    """A text without the user names, passwords and queries of the URLs in it, and without the passwords and tokens that
-    follow a word for such in a `pipe:` command."""
+    """Return a text without the users, passwords and queries of URLs, and without what follows a word such as
+    "password" or "token" in a `pipe:` command."""
     text = URL.sub(_without_credentials, text)
     return COMMAND.sub(lambda command: WORDS.sub(rf"\1{HIDDEN}", command[0]), text)
 
@@ -28,7 +28,7 @@ def printable(text: str, keep: str = "\n") -> str:
 
 
 def _without_credentials(url: re.Match[str]) -> str:
-    """The URL, or several in a chain, without what stands before a host, and any query: most are signatures."""
+    """Return a URL, or several in a chain, without users and passwords, and without queries: most are signatures."""
     places, mark, query = url[0].partition("?")
     hosts = (place.partition("/") for place in places.split("://"))
     clean = "://".join(
@@ -40,7 +40,7 @@ def _without_credentials(url: re.Match[str]) -> str:
 
 
 def redacted_all(value: Any) -> Any:
-    """Plain data with every text in it redacted."""
+    """Return plain data with every text in it redacted."""
     if isinstance(value, dict):
         return {key: redacted_all(one) for key, one in value.items()}
     if isinstance(value, list):

@@ -22,8 +22,8 @@ def command(monkeypatch):
 
     def start(name):
         monkeypatch.setattr(sys, "argv", [name, "--dry_run"])
-        for module in (name, f"{name}.__main__"):
-            monkeypatch.delitem(sys.modules, module, raising=False)
+        is_package = hasattr(sys.modules.get(name), "__path__")  # whose submodules other tests go on using
+        monkeypatch.delitem(sys.modules, f"{name}.__main__" if is_package else name, raising=False)
         runpy.run_module(name, run_name="__main__")
 
     yield start

@@ -547,7 +547,7 @@ if not private or libc.mount(b"", b"/dev/shm", b"tmpfs", 0, b"size=64k"):
     if done.returncode == 99:
         pytest.skip("mounting a small /dev/shm needs root")
     assert (done.returncode, word(tmp_path)) == (1, "failed")
-    assert "error: step 1: /dev/shm, by which workers hand images over, is too small or full" in done.stderr
+    assert "error: step 1: /dev/shm, through which workers send images, is too small or full" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,39 +1,19 @@
-"""Files and folders that appear whole or not at all, also after a crash of the machine."""
+"""Files that are written to the disk itself, at once or piece by piece."""
 
 import hashlib
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data.files import atomically
+
 PIECE = 4 << 20  # bytes that are written at once
-UNFINISHED = ".unfinished."  # prefix of temporary names
 Pause = Callable[[float], None]
 
 
-@contextmanager
-def atomically(path: Path) -> Iterator[Path]:
-    """A context that yields a temporary path for a file or folder, which gets the name `path` at its end.
-
-    After an error nothing is left behind. Processes may write the same file at once: the last one wins.
-    """
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
-    _remove(unfinished)
-    try:
-        yield unfinished
-        _sync(unfinished)
-        unfinished.rename(path)
-    except BaseException:
-        _remove(unfinished)
-        raise
-    _sync(path.parent)
-
-
 def write_atomically(path: Path, content: str) -> None:
-    """Write a small text file that appears whole or not at all."""
     with atomically(path) as unfinished:
         unfinished.write_bytes(content.encode())
 
@@ -59,19 +39,3 @@ def write_pieces(path: Path, *parts: Any, pause: Pause | None = None) -> str:
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()

@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,19 +54,16 @@ def parser() -> CommandParser:
     reconstruct = commands.add_parser("reconstruct", help="images beside their reconstructions")
     interpolate = commands.add_parser("interpolate", help="a strip from one image to another")
     translate = commands.add_parser("translate", help="images beside their translations into the other domain")
+    folder: dict[str, Any] = dict(metavar="FOLDER", type=Path, required=True)
     for command in (sample, reconstruct, interpolate, translate):
         command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a checkpoint or of a run")
-        command.add_argument(
-            "--out", metavar="FOLDER", type=Path, required=True, help="folder for PNGs; replaces those of the same name"
-        )
+        command.add_argument("--out", help="folder for PNGs; replaces those of the same name", **folder)
         command.add_argument("--device", help="torch's name of a device (default: cuda if there is one, else cpu)")
     for command, usual in (sample, "10000"), (reconstruct, "all"), (translate, "all"):
         command.add_argument("--num", type=PositiveInt, help=f"number of images (default: {usual}, or 64 in a grid)")
         command.add_argument("--grid", action="store_true", help="write a single PNG that shows all images")
     for command in (reconstruct, translate):
-        command.add_argument(
-            "--images", metavar="FOLDER", type=Path, required=True, help="folder of images or WebDataset shards"
-        )
+        command.add_argument("--images", help="folder of images or WebDataset shards", **folder)
     for command in (sample, interpolate):
         command.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the samples (default: 0)")
     ends = "two image files, or the numbers of two samples"

@@ -1,6 +1,6 @@
 """A training run: its loop, and what happens after a step."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 
 from accelerate import Accelerator
@@ -8,7 +8,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from trainer.batch import Batch
 from trainer.build import build, make_train_step, settle_buckets
-from trainer.checkpoint.collective import CollectiveSaver, resume
+from trainer.checkpoint.collective import resume, save_on_main
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.writer import Saver
 from trainer.config.parser import Config
@@ -63,33 +63,27 @@ class Run:
     def __init__(self, config: Config, folder: RunFolder, accelerator: Accelerator, ranks: Ranks, stop: StopSignal):
         settings, is_main = config.trainer, accelerator.is_main_process
         self.config, self.folder, self.accelerator, self.ranks, self.stop = config, folder, accelerator, ranks, stop
-        self.parts = build(config, accelerator, ranks)
-        self.train_step = make_train_step(self.parts, accelerator)
+        self.parts = parts = build(config, accelerator, ranks)
+        self.train_step = make_train_step(parts, accelerator)
         self.window = LogWindow(accelerator, self.train_step.meter, settings.batch_size)
-        state = TrainState(
-            config,
-            self.parts.system,
-            self.parts.networks,
-            self.parts.ema,
-            self.train_step.player_states,
-            self.parts.trains,
-            self.parts.orders,
-        )
-        settle_buckets(self.parts, state, accelerator)
+        players = self.train_step.player_states
+        self.state = TrainState(config, parts.system, parts.networks, parts.ema, players, parts.trains, parts.orders)
+        settle_buckets(parts, self.state, accelerator)
         run_on_main(accelerator, folder.lock)
-        resumed = resume(folder.checkpoints, state, accelerator)
+        resumed = resume(folder.checkpoints, self.state, accelerator)
         self.step, self.evaluation_pending = resumed.step, resumed.evaluation_pending
         if resumed.windows:
             self.window.load(resumed.windows)
 
-        self.evaluator = PeriodicEvaluator(self.parts, folder.path, accelerator) if config.evaluate.every else None
-        shown = self.parts.tests or self.parts.trains
-        self.grid_inputs = grid_inputs(shown, config.data, settings.seed, self.parts.system, accelerator.device)
+        self.evaluator = PeriodicEvaluator(parts, folder.path, accelerator) if config.evaluate.every else None
+        shown = parts.tests or parts.trains
+        self.grid_inputs = grid_inputs(shown, config.data, settings.seed, parts.system, accelerator.device)
         self.logger = RunLogger(folder.path, self.step, settings.steps, is_main, self.evaluation_pending)
         self.data_health = DataHealth(config, self.step, resumed.replaced)
-        self.failures = FailureReports(self.parts, folder, self.logger)
-        saver = Saver(folder.checkpoints, settings.keep, settings.keep_every, self.logger.message, self.logger.flush)
-        self.saver = CollectiveSaver(saver, state, accelerator)
+        self.failures = FailureReports(parts, folder, self.logger)
+        self.saver = Saver(
+            folder.checkpoints, settings.keep, settings.keep_every, self.logger.message, self.logger.flush
+        )
         self._announce()
 
     def train(self) -> bool:
@@ -106,7 +100,7 @@ class Run:
                 self.accelerator.wait_for_everyone()
         except BaseException:
             with suppress(OSError):
-                self.saver.wait()
+                self.saver.finish()
             raise
         finally:
             self.logger.close()
@@ -127,7 +121,7 @@ class Run:
             self.logger.advance()
             self._after_step(stopping)
         batches.close()
-        self.saver.finish()
+        self._save_on_main(self.saver.finish)
         # A run that must stop in its last step is not finished while that step's evaluation is pending.
         finished = self.step == self.config.trainer.steps and not (stopping and self.evaluator)
         self.logger.message(self._last_message(finished))
@@ -203,7 +197,10 @@ class Run:
             "code": self.parts.code,
             "windows": gather_object([self.window.state()]),  # empty, unless the run stops within a window
         }
-        self.saver.save(self.step, progress)
+        self._save_on_main(lambda: self.saver.save(self.step, self.state.tensors(), self.state.manifest() | progress))
+
+    def _save_on_main(self, work: Callable[[], None]) -> None:
+        save_on_main(self.accelerator, self.saver, work)
 
     def _affords_evaluation(self) -> bool:
         assert self.evaluator is not None
@@ -217,13 +214,14 @@ class Run:
         """Score the averaged networks, and add the scores to this step's checkpoint."""
         assert self.evaluator is not None
         try:
-            evaluation = self.evaluator()
+            scores, facts = self.evaluator()
         except FloatingPointError as error:
             raise self.failures.unusable_images(self.step, str(error)) from error
-        self.logger.scores(self.step, evaluation.scores, **evaluation.facts)
-        for hint in evaluation.hints:
+        self.logger.scores(self.step, scores, **facts)
+        for hint in facts.get("hints", []):
             self.logger.message(f"step {self.step}: {hint}")
-        self.saver.score(self.step, evaluation.scores, self.evaluator.comparable)
+        comparable = self.evaluator.comparable
+        self._save_on_main(lambda: self.saver.score(self.step, scores, comparable))
 
     def _announce(self) -> None:
         if self.accelerator.is_main_process:

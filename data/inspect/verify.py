@@ -16,6 +16,7 @@ from data.inspect.dataset import Dataset, ShardEntry, Split, fingerprint, read_d
 from data.inspect.summary import DatasetSummary
 from data.processes import run_in_parallel
 from data.shards import index
+from data.shards.tars import Sample, checksum, samples
 
 
 class Shard(NamedTuple):
@@ -74,14 +75,14 @@ def measure(shard: Shard, advance: Callable[[int], Any], limits: Limits = LIMITS
     summary, problems, keys, checksums = DatasetSummary(), list[str](), set[str](), list[int]()
     table = None if shard.entry is None else index.load_table(shard.path, shard.entry)
 
-    def add(file: int, sample: index.Sample) -> None:
+    def add(file: int, sample: Sample) -> None:
         content = os.pread(file, min(sample.size, limits.bytes + 1), sample.offset)
         if sample.key in keys:
             raise ValueError("another sample of this shard has the same key")
         if not content:
             raise ValueError("it has no image")
         keys.add(sample.key)
-        checksums.append(index.checksum(file, sample.offset, sample.size))
+        checksums.append(checksum(file, sample.offset, sample.size))
         summary.add(sample.key, content, sample.label, limits)
         row = len(checksums) - 1
         if table is not None and (row >= len(table) or checksums[row] != table[row, 3]):
@@ -89,7 +90,7 @@ def measure(shard: Shard, advance: Callable[[int], Any], limits: Limits = LIMITS
 
     try:
         with open(regular_file(shard.path), "rb") as file:
-            for sample in index.samples(shard.path):
+            for sample in samples(shard.path):
                 advance(1)
                 try:
                     add(file.fileno(), sample)
@@ -114,7 +115,7 @@ def describe_split(shards: list[tuple[Path, DatasetSummary]]) -> Split:
 
 def _shards(folder: Path, dataset: Dataset | None) -> list[Shard]:
     folders = [folder / split for split in dataset.splits] if dataset else [folder, *sorted(folder.glob("*/"))]
-    entries = {one: index.known(one) for one in folders}
+    entries = {one: index.known_shards(one) for one in folders}
     shards = [
         Shard(one.name, path, entries[one].get(path.name)) for one in folders for path in sorted(one.glob("*.tar"))
     ]

@@ -18,22 +18,22 @@ from data.shards.index import Shard, load_table, save_table, scan, table_path
 from data.shards.remote import download
 
 WAIT = 0.05  # seconds between looks for room
-TABLES = 256  # kept in memory
-OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.[0-9a-f]+\.tar\.npy\.\d+")  # no other file is touched
+MAX_TABLES = 256  # tables that stay in memory
+OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.unfinished\.[0-9a-f]+\.tar\.npy\.\d+")  # its files
 
 
 class Cache:
-    """Fetches shards once for all processes of a machine, and drops those unused for longest to stay within a limit.
+    """Remote shards on this machine: each is downloaded once for all processes, the least recently used are dropped.
 
-    A file is a shard, whole (`KEY.tar`, with its table), or on its way (`KEY.BYTES.part`), which counts for all of its
-    bytes from the beginning. Whoever fetches a shard holds an exclusive lock on it, whoever reads it a shared one, and
-    only what nobody holds is dropped; names change under the folder's lock alone. The kernel takes a killed process's
-    locks back, and another one goes on with what it has fetched. A shard's key holds what its index says of it, so a
-    set that was made anew at the same URL is another one.
+    A file is a whole shard (`KEY.tar`, with its table) or a part of one (`KEY.BYTES.part`), which counts with all its
+    bytes from the beginning. A process that downloads a shard holds an exclusive lock on it, one that reads it a shared
+    lock, and only shards without locks are dropped; files are made, renamed and dropped under the folder's lock. The
+    kernel releases a killed process's locks, and another process continues its download. A shard's key depends on its
+    index entry, so a set that was made anew at the same URL is another one.
 
     Args:
-        folder: of a file system of this machine, for its locks; made when it is needed
-        limit: bytes that the files never pass together
+        folder: on a file system of this machine, because of the locks; made if it is missing
+        limit: bytes that all files together never exceed
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int):
@@ -45,24 +45,24 @@ class Cache:
 
     @contextmanager
     def opened(self, url: str, shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
-        """A shard's file descriptor and table, fetched if it is not here, and not dropped meanwhile.
+        """A context with a shard's file descriptor and table, in which the shard is not dropped.
 
-        Nobody may hold one shard while asking for another: two could wait for each other's room.
+        A process must not open a second shard in it: two processes could then wait for each other's room.
 
         Raises:
-            DataError: it cannot be fetched, differs from its index, is larger than the limit, or cannot be written.
+            DataError: The shard cannot be downloaded or written, differs from its index, or exceeds the limit.
         """
         path = self._path(url, shard)
-        while (file := self._held(path, shard)) is None:
+        while (file := self._locked(path, shard)) is None:
             self.fetch(url, shard)
         with file:
             yield file.fileno(), self._table(path, shard)
 
     def fetch(self, url: str, shard: Shard) -> None:
-        """Have a shard in the folder; it may be dropped again at once.
+        """Download a shard that is not in the folder; another process may drop it at once.
 
         Raises:
-            DataError: as `opened`.
+            DataError: As `opened`.
         """
         path, need = self._path(url, shard), shard.filesize + 32 * shard.nsamples + 256
         if need > self.limit:
@@ -72,24 +72,21 @@ class Cache:
             )
         part = path.with_suffix(f".{need}.part")
         try:
-            self._fetch(url, shard, path, part, need)
+            while not path.exists():
+                if not self._reserve(path, part, need):
+                    time.sleep(WAIT)  # all is in use: reading a batch's part of a shard takes milliseconds
+                    continue
+                with suppress(FileNotFoundError), open(part, "r+b") as file:  # not found: it is whole now, or dropped
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    if _is_at(file, part):
+                        download(url, file, shard.filesize)
+                        os.fsync(file.fileno())
+                        self._finish(part, path, url, shard)
         except OSError as error:
             raise DataError(
                 f"data.cache (--cache of trainer.evaluate) {self.folder}: {error.strerror or error}, and remote shards "
                 "are kept there: make room, or name another folder"
             ) from error
-
-    def _fetch(self, url: str, shard: Shard, path: Path, part: Path, need: int) -> None:
-        while not path.exists():
-            if not self._reserve(path, part, need):
-                time.sleep(WAIT)  # all is in use: reading a batch's part of a shard takes milliseconds
-                continue
-            with suppress(FileNotFoundError), open(part, "r+b") as file:  # not found: it is whole by now, or dropped
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if _is_at(file, part):
-                    download(url, file, shard.filesize)
-                    os.fsync(file.fileno())
-                    self._finish(part, path, url, shard)
 
     def _finish(self, part: Path, path: Path, url: str, shard: Shard) -> None:
         found, table = scan(part, bool(shard.checksum))
@@ -105,18 +102,18 @@ class Cache:
                 f"images of the shard {url} have other checksums than its index says: it was damaged, or made anew. "
                 "Fetch it again, and index it anew if that does not help"
             )
-        with self._alone():
+        with self._lock():
             if not save_table(path, table):
                 raise OSError(errno.ENOSPC, "its table cannot be written")
             part.rename(path)
 
     def release(self, url: str, shard: Shard) -> None:
-        """Say that a shard will not be needed soon: it goes before those that are still to be used."""
+        """Mark a shard as the first to be dropped."""
         with suppress(OSError):
             os.utime(self._path(url, shard), (0, 0))
 
-    def _held(self, path: Path, shard: Shard) -> IO[bytes] | None:
-        """A whole shard, locked against being dropped while it is open; None if it is not here."""
+    def _locked(self, path: Path, shard: Shard) -> IO[bytes] | None:
+        """Return a whole shard, locked while it is open, or None if it is not here."""
         try:
             file = open(path, "rb")  # noqa: SIM115 - the caller closes it
         except (FileNotFoundError, NotADirectoryError):
@@ -124,33 +121,33 @@ class Cache:
         fcntl.flock(file, fcntl.LOCK_SH)
         is_here, is_whole = _is_at(file, path), os.fstat(file.fileno()).st_size == shard.filesize
         if is_here and is_whole:
-            with suppress(OSError):  # another user's
-                os.utime(file.fileno())  # used just now
+            with suppress(OSError):  # the file may be another user's
+                os.utime(file.fileno())
             return file
         file.close()
-        if is_here:  # what a failing disk may leave
-            with self._alone():
-                _dropped(path)
+        if is_here:  # a failing disk may leave a part
+            with self._lock():
+                _drop(path)
         return None
 
     def _table(self, path: Path, shard: Shard) -> np.ndarray:
         if path not in self._tables:
-            if len(self._tables) >= TABLES:
+            if len(self._tables) >= MAX_TABLES:
                 del self._tables[next(iter(self._tables))]
             table = load_table(path, shard)
             self._tables[path] = scan(path, checksums=False)[1] if table is None else table
         return self._tables[path]
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _reserve(self, path: Path, part: Path, need: int) -> bool:
-        """Make room for a shard, and its unfinished file; False where all that is here is in use."""
-        with self._alone():
+        """Make room for a shard, and its part; return False if too much of the cache is in use."""
+        with self._lock():
             if part.exists() or path.exists():
                 return True
             files = sorted(self._files())
@@ -158,13 +155,13 @@ class Cache:
             for _, size, other in files:
                 if room >= need:
                     break
-                room += size if _dropped(other) else 0
+                room += size if _drop(other) else 0
             if room >= need:
                 part.touch()
             return room >= need
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Last use, bytes and path of each shard; tables that a kill left alone go."""
+        """Yield last use, bytes and path of each shard; remove tables whose shard is gone, as after a kill."""
         ours = [path for path in sorted(self.folder.iterdir()) if OURS.fullmatch(path.name)]
         for path in ours:
             if path.suffix == ".part":
@@ -184,15 +181,15 @@ def _size(path: Path) -> int:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the one of that name: it may have been dropped or finished before its lock came."""
+    """Whether an open file still has that name: it may have been dropped or finished before it was locked."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _dropped(path: Path) -> bool:
-    """Drop a file, unless somebody holds it."""
+def _drop(path: Path) -> bool:
+    """Drop a shard and return True, unless a process has locked it."""
     with suppress(FileNotFoundError), open(path, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

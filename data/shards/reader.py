@@ -1,39 +1,37 @@
 """WebDataset shards: write them, and read any sample by its position, from this machine or from elsewhere.
 
-A shard is an ordinary tar whose members share a key: `000042.png` and `000042.cls` are one sample.
+A shard is a plain tar; members of one key are one sample, such as `000042.png` and `000042.cls`. webdataset reads a
+shard from its beginning; reading by position lets a run resume at any step on any number of processes.
 """
 
 import os
-import resource
 import tarfile
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import webdataset
 from msgspec.structs import replace
 
 from data import files
+from data.errors import DataError
 from data.images import LIMITS, Limits
 from data.shards import index
 from data.shards.cache import Cache
-from data.shards.index import IMAGE_EXTENSIONS, DataError, Shard
+from data.shards.index import Shard
+from data.shards.local import LocalShards
 from data.shards.remote import check_named_by_file, check_same_origin, is_remote, read
+from data.shards.tars import IMAGE_EXTENSIONS
 
-__all__ = ["IMAGE_EXTENSIONS", "DataError", "Shards", "write"]
-
-OPEN = 4096  # local shards of a set held open, or a quarter of what the process may open
-TABLES = 4096  # of local shards, mapped
 OnError = Literal["stop", "skip"]
 
 
 def write(folder: Path, samples: Iterable[dict[str, Any]], per_shard: int = 10_000) -> int:
-    """Write WebDataset samples (`__key__`, an image's bytes by extension, `cls`) as shards into `folder`; index them.
+    """Write samples (`__key__`, an image's bytes by extension, `cls`) as shards, index them, and return their number.
 
-    Returns the number of samples. Same samples, same bytes.
+    Equal samples give equal bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -41,25 +39,25 @@ def write(folder: Path, samples: Iterable[dict[str, Any]], per_shard: int = 10_0
         for sample in samples:
             writer.write(sample)
             written += 1
-    index.of_folder(folder)
+    index.index_folder(folder)
     return written
 
 
 class Shards:
-    """The samples of some shards by position: the shards in order of name or of their index, end to end.
+    """The samples of some shards by position: shards in order of name or of their index, end to end.
 
     Args:
-        source: a folder of shards (*.tar), which is indexed where it has no index or an older one; an `index.json`,
-            here or at a URL; or the URL of a folder that has one
-        on_error: whether shards that are damaged, missing or empty, and samples without an image, are errors, or are
-            left out and told in `problems`; whether images that cannot be decoded are, or others stand in for them
-        cache: for remote shards
-        by_user: whether the user has named the source; a file's word runs no commands, nor does an index that
-            it names, and nothing is written beside its shards
-        limits: of an image, for whoever decodes it; of one that has more bytes, one more than the limit is read
+        source: a folder of shards (*.tar), which is indexed if its index is missing or outdated; an `index.json`, here
+            or at a URL; or the URL of a folder that has one
+        on_error: `stop` raises an error for damaged, missing or empty shards and samples without an image; `skip`
+            leaves them out and lists them in `problems`. Readers do alike with images that cannot be decoded
+        cache: where remote shards are kept
+        by_user: whether the user has named the source. If a file names it, no command runs, no index with commands is
+            read, and nothing is written beside the shards
+        limits: of an image, for its decoder; of an image with more bytes, one byte more than the limit is read
 
     Raises:
-        DataError: there are no samples, there is a problem that stops, or shards are named where they may not be.
+        DataError: There are no samples, there is a problem and `on_error` is `stop`, or the source is not allowed.
     """
 
     def __init__(
@@ -70,10 +68,9 @@ class Shards:
         by_user: bool = True,
         limits: Limits = LIMITS,
     ):
-        self.source, self.on_error, self.cache = os.fspath(source), on_error, cache
-        self.by_user, self.limits = by_user, limits
-        base, found, tables = self._find()
-        self.problems = [f"shard {_join(base, shard.url)}: {told}" for shard in found for told in shard.problems]
+        self.source, self.on_error, self.cache, self.limits = os.fspath(source), on_error, cache, limits
+        base, found, tables = _find(self.source, by_user)
+        self.problems = [f"shard {_join(base, shard.url)}: {text}" for shard in found for text in shard.problems]
         if self.problems and on_error == "stop":
             more = f" (and {len(self.problems) - 1} more problems)" if len(self.problems) > 1 else ""
             raise DataError(
@@ -82,9 +79,8 @@ class Shards:
             )
         self.shards = [shard for shard in found if shard.nsamples]
         if not self.shards:
-            what = (
-                f"hold no images ({', '.join(sorted(IMAGE_EXTENSIONS))})" if found else "are none: its index is empty"
-            )
+            endings = ", ".join(sorted(IMAGE_EXTENSIONS))
+            what = f"hold no images ({endings})" if found else "are none: its index is empty"
             raise DataError(f"the shards of {self.source} {what}")
         self.paths = [_join(base, shard.url) for shard in self.shards]
         self.remote = np.array([is_remote(path) for path in self.paths])
@@ -96,37 +92,34 @@ class Shards:
             )
         self.counts = np.array([shard.nsamples for shard in self.shards])
         self.ends = np.cumsum(self.counts)
-        self._open: OrderedDict[int, IO[bytes]] = OrderedDict()  # local ones
-        self._announced: set[int] = set()
-        self._unsaved = {i: tables[shard.url] for i, shard in enumerate(self.shards) if shard.url in tables}
-        self._tables = dict(self._unsaved)
+        self._local = LocalShards({_join(base, name): table for name, table in tables.items()}, writes=by_user)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 [samples]; -1 where a sample has none. Reads every shard's table."""
+        """int64 [samples], -1 where a sample has none; reads every shard's table."""
         parts = []
-        for shard in range(len(self.shards)):
+        for shard, (path, entry) in enumerate(zip(self.paths, self.shards, strict=True)):
             if self.remote[shard]:
                 with self._opened(shard) as (_, table):
                     parts.append(table[:, 2])
             else:
-                parts.append(self._table(shard)[:, 2])
+                parts.append(self._local.table(path, entry)[:, 2])
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
-        """Changes with the shards' names, sizes, sample places, labels or images; not with where they are."""
+        """Return a checksum of the shards' names, sizes, sample places, labels and images, wherever they are."""
         return index.fingerprint(self.shards)
 
     def images(self, positions: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """The encoded images at some positions, and their labels, int64 [positions].
+        """Return the encoded images at some positions, and their labels, int64 [positions].
 
-        One shard after the other, so that a remote one is held for a moment only.
+        Shards are read one after the other, so that a remote one is held only for a moment.
 
         Raises:
-            DataError: a shard is gone, cannot be fetched, or is not as its index says.
+            DataError: A shard is gone, cannot be fetched, or differs from its index.
         """
         contents, labels = [b""] * len(positions), np.full(len(positions), -1)
         order = np.argsort(positions)
@@ -136,28 +129,26 @@ class Shards:
             with self._opened(shard) as (file, table):
                 rows = table[positions[places] - (self.ends[shard] - self.counts[shard])]
                 labels[places] = rows[:, 2]
+                lengths = rows[:, 1].clip(max=self.limits.bytes + 1)
                 try:
-                    lengths = rows[:, 1].clip(max=self.limits.bytes + 1)
-                    for place, offset, length in zip(
-                        places.tolist(), rows[:, 0].tolist(), lengths.tolist(), strict=True
-                    ):
+                    parts = zip(places.tolist(), rows[:, 0].tolist(), lengths.tolist(), strict=True)
+                    for place, offset, length in parts:
                         contents[place] = content = os.pread(file, length, offset)
                         if len(content) != length:
-                            raise self._cut(shard, offset, length, len(content))
+                            raise DataError(
+                                f"shard {self.paths[shard]} ends at byte {offset + len(content)}, but its index has an "
+                                f"image up to byte {offset + length}: it was cut short or replaced while in use"
+                            )
                 except OSError as error:
                     raise DataError(f"cannot read shard {self.paths[shard]}: {error.strerror}") from error
         return contents, labels
 
     def image(self, position: int) -> bytes:
-        """The encoded image at a position.
-
-        Raises:
-            DataError: as `images`.
-        """
+        """Return the encoded image at a position; raise DataError as `images` does."""
         return self.images(np.array([position]))[0][0]
 
     def name(self, position: int) -> str:
-        """Where a sample lies, for messages: its shard and, where that can still be read, its member."""
+        """Return a sample's shard and member, for messages; the row if the member's name cannot be read."""
         shard, row = self._place(position)
         try:
             with self._opened(shard) as (file, table):
@@ -167,131 +158,69 @@ class Shards:
             return f"{self.paths[shard]}, sample {row}"
 
     def shards_of(self, positions: np.ndarray) -> np.ndarray:
-        """Numbers of the shards, each once, that some positions lie in."""
+        """Return the numbers of the shards that some positions lie in, each once."""
         return np.unique(np.searchsorted(self.ends, positions, side="right"))
 
     def bounds(self, position: int) -> tuple[int, int]:
-        """First position, and one past the last, of a sample's shard."""
+        """Return the first position, and one past the last, of a sample's shard."""
         shard, row = self._place(position)
         return position - row, int(self.ends[shard])
 
     def fetch(self, shard: int) -> None:
-        """Have a remote shard in the cache.
-
-        Raises:
-            DataError: it cannot be fetched.
-        """
+        """Download a remote shard into the cache; raise DataError if that fails."""
         assert self.cache is not None
         self.cache.fetch(self.paths[shard], self.shards[shard])
 
     def release(self, shard: int) -> None:
-        """Say that a remote shard will not be needed soon."""
+        """Mark a remote shard as the first to be dropped from the cache."""
         assert self.cache is not None
         self.cache.release(self.paths[shard], self.shards[shard])
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process opens and maps files itself.
-        return self.__dict__ | {"_open": OrderedDict(), "_tables": dict(self._unsaved)}
-
-    def _find(self) -> tuple[str, list[Shard], dict[str, np.ndarray]]:
-        """Where the shards' names are relative to, their entries, and tables that could not be kept."""
-        source = self.source
-        if not self.by_user:
-            check_named_by_file([source], "the run's configuration")
-        if source.endswith(".tar") or (not is_remote(source) and "{" in source and not os.path.exists(source)):
-            raise DataError(
-                f"{source} names shards, which need an index: python -m data.index '{source}' OUT.json, then give "
-                "OUT.json, or the folder of shards where it is on this machine"
-            )
-        if is_remote(source):
-            path = source if source.endswith(".json") else f"{source.rstrip('/')}/index.json"
-            shards = index.of_file(read(path), path)
-            if not path.startswith("file://"):
-                check_same_origin((shard.url for shard in shards), path)
-            elif not self.by_user:
-                check_named_by_file((shard.url for shard in shards), f"the index {path}")
-            return path.rpartition("/")[0], shards, {}
-        if source.endswith(".json") and not os.path.isdir(source):
-            try:
-                shards = index.of_file(files.read(source), source)
-            except OSError as error:
-                raise DataError(f"the index of shards {source} cannot be read: {error.strerror}") from error
-            if not self.by_user:
-                check_named_by_file((shard.url for shard in shards), f"the index {source}")
-            base = os.path.dirname(source)
-            return base, [_checked(shard, _join(base, shard.url)) for shard in shards], {}
-        return source, *index.of_folder(Path(source), writes=self.by_user)
-
     def _place(self, position: int) -> tuple[int, int]:
+        """Return the number of a sample's shard, and its row in the shard's table."""
         shard = int(np.searchsorted(self.ends, position, side="right"))
         return shard, int(position - (self.ends[shard] - self.counts[shard]))
 
-    @contextmanager
-    def _opened(self, shard: int) -> Iterator[tuple[int, np.ndarray]]:
-        """A shard's file descriptor and table."""
+    def _opened(self, shard: int) -> AbstractContextManager[tuple[int, np.ndarray]]:
+        """Return a context with a shard's file descriptor and table."""
         path, entry = self.paths[shard], self.shards[shard]
-        if is_remote(path):
+        if self.remote[shard]:
             assert self.cache is not None
-            with self.cache.opened(path, entry) as opened:
-                yield opened
-            return
-        if shard not in self._open:
-            self._open[shard] = self._open_local(shard)
-            if len(self._open) > min(OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4):
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(shard)
-        yield self._open[shard].fileno(), self._table(shard)
+            return self.cache.opened(path, entry)
+        return self._local.opened(path, entry)
 
-    def _open_local(self, shard: int) -> IO[bytes]:
-        path, entry = self.paths[shard], self.shards[shard]
-        try:
-            file = open(files.regular_file(path), "rb", buffering=0)  # noqa: SIM115 - closed when others have been used since
-        except OSError as error:
-            raise DataError(f"cannot open shard {path}: {error.strerror}") from error
-        stat = os.fstat(file.fileno())
-        if stat.st_size != entry.filesize or (entry.mtime_ns and stat.st_mtime_ns != entry.mtime_ns):
-            file.close()
-            raise DataError(
-                f"shard {path} was replaced since it was indexed ({entry.filesize:,} bytes then, {stat.st_size:,} "
-                "now): start again, which indexes a folder anew, or make its index.json anew"
-            )
-        if shard not in self._announced:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            self._announced.add(shard)
-        return file
 
-    def _table(self, shard: int) -> np.ndarray:
-        """Of a local shard."""
-        if shard not in self._tables:
-            if len(self._tables) >= TABLES:
-                del self._tables[next(iter(self._tables))]
-            self._tables[shard] = _local_table(Path(self.paths[shard]), self.shards[shard], self.by_user)
-        return self._tables[shard]
-
-    def _cut(self, shard: int, offset: int, length: int, found: int) -> DataError:
-        return DataError(
-            f"shard {self.paths[shard]} ends at byte {offset + found}, but its index has an image up to byte "
-            f"{offset + length}: it was cut short or replaced while in use"
+def _find(source: str, by_user: bool) -> tuple[str, list[Shard], dict[str, np.ndarray]]:
+    """Return what the shards' names are relative to, their entries, and tables that could not be written."""
+    if not by_user:
+        check_named_by_file([source], "the run's configuration")
+    if source.endswith(".tar") or (not is_remote(source) and "{" in source and not os.path.exists(source)):
+        raise DataError(
+            f"{source} names shards, which need an index: python -m data.index '{source}' OUT.json, then give "
+            "OUT.json, or the folder of shards if it is on this machine"
         )
-
-
-def _local_table(path: Path, entry: Shard, writes: bool) -> np.ndarray:
-    table = index.load_table(path, entry)
-    if table is None:
-        found, table = index.scan(path, checksums=False)
-        if len(table) != entry.nsamples or entry.table not in ("", found.table):
-            told = "".join(f", {problem}" for problem in found.problems[:1])
-            raise DataError(
-                f"shard {path} has {len(table):,} images, and its index says {entry.nsamples:,} samples{told}: index "
-                "it anew (python -m data.index), or name its folder"
-            )
-        if writes and not entry.checksum:  # of another program's index; else the kept table would not be the whole one
-            index.save_table(path, table)
-    return table
+    if is_remote(source):
+        path = source if source.endswith(".json") else f"{source.rstrip('/')}/index.json"
+        shards = index.parse_index(read(path), path)
+        if not path.startswith("file://"):
+            check_same_origin((shard.url for shard in shards), path)
+        elif not by_user:
+            check_named_by_file((shard.url for shard in shards), f"the index {path}")
+        return path.rpartition("/")[0], shards, {}
+    if source.endswith(".json") and not os.path.isdir(source):
+        try:
+            shards = index.parse_index(files.read(source), source)
+        except OSError as error:
+            raise DataError(f"the index of shards {source} cannot be read: {error.strerror}") from error
+        if not by_user:
+            check_named_by_file((shard.url for shard in shards), f"the index {source}")
+        base = os.path.dirname(source)
+        return base, [_checked(shard, _join(base, shard.url)) for shard in shards], {}
+    return source, *index.index_folder(Path(source), writes=by_user)
 
 
 def _checked(shard: Shard, path: str) -> Shard:
-    """An entry, with what is wrong with its file where that is on this machine."""
+    """Return an entry with what is wrong with its file, if that should be on this machine."""
     if is_remote(path):
         return shard
     try:
@@ -299,8 +228,8 @@ def _checked(shard: Shard, path: str) -> Shard:
     except OSError as error:
         return replace(shard, nsamples=0, problems=(f"it cannot be found: {error.strerror}",))
     if size != shard.filesize:
-        told = f"it has {size:,} bytes, {shard.filesize:,} in its index: index it anew"
-        return replace(shard, nsamples=0, problems=(told,))
+        problem = f"it has {size:,} bytes, {shard.filesize:,} in its index: index it anew"
+        return replace(shard, nsamples=0, problems=(problem,))
     return shard
 
 

@@ -1,7 +1,6 @@
 """Files elsewhere: what fsspec opens (http, https, s3, gs, hf, ...), and `pipe:COMMAND`, a command's output."""
 
 import os
-import select
 import signal
 import subprocess
 import tempfile
@@ -16,11 +15,10 @@ from fsspec.asyn import AsyncFileSystem
 from data.errors import DataError
 from data.files import MAX_JSON, escaped
 
-CHUNK = 2**24  # bytes asked for at once: what a failure costs
-STALL = 60.0  # seconds in which a chunk has to come
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try of a chunk
-
-PLAIN = frozenset({"file", "http", "https", "s3", "gs", "hf"})  # what a file may name: none of them runs anything
+CHUNK = 2**24  # bytes of one request: what a failure loses
+STALL = 60.0  # seconds without a byte after which a request or command has failed
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try of a request
+PLAIN = frozenset({"file", "http", "https", "s3", "gs", "hf"})  # kinds that a file may name, as none runs anything
 
 Result = TypeVar("Result")
 
@@ -30,13 +28,11 @@ def is_remote(source: str) -> bool:
 
 
 def check_named_by_file(sources: Iterable[str], where: str) -> None:
-    """Refuse sources that run something: a file that may be a stranger's names them, and not the user.
+    """Raise DataError if a file, which may be a stranger's, names a command or a URL that may run something.
 
     Args:
+        sources: what the file names
         where: the file, for the message
-
-    Raises:
-        DataError: one is `pipe:COMMAND`, or a URL of a kind that is not known to be plain.
     """
     for source in sources:
         if is_remote(source) and ("::" in source or source.partition(":")[0] not in PLAIN):
@@ -47,13 +43,11 @@ def check_named_by_file(sources: Iterable[str], where: str) -> None:
 
 
 def check_same_origin(urls: Iterable[str], where: str) -> None:
-    """Refuse shards that an index elsewhere names in other places than its own.
+    """Raise DataError if an index elsewhere names shards that are neither relative to itself nor on its own host.
 
     Args:
+        urls: of the shards
         where: URL of the index
-
-    Raises:
-        DataError: one is neither relative to the index nor at its host.
     """
     for url in urls:
         if "::" in url or os.path.isabs(url) or (is_remote(url) and _origin(url) != _origin(where)):
@@ -67,60 +61,52 @@ def _origin(url: str) -> tuple[str, str | None, int | None] | None:
     try:
         parts = urlsplit(url)
         return (parts.scheme, parts.hostname, parts.port) if parts.hostname else None
-    except ValueError:  # a port or a host that is none
+    except ValueError:  # the host or port is invalid
         return None
 
 
 def size_of(url: str) -> int | None:
-    """Bytes of a remote file; None where that is not known beforehand (pipe:).
-
-    Raises:
-        DataError: it cannot be reached; says why.
-    """
+    """Return the bytes of a remote file, or None for a `pipe:`; raise DataError if it cannot be reached."""
     if url.startswith("pipe:"):
         return None
-    if (size := _retried(url, lambda: _ask(url, "info")["size"])) is None:
+    if (size := _retry(url, lambda: _call(url, "info")["size"])) is None:
         raise DataError(f"cannot fetch {url}: its server does not say how many bytes it has")
     return int(size)
 
 
 def read(url: str) -> bytes:
-    """A small remote file.
-
-    Raises:
-        DataError: it cannot be reached, or is larger than MAX_JSON; says why.
-    """
-    if (_retried(url, lambda: _ask(url, "info")["size"]) or 0) > MAX_JSON:  # not every server says
+    """Return a small remote file; raise DataError if it cannot be reached or has more than MAX_JSON bytes."""
+    if (_retry(url, lambda: _call(url, "info")["size"]) or 0) > MAX_JSON:  # some servers do not say
         raise DataError(f"{url} has more than {MAX_JSON:,} bytes, which no index does")
-    return _retried(url, lambda: _ask(url, "cat_file"))
+    return _retry(url, lambda: _call(url, "cat_file"))
 
 
 def download(url: str, file: BinaryIO, size: int | None) -> None:
-    """Append to `file` what it lacks of a remote one of `size` bytes; where that fails, it keeps what has come.
+    """Append to `file` what it lacks of a remote file of `size` bytes; after an error it keeps what has come.
 
     Raises:
-        DataError: every try failed, or the remote file has another size; says why.
+        DataError: All tries failed, or the remote file has another size.
         OSError: `file` cannot be written.
     """
     if url.startswith("pipe:"):
-        _retried(url, lambda: _run(url.removeprefix("pipe:"), file, size))
+        _retry(url, lambda: _run(url.removeprefix("pipe:"), file, size))
         return
     assert size is not None
     while (start := file.seek(0, os.SEEK_END)) < size:
-        file.write(_retried(url, lambda: _part(url, start, min(start + CHUNK, size), size)))
+        file.write(_retry(url, lambda: _part(url, start, min(start + CHUNK, size), size)))
     file.flush()
 
 
 def _part(url: str, start: int, stop: int, size: int) -> bytes:
-    content = _ask(url, "cat_file", start=start, end=stop)
-    if len(content) == size > stop - start:  # from a server that knows no ranges
+    content = _call(url, "cat_file", start=start, end=stop)
+    if len(content) == size > stop - start:  # the server ignores ranges
         content = content[start:stop]
     if len(content) != stop - start:
         raise OSError(f"{len(content):,} bytes came instead of {stop - start:,} from byte {start:,} on")
     return content
 
 
-def _ask(url: str, method: str, **arguments: Any) -> Any:
+def _call(url: str, method: str, **arguments: Any) -> Any:
     system, path = fsspec.core.url_to_fs(url)
     if isinstance(system, AsyncFileSystem):
         arguments["timeout"] = STALL
@@ -128,46 +114,44 @@ def _ask(url: str, method: str, **arguments: Any) -> Any:
 
 
 def _run(command: str, file: BinaryIO, size: int | None) -> None:
-    """Write a command's output, from its beginning: it cannot be asked for a part."""
+    """Write a command's whole output: no part of it can be requested."""
     file.seek(0)
     file.truncate()
-    with tempfile.TemporaryFile() as told:
-        pipes = {"stdout": subprocess.PIPE, "stderr": told, "bufsize": 0}
-        process = subprocess.Popen(command, shell=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
-        code = _copy(process, file)
-        told.seek(0)
-        words = told.read(2000).decode(errors="replace").strip()
-    if code or (size is not None and file.tell() != size):
-        found = f"after {file.tell():,} bytes" + (f" of {size:,}" if size else "")
+    with tempfile.TemporaryFile() as errors:
+        code = _wait(subprocess.Popen(command, shell=True, start_new_session=True, stdout=file, stderr=errors), file)
+        errors.seek(0)
+        words = errors.read(2000).decode(errors="replace").strip()
+    written = file.seek(0, os.SEEK_END)
+    if code or (size is not None and written != size):
+        found = f"after {written:,} bytes" + (f" of {size:,}" if size else "")
         raise OSError(f"the command ended with code {code} {found}{': ' if words else ''}{words}")
-    file.flush()
 
 
-def _copy(process: subprocess.Popen[bytes], file: BinaryIO) -> int:
-    """Write what a process says, and give its exit code; one that stalls is killed."""
-    assert process.stdout is not None
+def _wait(process: subprocess.Popen[bytes], file: BinaryIO) -> int:
+    """Return a command's exit code; kill it if its output does not grow."""
+    written = -1
     try:
         while True:
-            if not select.select([process.stdout], [], [], STALL)[0]:
-                raise OSError(f"nothing came from the command for {STALL:g} seconds")
-            if not (content := process.stdout.read(2**20)):
-                break
-            file.write(content)
-        return process.wait(STALL)
+            try:
+                return process.wait(STALL)
+            except subprocess.TimeoutExpired:
+                before, written = written, os.fstat(file.fileno()).st_size
+                if written == before:
+                    raise OSError(f"nothing came from the command for {STALL:g} seconds") from None
     finally:
-        process.stdout.close()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _retried(url: str, attempt: Callable[[], Result]) -> Result:
+def _retry(url: str, attempt: Callable[[], Result]) -> Result:
+    """Return an attempt's result, after several tries if need be."""
     for pause in (*PAUSES, None):
         try:
             return attempt()
-        except (ImportError, ValueError) as error:  # fsspec knows no such URLs, or names the package that opens them
+        except (ImportError, ValueError) as error:  # fsspec does not know the kind of URL, or lacks its package
             raise DataError(f"cannot open {url}: {error}") from error
-        except Exception as error:  # each kind of remote has errors of its own
+        except Exception as error:  # each kind of remote has its own errors
             if pause is None:
                 reason = str(error) or type(error).__name__
                 raise DataError(

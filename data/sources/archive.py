@@ -12,7 +12,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.files import regular_file
-from data.shards.index import members
+from data.shards.tars import members
 from data.sources.folder import File, image_folder
 from data.sources.paths import is_image, safe_parts
 from data.sources.shards import shards_source, tar_errors

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from data.errors import DataError
 from data.files import parse, regular_file
-from data.shards.index import label_of
+from data.shards.tars import label_of
 from data.sources.paths import split_of
 from data.sources.source import Item, RangeReader, Request, Source, number_classes
 

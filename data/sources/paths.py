@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from data.shards.index import IMAGE_EXTENSIONS
+from data.shards.tars import IMAGE_EXTENSIONS
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 ENDINGS = ", ".join(sorted(IMAGE_EXTENSIONS))

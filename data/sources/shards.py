@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.errors import DataError
 from data.files import parse, read
-from data.shards.index import samples
+from data.shards.tars import samples
 from data.sources.paths import ENDINGS, split_of
 from data.sources.source import Bounds, Item, RangeReader, Request, Source
 

@@ -52,11 +52,11 @@ def test_any_order_deals_every_sample_once_an_epoch_to_any_ranks(case):
             parts = [again.rows(step, slice(rank * share, (rank + 1) * share)) for rank in range(world)]
             assert np.array_equal(np.concatenate(parts), batches[step])
             rows = [slice(rank * share, (rank + 1) * share) for rank in range(world)]
-            tallies = sum(sample_checksum(step, 0, row, part) for row, part in zip(rows, parts, strict=True))
-            assert tallies % 2**32 == sample_checksum(step, 0, slice(0, batch), batches[step])
+            sums = sum(sample_checksum(step, 0, row, part) for row, part in zip(rows, parts, strict=True))
+            assert sums % 2**32 == sample_checksum(step, 0, slice(0, batch), batches[step])
 
 
-def test_the_tally_tells_other_samples_places_steps_and_sets():
+def test_the_sample_checksum_tells_other_samples_places_steps_and_sets():
     rows, positions = slice(0, 4), [5, 6, 7, 8]
     given = [(3, 0, positions), (3, 0, [6, 5, 7, 8]), (3, 0, [5, 6, 7, 9]), (4, 0, positions), (3, 1, positions)]
     assert len({sample_checksum(step, which, rows, np.array(seen)) for step, which, seen in given}) == 5

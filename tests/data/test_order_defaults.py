@@ -63,7 +63,7 @@ def test_fingerprints_are_pinned():
     assert Order([20, 30], 8, 1, 4, 25).fingerprint() == "3ee8a57ec6658299"
 
 
-def test_the_tally_is_pinned():
+def test_the_sample_checksum_is_pinned():
     """A run's record has it, whose continuation may be another version's."""
     assert sample_checksum(3, 1, slice(2, 6), np.array([5, 6, 7, 8])) == 2_447_512_073
 

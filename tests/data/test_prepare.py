@@ -33,8 +33,8 @@ from data.prepare.__main__ import main as prepare_command
 from data.prepare.build import lock, prepare
 from data.prepare.plan import Settings
 from data.prepare.writer import convert
-from data.shards.index import members, samples
 from data.shards.reader import Shards, write
+from data.shards.tars import members, samples
 
 
 def noise(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:

@@ -429,12 +429,12 @@ def test_a_full_disk_is_told_and_what_a_kill_left_goes(server, folder, tmp_path,
         patch.setattr("data.shards.cache.save_table", lambda *_: False)
         with pytest.raises(DataError, match=r"data\.cache .*table cannot be written.*make room"):
             shards.image(0)
-    for left in (".0123.tar.npy.77", "4567.tar.npy"):
+    for left in (".unfinished.0123.tar.npy.77", "4567.tar.npy"):
         (tmp_path / left).write_bytes(b"0" * 1000)
     for position in (0, 10, 20, 30):
         shards.image(position)
     assert bytes_in(tmp_path) <= limit
-    assert len(list(tmp_path.glob("*.npy*")) + list(tmp_path.glob(".*.npy.*"))) == 2
+    assert len(list(tmp_path.glob("*.npy*")) + list(tmp_path.glob(".unfinished.*"))) == 2
 
 
 def test_a_killed_fetch_is_taken_over(forked, server, expected, tmp_path):

@@ -18,7 +18,7 @@ from data import index as index_command
 from data.errors import DataError
 from data.loader import read
 from data.processes import PROCESSES, WARNING, prepare_workers, unblock_signals
-from data.shards import index
+from data.shards import index, tars
 from data.shards.reader import Shards, write
 
 
@@ -80,7 +80,7 @@ def test_shards_in_a_folder_that_cannot_be_written_read_the_same(numbered, monke
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.replace", refuse)  # root may write anywhere
+    monkeypatch.setattr("pathlib.Path.rename", refuse)  # root may write anywhere
     again = Shards(numbered.source)
     assert again.fingerprint() == numbered.fingerprint()
     assert again.image(20) == numbered.image(20)
@@ -133,7 +133,7 @@ def test_an_index_of_shards_that_are_gone_or_changed(numbered):
 def test_the_command_that_indexes_refuses_what_it_would_spoil(numbered, capsys):
     content = (ROOT / numbered.paths[1]).read_bytes()
     for arguments, told in (
-        (numbered.paths[:2], "OUT.json, the last word, is"),
+        (numbered.paths[:2], "OUT.json, the last argument, is"),
         ([f"{numbered.source}/nowhere.tar", "o.json"], "nowhere.tar: it cannot be read: No such file"),
         (["x/{0..3.tar", "o.json"], "nbalanced"),
         ([numbered.source, "o.json"], "is a folder, which is indexed when it is read"),
@@ -197,8 +197,8 @@ def test_an_index_has_a_checksum_of_every_image(numbered):
         content = file.read()
         for piece in (100, 10**6):  # what is read in pieces has the same checksum
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(index, "PIECE", piece)
-                assert index.checksum(file.fileno(), 7, 5000) % 2**64 == xxhash.xxh3_64_intdigest(content[7:5007])
+                patch.setattr(tars, "PIECE", piece)
+                assert tars.checksum(file.fileno(), 7, 5000) % 2**64 == xxhash.xxh3_64_intdigest(content[7:5007])
 
 
 def test_images_are_not_read_where_there_is_an_index(numbered, monkeypatch):
@@ -334,7 +334,7 @@ def test_an_index_is_written_through_no_link(numbered, tmp_path):
     (tmp_path / "precious").write_text("mine")
     for path in files_of_index(numbered):
         path.unlink()
-        for name in (path.name, f".{path.name}.{os.getpid()}"):
+        for name in (path.name, f".unfinished.{path.name}.{os.getpid()}"):
             (path.parent / name).symlink_to(tmp_path / "precious")
     assert Shards(numbered.source).fingerprint() == numbered.fingerprint()
     assert (tmp_path / "precious").read_text() == "mine"

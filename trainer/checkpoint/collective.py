@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from trainer.checkpoint import files
 from trainer.checkpoint.state import TrainState
@@ -20,7 +19,7 @@ class Resumed(NamedTuple):
     Args:
         step: steps that the run has made
         replaced: damaged images that other images replaced
-        evaluation_pending: whether the step has not been scored yet but must be
+        evaluation_pending: whether the step must still be scored
         windows: what each process had not logged yet, see `LogWindow`
     """
 
@@ -31,97 +30,48 @@ class Resumed(NamedTuple):
 
 
 def resume(folder: Path, state: TrainState, accelerator: Accelerator) -> Resumed:
-    """Load the newest intact checkpoint, the same one on every process; without one the run starts at step 0.
+    """Load the newest whole checkpoint, the same one on every process; without one the run starts at step 0.
 
     Raises:
-        ValueError, OSError: all checkpoints are damaged, one cannot be read, or the newest is of another run.
+        ValueError, OSError: no checkpoint is whole, one cannot be read, or the newest does not fit the run.
     """
     found: tuple[files.Tensors, dict[str, Any]] | None = None
 
-    def newest() -> tuple[int, bool] | None:
+    def newest() -> tuple[Path, bool] | None:
         nonlocal found
         if (found := files.load_newest(folder)) is None:
             return None
-        step = found[1]["step"]
-        return step, files.read_scores(_path(folder, step)) is not None
+        path = folder / f"step_{found[1]['step']:08d}"
+        return path, files.read_scores(path) is not None
 
     chosen = run_on_main(accelerator, newest)
     if chosen is None:
         return Resumed()
-    step, scored = chosen
-    tensors, manifest = found or files.load(_path(folder, step))
+    path, scored = chosen
+    tensors, manifest = found or files.load(path)
     state.check(manifest, verbose=accelerator.is_main_process)
     state.load(tensors, manifest)
     pending = manifest["evaluation_pending"] and not scored and state.config.evaluate.every > 0
-    return Resumed(step, manifest["replaced"], pending, manifest["windows"])
+    return Resumed(manifest["step"], manifest["replaced"], pending, manifest["windows"])
 
 
-class CollectiveSaver:
-    """Saves checkpoints from the main process. What fails there stops every process.
+def save_on_main(accelerator: Accelerator, saver: Saver, work: Callable[[], None]) -> None:
+    """Call a method of the saver on the main process; if it fails there, stop every process.
 
-    All methods but `wait` must be called by every process.
-
-    Args:
-        saver: writes the checkpoints
-        state: what they hold
-        accelerator: gives the processes
+    Raises:
+        RunError: a checkpoint could not be written.
     """
 
-    def __init__(self, saver: Saver, state: TrainState, accelerator: Accelerator):
-        self.saver, self.state, self.accelerator = saver, state, accelerator
+    def report_failure() -> str | None:
+        try:
+            work()
+            return None
+        except OSError as error:
+            where = error.filename or saver.folder
+            return f"step {saver.step}: the checkpoint could not be saved: {error.strerror} ({where})"
 
-    @property
-    def seconds(self) -> float:
-        """Seconds that the longest save has taken."""
-        return self.saver.seconds
-
-    def save(self, step: int, progress: dict[str, Any]) -> None:
-        """Begin to save a checkpoint; `progress` is added to its manifest.
-
-        Raises:
-            RunError: the checkpoint before could not be written.
-        """
-        self._on_main(lambda: self.saver.save(step, self.state.tensors(), self.state.manifest() | progress))
-
-    def score(self, step: int, scores: dict[str, float], evaluation: dict[str, Any]) -> None:
-        """Add scores to a step's checkpoint.
-
-        Raises:
-            RunError: they could not be written.
-        """
-        self._on_main(lambda: self.saver.score(step, scores, evaluation))
-
-    def finish(self) -> None:
-        """Wait until the last checkpoint is saved.
-
-        Raises:
-            RunError: it could not be written.
-        """
-        self._on_main(self.saver.finish)
-
-    def wait(self) -> None:
-        """Wait until this process has saved its last checkpoint, without the other processes.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        self.saver.finish()
-
-    def _on_main(self, work: Callable[[], None]) -> None:
-        trouble = None
-        if self.accelerator.is_main_process:
-            try:
-                work()
-            except OSError as error:
-                where = error.filename or self.saver.folder
-                trouble = f"step {self.saver.step}: the checkpoint could not be saved: {error.strerror} ({where})"
-        (trouble,) = broadcast_object_list([trouble])
-        if trouble:
-            raise RunError(
-                f"{trouble}. Earlier checkpoints are intact: free some space or repair the folder, then run the same "
-                "command to resume from the newest"
-            )
-
-
-def _path(folder: Path, step: int) -> Path:
-    return folder / f"step_{step:08d}"
+    if failure := run_on_main(accelerator, report_failure):
+        raise RunError(
+            f"{failure}. Earlier checkpoints are intact: free some space or repair the folder, then run the same "
+            "command to resume from the newest"
+        )

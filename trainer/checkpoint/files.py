@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import safetensors
 from torch import Tensor
 
+from data.files import UNFINISHED
 from models import manifest as manifests
 from models.manifest import checkpoints as list_checkpoints
 from trainer import schemas
-from trainer.files import UNFINISHED
 
 Tensors = dict[str, dict[str, Tensor]]  # by file and name
 Found = TypeVar("Found")

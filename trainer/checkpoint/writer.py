@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.files import UNFINISHED, atomically
 from models import manifest as manifests
 from trainer.checkpoint.files import Tensors, list_checkpoints, read_scores
-from trainer.files import UNFINISHED, Pause, atomically, write_atomically, write_pieces
+from trainer.files import Pause, write_atomically, write_pieces
 
 PAUSE = 4.0  # times the seconds that a piece took
 TRIES = 5  # to write a checkpoint while the run waits for it
@@ -71,11 +72,7 @@ class Saver:
         self._copies: Tensors = {}
 
     def save(self, step: int, tensors: Tensors, manifest: dict[str, Any]) -> None:
-        """Begin to save the tensors as they are now, after the previous save is done.
-
-        Raises:
-            OSError: the previous checkpoint could not be written.
-        """
+        """Begin to save the tensors as they are now, after `finish`."""
         self.finish()
         self._copy(tensors)
         self._run_waits.clear()
@@ -84,11 +81,7 @@ class Saver:
         self._thread.start()
 
     def score(self, step: int, scores: dict[str, float], evaluation: dict[str, Any]) -> None:
-        """Add a step's scores to its checkpoint, and remove checkpoints that are no longer kept.
-
-        Raises:
-            OSError: they could not be written.
-        """
+        """Add a step's scores to its checkpoint, after `finish`, and remove checkpoints that are no longer kept."""
         self.finish()
         self.before_save()
         path = self.folder / f"step_{step:08d}" / "scores.json"
@@ -162,9 +155,6 @@ def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any], pa
         tensors: by file and name
         manifest: the rest, as plain data
         pause: as `write_pieces` has it
-
-    Raises:
-        OSError: the disk is full, or cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with atomically(folder / f"step_{step:08d}") as unfinished:
@@ -180,10 +170,8 @@ def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any], pa
 
 def checkpoint_bytes(tensors: Tensors, manifest: dict[str, Any]) -> int:
     """Return the bytes that a checkpoint takes on the disk, from the shapes of its tensors."""
-    size = len(_manifest(0, manifest, dict.fromkeys(tensors, "0" * 64)))
-    for content in tensors.values():
-        size += len(_header(_aligned(content))) + sum(value.nbytes for value in content.values())
-    return size
+    headers = sum(len(_header(_aligned(content))) for content in tensors.values())
+    return len(_manifest(0, manifest, dict.fromkeys(tensors, "0" * 64))) + headers + _nbytes(tensors)
 
 
 def rotate(folder: Path, keep: int, keep_every: int | None = None) -> None:
@@ -215,10 +203,13 @@ def _manifest(step: int, manifest: dict[str, Any], digests: dict[str, str]) -> b
 
 
 def _check_room(folder: Path, tensors: Tensors) -> None:
-    need = sum(value.nbytes for content in tensors.values() for value in content.values())
-    free = shutil.disk_usage(folder).free
+    need, free = _nbytes(tensors), shutil.disk_usage(folder).free
     if free < need:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: it takes {need:,} bytes, {free:,} are free")
+
+
+def _nbytes(tensors: Tensors) -> int:
+    return sum(value.nbytes for content in tensors.values() for value in content.values())
 
 
 def _serialized(content: dict[str, Tensor]) -> list[Any]:

@@ -71,18 +71,12 @@ class Config:
         return text if yaml.safe_load(text) == resolved else yaml.safe_dump(resolved, sort_keys=False)
 
     def write(self, path: Path) -> None:
-        """Write all settings as a recipe; only its owner can read it if it has credentials.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Write all settings as a recipe; only its owner can read it if it has credentials."""
         text = self.yaml()
-        if text == self.redacted_yaml():
-            path.write_text(text)
-            return
-        with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            os.fchmod(file.fileno(), 0o600)  # the file may exist
-            file.write(text)
+        if text != self.redacted_yaml():
+            path.touch(0o600)
+            path.chmod(0o600)  # the file may have existed
+        path.write_text(text)
 
     def settle_precision(self, precision: str) -> None:
         """Replace an unset precision by the launcher's, so that it is printed, saved and compared."""
@@ -160,9 +154,7 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
     made, words = parser(), in_order(sys.argv[1:] if arguments is None else arguments)
     for recipe in _recipes(words):
         try:
-            regular_file(recipe)
-        except FileNotFoundError:
-            continue  # the parser reports it
+            regular_file(os.path.expanduser(recipe))
         except OSError as error:
             made.error(f"--config {recipe} cannot be read: {error.strerror}")
     namespace = made.parse_args(words)

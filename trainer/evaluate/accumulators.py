@@ -1,7 +1,7 @@
 """Sums over the features of images, and the statistics that they become."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,29 +14,13 @@ from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
 Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
 
 
-class Distance(Protocol):
-    """A distance between images, such as LPIPS: two batches, uint8 [n, c, h, w], give float [n]."""
-
-    name: str
-    sha256: str  # of its weights
-
-    def __call__(self, image: Tensor, other: Tensor) -> Tensor: ...
-
-
 class FeatureStatistics(NamedTuple):
-    """Statistics of a set of images, over all ranks.
-
-    Args:
-        gaussian: mean and covariance of the features
-        features: float32 [kept, D], in the order of `places`; None if no features were kept
-        sharpness: mean variance of the images' Laplacian
-        inception_score: mean and standard deviation over the splits; None if it was not requested
-    """
+    """Statistics of a set of images, over all ranks."""
 
     gaussian: Gaussian
-    features: Tensor | None
-    sharpness: float
-    inception_score: tuple[float, float] | None
+    features: Tensor | None  # float32 [kept, D], in the order of `places`; None if no features were kept
+    sharpness: float  # mean variance of the images' Laplacian
+    inception_score: tuple[float, float] | None  # mean and standard deviation over splits; None if not requested
 
 
 class FeatureAccumulator:
@@ -44,16 +28,16 @@ class FeatureAccumulator:
 
     Args:
         extractor: network that gives the features
-        num: images of the whole set
-        places: int64 [num], the row of each image among the kept features, or -1 for features that are not kept
+        places: int64 [images of the set], the row of each image among the kept features, or -1 for those not kept
+        ranks: ranks of the evaluation
         inception_score: whether to compute an inception score
-        device: device of the sums
     """
 
-    def __init__(self, extractor: Extractor, num: int, places: Tensor, inception_score: bool, device: torch.device):
-        self.extractor, self.num, self.places, self.device = extractor, num, places, device
+    def __init__(self, extractor: Extractor, places: Tensor, ranks: EvaluationRanks, inception_score: bool):
+        self.extractor, self.places, self.ranks, self.device = extractor, places, ranks, ranks.device
+        device = ranks.device
         self.moments = Moments(extractor.dim, device)
-        self.score = InceptionScore(num, extractor.classes, device=device) if inception_score else None
+        self.score = InceptionScore(len(places), extractor.classes, device=device) if inception_score else None
         self.kept = torch.zeros(int(places.max()) + 1, extractor.dim, device=device)
         self.sharpness = ExactSum((), device)
 
@@ -74,23 +58,21 @@ class FeatureAccumulator:
         # Scaled to at most 62 an image; the sum over many images would leave the range in which it is exact otherwise.
         self.sharpness.add(laplacian_variance(pixels.to(self.device)).sum() / 2**16)
 
-    def compute(self, ranks: EvaluationRanks) -> FeatureStatistics:
+    def compute(self) -> FeatureStatistics:
         """Return the statistics over all ranks."""
+        ranks = self.ranks
         score = InceptionScore.compute(ranks.sum(self.score.parts)) if self.score else None
         features = ranks.sum(self.kept) if len(self.kept) else None
         gaussian = Moments.gaussian(ranks.sum(self.moments.parts))
-        return FeatureStatistics(gaussian, features, ranks.total(self.sharpness) * 2**16 / self.num, score)
+        return FeatureStatistics(gaussian, features, ranks.total(self.sharpness) * 2**16 / len(self.places), score)
 
 
 @torch.no_grad()
 def extract_statistics(
     extractor: Extractor, images: Images, places: Tensor, ranks: EvaluationRanks, inception_score: bool = False
 ) -> FeatureStatistics:
-    """Return the statistics of len(places) images; each rank makes and reads its own blocks of them.
-
-    Args: as `FeatureAccumulator`; `images` gives the images of a block by their indices.
-    """
-    accumulator = FeatureAccumulator(extractor, len(places), places, inception_score, ranks.device)
+    """Return the statistics of a set of images, of which each rank makes or reads its own blocks by their indices."""
+    accumulator = FeatureAccumulator(extractor, places, ranks, inception_score)
 
     def extract() -> None:
         with strict_fp32(ranks.accelerator.device):
@@ -98,7 +80,7 @@ def extract_statistics(
                 accumulator.update(index, images(index))
 
     raise_on_all_ranks(extract)
-    return accumulator.compute(ranks)
+    return accumulator.compute()
 
 
 def first_places(num: int, kept: int) -> Tensor:

@@ -17,8 +17,6 @@ from data.command import add_limits
 from trainer.config.settings import METRICS
 from trainer.distributed.exit import CommandParser
 
-SIZES = range(8, 4097)  # pixels a side to which images can be resized
-
 
 def parser() -> CommandParser:
     """Return the parser of the command line."""
@@ -30,7 +28,7 @@ def parser() -> CommandParser:
     add("--against", metavar="REAL", help="real images, or an .npz of their statistics (default: the run's data.test)")
     add("--num", type=_number, help="number of images to score (default: 10000 samples of a checkpoint, or all images)")
     names = ",".join(METRICS)
-    add("--metrics", type=_metrics, help=f"metrics of samples (default: {names}; prdc: precision, recall, ...)")
+    add("--metrics", type=_metrics, help=f"which scores samples get (default: {names}; prdc: precision, recall, ...)")
     add("--extractor", help="feature extractor, as evaluate.extractor (default: the run's, or inception for images)")
     add("--weights", metavar="FILE", help="the extractor's weights (default: inception's are downloaded)")
     add("--lpips", metavar="FILE", help="torchvision's vgg16 weights; adds LPIPS of reconstructions")
@@ -38,10 +36,10 @@ def parser() -> CommandParser:
         "--statistics",
         metavar="PATH",
         type=Path,
-        help="keeps statistics of the real images (default: the run's folder)",
+        help="folder that keeps statistics of the real images (default: the run's)",
     )
     add("--unverified", action="store_true", help="accept an .npz that does not say which images it describes")
-    add("--size", type=_size, help="resize images to this many pixels a side (default: their size, if all have one)")
+    add("--size", type=_size, help="resize images to this many pixels a side (default: their own, the same for all)")
     add("--channels", type=int, choices=[1, 3], help="1 for grey, 3 for colour (default: those of the first image)")
     add("--seed", type=NonNegativeInt, help="seed of the samples (default: the run's)")
     add("--cache", metavar="FOLDER", help="folder on a local disk that keeps a run's remote shards")
@@ -59,8 +57,8 @@ def _number(text: str) -> int:
 
 
 def _size(text: str) -> int:
-    if not text.isdecimal() or int(text) not in SIZES:
-        raise argparse.ArgumentTypeError(f"must be between {SIZES[0]} and {SIZES[-1]} pixels; got {text}")
+    if not text.isdecimal() or int(text) not in range(8, 4097):
+        raise argparse.ArgumentTypeError(f"must be between 8 and 4096 pixels; got {text}")
     return int(text)
 
 

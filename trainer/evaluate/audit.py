@@ -11,8 +11,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from trainer.batch import strict_fp32
 from trainer.evaluate.accumulators import Images
-from trainer.evaluate.extractors.extractor import BATCH, Extractor, to_rgb
-from trainer.evaluate.extractors.inception import Inception
+from trainer.evaluate.extractors.extractor import BATCH, Extractor
 
 RELATIVE = 1e-4
 # Limits near zero, where a relative difference means nothing: rounding of torch-fidelity's own square root and sums.
@@ -44,9 +43,8 @@ class AuditedScore(NamedTuple):
 class _ImageDataset(Dataset[Tensor]):
     """A dataset of `num` images, which `images` gives in blocks."""
 
-    def __init__(self, images: Images, num: int, rgb: bool):
-        self.images, self.num, self.rgb = images, num, rgb
-        self.block, self.loaded = -1, torch.empty(0)
+    def __init__(self, images: Images, num: int):
+        self.images, self.num, self.block, self.loaded = images, num, -1, torch.empty(0)
 
     def __len__(self) -> int:
         return self.num
@@ -54,8 +52,7 @@ class _ImageDataset(Dataset[Tensor]):
     def __getitem__(self, i: int) -> Tensor:
         if i // BATCH != self.block:
             self.block = i // BATCH
-            loaded = self.images(torch.arange(self.num).split(BATCH)[self.block]).cpu()
-            self.loaded = to_rgb(loaded) if self.rgb else loaded
+            self.loaded = self.images(torch.arange(self.num).split(BATCH)[self.block]).cpu()
         return self.loaded[i % BATCH]
 
 
@@ -70,8 +67,7 @@ def audit(
 ) -> list[AuditedScore]:
     """Return torch-fidelity's values of our scores, for those that it computes too.
 
-    torch-fidelity builds InceptionV3 by itself from the same weights. Its features, and those of any other extractor,
-    are passed on in float64, since torch-fidelity would compute the scores in float32.
+    torch-fidelity gets the images, and the extractor with features in float64, as it computes in their precision.
 
     Args:
         extractor: extractor of the scores
@@ -87,14 +83,12 @@ def audit(
             known[match[1]] = (name, value)
     if not known:
         return []
-    own = isinstance(extractor, Inception)
     requested: dict[str, Any] = {NAMES[metric][1]: True for metric in known}
     with strict_fp32(device):
         results = calculate_metrics(
-            input1=_ImageDataset(fake, num_fake, own),
-            input2=_ImageDataset(real, num_real, own),
+            input1=_ImageDataset(fake, num_fake),
+            input2=_ImageDataset(real, num_real),
             feature_extractor=_register(extractor),
-            feature_extractor_weights_path=str(extractor.path) if isinstance(extractor, Inception) else None,
             kid_subset_size=min(1000, num_fake, num_real),
             batch_size=BATCH,
             cuda=device.type == "cuda",
@@ -113,23 +107,7 @@ def audit(
 
 def _register(extractor: Extractor) -> str:
     """Register the extractor, with features in float64, and return its name in torch-fidelity's registry."""
-    name = f"audited-{extractor.name}-{extractor.sha256[:8]}"
-    if name not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(name, _inception() if isinstance(extractor, Inception) else _adapter(extractor))
-    return name
 
-
-def _inception() -> type[FeatureExtractorBase]:
-    kind: Any = FEATURE_EXTRACTORS_REGISTRY["inception-v3-compat"]
-
-    class InDouble(kind):
-        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-            return tuple(features.double() for features in super().forward(image))
-
-    return InDouble
-
-
-def _adapter(extractor: Extractor) -> type[FeatureExtractorBase]:
     class Adapter(FeatureExtractorBase):
         def __init__(self, name: str, features_list: list[str], **unused: Any):
             super().__init__(name, features_list)
@@ -150,4 +128,7 @@ def _adapter(extractor: Extractor) -> type[FeatureExtractorBase]:
         def can_be_compiled() -> bool:
             return False
 
-    return Adapter
+    name = f"audited-{extractor.name}-{extractor.sha256[:8]}"
+    if name not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(name, Adapter)
+    return name

@@ -110,7 +110,7 @@ def _write_images(target: Target, out: Path) -> None:
     """Write this rank's blocks of the scored images as PNG."""
     assert target.images is not None
     out.mkdir(parents=True, exist_ok=True)
-    for index in target.evaluator.ranks.blocks(target.num):
+    for index in target.evaluator.ranks.blocks(target.evaluator.num):
         for i, pixels in zip(index.tolist(), target.images(index).cpu(), strict=True):
             image = (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()
             Image.fromarray(image).save(out / f"{i:06d}.png")
@@ -129,7 +129,7 @@ def _audit(target: Target, scores: dict[str, float]) -> None:
         print(f"audit: KID and precision use {target.evaluator.kept:,} of the real images, and are not audited")
         scores = {name: value for name, value in scores.items() if name.startswith(("eval/fid", "eval/is"))}
     device = target.evaluator.accelerator.device
-    results = audit(target.evaluator.extractor, target.images, target.num, pixels, len(real), scores, device)
+    results = audit(target.evaluator.extractor, target.images, target.evaluator.num, pixels, len(real), scores, device)
     for result in results:
         print(result, flush=True)
     if wrong := [result for result in results if not result.agrees]:

@@ -17,9 +17,10 @@ from models import System
 from trainer.batch import normalize, prior, strict_fp32, to_uint8
 from trainer.config.settings import METRICS, DataConfig
 from trainer.evaluate import reference
-from trainer.evaluate.accumulators import Distance, FeatureStatistics, Images, extract_statistics, first_places
+from trainer.evaluate.accumulators import FeatureStatistics, Images, extract_statistics, first_places
 from trainer.evaluate.budget import Budget
 from trainer.evaluate.extractors.extractor import Extractor
+from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.evaluate.feature_scores import FeatureScores, short
 from trainer.evaluate.metrics import Codes, ExactSum, InceptionScore, psnr
 from trainer.evaluate.ranks import BLOCK, EvaluationRanks
@@ -44,7 +45,7 @@ class Evaluator:
         system: a system of the kind that is scored; None if only `score` is used
         metrics: metrics of samples, of METRICS
         statistics: folder that keeps the statistics of the held-out images, or one .npz file
-        distance: LPIPS, for reconstructions
+        lpips: the network that scores reconstructions by LPIPS; None for no such score
         kept: number of images whose features are kept for KID and precision
 
     Raises:
@@ -65,14 +66,14 @@ class Evaluator:
         system: System | None = None,
         metrics: Sequence[str] = METRICS,
         statistics: Path | None = None,
-        distance: Distance | None = None,
+        lpips: LPIPS | None = None,
         kept: int = KEPT,
     ):
         self.accelerator, self.extractor, self.held_out, self.data = accelerator, extractor, held_out, data
-        self.num, self.seed, self.metrics, self.distance, self.kept = num, seed, metrics, distance, kept
+        self.num, self.seed, self.metrics, self.lpips, self.kept = num, seed, metrics, lpips, kept
         self.ranks = EvaluationRanks(accelerator)
         _check_eval_mode("the extractor", extractor)
-        _check_same_networks({network.name: network.sha256 for network in (extractor, distance) if network})
+        _check_same_networks({network.name: network.sha256 for network in (extractor, lpips) if network})
         if statistics and statistics.suffix == ".npz" and len(held_out) > 1:
             raise ValueError(
                 f"the statistics of {len(held_out)} sets of images need a folder; {statistics} is one file"
@@ -110,7 +111,7 @@ class Evaluator:
             "metrics": [*self.metrics],
             "kept": self.kept,
             "resize": self.extractor.resize,
-            **({"lpips_sha256": self.distance.sha256} if self.distance else {}),
+            **({"lpips_sha256": self.lpips.sha256} if self.lpips else {}),
             "image_size": self.data.size,
             "channels": self.data.channels,
             "block": BLOCK,
@@ -190,7 +191,7 @@ class Evaluator:
     def _reconstructions(self, system: System, held_out: Samples) -> dict[str, float]:
         """FID, PSNR, SSIM and sharpness of held-out images' reconstructions, and how their codes fit the prior."""
         device, reference = self.ranks.device, self.references[0]
-        sums = {name: self._sum() for name in ("psnr", "ssim", *([self.distance.name] if self.distance else []))}
+        sums = {name: self._sum() for name in ("psnr", "ssim", *([self.lpips.name] if self.lpips else []))}
         codes = Codes(system.latent_shape[0], device)
 
         def images(index: Tensor) -> Tensor:
@@ -198,8 +199,8 @@ class Evaluator:
             reconstructed = to_uint8(system.reconstruct(normalize(image)))
             original, made = image.to(device), reconstructed.to(device)
             values = {"psnr": psnr(original, made), "ssim": _ssim(made, original)}
-            if self.distance:
-                values[self.distance.name] = self.distance(image, reconstructed)
+            if self.lpips:
+                values[self.lpips.name] = self.lpips(image, reconstructed)
             for name, value in values.items():
                 sums[name].add(value.to(device).double().sum())
             codes.update(*(part.to(device) for part in system.posterior(normalize(image))))

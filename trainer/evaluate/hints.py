@@ -23,18 +23,15 @@ def hints(past: Sequence[dict[str, Any]], scores: dict[str, float], facts: dict[
         previous = known[-1][0]
         if name.startswith("eval/fid"):
             best, step = min(known)
-            if value > 2 * best >= previous:
-                messages.append(
-                    f"{name} has more than doubled, from its best {best:.4g} at step {step} to {value:.4g}: the run "
-                    "may be diverging. Its best checkpoint is kept; lower the lr, or stop here"
-                )
+            worse, change = value > 2 * best >= previous, "more than doubled"
+            advice = "the run may be diverging. Its best checkpoint is kept; lower the lr, or stop here"
         elif name.startswith(("eval/recall", "eval/is")) and not name.startswith("eval/is_std"):
             best, step = max(known)
             lowest = 1.0 if name.startswith("eval/is") else 0.0  # the inception score of images that are all alike
-            limit = (lowest + best) / 2
-            if value < limit <= previous and best - lowest > 0.1:
-                messages.append(
-                    f"{name} has fallen by more than half, from its best {best:.4g} at step {step} to {value:.4g}: the "
-                    "samples may be collapsing to few kinds of images. Look at them before you train on"
-                )
+            worse, change = value < (lowest + best) / 2 <= previous and best - lowest > 0.1, "fallen by more than half"
+            advice = "the samples may be collapsing to few kinds of images. Look at them before you train on"
+        else:
+            continue
+        if worse:
+            messages.append(f"{name} has {change}, from its best {best:.4g} at step {step} to {value:.4g}: {advice}")
     return messages

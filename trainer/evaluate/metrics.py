@@ -218,19 +218,12 @@ def radii(features: Tensor, parts: Sequence[slice], nearest: Sequence[int] = NEA
 
 
 class Neighbours(NamedTuple):
-    """Counts over some of the fake images, which ranks can add up.
+    """Counts over some of the fake images, which ranks can add up. A ball reaches to the k-th nearest neighbour."""
 
-    Args:
-        precise: fake images inside the 3-neighbour ball of any real image
-        dense: pairs of a fake image and a real image's 5-neighbour ball that contains it
-        recalled: [real images] whether the 3-neighbour ball of a fake image contains each
-        covered: [real images] whether a fake image is inside the 5-neighbour ball of each
-    """
-
-    precise: Tensor
-    dense: Tensor
-    recalled: Tensor
-    covered: Tensor
+    precise: Tensor  # fake images inside the 3-neighbour ball of any real image
+    dense: Tensor  # pairs of a fake image and a real image's 5-neighbour ball that contains it
+    recalled: Tensor  # [real images] above 0 if the 3-neighbour ball of a fake image contains the real image
+    covered: Tensor  # [real images] above 0 if a fake image is inside the 5-neighbour ball of the real image
 
 
 def neighbours(

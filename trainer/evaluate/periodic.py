@@ -2,21 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate import Accelerator
 
 from trainer.build import RunParts, check_held_out
 from trainer.evaluate.hints import hints
 from trainer.log.metrics_file import read_metrics
-
-
-class Evaluation(NamedTuple):
-    """An evaluation's scores by name, how they were measured, and hints at divergence or collapse."""
-
-    scores: dict[str, float]
-    facts: dict[str, Any]
-    hints: list[str]
 
 
 class PeriodicEvaluator:
@@ -53,7 +45,7 @@ class PeriodicEvaluator:
             system=parts.system,
             metrics=settings.metrics,
             statistics=Path(settings.statistics or folder / "statistics"),
-            distance=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
+            lpips=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         )
         self.evaluator.budget.resume(self._past())
 
@@ -76,17 +68,18 @@ class PeriodicEvaluator:
         budget = self.parts.config.evaluate.budget
         return budget == 1 or self.evaluator.budget.affordable(budget)
 
-    def __call__(self) -> Evaluation:
-        """Score the averaged networks as they are now.
+    def __call__(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return the averaged networks' scores by name, and how they were measured, with any hints at a collapse.
 
         Raises:
             FloatingPointError: an image is not finite.
         """
         scores = self.evaluator(self.parts.ema.system)
-        found = hints(self._past(), scores, self.comparable)
         facts = self.comparable | {"weights": "ema", "seed": self.parts.config.trainer.seed}
         facts |= {"world_size": self.accelerator.num_processes, **self.evaluator.recipe}
-        return Evaluation(scores, facts | ({"hints": found} if found else {}), found)
+        if found := hints(self._past(), scores, self.comparable):
+            facts["hints"] = found
+        return scores, facts
 
     def _past(self) -> list[dict[str, Any]]:
         return read_metrics(self.folder) if self.accelerator.is_main_process else []

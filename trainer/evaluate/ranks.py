@@ -15,9 +15,7 @@ from trainer.evaluate.metrics import ROWS, ExactSum
 BLOCK = BATCH  # images of a block, the unit in which images are dealt to ranks
 T = TypeVar("T")
 # The classes of errors that other ranks raise again; every other error becomes a RuntimeError there.
-ERRORS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (FloatingPointError, DataError, ValueError, OSError)
-}
+ERRORS = (FloatingPointError, DataError, ValueError, OSError)
 
 
 class EvaluationRanks:
@@ -65,11 +63,11 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
         result = work()
     except Exception as raised:
         error = raised
-    kind = next((name for name, one in ERRORS.items() if isinstance(error, one)), "")
-    messages = gather_object([None if error is None else (kind, str(error) or type(error).__name__)])
+    kind = next((kind for kind in ERRORS if isinstance(error, kind)), RuntimeError)
+    failures = gather_object([error and (kind, str(error) or type(error).__name__)])
     if error is not None:
         raise error
-    for rank, failed in enumerate(messages):
-        if failed:
-            raise ERRORS.get(failed[0], RuntimeError)(f"process {rank}: {failed[1]}")
+    for rank, failure in enumerate(failures):
+        if failure:
+            raise failure[0](f"process {rank}: {failure[1]}")
     return result

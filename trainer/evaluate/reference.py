@@ -9,8 +9,8 @@ import hashlib
 import json
 import sys
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from data.files import escaped, regular_file
+from data.files import atomically, escaped, regular_file
 from data.loader import Samples
 from data.order import permutation
 from trainer.config.settings import DataConfig
-from trainer.evaluate.accumulators import extract_statistics
+from trainer.evaluate.accumulators import Images, extract_statistics
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.metrics import Gaussian, root
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
-from trainer.files import atomically
 
 FORMAT = 2
 MEMBERS = ("mu", "sigma", "n", "meta", "sharpness", "features")
@@ -36,29 +35,18 @@ MAX_BYTES = 2**33  # of a file's members, unpacked: features of a million images
 
 @dataclass
 class ReferenceStatistics:
-    """Statistics of a set of real images.
-
-    Args:
-        gaussian: mean and covariance of the features of all images
-        meta: what the statistics depend on: images, extractor and preprocessing; plain data
-        sharpness: mean variance of the images' Laplacian; None if unknown
-        features: float32 [kept, D]; None if no features were kept
-        radii: float64 [kept, 2], `metrics.radii` of the features; None until they are needed
-    """
+    """Statistics of a set of real images."""
 
     gaussian: Gaussian
-    meta: dict[str, Any]
-    sharpness: float | None = None
-    features: Tensor | None = None
-    radii: Tensor | None = None
-    _root: Tensor | None = None
+    meta: dict[str, Any]  # what the statistics depend on: images, extractor and preprocessing; plain data
+    sharpness: float | None = None  # mean variance of the images' Laplacian; None if unknown
+    features: Tensor | None = None  # float32 [kept, D]; None if no features were kept
+    radii: Tensor | None = None  # float64 [kept, 2], `metrics.radii` of the features; None until they are needed
 
-    @property
+    @cached_property
     def root(self) -> Tensor:
-        """The square root of the covariance, computed once."""
-        if self._root is None:
-            self._root = root(self.gaussian.sigma)
-        return self._root
+        """The square root of the covariance."""
+        return root(self.gaussian.sigma)
 
     def to(self, device: torch.device) -> "ReferenceStatistics":
         """Return the statistics with the features on a device; the Gaussian stays on the host."""
@@ -99,7 +87,7 @@ def preprocessing(extractor: Extractor, data: DataConfig) -> dict[str, Any]:
 
 def load_or_compute(
     real: Samples,
-    images: Callable[[Tensor], Tensor],
+    images: Images,
     extractor: Extractor,
     data: DataConfig,
     kept: int,
@@ -109,10 +97,8 @@ def load_or_compute(
     """Return the statistics of real images: from a file, or computed by all ranks and then written to that file.
 
     Args:
-        real: the images
-        images: reads some of them by their indices [n], as uint8 [n, c, h, w]
-        extractor: network that gives the features
-        data: image size and channels
+        real: the images; `images` reads some of them by their indices
+        extractor, data: network that gives the features; image size and channels
         kept: number of images whose features are kept, chosen by a fixed permutation
         location: an .npz file, or a folder that has one file for each `meta`; None to keep nothing
         ranks: ranks of the evaluation

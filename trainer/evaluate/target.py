@@ -41,23 +41,13 @@ Real = Samples | ReferenceStatistics
 
 @dataclass
 class Target:
-    """What is scored, and how.
-
-    Args:
-        evaluator: holds the statistics of the real images
-        score: computes the scores
-        images: gives the scored images by their indices; None if the system draws no samples
-        num: number of these images
-        real: real images, or their statistics
-        facts: what is scored, for the line of JSON
-    """
+    """What is scored, and how."""
 
     evaluator: Evaluator
     score: Callable[[], dict[str, float]]
-    images: Images | None
-    num: int
+    images: Images | None  # gives the scored images by their indices; None if the system draws no samples
     real: Real
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # what is scored, for the line of JSON
 
 
 def open_target(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
@@ -106,12 +96,12 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
         system=system,
         metrics=settings.metrics or METRICS,
         statistics=settings.statistics or (run and run / "statistics"),
-        distance=LPIPS(settings.lpips, accelerator.device, "--lpips") if settings.lpips else None,
+        lpips=LPIPS(settings.lpips, accelerator.device, "--lpips") if settings.lpips else None,
         kept=max(num, KEPT),
     )
     facts = {"checkpoint": str(path), "step": saved.step, "weights": "ema", "seed": seed, **_option_facts(settings)}
     images = (lambda index: evaluator.samples(system, index)) if system.can("sample") else None
-    return Target(evaluator, lambda: evaluator(system), images, num, real[0], facts)
+    return Target(evaluator, lambda: evaluator(system), images, real[0], facts)
 
 
 def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
@@ -155,7 +145,7 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
         return read(fake, positions[index.numpy()], size, channels).image.to(accelerator.device)
 
     facts = {"images": settings.what, "fingerprint": fake.fingerprint(), **_option_facts(settings)}
-    return Target(evaluator, lambda: evaluator.score(images), images, num, real, facts)
+    return Target(evaluator, lambda: evaluator.score(images), images, real, facts)
 
 
 def _check_same(settings: argparse.Namespace, accelerator: Accelerator, **own: Any) -> None:

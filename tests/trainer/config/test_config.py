@@ -53,7 +53,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--data.channels", "2"], ["data.channels", "[1, 3]"]),
         (["--system", "VAE", "--data.size", "33"], ["33 pixels", "data.size"]),
         (["--system", "VAE", "--system.kl_weight", "0", "--system.kl_warmup", "9"], ["system.kl_warmup has no effect"]),
-        (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
+        (["--config", "nowhere.yaml"], ["--config nowhere.yaml cannot be read: No such file or directory"]),
         ([], ["required: system"]),
     ],
 )

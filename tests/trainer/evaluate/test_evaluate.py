@@ -122,7 +122,7 @@ def test_scores_are_the_same_to_the_bit_in_whatever_order_blocks_come(data, demo
         torch.manual_seed(0)
         extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
         held_out = [Shards(data.test)]
-        evaluator = Evaluator(Accelerator(cpu=True), extractor, held_out, data, num=200, seed=0, distance=Brightness())
+        evaluator = Evaluator(Accelerator(cpu=True), extractor, held_out, data, num=200, seed=0, lpips=Brightness())
         return timeless(evaluator(VAE(32, 1, 4, SMALL).eval())) | {"real": evaluator.references[0].sharpness}
 
     expected, blocks = scores(), EvaluationRanks.blocks
@@ -279,9 +279,9 @@ def test_lpips_of_reconstructions_is_a_mean_over_images(data, demo_cnn):
     extractor = load_demo_cnn(demo_cnn, 1).eval().requires_grad_(False)
     samples = read(Shards(data.train), np.arange(20), 32, 1).image
     tests, system = [Shards(data.test)], Playback(samples, lambda image: torch.full_like(image, -1))
-    scores = Evaluator(
-        Accelerator(cpu=True), extractor, tests, data, num=20, seed=0, system=system, distance=Darkness()
-    )(system)
+    scores = Evaluator(Accelerator(cpu=True), extractor, tests, data, num=20, seed=0, system=system, lpips=Darkness())(
+        system
+    )
     images = read(tests[0], np.arange(359), 32, 1).image
     assert scores["eval/lpips_vgg359"] == pytest.approx(images.double().mean().item(), rel=1e-6)
 

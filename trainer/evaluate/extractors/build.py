@@ -1,15 +1,13 @@
 """Choice of a feature extractor: InceptionV3, a demo-cnn, one of torch-fidelity's, or a network from a file."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
 
-from data.loader import Samples
 from trainer.config.settings import DataConfig, EvaluateConfig
 from trainer.distributed.ranks import run_on_main
-from trainer.evaluate.extractors.demo_cnn import demo_random, fit, is_fit, load_demo_cnn
+from trainer.evaluate.extractors.demo_cnn import Sets, demo_random, fit, is_fit, load_demo_cnn
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.file import FileExtractor
 from trainer.evaluate.extractors.inception import inception
@@ -17,21 +15,11 @@ from trainer.evaluate.extractors.registered import registered
 
 
 def build(
-    settings: EvaluateConfig,
-    data: DataConfig,
-    run_dir: Path,
-    train: Sequence[Samples],
-    test: Sequence[Samples],
-    accelerator: Accelerator,
+    settings: EvaluateConfig, data: DataConfig, run_dir: Path, train: Sets, test: Sets, accelerator: Accelerator
 ) -> Extractor:
     """Return the extractor that the settings name, in eval mode and on the accelerator's device.
 
-    Args:
-        settings: name of the extractor and its file of weights
-        data: image size and channels
-        run_dir: folder of the run, which keeps a trained demo-cnn
-        train, test: images that demo-cnn and demo-random are made from
-        accelerator: gives device and ranks
+    A demo-cnn without weights is trained on `train` and `test` and kept in `run_dir`; demo-random is made from `train`.
 
     Raises:
         ValueError: the extractor is unknown or not available; the message says what to do.

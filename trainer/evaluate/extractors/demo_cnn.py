@@ -12,15 +12,16 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 
 from data import files
 from data.errors import DataError
+from data.files import atomically
 from data.loader import Samples, read
 from data.order import Order, permutation
 from models.manifest import check_tensors
 from trainer.config.settings import DataConfig
-from trainer.files import atomically
+from trainer.evaluate.extractors.extractor import resize
 
 MIN_ACCURACY = 0.9
 Sets = Sequence[Samples]  # data sets; if there are several, the label of an image is the number of its set
@@ -62,10 +63,7 @@ class DemoCNN(nn.Module):
 
 
 def _resize(image: Tensor) -> Tensor:
-    if image.shape[-2:] == (32, 32):
-        return image
-    resized = interpolate(image.float(), (32, 32), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    return image if image.shape[-2:] == (32, 32) else resize(image, 32, "bilinear")
 
 
 def load_demo_cnn(path: Path, channels: int) -> DemoCNN:

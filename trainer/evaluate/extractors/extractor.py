@@ -11,21 +11,13 @@ BATCH = 64  # images that an extractor gets at once
 
 
 class Extractor(Protocol):
-    """A network that maps images, uint8 [n, 1 or 3, h, w], to float32 features [n, D] and logits [n, K].
+    """A network that maps images, uint8 [n, 1 or 3, h, w], to float32 features [n, D] and logits [n, K]."""
 
-    Args:
-        name: part of every score's name
-        dim: D
-        classes: K, or 0 if the logits are no classes, so that there is no inception score
-        sha256: checksum of the weights
-        resize: how the extractor brings images to its size
-    """
-
-    name: str
-    dim: int
-    classes: int
-    sha256: str
-    resize: str
+    name: str  # part of every score's name
+    dim: int  # D
+    classes: int  # K, or 0 if the logits are no classes, so that there is no inception score
+    sha256: str  # checksum of the weights
+    resize: str  # how the extractor brings images to its size
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -35,9 +27,9 @@ def to_rgb(image: Tensor) -> Tensor:
     return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
 
 
-def resize_bicubic(image: Tensor, size: int) -> Tensor:
-    """Return uint8 images, resized as by Pillow's bicubic filter, except that Pillow also clips between its passes."""
-    resized = interpolate(image.float(), (size, size), mode="bicubic", antialias=True)
+def resize(image: Tensor, size: int, mode: str) -> Tensor:
+    """Return uint8 images, resized as by Pillow's filter `mode`, except that Pillow also clips between its passes."""
+    resized = interpolate(image.float(), (size, size), mode=mode, antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 

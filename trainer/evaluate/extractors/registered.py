@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.distributed.launcher import is_local_main
-from trainer.evaluate.extractors.extractor import first_line, resize_bicubic, to_rgb, weights_sha256
+from trainer.evaluate.extractors.extractor import first_line, resize, to_rgb, weights_sha256
 
 
 class Registered(nn.Module):
@@ -37,7 +37,7 @@ class Registered(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.network(to_rgb(image if self.size is None else resize_bicubic(image, self.size)))
+        found = self.network(to_rgb(image if self.size is None else resize(image, self.size, "bicubic")))
         return found[0], found[-1]
 
 
