@@ -4,6 +4,12 @@ SHARDS are URLs or paths of tars, with braces as WebDataset writes them: `s3://b
 data.train or data.test to OUT.json. A folder of tars on this machine needs no command: its first reader indexes it.
 """
 
+from data.processes import end_when_interrupted
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
+
 import os
 import sys
 import tempfile

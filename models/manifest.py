@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError("expected an object")
         whole = content == sealed({key: value for key, value in manifest.items() if key != "sha256"})
         found = manifest.get("format", FORMAT - 1 if whole else None)  # an older one has no format number
-        if isinstance(found, int) and found != FORMAT:
+        if whole and isinstance(found, int) and found != FORMAT:
             raise FormatError(f"it has format {found}, and this version reads format {FORMAT}")
         msgspec.convert(manifest, Manifest)
     except RecursionError as error:

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from models.networks import Decoder, NetworkConfig
 from trainer.config.parser import configure
-from trainer.dry_run import BusiestBatch, CudaAutocast, Report, dry_run, fake_accelerator, size_of
+from trainer.dry_run import BusiestBatch, CudaAutocast, Report, dry_run, fake_accelerator, nbytes
 from trainer.step import TrainStep
 
 VAEGAN = ["--system", "VAEGAN", "--system.discriminator", "both", "--system.adaptive", "true"]
@@ -301,7 +301,7 @@ def test_a_step_takes_what_was_estimated(report, arguments):
 
 def test_gradients_in_buckets_do_not_count_twice(report):
     vae = ["--system", "VAE", "--system.networks.width", "64"]
-    made, moved = report(*vae), size_of(report(*vae).run.weights)
+    made, moved = report(*vae), nbytes(report(*vae).run.weights)
     within, _ = made.run.peak(made.per_rank_batch, made.micro_batch)
     made.run.buckets = True
     apart, _ = made.run.peak(made.per_rank_batch, made.micro_batch)

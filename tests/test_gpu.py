@@ -27,7 +27,7 @@ from trainer.distributed.ranks import Ranks
 from trainer.distributed.stop import StopSignal
 from trainer.ema import EMA
 from trainer.evaluate.accumulators import extract_features
-from trainer.evaluate.extractors.build import build
+from trainer.evaluate.extractors.build import build_extractor
 from trainer.log.run_folder import RunFolder
 from trainer.step import TrainStep
 from trainer.train import Run
@@ -199,7 +199,7 @@ def test_inception_on_the_device_agrees_with_a_cpu_and_scores_a_run(launched, ac
     found = []
     for cpu in (ON == "cpu", True):
         made = accelerator(cpu=cpu)
-        found.append(extract_features(build(settings, data, tmp_path, [], [], made), image.to(made.device)))
+        found.append(extract_features(build_extractor(settings, data, tmp_path, [], [], made), image.to(made.device)))
     for one, other in zip(*found, strict=True):
         distance = (one.cpu().double() - other.double()).norm() / other.double().norm()
         assert distance < 1e-4, distance  # TF32 keeps ten bits

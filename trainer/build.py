@@ -21,7 +21,7 @@ from trainer.distributed.ranks import Ranks, code_checksum
 from trainer.ema import EMA
 from trainer.step import TrainStep
 
-OF_A_MACHINE = ("data.workers", "data.cache", "data.cache_gb")  # settings in which processes may differ
+PER_MACHINE_SETTINGS = ("data.workers", "data.cache", "data.cache_gb")  # settings in which processes may differ
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunParts:
     code: str
 
 
-def build(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunParts:
+def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunParts:
     """Build everything that a run trains, with the same weights on all processes.
 
     Raises:
@@ -90,7 +90,7 @@ def build(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunParts:
 def _check_same_run(config: Config, system: System, shards: list[Shards], code: str, ranks: Ranks) -> None:
     """Check that all processes run the same program with the same settings on the same images."""
     own = {"code": code, **flatten(config.resolved()), **frozen_checksums(system)}
-    for name in OF_A_MACHINE:
+    for name in PER_MACHINE_SETTINGS:
         del own[name]
     ranks.check_same(own | {"shards": [one.fingerprint() for one in shards]})
 

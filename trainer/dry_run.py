@@ -169,18 +169,18 @@ class Report:
         images = self.per_rank_batch * self.system.domains * data.channels * data.size**2 * PIXEL
         also = "" if run.buckets else ", and gradients"
         rows = [
-            ("weights", size_of(tensors(self.system)), "of all networks, with their statistics"),
-            ("averages", size_of(tensors(run.ema.system)), "of the weights (EMA)"),
-            ("moments", size_of(run.moments), "of the optimizers"),
+            ("weights", nbytes(tensors(self.system)), "of all networks, with their statistics"),
+            ("averages", nbytes(tensors(run.ema.system)), "of the weights (EMA)"),
+            ("moments", nbytes(run.moments), "of the optimizers"),
             ("images", images, f"{self.per_rank_batch:,}{self.each}"),
             ("activations", live, f"of {self.micro_batch:,} images{also}, while {player} is updated"),
         ]
         if run.buckets:
-            rows.append(("gradients", size_of(run.weights), "of all players, which DDP's buckets hold"))
+            rows.append(("gradients", nbytes(run.weights), "of all players, which DDP's buckets hold"))
         if self.device == "cpu":
             rows.append(("snapshot", self.checkpoint, "of a checkpoint, while the first process writes it"))
         elif run.buckets:
-            copies = sum(size_of(content.values()) for content in self.state.trained().values())
+            copies = sum(nbytes(content.values()) for content in self.state.trained().values())
             rows.append(("copies", copies, "of the weights, in a trial step that settles DDP's buckets"))
         return [*rows, ("all", sum(size for _, size, _ in rows), "")]
 
@@ -204,12 +204,12 @@ class Report:
         settings = self.config.evaluate
         check_held_out(self.tests)
         from trainer.evaluate.extractors import demo_cnn, inception, registered  # these take seconds to import
-        from trainer.evaluate.extractors.build import build
+        from trainer.evaluate.extractors.build import build_extractor
 
         registered.check_name(settings.extractor)
-        if settings.weights or settings.extractor == "file":  # build() reads the file
+        if settings.weights or settings.extractor == "file":  # build_extractor() reads the file
             alone: Any = fake_accelerator(1, None)
-            build(settings, self.config.data, self.config.run_dir, self.trains, self.tests, alone)
+            build_extractor(settings, self.config.data, self.config.run_dir, self.trains, self.tests, alone)
         elif settings.extractor == "demo-cnn" and not self.remote:
             demo_cnn.check_labels(self.trains, self.tests)
         hub = Path(torch.hub.get_dir(), "checkpoints", inception.INCEPTION_FILE)
@@ -358,7 +358,7 @@ def fake_accelerator(processes: int, precision: str | None) -> SimpleNamespace:
     )
 
 
-def size_of(tensors: Iterable[Tensor]) -> int:
+def nbytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of tensors; memory that several share counts once."""
     return sum(storage.nbytes() for storage in {tensor.untyped_storage() for tensor in tensors})
 

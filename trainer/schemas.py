@@ -65,7 +65,7 @@ class TrainingSet(Struct):
     order: str
 
 
-class LogWindow(Struct):
+class LogWindowState(Struct):
     """What a process had not logged yet."""
 
     terms: dict[str, tuple[float, float]]
@@ -93,7 +93,7 @@ class ResumeManifest(Struct):
     evaluation_pending: bool
     replaced: Natural
     code: str
-    windows: Annotated[list[LogWindow], Meta(min_length=1)]
+    windows: Annotated[list[LogWindowState], Meta(min_length=1)]
 
 
 # ---- other files

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from trainer.batch import Batch
-from trainer.build import build, make_train_step, settle_buckets
+from trainer.build import build_run, make_train_step, settle_buckets
 from trainer.checkpoint.collective import resume, save_on_main
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.writer import Saver
@@ -63,7 +63,7 @@ class Run:
     def __init__(self, config: Config, folder: RunFolder, accelerator: Accelerator, ranks: Ranks, stop: StopSignal):
         settings, is_main = config.trainer, accelerator.is_main_process
         self.config, self.folder, self.accelerator, self.ranks, self.stop = config, folder, accelerator, ranks, stop
-        self.parts = parts = build(config, accelerator, ranks)
+        self.parts = parts = build_run(config, accelerator, ranks)
         self.train_step = make_train_step(parts, accelerator)
         self.window = LogWindow(accelerator, self.train_step.meter, settings.batch_size)
         players = self.train_step.player_states

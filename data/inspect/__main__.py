@@ -6,6 +6,12 @@ every sample, and compares the samples with dataset.json and with their checksum
 something is wrong with the data; each problem is listed.
 """
 
+from data.processes import end_when_interrupted
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
+
 import io
 from collections.abc import Callable
 from pathlib import Path

@@ -14,6 +14,12 @@ out and listed in dataset.json. To continue after an interruption, run the same 
 complete.
 """
 
+from data.processes import end_when_interrupted
+
+if __name__ == "__main__":
+    end_when_interrupted()
+
+
 from dataclasses import asdict
 from pathlib import Path
 

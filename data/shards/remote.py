@@ -1,6 +1,7 @@
 """Files elsewhere: what fsspec opens (http, https, s3, gs, hf, ...), and `pipe:COMMAND`, a command's output."""
 
 import os
+import select
 import signal
 import subprocess
 import tempfile
@@ -114,31 +115,35 @@ def _call(url: str, method: str, **arguments: Any) -> Any:
 
 
 def _run(command: str, file: BinaryIO, size: int | None) -> None:
-    """Write a command's whole output: no part of it can be requested."""
+    """Write a command's whole output: no part of it can be requested.
+
+    The command gets a pipe, not the file, whose lock it would hold on to if this process were killed.
+    """
     file.seek(0)
     file.truncate()
     with tempfile.TemporaryFile() as errors:
-        code = _wait(subprocess.Popen(command, shell=True, start_new_session=True, stdout=file, stderr=errors), file)
+        pipes = {"stdout": subprocess.PIPE, "stderr": errors, "bufsize": 0}
+        process = subprocess.Popen(command, shell=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        code = _copy_output(process, file)
         errors.seek(0)
         words = errors.read(2000).decode(errors="replace").strip()
-    written = file.seek(0, os.SEEK_END)
-    if code or (size is not None and written != size):
-        found = f"after {written:,} bytes" + (f" of {size:,}" if size else "")
+    if code or (size is not None and file.tell() != size):
+        found = f"after {file.tell():,} bytes" + (f" of {size:,}" if size else "")
         raise OSError(f"the command ended with code {code} {found}{': ' if words else ''}{words}")
+    file.flush()
 
 
-def _wait(process: subprocess.Popen[bytes], file: BinaryIO) -> int:
-    """Return a command's exit code; kill it if its output does not grow."""
-    written = -1
+def _copy_output(process: subprocess.Popen[bytes], file: BinaryIO) -> int:
+    """Write a command's output and return its exit code; kill a command that stalls."""
+    assert process.stdout is not None
     try:
-        while True:
-            try:
+        while select.select([process.stdout], [], [], STALL)[0]:
+            if not (content := process.stdout.read(2**20)):
                 return process.wait(STALL)
-            except subprocess.TimeoutExpired:
-                before, written = written, os.fstat(file.fileno()).st_size
-                if written == before:
-                    raise OSError(f"nothing came from the command for {STALL:g} seconds") from None
+            file.write(content)
+        raise OSError(f"nothing came from the command for {STALL:g} seconds")
     finally:
+        process.stdout.close()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.order import Order
+from data.redact import printable
 from data.shards.reader import Shards
 from models import System
 from models import manifest as manifests
@@ -142,7 +143,7 @@ class TrainState:
         if self.config.trainer.accept_new_data:
             changed = [line for line in changed if line not in new_data]
             if new_data and verbose:
-                print("accepted:", *new_data, sep="\n  ", file=sys.stderr)
+                print("accepted:", *map(printable, new_data), sep="\n  ", file=sys.stderr)
         if changed:
             accept = "; or accept the new data with --trainer.accept_new_data true" if changed == new_data else ""
             raise ValueError(

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data.redact import redacted
 from trainer.compare.figures import IMAGES_PER_ROW, draw_curves, draw_overview, draw_panels
 from trainer.compare.findings import FAILS, HOLDS, Finding, find
 from trainer.compare.results import COLUMNS, KINDS, MEASURES, MISSING, Entry, table
@@ -46,7 +47,7 @@ def write_page(
         failed=failed,
         settings=settings,
         settings_yaml=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-        data_set=Path(data.trains[0]).parent.name,
+        data_set=Path(redacted(data.trains[0])).parent.name,
         size=data.size,
         last=trained[0].runs[0].evaluations[-1],
         findings=findings,

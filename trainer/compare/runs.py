@@ -53,12 +53,12 @@ def fit_extractor(settings: Settings) -> None:
         return
     from accelerate import Accelerator  # these imports take seconds
 
-    from trainer.evaluate.extractors.build import build
+    from trainer.evaluate.extractors.build import build_extractor
 
     print("preparing the demo-cnn for all runs", flush=True)
     with user_errors():
         train, test = data.open(data.trains, data.on_error), data.open(data.tests)
-        build(evaluate, data, settings.out, train, test, Accelerator(cpu=True))
+        build_extractor(evaluate, data, settings.out, train, test, Accelerator(cpu=True))
 
 
 def start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:

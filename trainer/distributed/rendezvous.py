@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from trainer.distributed.launcher import is_single_machine
 from trainer.errors import RunError
 
-INIT_METHOD = "anew://"  # selects `_rendezvous`
+INIT_METHOD = "vaegan://"  # selects `_rendezvous`
 POLL = 0.05  # seconds between looks into the store
 STORE_TIMEOUT = 5  # seconds in which a running process responds
 T = TypeVar("T")

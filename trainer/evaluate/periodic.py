@@ -32,12 +32,12 @@ class PeriodicEvaluator:
             held_out = sum(len(shards) for shards in parts.tests)
             print(f"preparing {settings.extractor} and {held_out:,} held-out images", file=sys.stderr, flush=True)
         from trainer.evaluate.evaluator import Evaluator  # torchmetrics takes seconds to import
-        from trainer.evaluate.extractors.build import build
+        from trainer.evaluate.extractors.build import build_extractor
         from trainer.evaluate.extractors.lpips import LPIPS
 
         self.evaluator = Evaluator(
             accelerator,
-            build(settings, config.data, folder, parts.trains, parts.tests, accelerator),
+            build_extractor(settings, config.data, folder, parts.trains, parts.tests, accelerator),
             parts.tests,
             config.data,
             num=settings.num,

@@ -28,7 +28,7 @@ from trainer.distributed.ranks import Ranks, code_checksum, run_on_main
 from trainer.evaluate import reference
 from trainer.evaluate.accumulators import Images
 from trainer.evaluate.evaluator import KEPT, Evaluator
-from trainer.evaluate.extractors.build import build
+from trainer.evaluate.extractors.build import build_extractor
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.evaluate.reference import ReferenceStatistics
@@ -82,7 +82,7 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
     identities = [_identity(settings, images) for images in (*real, *train)]
     _check_same(settings, accelerator, checkpoint=saved.sha256, images=identities)
     held_out = [images for images in real if not isinstance(images, ReferenceStatistics)]
-    extractor = build(config, data, run or Path(), train, held_out, accelerator)
+    extractor = build_extractor(config, data, run or Path(), train, held_out, accelerator, prefix="--")
     _check_options(settings, system, extractor)
     seed = saved.configuration.trainer.seed if settings.seed is None else settings.seed
     num = settings.num or 10_000
@@ -117,6 +117,8 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     num = settings.num or len(fake)
     if num > len(fake):
         raise ValueError(f"--num is {num:,}, but {settings.what} holds {len(fake):,} images")
+    if num < 2:
+        raise ValueError(f"{settings.what} holds {num} image, and scores need at least 2")
     size, channels = _size_and_channels(fake, settings)
     data = DataConfig(Location(""), None, size, channels)
     real = _real(settings, size, channels)
@@ -126,7 +128,7 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
         raise ValueError("--extractor demo-random is made from the real images, but --against names statistics")
     real_images = [] if isinstance(real, ReferenceStatistics) else [real]
     with tempfile.TemporaryDirectory() as unused:
-        extractor = build(config, data, Path(unused), real_images, real_images, accelerator)
+        extractor = build_extractor(config, data, Path(unused), real_images, real_images, accelerator, prefix="--")
     _check_options(settings, None, extractor)
     evaluator = Evaluator(
         accelerator,

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Literal, Self
 
+from data.files import UNFINISHED
 from trainer.files import write_atomically
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -98,6 +99,8 @@ class RunFolder:
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         with suppress(OSError):  # a full disk
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}, since {began}".encode())
+        for leftover in (*self.path.glob(f"{UNFINISHED}*"), *self.checkpoints.glob(f"*/{UNFINISHED}*")):
+            leftover.unlink(missing_ok=True)  # of a process that was killed
         self._write_status("running")
 
     def check_free(self) -> None:

@@ -19,7 +19,7 @@ from models import VAE
 from trainer.batch import to_uint8
 from trainer.config.settings import DataConfig, EvaluateConfig
 from trainer.evaluate.evaluator import Evaluator
-from trainer.evaluate.extractors.build import build
+from trainer.evaluate.extractors.build import build_extractor
 from trainer.evaluate.extractors.demo_cnn import demo_random, fit
 from trainer.evaluate.extractors.inception import inception
 from trainer.evaluate.extractors.lpips import LPIPS
@@ -47,7 +47,7 @@ class Beside(nn.Module):
 
 
 def extractor(kind, weights=None):
-    return build(EvaluateConfig(extractor=kind, weights=weights), DATA, None, [], [], Accelerator(cpu=True))
+    return build_extractor(EvaluateConfig(extractor=kind, weights=weights), DATA, None, [], [], Accelerator(cpu=True))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
@@ -78,7 +78,7 @@ def test_files_that_are_no_extractor_are_refused(tmp_path):
         (None, "name a file of TorchScript or torch.export"),
         (str(tmp_path / "none.pt"), "cannot be read: No such file"),
         (str(tmp_path / "text.pt"), "neither a TorchScript file nor"),
-        (str(tmp_path / "flat.pt"), "are not an extractor"),
+        (str(tmp_path / "flat.pt"), "is not an extractor"),
         (str(tmp_path / "training.pt"), "the features of an image depend on the other images: export it in eval mode"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -117,7 +117,7 @@ def test_registered_extractors_that_cannot_be_had_are_told(monkeypatch):
         extractor("dinov2-vit-s-14")
     with pytest.raises(ValueError, match="expected inception, demo-cnn, demo-random, file, or one of"):
         extractor("resnet")
-    with pytest.raises(ValueError, match="the weights somewhere have no effect on extractor"):
+    with pytest.raises(ValueError, match=r"evaluate\.weights has no effect while evaluate\.extractor is"):
         extractor("dinov2-vit-s-14", "somewhere")
 
 
@@ -189,13 +189,13 @@ def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tm
     kept.write_bytes(demo_cnn.read_bytes())
     settings, accelerator = EvaluateConfig(extractor="demo-cnn"), Accelerator(cpu=True)
     train, test = Shards(data.train), Shards(data.test)
-    build(settings, data, tmp_path, [train], [test], accelerator)
+    build_extractor(settings, data, tmp_path, [train], [test], accelerator)
     assert kept.read_bytes() == demo_cnn.read_bytes()
     images = zip(map(train.image, range(len(train) - 1)), train.labels.tolist(), strict=False)
     samples = ({"__key__": f"{i}", "png": image, "cls": str(label)} for i, (image, label) in enumerate(images))
     write(tmp_path / "other", samples)
     train = Shards(tmp_path / "other")
-    build(settings, data, tmp_path, [train], [test], accelerator)
+    build_extractor(settings, data, tmp_path, [train], [test], accelerator)
     assert kept.read_bytes() != demo_cnn.read_bytes()
 
 
@@ -257,11 +257,11 @@ def test_demo_random_needs_no_labels_and_takes_no_weights(tmp_path):
     write(tmp_path / "unlabelled", noise(False))
     shards, data, accelerator = Shards(tmp_path / "unlabelled"), DataConfig("", None, 32, 1, 0), Accelerator(cpu=True)
     settings = EvaluateConfig(extractor="demo-random")
-    extractor = build(settings, data, tmp_path, [shards], [shards], accelerator)
+    extractor = build_extractor(settings, data, tmp_path, [shards], [shards], accelerator)
     assert (extractor.name, extractor.training) == ("demo-random-v1", False)
     settings.weights = "somewhere"
-    with pytest.raises(ValueError, match="the weights somewhere have no effect on extractor"):
-        build(settings, data, tmp_path, [shards], [shards], accelerator)
+    with pytest.raises(ValueError, match=r"evaluate\.weights has no effect while evaluate\.extractor is"):
+        build_extractor(settings, data, tmp_path, [shards], [shards], accelerator)
 
 
 def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp_path, monkeypatch):
@@ -280,7 +280,7 @@ def test_inception_reads_a_weight_file_and_says_that_it_is_not_the_known_one(tmp
     assert inception(str(path)).name == "inception-v3"
     with pytest.raises(ValueError, match="does not hold the weights"):
         inception(str(tmp_path / "other.pth"))
-    with pytest.raises(ValueError, match="do not exist"):
+    with pytest.raises(ValueError, match="does not exist"):
         inception(str(tmp_path / "nowhere.pth"))
 
 
@@ -289,6 +289,6 @@ def test_inception_without_weights_and_network_says_where_the_file_goes(data, tm
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: a machine without network
     train, test = Shards(data.train), Shards(data.test)
     with pytest.raises(ValueError, match=r"weights-inception-2015-12-05-6726825d\.pth") as raised:
-        build(EvaluateConfig(extractor="inception"), data, tmp_path, [train], [test], Accelerator(cpu=True))
+        build_extractor(EvaluateConfig(extractor="inception"), data, tmp_path, [train], [test], Accelerator(cpu=True))
     assert str(tmp_path) in str(raised.value)
     assert "demo-cnn" in str(raised.value)

@@ -14,12 +14,19 @@ from trainer.evaluate.extractors.inception import inception
 from trainer.evaluate.extractors.registered import registered
 
 
-def build(
-    settings: EvaluateConfig, data: DataConfig, run_dir: Path, train: Sets, test: Sets, accelerator: Accelerator
+def build_extractor(
+    settings: EvaluateConfig,
+    data: DataConfig,
+    run_dir: Path,
+    train: Sets,
+    test: Sets,
+    accelerator: Accelerator,
+    prefix: str = "evaluate.",
 ) -> Extractor:
     """Return the extractor that the settings name, in eval mode and on the accelerator's device.
 
     A demo-cnn without weights is trained on `train` and `test` and kept in `run_dir`; demo-random is made from `train`.
+    `prefix` is what stands before a setting's name in messages.
 
     Raises:
         ValueError: the extractor is unknown or not available; the message says what to do.
@@ -27,16 +34,16 @@ def build(
     extractor: nn.Module
     kind, weights, device = settings.extractor, settings.weights, accelerator.device
     if kind == "inception":
-        extractor = inception(weights)
+        extractor = inception(weights, f"{prefix}weights")
     elif kind == "file":
-        extractor = FileExtractor(weights, data.size, device)
+        extractor = FileExtractor(weights, data.size, device, f"{prefix}weights")
     elif kind == "demo-cnn":
         path = Path(weights or run_dir / "demo-cnn-v1.safetensors")
         if weights is None:
             run_on_main(accelerator, lambda: None if is_fit(path, train, test, data) else fit(train, test, data, path))
         extractor = load_demo_cnn(path, data.channels)
     elif weights:
-        raise ValueError(f"the weights {weights} have no effect on extractor {kind}: name no weights")
+        raise ValueError(f"{prefix}weights has no effect while {prefix}extractor is {kind}; leave it out")
     elif kind == "demo-random":
         extractor = run_on_main(accelerator, lambda: demo_random(train, data))  # other processors round differently
     else:

@@ -29,14 +29,14 @@ class FileExtractor(nn.Module):
 
     resize = "the file's own"
 
-    def __init__(self, weights: str | None, size: int, device: torch.device):
+    def __init__(self, weights: str | None, size: int, device: torch.device, setting: str = "evaluate.weights"):
         super().__init__()
         if not weights:
-            raise ValueError("extractor file needs weights: name a file of TorchScript or torch.export")
+            raise ValueError(f"the extractor file needs {setting}: name a file of TorchScript or torch.export")
         try:
             content = Path(weights).read_bytes()
         except OSError as error:
-            raise ValueError(f"the weights {weights} cannot be read: {error.strerror}") from error
+            raise ValueError(f"{setting} {weights} cannot be read: {error.strerror}") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.name = f"{Path(weights).stem}-{self.sha256[:8]}"
         self._calls = [_load(weights, device)]  # not a submodule: an exported program has no eval mode
@@ -44,7 +44,7 @@ class FileExtractor(nn.Module):
             self.dim, self.classes = self._try(size, device)
         except Exception as error:  # a foreign network may raise anything
             raise ValueError(
-                f"the weights {weights} are not an extractor: from uint8 images [n, 3, {size}, {size}], n up to "
+                f"{setting} {weights} is not an extractor: from uint8 images [n, 3, {size}, {size}], n up to "
                 f"{BATCH}, it must return features [n, D], or features and logits ({_last_line(error)})"
             ) from error
 

@@ -39,7 +39,7 @@ class Inception(nn.Module):
         return self.network(to_rgb(image))
 
 
-def inception(weights: str | None) -> Inception:
+def inception(weights: str | None, setting: str = "evaluate.weights") -> Inception:
     """Return InceptionV3 with weights from a file, or from TORCH_HOME; one process per machine downloads them there.
 
     Raises:
@@ -47,7 +47,7 @@ def inception(weights: str | None) -> Inception:
     """
     path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
     if weights and not path.exists():
-        raise ValueError(f"the weights {path} do not exist; expected torch-fidelity's {INCEPTION_FILE}")
+        raise ValueError(f"{setting} names {path}, which does not exist; expected torch-fidelity's {INCEPTION_FILE}")
     if not weights:
         _download(path)
     try:
