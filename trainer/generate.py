@@ -186,8 +186,10 @@ class Generator:
         except DataError as error:
             raise DataError(f"--images {error} and no shards (*.tar)") from error
         count = Counter(image.key for image in found)  # a.jpg gives a.png, or a.jpg.png if there is an a.png too
-        names = [image.key if count[image.key] == 1 else str(image.path.relative_to(folder)) for image in found]
-        return names, lambda rows: torch.stack([_decode(found[i].path, self.size, self.channels) for i in rows])
+        names = [image.key if count[image.key] == 1 else image.name for image in found]
+        return names, lambda rows: torch.stack(
+            [_decode(folder / found[i].name, self.size, self.channels) for i in rows]
+        )
 
 
 def _decode(path: Path, size: int, channels: int) -> Tensor:

@@ -54,21 +54,19 @@ class Rejected(msgspec.Struct):
     reason: str
 
 
-class Dataset(msgspec.Struct):
+class Dataset(msgspec.Struct, kw_only=True):
     """A data set: how it was made, and what it holds; a split's name is a plain word, so it names no other folder."""
 
+    source: str = ""
+    settings: dict[str, Any] = {}
     fingerprint: str
     classes: list[str]
     splits: Annotated[dict[Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*$")], Split], msgspec.Meta(min_length=1)]
-    rejected: list[Rejected]
     ignored: dict[str, int] = {}
-    source: str = ""
-    settings: dict[str, Any] = {}
+    rejected: list[Rejected]
 
     def to_json(self) -> str:
-        fields = ("source", "settings", "fingerprint", "classes", "splits", "ignored", "rejected")
-        content = msgspec.to_builtins(self)
-        return json.dumps({name: content[name] for name in fields}, indent=1)
+        return json.dumps(msgspec.to_builtins(self), indent=1)
 
     def class_name(self, label: int) -> str:
         return self.classes[label] if label < len(self.classes) else str(label)

@@ -63,7 +63,7 @@ def inspect(folder: Path, workers: int = 1, verify: bool = False, limits: Limits
         parts = [one for one in measured if one.shard.split == name]
         splits[name] = describe_split([(one.shard.path, one.summary) for one in parts])
     if not dataset:
-        return Dataset(fingerprint([], splits), [], splits, []), problems
+        return Dataset(fingerprint=fingerprint([], splits), classes=[], splits=splits, rejected=[]), problems
     problems += _differences(folder, dataset.splits, splits)
     if not problems and dataset.fingerprint != fingerprint(dataset.classes, splits):
         problems = [f"{folder / 'dataset.json'}: its classes or its fingerprint were changed"]

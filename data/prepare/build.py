@@ -58,8 +58,15 @@ def prepare(
         writer = Writer(opened.read, chosen, unfinished)
         rejected = write_shards(tasks, writer, workers, max_rejected)
         splits = _describe(tasks, writer)
-        ignored, whole = dict(sorted(opened.ignored.items())), fingerprint(opened.classes, splits)
-        dataset = Dataset(whole, opened.classes, splits, rejected, ignored, source, asdict(chosen))
+        dataset = Dataset(
+            source=source,
+            settings=asdict(chosen),
+            fingerprint=fingerprint(opened.classes, splits),
+            classes=opened.classes,
+            splits=splits,
+            ignored=dict(sorted(opened.ignored.items())),
+            rejected=rejected,
+        )
         for split in splits:
             Shards(unfinished / "out" / split)  # writes the index
         with atomically(unfinished / "out" / "dataset.json", unfinished / "dataset.json") as path:

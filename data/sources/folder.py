@@ -1,13 +1,14 @@
 """Folders of images, whose sub-folders are the classes."""
 
-import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from data.errors import DataError
+from data.images import LIMITS
 from data.sources.paths import ENDINGS, SPLITS, is_image, list_files, safe_parts
 from data.sources.source import Item, Request, Source, number_classes, read_file
 
@@ -21,30 +22,25 @@ class File(NamedTuple):
     stamp: int
 
 
-class Found(NamedTuple):
-    key: str  # its path without the ending
-    path: Path
-
-
 def open_folder(request: Request) -> Source | None:
     """Open a folder of images: sub-folders are the classes, below `train` and `test` sub-folders if it has those."""
     if not request.path.is_dir():
         return None
     names, ignored = request.listed
-    read = functools.partial(_read, request.path, request.bounds.image.bytes)
+    read = partial(_read, request.path, request.bounds.image.bytes)
     files = (_file(request.path, name) for name in names)
     return image_folder(files, read, request.name, request.splits, ignored)
 
 
-def find(folder: Path) -> list[Found]:
-    """Return all images below a folder in order of their paths.
+def find(folder: Path) -> list[Item]:
+    """Return all images below a folder in order of their paths, which are their names.
 
     Raises:
         DataError: There are none.
     """
     names, ignored = list_files(folder)
-    source = image_folder((File(name, name, 0, 0) for name in names), lambda _: (b"", -1), str(folder), False, ignored)
-    return [Found(item.key, folder / item.where) for item in source.items]
+    files = (File(name, name, 0, 0) for name in names)
+    return image_folder(files, partial(_read, folder, LIMITS.bytes), str(folder), False, ignored).items
 
 
 def image_folder(

@@ -77,19 +77,10 @@ def _rows(path: Path) -> Iterator[tuple[bytes, int | str | None, list[str]]]:
         raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it anew") from error
 
 
-class _Info(msgspec.Struct):
-    features: dict[str, Any] = {}
-
-
-class _HuggingFace(msgspec.Struct):
-    """What the `datasets` library writes into a Parquet file's schema."""
-
-    info: _Info = msgspec.field(default_factory=_Info)
-
-
 def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
     """Return the column of images, the one of labels, and the names of their classes."""
-    features = parse((schema.metadata or {}).get(b"huggingface", b"{}"), _HuggingFace).info.features
+    metadata = parse((schema.metadata or {}).get(b"huggingface", b"{}"), dict[str, Any])
+    features = metadata.get("info", {}).get("features", {})
     types = {column.name: str(column.type) for column in schema}
     binary = [name for name, type_ in types.items() if type_.startswith(("binary", "large_binary", "struct<bytes: "))]
     images = [name for name in ("image", "img") if name in binary] or binary

@@ -195,7 +195,7 @@ def parquet(path: Path, rows: list[tuple[bytes | None, int | None]], names=("cat
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     schema = pyarrow.schema(
         [(column, kind), ("label", pyarrow.int64())],
-        {"huggingface": json.dumps({"info": {"features": features}})},
+        {"huggingface": json.dumps({"info": {"features": features}, "fingerprint": "0"})},
     )
     images = [{"bytes": content, "path": f"{i}.png"} for i, (content, _) in enumerate(rows)]
     path.parent.mkdir(parents=True, exist_ok=True)
