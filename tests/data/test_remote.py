@@ -4,6 +4,7 @@ import fcntl
 import http.server
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import wait_until
 from remote_reader import ALL, SAMPLES, SHARDS, read_all
@@ -454,6 +456,33 @@ read_all({server.url!r}, {str(cache)!r}, 10**9, 5)
     assert list(cache.glob("*.part")), "something was on its way"
     server.trouble = lambda path, first: ""
     assert read_all(server.url, str(cache), 10**9, 0) == expected
+
+
+def test_a_command_of_a_killed_fetch_does_not_hold_the_lock(forked, tmp_path):
+    index = tmp_path / "index.json"
+    entry = {"url": "pipe:sleep 600", "nsamples": 1, "filesize": 10_240}
+    index.write_text(json.dumps({"wids_version": 1, "shardlist": [entry]}))
+    fetching = forked(
+        f"""
+import numpy as np
+from data.shards.cache import Cache
+from data.shards.reader import Shards
+Shards({str(index)!r}, cache=Cache({str(tmp_path / "cache")!r}, 10**9)).images(np.array([0]))
+"""
+    )
+    wait_until(lambda: commands_of(fetching.pids[0]))
+    (command,) = commands_of(fetching.pids[0])
+    fetching(signal.SIGKILL)
+    fetching.wait()
+    (part,) = (tmp_path / "cache").glob("*.part")
+    with open(part, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.killpg(command, signal.SIGKILL)
+
+
+def commands_of(pid: int) -> list[int]:
+    """The shells that a process has started."""
+    return [child.pid for child in psutil.Process(pid).children() if "sleep 600" in " ".join(child.cmdline())]
 
 
 def tars_asked(server) -> set[str]:
