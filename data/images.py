@@ -193,9 +193,9 @@ def _check_scans(content: bytes, limits: Limits) -> None:
             return
         scans += found[0] == SCAN
         if scans > limits.scans:
-            raise ValueError(f"it has more than {limits.scans:,} scans ({limit_settings('scans')}): encode it anew")
+            raise ValueError(f"it has more than {limits.scans:,} scans ({limit_settings('scans')}): encode it again")
         place = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2]))
-    raise ValueError(f"it has more than {MAX_SEGMENTS:,} segments: encode it anew")
+    raise ValueError(f"it has more than {MAX_SEGMENTS:,} segments: encode it again")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:

@@ -115,8 +115,8 @@ def _read(
             name = shards.name(int(positions[row]))
             if shards.on_error == "stop":
                 raise DataError(
-                    f"cannot decode an image: {name}: {error}. Mend or remove the sample and prepare the shard "
-                    "anew, or let others stand in for such: --data.on_error skip"
+                    f"cannot decode an image: {name}: {error}. Repair or remove the sample and prepare the shard "
+                    "again, or let others stand in for such: --data.on_error skip"
                 ) from error
             seen[row], pixels[row], labels[row] = _stand_in(shards, int(positions[row]), others, size, channels, view)
             skipped.append(f"{name}: {error}; seen instead: {shards.name(int(seen[row]))}")

@@ -100,10 +100,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"contact sheet: {path}")
     if problems:
         listed = "".join(f"  {escaped(problem)}\n" for problem in problems)
-        hint = "If shards were made anew, remove their index.json.\n" if "were indexed" in listed else ""
-        parser.exit(1, f"{len(problems):,} wrong:\n{listed}{hint}")
+        hint = "If shards were made again, remove their index.json.\n" if "were indexed" in listed else ""
+        parser.exit(1, f"{len(problems):,} problems:\n{listed}{hint}")
     if settings.verify:
-        print("every sample is as it should be")
+        print("all samples are valid")
 
 
 if __name__ == "__main__":

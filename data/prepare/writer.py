@@ -135,7 +135,7 @@ def write_shards(tasks: list[Task], writer: Writer, workers: int, max_rejected: 
             reasons = "".join(f"\n  {escaped(one.file)}: {one.reason}" for one in rejected[:10])
             raise DataError(
                 f"{len(rejected):,} of {total:,} images could not be read, more than --max_rejected {max_rejected}. "
-                f"Mend or remove them, or raise --max_rejected to leave them out; the first are:{reasons}"
+                f"Repair or remove them, or raise --max_rejected to leave them out; the first are:{reasons}"
             )
 
     todo = []

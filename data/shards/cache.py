@@ -29,7 +29,7 @@ class Cache:
     bytes from the beginning. A process that downloads a shard holds an exclusive lock on it, one that reads it a shared
     lock, and only shards without locks are dropped; files are made, renamed and dropped under the folder's lock. The
     kernel releases a killed process's locks, and another process continues its download. A shard's key depends on its
-    index entry, so a set that was made anew at the same URL is another one.
+    index entry, so a set that was made again at the same URL is another one.
 
     Args:
         folder: on a file system of this machine, because of the locks; made if it is missing
@@ -94,13 +94,13 @@ class Cache:
             part.unlink()
             raise DataError(
                 f"the shard {url} is another one than its index says ({found.nsamples:,} samples, {shard.nsamples:,} "
-                f"in the index{', ' + found.problems[0] if found.problems else ''}): index it anew"
+                f"in the index{', ' + found.problems[0] if found.problems else ''}): index it again"
             )
         if found.checksum != shard.checksum:
             part.unlink()
             raise DataError(
-                f"images of the shard {url} have other checksums than its index says: it was damaged, or made anew. "
-                "Fetch it again, and index it anew if that does not help"
+                f"images of the shard {url} have other checksums than its index says: it was damaged, or made again. "
+                "Fetch it again, and index it again if that does not help"
             )
         with self._lock():
             if not save_table(path, table):

@@ -69,7 +69,7 @@ class LocalShards:
             file.close()
             raise DataError(
                 f"shard {path} was replaced since it was indexed ({shard.filesize:,} bytes then, {stat.st_size:,} "
-                "now): start again, which indexes a folder anew, or make its index.json anew"
+                "now): start again, which indexes a folder again, or make its index.json again"
             )
         if path not in self._announced:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
@@ -82,7 +82,7 @@ class LocalShards:
             problem = f", {found.problems[0]}" if found.problems else ""
             raise DataError(
                 f"shard {path} has {len(table):,} images, and its index says {shard.nsamples:,} samples{problem}: "
-                "index it anew (python -m data.index), or name its folder"
+                "index it again (python -m data.index), or name its folder"
             )
         if self.writes and not shard.checksum:  # of another program's index; ours has checksums, which this table lacks
             save_table(path, table)

@@ -74,8 +74,8 @@ class Shards:
         if self.problems and on_error == "stop":
             more = f" (and {len(self.problems) - 1} more problems)" if len(self.problems) > 1 else ""
             raise DataError(
-                f"{self.problems[0]}{more}. Mend it, or remove it (and its line in index.json), or train without such "
-                "shards and samples by --data.on_error skip; held-out images are never skipped"
+                f"{self.problems[0]}{more}. Repair it, or remove it (and its line in index.json), or train without "
+                "such shards and samples by --data.on_error skip; held-out images are never skipped"
             )
         self.shards = [shard for shard in found if shard.nsamples]
         if not self.shards:
@@ -228,7 +228,7 @@ def _checked(shard: Shard, path: str) -> Shard:
     except OSError as error:
         return replace(shard, nsamples=0, problems=(f"it cannot be found: {error.strerror}",))
     if size != shard.filesize:
-        problem = f"it has {size:,} bytes, {shard.filesize:,} in its index: index it anew"
+        problem = f"it has {size:,} bytes, {shard.filesize:,} in its index: index it again"
         return replace(shard, nsamples=0, problems=(problem,))
     return shard
 

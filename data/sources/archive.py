@@ -74,14 +74,14 @@ class ZipReader(OpenFiles):
         except OSError:
             raise
         except Exception as error:  # zipfile raises nearly anything on damaged headers
-            raise DataError(f"{self.path} is no zip, or damaged ({error}): fetch it anew") from error
+            raise DataError(f"{self.path} is no zip, or damaged ({error}): fetch it again") from error
 
     def __call__(self, item: Item) -> tuple[bytes, int]:
         check_size(item.size, self.max_bytes)
         archive = self.open()
         method = archive.getinfo(item.where).compress_type
         if method not in READABLE:
-            raise ValueError(f"it is packed by method {method}, expected none or deflate: pack it anew")
+            raise ValueError(f"it is packed by method {method}, expected none or deflate: pack it again")
         try:
             return archive.read(item.where), item.label
         except Exception as error:  # zipfile raises nearly anything on damaged bytes
@@ -99,7 +99,7 @@ def _unpack(request: Request, opener: Callable[..., Any]) -> Path:
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if getattr(error, "errno", None):  # a full disk is no fault of the file
             raise
-        raise DataError(f"cannot unpack {path}: {error}. It is damaged or cut short: fetch it anew") from error
+        raise DataError(f"cannot unpack {path}: {error}. It is damaged or cut short: fetch it again") from error
     os.utime(request.spool, ns=(0, stat.st_mtime_ns))
     return request.spool
 

@@ -74,7 +74,7 @@ def _rows(path: Path) -> Iterator[tuple[bytes, int | str | None, list[str]]]:
     except DataError:
         raise
     except Exception as error:  # pyarrow raises nearly anything on damaged bytes
-        raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it anew") from error
+        raise DataError(f"cannot read {path} as Parquet: {error}. Fetch it again") from error
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:

@@ -42,7 +42,9 @@ def shards_source(paths: list[Path], folder: Path, bounds: Bounds) -> Source:
     items = []
     for number, path in enumerate(tqdm(paths, desc="listing", unit=" shards", disable=None, leave=False)):
         if not path.is_file():
-            raise DataError(f"shard {path} does not exist, or is no regular file: mend the pattern, or bring the file")
+            raise DataError(
+                f"shard {path} does not exist, or is no regular file: correct the pattern, or bring the file"
+            )
         split, stamp = split_of(path, folder) if path.is_relative_to(folder) else None, path.stat().st_mtime_ns
         with tar_errors(path):
             for one in samples(path):
@@ -59,7 +61,7 @@ def tar_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}. It is damaged, cut short or no tar: fetch it anew") from error
+        raise DataError(f"cannot read {path}: {error}. It is damaged, cut short or no tar: fetch it again") from error
 
 
 def _classes(folder: Path) -> list[str]:
@@ -68,5 +70,7 @@ def _classes(folder: Path) -> list[str]:
             try:
                 return parse(read(path), Description).classes
             except (OSError, ValueError) as error:
-                raise DataError(f"cannot read {path}: {error}. Mend it, or remove it: it names the classes") from error
+                raise DataError(
+                    f"cannot read {path}: {error}. Repair it, or remove it: it names the classes"
+                ) from error
     return []

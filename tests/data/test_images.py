@@ -97,7 +97,7 @@ def test_a_jpeg_of_many_scans_is_refused(size):
     content = encoded(smooth(40, 40), "JPEG", progressive=True)
     scan = content[content.rindex(images.SCAN) : -2]
     decode(content, size, 3)
-    with pytest.raises(ValueError, match=r"more than 50 scans \(data.max_scans, .*\): encode it anew"):
+    with pytest.raises(ValueError, match=r"more than 50 scans \(data.max_scans, .*\): encode it again"):
         decode(content[:-2] + scan * 10_000 + content[-2:], size, 3)
 
 

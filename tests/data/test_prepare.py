@@ -157,7 +157,7 @@ def test_an_archive_is_as_the_folder_in_it(tmp_path, form):
     assert not (tmp_path / "photos").exists()
     with open(packed, "r+b") as file:
         file.truncate(packed.stat().st_size * 2 // 3)
-    with pytest.raises(DataError, match=rf"photos\.{form}.*(fetch it anew)"):
+    with pytest.raises(DataError, match=rf"photos\.{form}.*(fetch it again)"):
         prepare(str(packed), tmp_path / "cut")
     assert not (tmp_path / ".cut.unfinished").exists()
 
@@ -516,7 +516,7 @@ def test_a_zip_s_members_are_bounded_and_of_known_kinds(tmp_path):
     prepare(str(packed), tmp_path / "out", test_fraction=0, max_rejected=0.9, max_bytes=1000)
     reasons = {one["file"]: one["reason"] for one in described(tmp_path / "out")["rejected"]}
     assert reasons["large.png"] == f"it has 2,000 bytes, more than 1,000 ({limit_settings('bytes')})"
-    assert reasons["bzip.png"] == "it is packed by method 12, expected none or deflate: pack it anew"
+    assert reasons["bzip.png"] == "it is packed by method 12, expected none or deflate: pack it again"
     assert reasons.keys() == {"large.png", "bzip.png", "lzma.png"}
     content = bytearray(packed.read_bytes())
     content[content.index(b"PK\x01\x02") + 6] = 227
@@ -638,7 +638,7 @@ def test_inspect_finds_every_fault(tmp_path, capsys):
     prepare(str(tmp_path / "in"), good, test_fraction=0, per_shard=3)
     code, text = run(inspect_command, good, "--verify", "--workers", 1, capsys=capsys)
     assert code == 0, text
-    assert "every sample is as it should be" in text
+    assert "all samples are valid" in text
     assert Image.open(good / "contact_sheet.png").width > 500
 
     def verify(name: str, harm) -> str:
@@ -685,7 +685,7 @@ def test_verify_sees_a_changed_image_that_still_decodes(tmp_path, capsys):
         code, text = run(inspect_command, tmp_path / "in", "--verify", "--workers", 1, capsys=capsys)
         assert code == 1
         told = r"member 4.pgm: its bytes are not" if table else r"00000\.tar: its images are not"
-        assert re.search(f"1 wrong:\n.*{told} those that were indexed\n.*remove their index.json", text), text
+        assert re.search(f"1 problems:\n.*{told} those that were indexed\n.*remove their index.json", text), text
 
 
 def double(path: Path) -> None:

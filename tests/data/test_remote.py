@@ -230,7 +230,7 @@ def test_remote_mistakes_are_told(server, folder, tmp_path, monkeypatch):
     content[:10] = b"other.png\0"
     (tmp_path / "00000.tar").write_bytes(content)
     server.folder = tmp_path
-    with pytest.raises(DataError, match=r"is another one than its index says.*index it anew"):
+    with pytest.raises(DataError, match=r"is another one than its index says.*index it again"):
         shards.image(0)
     content = bytearray((folder / "00000.tar").read_bytes())
     content[int(np.load(folder / "00000.tar.npy")[3, 0]) + 50] ^= 1

@@ -114,7 +114,7 @@ def test_the_index_of_another_program_is_left_alone(numbered):
     shards[2]["nsamples"] = 9  # wids counts keys, some of which may have no image
     path.write_text(json.dumps({"shardlist": shards}))
     path.with_name("00002.tar.npy").unlink()
-    with pytest.raises(DataError, match=r"00002\.tar has 7 images, and its index says 9 samples: index it anew"):
+    with pytest.raises(DataError, match=r"00002\.tar has 7 images, and its index says 9 samples: index it again"):
         Shards(path).image(15)
 
 
@@ -127,7 +127,7 @@ def test_an_index_of_shards_that_are_gone_or_changed(numbered):
         Shards(path)
     skipping = Shards(path, "skip")
     assert len(skipping) == 50 - 14
-    assert "in its index: index it anew" in skipping.problems[1]
+    assert "in its index: index it again" in skipping.problems[1]
 
 
 def test_the_command_that_indexes_refuses_what_it_would_spoil(numbered, capsys):
@@ -376,7 +376,7 @@ def test_a_missing_shard_is_told_until_its_line_is_gone(numbered):
     with pytest.raises(DataError, match=r"00007\.tar"):
         Shards(numbered.source)
     write(type(ROOT)(numbered.source) / "more", [{"__key__": "0", "png": flat(0)}])
-    shutil.move(f"{numbered.source}/more/00000.tar", f"{numbered.source}/00008.tar")  # the index is written anew
+    shutil.move(f"{numbered.source}/more/00000.tar", f"{numbered.source}/00008.tar")  # the index is written again
     with pytest.raises(DataError, match=r"00007\.tar"):
         Shards(numbered.source)
     os.unlink(f"{numbered.source}/index.json")

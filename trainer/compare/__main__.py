@@ -53,7 +53,8 @@ def configure(arguments: Sequence[str] | None = None) -> Settings:
         SystemExit: a setting is wrong; it is named on stderr, and the exit code is 2.
     """
     bound_imports()
-    parser = ComparisonParser(prog="compare", description=__doc__)
+    usage = "python -m trainer.compare --config COMPARISON [--SECTION.SETTING VALUE ...]"
+    parser = ComparisonParser(prog="trainer.compare", usage=usage, description=__doc__)
     parser.add_argument("--config", action="config", help="a YAML file of these settings")
     sections = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig, "compare": Compare}
     for section, kind in sections.items():
