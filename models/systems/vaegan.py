@@ -43,16 +43,19 @@ class VAEGAN(Autoencoding, System):
         feature_layer: level of that discriminator whose features are compared, counted from 0; null takes the last
         reconstruction_weight: weight of the reconstruction term, a sum over pixels; raise it for closer reconstructions
         perceptual_weight: weight of the distance of image and reconstruction in a trained network; 0 turns it off
-        perceptual: network of the perceptual term: lpips (VGG16 with LPIPS's weights, Zhang et al. 2018) or convnext (ConvNeXt-S)
+        perceptual: network of the perceptual term: lpips (VGG16 with LPIPS's weights, Zhang et al. 2018) or
+            convnext (ConvNeXt-S)
         perceptual_weights: file of that network's weights as torchvision distributes them (a state_dict)
         kl_weight: weight of KL(q(z|x) || N(0, I)) in nats; raise it if samples are worse than reconstructions
         adversarial_weight: weight of the mean generator loss; raise it for sharper images, lower it against artefacts
         adaptive: multiply adversarial_weight by the ratio of the gradient norms of mean reconstruction and generator
             loss at the decoder's last layer (Esser et al. 2021, eq. 7), both of the step before. As the reconstruction
             is a sum over pixels and channels, VQGAN's weight of 0.8 is adversarial_weight = 0.8 * channels * size^2
-        adaptive_limit: largest factor that adaptive may apply; `adaptive_saturated` in the log is the fraction of steps at it
+        adaptive_limit: largest factor that adaptive may apply; `adaptive_saturated` in the log is the fraction of
+            steps at it
         encoder_adversarial: let the adversarial gradient reach the encoder, too; off costs one more decoder pass
-        opponent: class that the ternary discriminator is made to predict for fakes: real, or any but their own (not_own)
+        opponent: class that the ternary discriminator is made to predict for fakes: real, or any but their own
+            (not_own)
         class_weights: relative weights of real, reconstructed and generated images in the ternary discriminator's loss
         binary: settings of the binary discriminator; null takes the defaults
         ternary: settings of the ternary discriminator; null takes the defaults
