@@ -40,11 +40,8 @@ class SamplesOnly(VAEGAN):
 
 
 def our_step(case: str, precision: str, width: int, image: torch.Tensor) -> Callable[[], None]:
-    settings = {
-        "latent_dim": LATENT,
-        "networks": NetworkConfig("dcgan", width),
-        "binary": DiscriminatorConfig(r1_weight=0.0),
-    }
+    binary = DiscriminatorConfig(r1_weight=0.0)
+    settings = {"latent_dim": LATENT, "networks": NetworkConfig("dcgan", width), "binary": binary}
     if case == "its losses":
         system = SamplesOnly(SIZE, CHANNELS, reconstruction="features", feature_layer=2, **settings)
     else:
