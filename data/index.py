@@ -4,7 +4,7 @@ SHARDS are URLs or paths of tars, with braces as WebDataset writes them: `s3://b
 data.train or data.test to OUT.json. A folder of tars on this machine needs no command: its first reader indexes it.
 """
 
-from data.processes import end_when_interrupted
+from data.processes import end_when_interrupted, run_command
 
 if __name__ == "__main__":
     end_when_interrupted()
@@ -74,4 +74,4 @@ def _scan(url: str, folder: Path) -> Shard:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -10,9 +10,11 @@ import pytest
 
 from data import processes
 
+DATA = ["data.prepare", "data.inspect", "data.index"]
+COMMANDS = ["trainer.generate", "trainer.evaluate", "trainer.compare", "trainer.prefetch", *DATA]
 # What a command imports first, once Ctrl-C is taken care of; others import trainer.distributed.exit.
 FIRST_IMPORT = {"trainer.evaluate": "trainer.evaluate.command", "trainer.main": "trainer.config.parser"}
-COMMANDS = ["trainer.generate", "trainer.evaluate", "trainer.compare", "trainer.prefetch"]
+FIRST_IMPORT |= dict.fromkeys(DATA, "data.command")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ every sample, and compares the samples with dataset.json and with their checksum
 something is wrong with the data; each problem is listed.
 """
 
-from data.processes import end_when_interrupted
+from data.processes import end_when_interrupted, run_command
 
 if __name__ == "__main__":
     end_when_interrupted()
@@ -107,4 +107,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

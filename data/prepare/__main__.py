@@ -14,7 +14,7 @@ out and listed in dataset.json. To continue after an interruption, run the same 
 complete.
 """
 
-from data.processes import end_when_interrupted
+from data.processes import end_when_interrupted, run_command
 
 if __name__ == "__main__":
     end_when_interrupted()
@@ -67,4 +67,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

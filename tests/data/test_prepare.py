@@ -706,7 +706,7 @@ def test_inspect_reads_shards_of_any_origin(numbered_shards, tmp_path, capsys):
     double(tmp_path / "00001.tar")
     code, text = run(inspect_command, tmp_path, "--workers", 1, capsys=capsys)
     assert code == 1
-    assert "2 wrong" in text
+    assert "2 problems" in text
     assert "c: it has no image" in text
 
 
