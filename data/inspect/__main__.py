@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.command import add_limits, add_workers, command_errors, command_parser
+from data.dataset import Dataset, Split, Spread
 from data.errors import DataError
 from data.files import escaped, try_write
 from data.images import Limits
-from data.inspect.dataset import Dataset, Split, Spread
 from data.inspect.sheet import sheet
 from data.inspect.verify import inspect
 from data.tables import table

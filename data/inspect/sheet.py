@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from data.dataset import Dataset
 from data.files import escaped
 from data.images import decode_whole
-from data.inspect.dataset import Dataset
 from data.shards.reader import Shards
 
 TILE, MARGIN, TOP = 96, 6, 64  # pixels

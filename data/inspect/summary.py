@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data.dataset import ShardEntry, Split, Spread
 from data.images import FORMATS, LIMITS, Limits, decode, decode_whole
-from data.inspect.dataset import ShardEntry, Split, Spread
 
 COUNTED = ("label", "width", "height", "mode", "format")
 

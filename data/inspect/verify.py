@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.dataset import Dataset, ShardEntry, Split, fingerprint, read_dataset
 from data.errors import DataError
 from data.files import escaped, regular_file
 from data.images import LIMITS, Limits
-from data.inspect.dataset import Dataset, ShardEntry, Split, fingerprint, read_dataset
 from data.inspect.summary import DatasetSummary
 from data.processes import run_in_parallel
 from data.shards import index

@@ -24,8 +24,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.command import add_limits, add_workers, command_errors, command_parser
+from data.dataset import read_dataset
 from data.files import escaped
-from data.inspect.dataset import read_dataset
 from data.prepare.build import TORCHVISION, prepare
 from data.prepare.plan import FORMATS, Settings
 from data.sources import MAX_RATIO

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data.dataset import Dataset, Split, fingerprint
 from data.errors import DataError
 from data.files import atomically
-from data.inspect.dataset import Dataset, Split, fingerprint
 from data.inspect.summary import DatasetSummary
 from data.inspect.verify import describe_split
 from data.prepare.plan import Settings, Task, check_range, plan

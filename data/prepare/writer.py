@@ -10,10 +10,10 @@ from typing import Any
 import webdataset
 from PIL import Image, ImageOps
 
+from data.dataset import Rejected
 from data.errors import DataError
 from data.files import atomically, escaped
 from data.images import FORMATS, decode_whole
-from data.inspect.dataset import Rejected
 from data.inspect.summary import DatasetSummary
 from data.prepare.plan import Settings, Task
 from data.processes import run_in_parallel
