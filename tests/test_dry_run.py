@@ -137,8 +137,8 @@ def test_players_have_their_networks_and_rules(run, report):
     count = {name: sum(p.numel() for p in n.parameters()) for name, n in report(*arguments).system.networks().items()}
     head = "every start lr betas weight_decay clip algorithm schedule warmup hold final"
     assert " ".join(dry.row("player")) == f"player networks and weights {head}"
-    judge = f"discriminator_binary {count['discriminator_binary']:,} 2 30 1e-05 (0.5, 0.99) 0.0 adam constant 0 0.0 0.0"
-    assert " ".join(dry.row("binary")) == f"binary {judge}"
+    rest = f"discriminator_binary {count['discriminator_binary']:,} 2 30 1e-05 (0.5, 0.99) 0.0 adam constant 0 0.0 0.0"
+    assert " ".join(dry.row("binary")) == f"binary {rest}"
     networks = f"encoder {count['encoder']:,}, decoder {count['decoder']:,}"
     rule = "1 0 0.0002 (0.5, 0.99) 0.0 2.0 adamw cosine 1,000 0.5 0.0"
     assert " ".join(dry.row("autoencoder")) == f"autoencoder {networks} {rule}"

@@ -216,7 +216,7 @@ def test_inception_on_the_device_agrees_with_a_cpu_and_scores_a_run(launched, ac
 
 
 def test_codes_that_are_maps_at_256_pixels(launched, tmp_path):
-    """A tokenizer as latent diffusion has it: 4 x 16 x 16 codes, a small KL weight, a judge of patches."""
+    """A tokenizer as latent diffusion has it: 4 x 16 x 16 codes, a small KL weight, a patch discriminator."""
     width = "32" if ON == "cuda" else "4"
     launched(
         "one_gpu",
