@@ -1,56 +1,27 @@
 """Builds what a run trains: the system and its averages, the datasets with their order, and the split of a batch."""
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from data.errors import DataError
 from data.order import Order
 from data.processes import prepare_workers
 from data.shards.reader import OnError, Shards
 from models import System
-from trainer.batch import Batch, key
+from trainer.batch import Batch
 from trainer.checkpoint.state import TrainState, frozen_checksums
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig
 from trainer.distributed.ranks import Ranks, code_checksum
+from trainer.draws import key
 from trainer.ema import EMA
+from trainer.parts import RunParts
 from trainer.step import TrainStep
 
 PER_MACHINE_SETTINGS = ("data.workers", "data.cache", "data.cache_gb")  # settings in which processes may differ
-
-
-@dataclass(frozen=True)
-class RunParts:
-    """What a run trains, and on what.
-
-    Args:
-        config: the run's settings
-        system: the system; its networks are prepared for distribution by accelerate
-        networks: the same networks by name, without DDP's wrapper
-        ema: the averaged networks
-        trains: training shards of each dataset
-        tests: held-out shards of each dataset; empty if there are none
-        orders: order of the samples of each training set
-        per_rank_batch: images per step of one process
-        micro_batch: images that pass through the networks at once; divides per_rank_batch
-        code: checksum of the program's code
-    """
-
-    config: Config
-    system: System
-    networks: dict[str, nn.Module]
-    ema: EMA
-    trains: list[Shards]
-    tests: list[Shards]
-    orders: list[Order]
-    per_rank_batch: int
-    micro_batch: int
-    code: str
 
 
 def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunParts:

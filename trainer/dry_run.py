@@ -34,10 +34,10 @@ from trainer.checkpoint import files as checkpoint_files
 from trainer.checkpoint import writer
 from trainer.checkpoint.state import TrainState
 from trainer.config.parser import Config
-from trainer.distributed.accelerator import check_precision, choose_precision
 from trainer.distributed.exit import user_errors
 from trainer.ema import EMA
-from trainer.log.run_folder import RunFolder
+from trainer.precision import check_precision, choose_precision
+from trainer.run_folder import RunFolder
 from trainer.step import TrainStep
 
 PIXEL = 1 + 4  # bytes of a channel: as uint8 when decoded, as float32 for the networks

@@ -19,7 +19,7 @@ from trainer.compare.settings import Compare, Run, Settings, plan_runs, shown_se
 from trainer.config.parser import Parser, bound_imports, in_order
 from trainer.config.settings import DataConfig, EvaluateConfig, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
-from trainer.log.run_folder import refuse_links
+from trainer.run_folder import refuse_links
 
 
 class ComparisonParser(Parser):
