@@ -1,6 +1,8 @@
 """Builds what a run trains: the system and its averages, the datasets with their order, and the split of a batch."""
 
 import copy
+import math
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -39,7 +41,7 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
     system = config.system()
     system.players()  # checks their settings
     per_rank_batch, micro_batch = split_batch(
-        settings.batch_size, settings.micro_batch, accelerator.num_processes, system.group
+        settings.batch_size, settings.micro_batch, accelerator.num_processes, system.groups
     )
     trains, tests = open_datasets(config, system)
     _check_same_run(config, system, [*trains, *tests], code, ranks)
@@ -90,14 +92,16 @@ def settle_buckets(parts: RunParts, state: TrainState, accelerator: Accelerator)
     state.load_networks(before)
 
 
-def split_batch(batch_size: int, micro_batch: int | None, world_size: int, group: int = 1) -> tuple[int, int]:
+def split_batch(
+    batch_size: int, micro_batch: int | None, world_size: int, groups: Mapping[str, int] = {}
+) -> tuple[int, int]:
     """Return the images per step of one process, and how many of them pass through the networks at once.
 
     Args:
         batch_size: images per step of all processes
         micro_batch: most images at once; None sets no limit
         world_size: number of processes
-        group: images that a network must see together (minibatch_stddev)
+        groups: images that a discriminator must see together, by the setting that says so
 
     Raises:
         ValueError: the world size does not divide the batch, or no micro-batch holds whole groups.
@@ -111,16 +115,17 @@ def split_batch(batch_size: int, micro_batch: int | None, world_size: int, group
             f"{' or '.join(str(size) for size in dict.fromkeys(fitting))}, or another number of processes "
             f"({_some_of(worlds)})"
         )
+    group, names = math.lcm(*groups.values()), " and ".join(f"{name} {size}" for name, size in groups.items())
     fits = [size for size in range(group, per_rank_batch + 1, group) if per_rank_batch % size == 0]
     if not fits:
         raise ValueError(
-            f"minibatch_stddev {group} does not divide a process's {per_rank_batch} images a step (trainer.batch_size "
-            f"{batch_size} over {world_size} processes): change it, trainer.batch_size or the number of processes"
+            f"{names} cannot divide a process's {per_rank_batch} images a step (trainer.batch_size {batch_size} over "
+            f"{world_size} processes) into whole groups: change it, trainer.batch_size or the number of processes"
         )
     within = [size for size in fits if size <= (micro_batch or per_rank_batch)]
     if not within:
         raise ValueError(
-            f"trainer.micro_batch {micro_batch} holds no whole group of minibatch_stddev {group}: take one of "
+            f"trainer.micro_batch {micro_batch} holds no whole group of {names}: take one of "
             f"{_some_of(fits)}, or leave it out"
         )
     return per_rank_batch, within[-1]

@@ -232,7 +232,7 @@ class Report:
         yield done if step >= steps else f"{start} at step {step:,} of {steps:,}"
 
     def _split(self, processes: int) -> tuple[int, int]:
-        return split_batch(self.settings.batch_size, self.settings.micro_batch, processes, self.system.group)
+        return split_batch(self.settings.batch_size, self.settings.micro_batch, processes, self.system.groups)
 
 
 class FakeRun:
