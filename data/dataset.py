@@ -72,7 +72,7 @@ class Dataset(msgspec.Struct, kw_only=True):
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
-def fingerprint(classes: list[str], splits: dict[str, Split]) -> str:
+def dataset_fingerprint(classes: list[str], splits: dict[str, Split]) -> str:
     """Return a checksum of the images, keys and labels of each split, and of the classes' names."""
     content = [classes, {name: split.fingerprint for name, split in splits.items()}]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

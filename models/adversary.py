@@ -1,6 +1,5 @@
 """The game of one discriminator: its loss, the loss of its opponents, and the statistics that it keeps."""
 
-import math
 from typing import Any, Literal, cast
 
 import torch
@@ -53,7 +52,7 @@ class Adversary:
         if config.lecam_weight:
             system.register_buffer(f"lecam_{self.network}", torch.zeros(2))  # mean realness of real images and fakes
         if config.minibatch_stddev:
-            system.group = math.lcm(system.group, config.minibatch_stddev)
+            system.groups = {**system.groups, f"system.{mode}.minibatch_stddev": config.minibatch_stddev}
 
     @property
     def discriminator(self) -> Discriminator:

@@ -1,7 +1,7 @@
 """What the trainer knows of a system: its networks, its passes, and which player trains which weights on which loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -93,7 +93,7 @@ class System(nn.Module, ABC):
     frozen: ClassVar[tuple[str, ...]] = ("perceptual",)  # children that nobody trains and no checkpoint contains
     latent_shape: tuple[int, ...] = ()  # of a draw from the prior; () without a prior
     domains: int = 1  # data sets per batch
-    group: int = 1  # images that a network sees as a group: micro-batches are multiples of it
+    groups: Mapping[str, int] = {}  # by setting, images that a network sees as a group; micro-batches are multiples
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the children that are trained, by name."""

@@ -162,7 +162,7 @@ def test_a_number_of_processes_that_does_not_fit_is_refused_with_those_that_do(r
     assert "batch_size 8 cannot be dealt evenly to 3 processes" in dry.err
     assert "(1, 2, 4, 8)" in dry.err
     grouped = ["--system", "GAN", "--system.binary.minibatch_stddev", "4"]
-    assert "minibatch_stddev 4 does not divide" in run("4", *grouped).err
+    assert "system.binary.minibatch_stddev 4 cannot divide" in run("4", *grouped).err
     assert "2 processes x 1 micro-batch x 4; other possible numbers of processes: 1\n" in run("2", *grouped).out
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert "4 processes x 1 micro-batch x 2" in run(*AE).out

@@ -18,9 +18,9 @@ import torch
 from conftest import wait_until
 from test_run import alike, lines, weights
 
+from trainer import run_folder
 from trainer.checkpoint import files as checkpoint_files
 from trainer.distributed.stop import EXIT_PREEMPTED
-from trainer.log import run_folder
 
 TERNARY = ["--system", "VAEGAN", "--system.discriminator", "ternary"]
 

@@ -28,7 +28,7 @@ from trainer.distributed.stop import StopSignal
 from trainer.ema import EMA
 from trainer.evaluate.accumulators import extract_features
 from trainer.evaluate.extractors.build import build_extractor
-from trainer.log.run_folder import RunFolder
+from trainer.run_folder import RunFolder
 from trainer.step import TrainStep
 from trainer.train import Run
 

@@ -1,21 +1,12 @@
-"""A batch of images in [-1, 1], and its random draws.
+"""A batch of images in [-1, 1], with its random draws."""
 
-A draw depends only on (seed, step, name, position in the global batch), not on the number of processes or
-micro-batches. torch's generators are not keyed by position, so the draws are our own.
-"""
-
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-
-def key(*parts: int | str) -> int:
-    """Return a generator's seed in [0, 2^63), a hash of everything that the draw depends on."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+from trainer.draws import key
 
 
 def normalize(image: Tensor) -> Tensor:
@@ -32,28 +23,6 @@ def to_uint8(image: Tensor) -> Tensor:
     if not image.isfinite().all():
         raise FloatingPointError(f"{int((~image.isfinite()).sum())} of {image.numel()} pixels are not finite")
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-@contextmanager
-def strict_fp32(device: torch.device) -> Iterator[None]:
-    """A context for strict float32: autocast and TF32 off, deterministic cuDNN."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-def prior(seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return z [n, *shape] of the samples with these indices [n], each drawn by its own generator."""
-    generator = torch.Generator()
-    draws = [torch.randn(shape, generator=generator.manual_seed(key(seed, "evaluate", i))) for i in index.tolist()]
-    return torch.stack(draws)
 
 
 @dataclass

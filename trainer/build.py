@@ -1,56 +1,29 @@
 """Builds what a run trains: the system and its averages, the datasets with their order, and the split of a batch."""
 
 import copy
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from data.errors import DataError
 from data.order import Order
 from data.processes import prepare_workers
 from data.shards.reader import OnError, Shards
 from models import System
-from trainer.batch import Batch, key
+from trainer.batch import Batch
 from trainer.checkpoint.state import TrainState, frozen_checksums
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig
 from trainer.distributed.ranks import Ranks, code_checksum
+from trainer.draws import key
 from trainer.ema import EMA
+from trainer.parts import RunParts
 from trainer.step import TrainStep
 
 PER_MACHINE_SETTINGS = ("data.workers", "data.cache", "data.cache_gb")  # settings in which processes may differ
-
-
-@dataclass(frozen=True)
-class RunParts:
-    """What a run trains, and on what.
-
-    Args:
-        config: the run's settings
-        system: the system; its networks are prepared for distribution by accelerate
-        networks: the same networks by name, without DDP's wrapper
-        ema: the averaged networks
-        trains: training shards of each dataset
-        tests: held-out shards of each dataset; empty if there are none
-        orders: order of the samples of each training set
-        per_rank_batch: images per step of one process
-        micro_batch: images that pass through the networks at once; divides per_rank_batch
-        code: checksum of the program's code
-    """
-
-    config: Config
-    system: System
-    networks: dict[str, nn.Module]
-    ema: EMA
-    trains: list[Shards]
-    tests: list[Shards]
-    orders: list[Order]
-    per_rank_batch: int
-    micro_batch: int
-    code: str
 
 
 def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunParts:
@@ -68,7 +41,7 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
     system = config.system()
     system.players()  # checks their settings
     per_rank_batch, micro_batch = split_batch(
-        settings.batch_size, settings.micro_batch, accelerator.num_processes, system.group
+        settings.batch_size, settings.micro_batch, accelerator.num_processes, system.groups
     )
     trains, tests = open_datasets(config, system)
     _check_same_run(config, system, [*trains, *tests], code, ranks)
@@ -119,14 +92,16 @@ def settle_buckets(parts: RunParts, state: TrainState, accelerator: Accelerator)
     state.load_networks(before)
 
 
-def split_batch(batch_size: int, micro_batch: int | None, world_size: int, group: int = 1) -> tuple[int, int]:
+def split_batch(
+    batch_size: int, micro_batch: int | None, world_size: int, groups: Mapping[str, int] = {}
+) -> tuple[int, int]:
     """Return the images per step of one process, and how many of them pass through the networks at once.
 
     Args:
         batch_size: images per step of all processes
         micro_batch: most images at once; None sets no limit
         world_size: number of processes
-        group: images that a network must see together (minibatch_stddev)
+        groups: images that a discriminator must see together, by the setting that says so
 
     Raises:
         ValueError: the world size does not divide the batch, or no micro-batch holds whole groups.
@@ -140,16 +115,17 @@ def split_batch(batch_size: int, micro_batch: int | None, world_size: int, group
             f"{' or '.join(str(size) for size in dict.fromkeys(fitting))}, or another number of processes "
             f"({_some_of(worlds)})"
         )
+    group, names = math.lcm(*groups.values()), " and ".join(f"{name} {size}" for name, size in groups.items())
     fits = [size for size in range(group, per_rank_batch + 1, group) if per_rank_batch % size == 0]
     if not fits:
         raise ValueError(
-            f"minibatch_stddev {group} does not divide a process's {per_rank_batch} images a step (trainer.batch_size "
-            f"{batch_size} over {world_size} processes): change it, trainer.batch_size or the number of processes"
+            f"{names} cannot divide a process's {per_rank_batch} images a step (trainer.batch_size {batch_size} over "
+            f"{world_size} processes) into whole groups: change it, trainer.batch_size or the number of processes"
         )
     within = [size for size in fits if size <= (micro_batch or per_rank_batch)]
     if not within:
         raise ValueError(
-            f"trainer.micro_batch {micro_batch} holds no whole group of minibatch_stddev {group}: take one of "
+            f"trainer.micro_batch {micro_batch} holds no whole group of {names}: take one of "
             f"{_some_of(fits)}, or leave it out"
         )
     return per_rank_batch, within[-1]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from data.loader import Augment, Batches, Images, load
 from trainer.batch import Batch, normalize
-from trainer.build import RunParts
 from trainer.log.window import LogWindow
+from trainer.parts import RunParts
 
 
 def device_batches(parts: RunParts, accelerator: Accelerator, first_step: int, window: LogWindow) -> Generator[Batch]:

@@ -34,10 +34,10 @@ from trainer.checkpoint import files as checkpoint_files
 from trainer.checkpoint import writer
 from trainer.checkpoint.state import TrainState
 from trainer.config.parser import Config
-from trainer.distributed.accelerator import check_precision, choose_precision
 from trainer.distributed.exit import user_errors
 from trainer.ema import EMA
-from trainer.log.run_folder import RunFolder
+from trainer.precision import check_precision, choose_precision
+from trainer.run_folder import RunFolder
 from trainer.step import TrainStep
 
 PIXEL = 1 + 4  # bytes of a channel: as uint8 when decoded, as float32 for the networks
@@ -232,7 +232,7 @@ class Report:
         yield done if step >= steps else f"{start} at step {step:,} of {steps:,}"
 
     def _split(self, processes: int) -> tuple[int, int]:
-        return split_batch(self.settings.batch_size, self.settings.micro_batch, processes, self.system.group)
+        return split_batch(self.settings.batch_size, self.settings.micro_batch, processes, self.system.groups)
 
 
 class FakeRun:

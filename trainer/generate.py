@@ -32,9 +32,11 @@ from data.shards.reader import Shards
 from data.sources import find
 from models.load import checkpoint_of
 from trainer import schemas
-from trainer.batch import normalize, prior, strict_fp32, to_uint8
+from trainer.batch import normalize, to_uint8
 from trainer.distributed.exit import CommandParser, user_errors
+from trainer.draws import prior
 from trainer.log.pictures import Panels, grid, interpolate
+from trainer.precision import strict_fp32
 
 Ability = Literal["sample", "reconstruct", "translate"]
 # The ability that a system needs for each command.

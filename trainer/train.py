@@ -24,9 +24,9 @@ from trainer.log.data_health import DataHealth
 from trainer.log.failures import FailureReports
 from trainer.log.logger import RunLogger, hide_tensorboard_tracebacks
 from trainer.log.pictures import grid_inputs, panels
-from trainer.log.run_folder import RunFolder
 from trainer.log.summary import run_summary
 from trainer.log.window import LogWindow
+from trainer.run_folder import RunFolder
 
 
 def train(config: Config) -> int:

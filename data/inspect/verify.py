@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.dataset import Dataset, ShardEntry, Split, fingerprint, read_dataset
+from data.dataset import Dataset, ShardEntry, Split, dataset_fingerprint, read_dataset
 from data.errors import DataError
 from data.files import escaped, regular_file
 from data.images import LIMITS, Limits
@@ -19,7 +19,7 @@ from data.shards import index
 from data.shards.tars import Sample, checksum, samples
 
 
-class Shard(NamedTuple):
+class ShardFile(NamedTuple):
     split: str
     path: Path
     entry: index.Shard | None  # as it was last indexed
@@ -28,7 +28,7 @@ class Shard(NamedTuple):
 class Measured(NamedTuple):
     """What a shard holds, and what is wrong with it."""
 
-    shard: Shard
+    shard: ShardFile
     summary: DatasetSummary
     problems: list[str]
 
@@ -63,14 +63,14 @@ def inspect(folder: Path, workers: int = 1, verify: bool = False, limits: Limits
         parts = [one for one in measured if one.shard.split == name]
         splits[name] = describe_split([(one.shard.path, one.summary) for one in parts])
     if not dataset:
-        return Dataset(fingerprint=fingerprint([], splits), classes=[], splits=splits, rejected=[]), problems
+        return Dataset(fingerprint=dataset_fingerprint([], splits), classes=[], splits=splits, rejected=[]), problems
     problems += _differences(folder, dataset.splits, splits)
-    if not problems and dataset.fingerprint != fingerprint(dataset.classes, splits):
+    if not problems and dataset.fingerprint != dataset_fingerprint(dataset.classes, splits):
         problems = [f"{folder / 'dataset.json'}: its classes or its fingerprint were changed"]
     return dataset, problems
 
 
-def measure(shard: Shard, advance: Callable[[int], Any], limits: Limits = LIMITS) -> Measured:
+def measure(shard: ShardFile, advance: Callable[[int], Any], limits: Limits = LIMITS) -> Measured:
     """Decode every sample of a shard; each problem names shard, member and reason."""
     summary, problems, keys, checksums = DatasetSummary(), list[str](), set[str](), list[int]()
     table = None if shard.entry is None else index.load_table(shard.path, shard.entry)
@@ -113,11 +113,11 @@ def describe_split(shards: list[tuple[Path, DatasetSummary]]) -> Split:
     return whole.split(entries)
 
 
-def _shards(folder: Path, dataset: Dataset | None) -> list[Shard]:
+def _shards(folder: Path, dataset: Dataset | None) -> list[ShardFile]:
     folders = [folder / split for split in dataset.splits] if dataset else [folder, *sorted(folder.glob("*/"))]
     entries = {one: index.known_shards(one) for one in folders}
     shards = [
-        Shard(one.name, path, entries[one].get(path.name)) for one in folders for path in sorted(one.glob("*.tar"))
+        ShardFile(one.name, path, entries[one].get(path.name)) for one in folders for path in sorted(one.glob("*.tar"))
     ]
     if not shards and not dataset:
         raise DataError(f"{folder} holds no shards (*.tar), nor do its sub-folders: name a folder that does")

@@ -27,7 +27,7 @@ from data.command import add_limits, add_workers, command_errors, command_parser
 from data.dataset import read_dataset
 from data.files import escaped
 from data.prepare.build import TORCHVISION, prepare
-from data.prepare.plan import FORMATS, Settings
+from data.prepare.plan import FORMATS, PrepareSettings
 from data.sources import MAX_RATIO
 
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_workers(parser)
     add("--root", type=Path, metavar="FOLDER", help=f"folder of torchvision's data sets {default}")
     add("--download", action="store_true", help="let torchvision download what is missing from --root")
-    parser.set_defaults(**asdict(Settings()), max_rejected=0.01, max_ratio=MAX_RATIO, root=TORCHVISION)
+    parser.set_defaults(**asdict(PrepareSettings()), max_rejected=0.01, max_ratio=MAX_RATIO, root=TORCHVISION)
     settings = parser.parse_args(arguments)
     with command_errors(parser, "stopped: run the same command to continue"):
         counts = prepare(**vars(settings))

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data.dataset import Dataset, Split, fingerprint
+from data.dataset import Dataset, Split, dataset_fingerprint
 from data.errors import DataError
 from data.files import atomically
 from data.inspect.summary import DatasetSummary
 from data.inspect.verify import describe_split
-from data.prepare.plan import Settings, Task, check_range, plan
+from data.prepare.plan import PrepareSettings, Task, check_range, plan
 from data.prepare.writer import Writer, write_shards
 from data.shards.reader import Shards
 from data.sources import MAX_RATIO, Bounds, open_source
@@ -36,7 +36,7 @@ def prepare(
 ) -> dict[str, int]:
     """Write a source's shards, a folder a split, and dataset.json; return the number of images of each split.
 
-    The arguments are the options of `python -m data.prepare`; `settings` are those of `Settings`. The number of
+    The arguments are the options of `python -m data.prepare`; `settings` are those of `PrepareSettings`. The number of
     workers does not change a byte.
 
     Raises:
@@ -44,7 +44,7 @@ def prepare(
         ValueError: An option is out of its range.
         OSError: A file cannot be read or written.
     """
-    chosen = Settings(**settings)
+    chosen = PrepareSettings(**settings)
     check_range("max_rejected", max_rejected, 0 <= max_rejected <= 1, "a share from 0 to 1")
     check_range("workers", workers, workers >= 1, "at least 1")
     unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
@@ -61,7 +61,7 @@ def prepare(
         dataset = Dataset(
             source=source,
             settings=asdict(chosen),
-            fingerprint=fingerprint(opened.classes, splits),
+            fingerprint=dataset_fingerprint(opened.classes, splits),
             classes=opened.classes,
             splits=splits,
             ignored=dict(sorted(opened.ignored.items())),

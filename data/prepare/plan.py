@@ -13,7 +13,7 @@ FORMATS = ("keep", "png", "jpeg", "webp")
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """The options that, with the source, decide what a data set holds; `python -m data.prepare --help` explains them.
 
     Raises:
@@ -67,7 +67,7 @@ class Task(NamedTuple):
         return f"{self.split}-{self.number:05d}.json"
 
 
-def plan(source: Source, settings: Settings, name: str) -> list[Task]:
+def plan(source: Source, settings: PrepareSettings, name: str) -> list[Task]:
     """Return the shards to write: images in order of a hash of their keys, so that every shard mixes the classes.
 
     Args:
@@ -90,7 +90,7 @@ def plan(source: Source, settings: Settings, name: str) -> list[Task]:
     return tasks
 
 
-def _splits(source: Source, settings: Settings, name: str) -> dict[str, list[Item]]:
+def _splits(source: Source, settings: PrepareSettings, name: str) -> dict[str, list[Item]]:
     items = source.items if source.ordered else sorted(source.items, key=lambda item: _hash(item.key))
     found = {item.split for item in items}
     named = [split for split in dict.fromkeys(SPLITS.values()) if split in found]
@@ -113,7 +113,7 @@ def _hash(key: str) -> str:
     return hashlib.sha1(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _parts(items: list[tuple[str, Item]], settings: Settings) -> Iterator[list[tuple[str, Item]]]:
+def _parts(items: list[tuple[str, Item]], settings: PrepareSettings) -> Iterator[list[tuple[str, Item]]]:
     """Cut a split into shards."""
     part, total = list[tuple[str, Item]](), 0
     for key, item in items:

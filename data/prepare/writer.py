@@ -15,7 +15,7 @@ from data.errors import DataError
 from data.files import atomically, escaped
 from data.images import FORMATS, decode_whole
 from data.inspect.summary import DatasetSummary
-from data.prepare.plan import Settings, Task
+from data.prepare.plan import PrepareSettings, Task
 from data.processes import run_in_parallel
 from data.sources import Item
 
@@ -42,7 +42,7 @@ class Writer:
     """
 
     read: Callable[[Item], tuple[bytes, int]]
-    settings: Settings
+    settings: PrepareSettings
     unfinished: Path
 
     def __call__(self, task: Task, advance: Callable[[int], Any]) -> list[Rejected]:
@@ -80,7 +80,7 @@ class Writer:
         return ending if ending in ENDINGS[form] else ENDINGS[form][0], content
 
 
-def convert(content: bytes, settings: Settings) -> tuple[str, bytes]:
+def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
     """Return an image's format and bytes in the size, crop and format of the settings; its own bytes if they fit.
 
     A changed image is upright, of mode L or RGB, and with the format `keep` JPEG or WebP if it was that, else PNG.
@@ -110,7 +110,7 @@ def convert(content: bytes, settings: Settings) -> tuple[str, bytes]:
     return wanted, file.getvalue()
 
 
-def _resized(image: Image.Image, settings: Settings) -> Image.Image:
+def _resized(image: Image.Image, settings: PrepareSettings) -> Image.Image:
     size = settings.size or min(image.size)
     if settings.crop:
         return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)  # as a run does that reads the image

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,12 +131,6 @@ def index_json(shards: Iterable[Shard]) -> bytes:
 def known_shards(folder: Path) -> dict[str, Shard]:
     """Return the shards of a folder by name as they were last indexed; nothing is scanned or written."""
     return _own_index(folder)[1]
-
-
-def fingerprint(shards: Sequence[Shard]) -> str:
-    """Return a checksum of the shards' names, sizes, sample places, labels and images."""
-    names = [[Path(shard.url).name, shard.nsamples, shard.filesize, shard.table, shard.checksum] for shard in shards]
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
 
 def digest(table: np.ndarray) -> str:

@@ -31,7 +31,7 @@ from data.inspect.__main__ import main as inspect_command
 from data.inspect.verify import inspect
 from data.prepare.__main__ import main as prepare_command
 from data.prepare.build import lock, prepare
-from data.prepare.plan import Settings
+from data.prepare.plan import PrepareSettings
 from data.prepare.writer import convert
 from data.shards.reader import Shards, write
 from data.shards.tars import members, samples
@@ -310,34 +310,34 @@ def test_bytes_are_kept_where_nothing_changes(tmp_path):
 @pytest.mark.parametrize("original", ["PNG", "JPEG", "WEBP", "BMP"])
 def test_images_are_resized_and_encoded(form, original):
     content = encoded(noise(0, 30, 40), original)
-    result, changed = convert(content, Settings(size=12, format=form))
+    result, changed = convert(content, PrepareSettings(size=12, format=form))
     with Image.open(io.BytesIO(changed)) as image:
         assert image.size == (16, 12)
         assert image.format == result
     expected = form.upper() if form != "keep" else {"BMP": "PNG"}.get(original, original)
     assert result == expected
-    result, changed = convert(content, Settings(size=12, crop=True, format="png"))
+    result, changed = convert(content, PrepareSettings(size=12, crop=True, format="png"))
     assert (decode(changed, 12, 3) == decode(content, 12, 3)).all(), "as a run sees the original"
-    sizes = [len(convert(content, Settings(format="jpeg", size=12, quality=q))[1]) for q in (20, 95)]
+    sizes = [len(convert(content, PrepareSettings(format="jpeg", size=12, quality=q))[1]) for q in (20, 95)]
     assert sizes[0] < sizes[1]
 
 
 def test_changed_images_are_upright_opaque_and_not_too_large():
     with pytest.raises(ValueError, match=r"it would have 64000000 x 64 pixels"):
-        convert(encoded(np.zeros((1, 10**6), np.uint8)), Settings(size=64))
+        convert(encoded(np.zeros((1, 10**6), np.uint8)), PrepareSettings(size=64))
     with pytest.raises(ValueError, match=r"it cannot be written as WEBP"):
-        convert(encoded(np.zeros((1, 20000), np.uint8)), Settings(format="webp"))
+        convert(encoded(np.zeros((1, 20000), np.uint8)), PrepareSettings(format="webp"))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     turned = encoded(noise(0, 20, 40), "JPEG", exif=exif)
-    with Image.open(io.BytesIO(convert(turned, Settings(size=10))[1])) as image:
+    with Image.open(io.BytesIO(convert(turned, PrepareSettings(size=10))[1])) as image:
         assert image.size == (10, 20)
         assert not image.getexif()
     clear = encoded(np.zeros((8, 8, 4), np.uint8))
-    _, changed = convert(clear, Settings(format="jpeg"))
+    _, changed = convert(clear, PrepareSettings(format="jpeg"))
     assert (decode(changed, 8, 3) == 255).all()
     deep = encoded(np.full((8, 8), 0x8000, np.uint16))
-    _, changed = convert(deep, Settings(size=4))
+    _, changed = convert(deep, PrepareSettings(size=4))
     assert (decode(changed, 4, 1) == 128).all()
 
 
@@ -385,10 +385,10 @@ def test_every_kind_of_image(tmp_path):
     assert described(tmp_path / "kept")["splits"]["train"]["formats"]["MPO"] == 1
     for name, content in images.items():
         for form in ("png", "jpeg", "webp", "keep"):
-            _, changed = convert(content, Settings(size=16, crop=True, format=form))
+            _, changed = convert(content, PrepareSettings(size=16, crop=True, format=form))
             assert decode(changed, 16, 3).shape == (16, 16, 3), name
         if not name.endswith("jpg"):  # runs read some JPEGs by another decoder, a rounding apart
-            _, changed = convert(content, Settings(size=16, crop=True, format="png"))
+            _, changed = convert(content, PrepareSettings(size=16, crop=True, format="png"))
             assert (decode(changed, 16, 3) == decode(content, 16, 3)).all(), name
 
 

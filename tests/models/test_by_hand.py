@@ -23,9 +23,10 @@ from models import (
     OptimizerConfig,
     losses,
 )
-from trainer.batch import Batch, strict_fp32
+from trainer.batch import Batch
 from trainer.ema import EMA
 from trainer.evaluate.accumulators import extract_features
+from trainer.precision import strict_fp32
 from trainer.step import TrainStep
 
 F64 = torch.float64

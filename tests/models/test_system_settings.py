@@ -166,8 +166,11 @@ def test_settings_at_their_bounds_are_accepted(build):
 
 def test_micro_batches_hold_whole_groups_of_every_discriminator():
     configs = {"binary": DiscriminatorConfig(minibatch_stddev=4), "ternary": DiscriminatorConfig(minibatch_stddev=6)}
-    assert vaegan("both", **configs).group == 12
-    assert vaegan("both").group == 1
+    assert vaegan("both", **configs).groups == {
+        "system.binary.minibatch_stddev": 4,
+        "system.ternary.minibatch_stddev": 6,
+    }
+    assert vaegan("both").groups == {}
 
 
 def test_a_cyclegans_size_decides_what_is_unset():

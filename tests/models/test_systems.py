@@ -156,6 +156,20 @@ def test_encoder_adversarial_decides_whether_the_encoder_gets_its_gradient(adver
     assert all(p.grad.abs().sum() > 0 for p in system.decoder.parameters())
 
 
+def test_a_subclass_decides_which_images_are_fakes_for_both_sides_of_the_game():
+    class SamplesOnly(VAEGAN):
+        def fakes(self, passes):
+            return {"generated": passes.generated}
+
+    system, batch = SamplesOnly(32, 1, 4, SMALL, reconstruction_weight=0.0, kl_weight=0.0, binary=SILENT), batch_of()
+    passes, (discriminator, autoencoder) = system.passes(batch), system.players()
+    real, fake = (system.discriminator_binary(image) for image in (batch.image, passes.generated))
+    losses = discriminator.loss(batch, passes), autoencoder.loss(batch, passes)
+    by_hand = nn.functional.softplus(-real).mean() / 2 + nn.functional.softplus(fake).mean() / 2
+    torch.testing.assert_close(losses[0].value, by_hand)
+    torch.testing.assert_close(losses[1].terms["generator_loss/binary"], nn.functional.softplus(-fake).mean())
+
+
 def test_players_of_a_step_see_the_same_draw():
     system = VAE(32, 1, 4, SMALL)
     assert torch.equal(system.passes(batch_of()).reconstructed, system.passes(batch_of()).reconstructed)

@@ -1,23 +1,15 @@
-"""A batch: pixels to [-1, 1] and back, draws by their name and place alone, and what is put together from parts."""
+"""A batch: pixels to [-1, 1] and back, draws by name and position alone, and values put together from parts."""
 
 import pytest
 import torch
 
-from trainer.batch import Batch, key, normalize, prior, to_uint8
+from trainer.batch import Batch, normalize, to_uint8
+from trainer.draws import key
 
 
 def batch_of(n=6, rows=slice(2, 8), size=8, seed=3, step=5, dtype=torch.float32) -> Batch:
     images = torch.arange(n * 4, dtype=dtype).view(n, 1, 2, 2)
     return Batch((images, -images), rows, size, seed, step)
-
-
-def test_keys_are_pinned():
-    """A change would silently change every draw of a run that is resumed."""
-    assert key(1, 2, "prior") == 2_089_414_483_394_411_854
-    keys = {key(*parts) for parts in [(1, 2), (2, 1), (12,), (1, "2"), ("1", 2), (1, 2, 0)]}
-    assert len(keys) == 6
-    most = max(key(i) for i in range(1000))
-    assert 2**62 < most < 2**63
 
 
 def test_every_pixel_comes_back():
@@ -38,16 +30,6 @@ def test_every_pixel_comes_back():
 def test_pixels_that_are_not_finite_are_counted(bad):
     with pytest.raises(FloatingPointError, match=r"^2 of 3 pixels are not finite$"):
         to_uint8(torch.tensor([bad, 0.0, bad]))
-
-
-def test_prior_draws_are_their_indices_own():
-    index = torch.tensor([4, 0, 4])
-    z = prior(1, index, (2, 3))
-    by_hand = torch.randn((2, 3), generator=torch.Generator().manual_seed(key(1, "evaluate", 0)))
-    assert torch.equal(z[1], by_hand)
-    assert torch.equal(z[0], z[2])
-    assert not torch.equal(z[0], z[1])
-    assert not torch.equal(prior(2, index, (2, 3))[1], z[1])
 
 
 @pytest.mark.parametrize(("name", "of"), [("normal", torch.randn), ("uniform", torch.rand)])

@@ -18,7 +18,8 @@ import models
 from data.loader import read
 from data.shards.reader import Shards
 from models.load import checkpoint_of
-from trainer.batch import normalize, prior, to_uint8
+from trainer.batch import normalize, to_uint8
+from trainer.draws import prior
 from trainer.generate import main
 
 CYCLE = ["--system.width", "8", "--system.blocks", "1", "--system.pool", "4"]

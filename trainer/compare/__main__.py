@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from data.errors import DataError
 from trainer.compare.results import Entry, EvaluatedRun, check_same_evaluation
 from trainer.compare.runs import train_missing
-from trainer.compare.settings import Compare, Run, Settings, plan_runs, shown_settings
+from trainer.compare.settings import Compare, ComparisonSettings, PlannedRun, plan_runs, shown_settings
 from trainer.config.parser import Parser, bound_imports, in_order
 from trainer.config.settings import DataConfig, EvaluateConfig, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
-from trainer.log.run_folder import refuse_links
+from trainer.run_folder import refuse_links
 
 
 class ComparisonParser(Parser):
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
-def configure(arguments: Sequence[str] | None = None) -> Settings:
+def configure(arguments: Sequence[str] | None = None) -> ComparisonSettings:
     """Return the settings of a command line, which override those of its file.
 
     Raises:
@@ -60,10 +60,10 @@ def configure(arguments: Sequence[str] | None = None) -> Settings:
     for section, kind in sections.items():
         parser.add_class_arguments(kind, section)
     found = parser.parse_args(in_order(sys.argv[1:] if arguments is None else arguments))
-    return Settings(*(kind(**found[section].as_dict()) for section, kind in sections.items()))
+    return ComparisonSettings(*(kind(**found[section].as_dict()) for section, kind in sections.items()))
 
 
-def write(runs: list[Run], failed: dict[str, str], settings: Settings) -> None:
+def write(runs: list[PlannedRun], failed: dict[str, str], settings: ComparisonSettings) -> None:
     """Write the page, the overview picture and the numbers of all complete runs, if there are any."""
     entries = []
     for name in settings.compare.systems:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from data.files import check_yaml, read
-from trainer.compare.settings import Run, Settings
+from trainer.compare.settings import ComparisonSettings, PlannedRun
 from trainer.config.resume import RESUMABLE_SETTINGS, differences
 from trainer.distributed.exit import user_errors
 
@@ -22,7 +22,7 @@ MAY_DIFFER = RESUMABLE_SETTINGS - {"evaluate.num", "evaluate.extractor", "system
 }
 
 
-def train_missing(runs: list[Run], settings: Settings) -> dict[str, str]:
+def train_missing(runs: list[PlannedRun], settings: ComparisonSettings) -> dict[str, str]:
     """Train the runs that are not complete.
 
     Returns:
@@ -46,7 +46,7 @@ def train_missing(runs: list[Run], settings: Settings) -> dict[str, str]:
     return failed
 
 
-def fit_extractor(settings: Settings) -> None:
+def fit_extractor(settings: ComparisonSettings) -> None:
     """Train the demo-cnn for all runs, unless evaluate.weights names one; one that fits the data is kept."""
     data, evaluate = settings.data, settings.evaluate
     if evaluate.extractor != "demo-cnn" or evaluate.weights:
@@ -61,7 +61,7 @@ def fit_extractor(settings: Settings) -> None:
         build_extractor(evaluate, data, settings.out, train, test, Accelerator(cpu=True))
 
 
-def start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start(run: PlannedRun, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start the process of a run, which writes its output to log.txt in the run folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     recipe = run.folder / "recipe.yaml"
@@ -71,11 +71,11 @@ def start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def _train(runs: list[Run], jobs: int, threads: int) -> Iterator[tuple[Run, int, float]]:
+def _train(runs: list[PlannedRun], jobs: int, threads: int) -> Iterator[tuple[PlannedRun, int, float]]:
     """Yield each run with its exit code and seconds as it ends. Closing the iterator stops those still running."""
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     environment["OMP_NUM_THREADS"] = str(threads)
-    waiting, running = list(runs), list[tuple[Run, subprocess.Popen[bytes], float]]()
+    waiting, running = list(runs), list[tuple[PlannedRun, subprocess.Popen[bytes], float]]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -92,7 +92,7 @@ def _train(runs: list[Run], jobs: int, threads: int) -> Iterator[tuple[Run, int,
             process.wait()
 
 
-def _conflict(run: Run) -> str | None:
+def _conflict(run: PlannedRun) -> str | None:
     """Describe why its folder holds another run, if it does. Training checks that too, but skips complete runs."""
     kept = run.folder / "config.yaml"
     if not kept.exists():

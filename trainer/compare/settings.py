@@ -37,7 +37,7 @@ class Compare:
     common: dict[str, Any] = field(default_factory=dict)
 
 
-class Settings(NamedTuple):
+class ComparisonSettings(NamedTuple):
     """All settings of a comparison; `trainer.seed` and `trainer.run_dir` are set for each run."""
 
     data: DataConfig
@@ -50,7 +50,7 @@ class Settings(NamedTuple):
         return Path(self.compare.out)
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """One system trained from one seed; its folder may be missing, partly trained or complete."""
 
     name: str
@@ -73,7 +73,7 @@ class Run(NamedTuple):
         return self.evaluated_step() == self.config.trainer.steps
 
 
-def plan_runs(settings: Settings) -> list[Run]:
+def plan_runs(settings: ComparisonSettings) -> list[PlannedRun]:
     """Return all runs, seed by seed, so that a comparison that is stopped early has some runs of every system.
 
     Raises:
@@ -82,7 +82,7 @@ def plan_runs(settings: Settings) -> list[Run]:
     _check(settings)
     systems = settings.compare.systems
     runs = [
-        Run(name, seed, _config(name, system, seed, settings))
+        PlannedRun(name, seed, _config(name, system, seed, settings))
         for seed in settings.compare.seeds
         for name, system in systems.items()
     ]
@@ -95,7 +95,7 @@ def plan_runs(settings: Settings) -> list[Run]:
     return runs
 
 
-def shown_settings(run: Run, compare: Compare) -> dict[str, Any]:
+def shown_settings(run: PlannedRun, compare: Compare) -> dict[str, Any]:
     """Return the settings to show on the page as plain data, without paths, unset ones and those of a single run."""
     resolved = run.config.resolved()
     sections: dict[str, Any] = {
@@ -106,7 +106,7 @@ def shown_settings(run: Run, compare: Compare) -> dict[str, Any]:
     return sections | {"compare": {"seeds": seeds, "common": compare.common, "systems": compare.systems}}
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: ComparisonSettings) -> None:
     compare = settings.compare
     if not compare.systems:
         raise ValueError("compare.systems is empty; expected a class_path and init_args for each name")
@@ -126,7 +126,7 @@ def _check(settings: Settings) -> None:
         raise ValueError("trainer.run_dir and trainer.seed have no effect here; set compare.out and compare.seeds")
 
 
-def _config(name: str, system: dict[str, Any], seed: int, settings: Settings) -> Config:
+def _config(name: str, system: dict[str, Any], seed: int, settings: ComparisonSettings) -> Config:
     given = system | {"init_args": {**settings.compare.common, **(system.get("init_args") or {})}}
     trainer = replace(settings.trainer, seed=seed, run_dir=Location(settings.out / name / f"seed_{seed}"))
     evaluate = settings.evaluate

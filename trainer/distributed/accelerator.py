@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import DynamoBackend, parse_flag_from_env
+from accelerate.utils import DynamoBackend
 
 from trainer.distributed.rendezvous import INIT_METHOD
+from trainer.precision import check_precision, choose_precision, has_gpu
 
 # All processes compute the same buffers (spectral norm's), so that none is sent.
 DDP_SETTINGS = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
@@ -36,10 +37,10 @@ def make_accelerator(precision: str | None, timeout: int, deterministic: bool, r
     # The stride of a dimension of size 1 means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     _set_cuda_environment(deterministic, run_dir)
-    if not _has_gpu():
+    if not has_gpu():
         keep_freed_memory()
     # NCCL's watchdog aborts a process: let the timeout of ranks.py, which names the missing process, come first.
-    patience = 2 if _has_gpu() else 1
+    patience = 2 if has_gpu() else 1
     waiting = InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=patience * timeout))
     accelerator = Accelerator(mixed_precision=choose_precision(precision), kwargs_handlers=[DDP_SETTINGS, waiting])
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
@@ -55,29 +56,6 @@ def make_accelerator(precision: str | None, timeout: int, deterministic: bool, r
         )
     check_precision(accelerator.mixed_precision, accelerator.device.type, precision)
     return accelerator
-
-
-def check_precision(precision: str, device: str, asked: str | None) -> None:
-    """Refuse fp16 on a CPU; `asked` is trainer.precision.
-
-    Raises:
-        ValueError: names the setting.
-    """
-    if precision == "fp16" and device == "cpu":
-        source = "trainer.precision" if asked else "the launcher's --mixed_precision"
-        raise ValueError(f"{source} is fp16, which a CPU would silently train in fp32: use bf16 or no")
-
-
-def choose_precision(asked: str | None) -> str:
-    """Return trainer.precision, or the launcher's unless that is "no", its default, or bf16 on a GPU that has it."""
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked or launched != "no":
-        return asked or launched
-    return "bf16" if _has_gpu() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-
-
-def _has_gpu() -> bool:
-    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def _set_cuda_environment(deterministic: bool, run_dir: Path) -> None:

@@ -9,9 +9,9 @@ from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from trainer.batch import strict_fp32
 from trainer.evaluate.accumulators import Images
 from trainer.evaluate.extractors.extractor import BATCH, Extractor
+from trainer.precision import strict_fp32
 
 RELATIVE = 1e-4
 # Limits near zero, where a relative difference means nothing: rounding of torch-fidelity's own square root and sums.

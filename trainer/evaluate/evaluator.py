@@ -14,8 +14,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from data.loader import Samples, read
 from models import System
-from trainer.batch import normalize, prior, strict_fp32, to_uint8
+from trainer.batch import normalize, to_uint8
 from trainer.config.settings import METRICS, DataConfig
+from trainer.draws import prior
 from trainer.evaluate import reference
 from trainer.evaluate.accumulators import FeatureStatistics, Images, extract_statistics, first_places
 from trainer.evaluate.budget import Budget
@@ -25,6 +26,7 @@ from trainer.evaluate.feature_scores import FeatureScores, short
 from trainer.evaluate.metrics import Codes, ExactSum, InceptionScore, psnr
 from trainer.evaluate.ranks import BLOCK, EvaluationRanks
 from trainer.evaluate.reference import ReferenceStatistics
+from trainer.precision import strict_fp32
 
 KEPT = 10_000  # images whose features are kept for KID and precision; all other scores are computed from sums
 

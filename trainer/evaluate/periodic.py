@@ -6,9 +6,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from trainer.build import RunParts, check_held_out
+from trainer.build import check_held_out
 from trainer.evaluate.hints import hints
 from trainer.log.metrics_file import read_metrics
+from trainer.parts import RunParts
 
 
 class PeriodicEvaluator:

@@ -32,7 +32,7 @@ from trainer.evaluate.extractors.build import build_extractor
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.evaluate.reference import ReferenceStatistics
-from trainer.log.run_folder import refuse_links
+from trainer.run_folder import refuse_links
 
 TIMEOUT = timedelta(hours=2)  # for ranks that wait while one trains a demo-cnn or downloads weights
 MAX_KEPT = 50_000  # real images whose features are kept for KID and precision

@@ -8,11 +8,11 @@ from data.errors import DataError
 from data.loader import read
 from data.redact import redacted_all
 from models import Player
-from trainer.build import RunParts
 from trainer.errors import DivergedError
 from trainer.log.logger import RunLogger
 from trainer.log.pictures import GRID, Panels, grid
-from trainer.log.run_folder import RunFolder
+from trainer.parts import RunParts
+from trainer.run_folder import RunFolder
 
 
 class FailureReports:

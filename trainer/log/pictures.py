@@ -10,8 +10,9 @@ from torch import Tensor
 from data.loader import Samples, read
 from data.order import permutation
 from models import System
-from trainer.batch import key, normalize, to_uint8
+from trainer.batch import normalize, to_uint8
 from trainer.config.settings import DataConfig
+from trainer.draws import key
 
 GRID = 48  # images in each panel of a run's grids
 Panels = dict[str, Tensor]  # uint8 images [n, channels, size, size] by title

@@ -2,7 +2,7 @@
 
 from accelerate import Accelerator
 
-from trainer.build import RunParts
+from trainer.parts import RunParts
 
 
 def run_summary(parts: RunParts, accelerator: Accelerator, step: int) -> str:

@@ -16,7 +16,6 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from data.loader import read
 from data.shards.reader import Shards, write
 from models import VAE, CycleGAN
-from trainer.batch import key, to_uint8
 from trainer.evaluate.budget import Budget
 from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.extractors.demo_cnn import load_demo_cnn
@@ -328,17 +327,3 @@ def test_one_held_out_image_is_refused(data, demo_cnn, tmp_path):
     test = Shards(tmp_path / "one")
     with pytest.raises(ValueError, match="at least 2 real images, better a thousand; the set has 1"):
         Evaluator(Accelerator(cpu=True), extractor, [test], data, num=20, seed=0, system=VAE(32, 1, 4, SMALL))
-
-
-def test_to_uint8_rounds_and_clamps():
-    levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)
-    assert to_uint8(torch.tensor([-1.2, 1.2])).tolist() == [0, 255]
-
-
-def test_keys_are_pinned_and_distinct():
-    """A change would change every draw of every run that is resumed."""
-    assert key(0, 1, "prior") == 8885358499472109132
-    assert key(0, 1, "prior") == key(0, 1, "prior") != key(0, 1, "posterior")
-    assert key(0, 11, "a") != key(0, 1, "1a")
-    assert 0 <= key(123) < 2**63

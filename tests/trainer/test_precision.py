@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.distributed.accelerator import choose_precision
+from trainer.precision import choose_precision
 
 
 @pytest.mark.parametrize(
