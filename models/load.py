@@ -14,6 +14,7 @@ from models import manifest
 from models.system import System
 from models.systems import SYSTEMS
 
+Tensors = dict[str, dict[str, torch.Tensor]]  # by file and name
 PERCEPTUAL = ("perceptual", "perceptual_weight", "perceptual_weights")  # of a loss that is used in training only
 
 
@@ -45,7 +46,8 @@ def checkpoint_of(path: str | Path) -> Path:
 def load(path: str | Path) -> System:
     """Return the trained system of a checkpoint, or of a run's newest one, with its averaged weights.
 
-    It is on the CPU, in eval mode and frozen. No class is imported by a name in a file.
+    It is on the CPU, in eval mode and frozen. An export holds no discriminators, and its system has none. No class is
+    imported by a name in a file.
 
     Raises:
         ValueError: there is no checkpoint, a file does not match its checksum, or the system is not in `SYSTEMS`.
@@ -57,17 +59,14 @@ def load(path: str | Path) -> System:
         kind = find_system(entry.class_path)
         arguments = _arguments(kind, {k: v for k, v in entry.init_args.items() if k not in PERCEPTUAL})
         with torch.device("meta"):  # takes no memory, so a manifest may state any size before it is compared with files
-            shapes = _tensors(kind(**arguments))
-        found = {}
-        for name, expected in shapes.items():
-            averaged = f"ema.{name}.safetensors"
-            file = averaged if averaged in saved["files"] else f"{name}.safetensors"
-            found[name] = manifest.tensors(path, saved, file)
-            manifest.check_tensors(file, found[name], expected)
+            found = _read(path, saved, kind, _tensors(kind(**arguments)))
         system = kind(**arguments).requires_grad_(False)
         for name, own in _tensors(system).items():
-            for key, value in own.items():
-                value.copy_(found[name][key])
+            if name in found:
+                for key, value in own.items():
+                    value.copy_(found[name][key])
+            elif name in system.networks():
+                delattr(system, name)
     except (OSError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]  # torch adds its own stack
         raise ValueError(f"checkpoint {path} cannot be loaded: {reason}") from error
@@ -117,7 +116,19 @@ def _arguments(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
     return {name: getattr(made, name) for name in struct.__struct_fields__}
 
 
-def _tensors(system: System) -> dict[str, dict[str, torch.Tensor]]:
+def _read(path: Path, saved: dict[str, Any], kind: type[System], shapes: Tensors) -> Tensors:
+    """Return the tensors of a checkpoint's files: averages where there are any; discriminators may be missing."""
+    found = {}
+    for name, expected in shapes.items():
+        averaged, file = f"ema.{name}.safetensors", f"{name}.safetensors"
+        file = averaged if averaged in saved["files"] else file
+        if file in saved["files"] or name in kind.averaged:
+            found[name] = manifest.tensors(path, saved, file)
+            manifest.check_tensors(file, found[name], expected)
+    return found
+
+
+def _tensors(system: System) -> Tensors:
     """A system's tensors by the name of their file."""
     parts = {name: network.state_dict() for name, network in system.networks().items()}
     statistics = dict(system.named_buffers(recurse=False))

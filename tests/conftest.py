@@ -30,6 +30,7 @@ LAUNCH = [
     *("--num_cpu_threads_per_process", "1"),
 ]
 NETWORKS = ["--system.networks.family", "dcgan", "--system.networks.width", "8", "--system.latent_dim", "4"]
+CYCLE = ["--system.width", "8", "--system.blocks", "1", "--system.pool", "4"]
 TRAIN = """
 from trainer.config.parser import configure
 from trainer.train import train
@@ -270,6 +271,32 @@ def here(digits, capsys):
         return SimpleNamespace(returncode=code, stderr=capsys.readouterr().err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_runs() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def tiny_run(here, digits, tiny_runs, tmp_path_factory):
+    """The folder of a tiny run of a system, trained once for all tests, which do not change it."""
+
+    def folder(system: str) -> Path:
+        if system not in tiny_runs:
+            path = tmp_path_factory.mktemp("runs") / system
+            train = ["--system", system, "--trainer.steps", "3", "--trainer.run_dir", path]
+            train += ["--system.binary.lr", "1e-3"] if system == "GAN" else []
+            if system == "CycleGAN":
+                sets = [f"[{digits / split}, {digits / split}]" for split in ("train", "test")]
+                done = here(*train, "--data.train", sets[0], "--data.test", sets[1], small=CYCLE)
+            else:
+                done = here(*train)
+            assert done.returncode == 0, done.stderr
+            tiny_runs[system] = path
+        return tiny_runs[system]
+
+    return folder
 
 
 @pytest.fixture(autouse=True)

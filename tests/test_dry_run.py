@@ -14,7 +14,8 @@ from conftest import NETWORKS, ROOT, SMALL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from models.networks import Decoder, NetworkConfig
+from models.networks import NetworkConfig
+from models.networks.autoencoder import Decoder
 from trainer.config.parser import configure
 from trainer.dry_run import Report, dry_run
 from trainer.step import TrainStep

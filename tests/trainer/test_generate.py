@@ -22,33 +22,10 @@ from trainer.batch import normalize, to_uint8
 from trainer.draws import prior
 from trainer.generate import main
 
-CYCLE = ["--system.width", "8", "--system.blocks", "1", "--system.pool", "4"]
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory) -> dict[str, Path]:
-    return {}
-
 
 @pytest.fixture
-def run(here, digits, kept, tmp_path_factory):
-    """The folder of a tiny run of a system, trained once for all tests."""
-
-    def folder(system: str) -> Path:
-        if system not in kept:
-            path = tmp_path_factory.mktemp("runs") / system
-            train = ["--system", system, "--trainer.steps", "3", "--trainer.run_dir", path]
-            train += ["--system.binary.lr", "1e-3"] if system == "GAN" else []
-            if system == "CycleGAN":
-                sets = [f"[{digits / split}, {digits / split}]" for split in ("train", "test")]
-                done = here(*train, "--data.train", sets[0], "--data.test", sets[1], small=CYCLE)
-            else:
-                done = here(*train)
-            assert done.returncode == 0, done.stderr
-            kept[system] = path
-        return kept[system]
-
-    return folder
+def run(tiny_run):
+    return tiny_run
 
 
 @pytest.fixture

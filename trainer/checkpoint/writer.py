@@ -159,13 +159,20 @@ def save(folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any], pa
     folder.mkdir(parents=True, exist_ok=True)
     with atomically(folder / f"step_{step:08d}") as unfinished:
         unfinished.mkdir()
-        _check_room(unfinished, tensors)
-        digests = {
-            name: write_pieces(unfinished / f"{name}.safetensors", *_serialized(content), pause=pause)
-            for name, content in tensors.items()
-        }
-        write_pieces(unfinished / "manifest.json", _manifest(step, manifest, digests))
+        write_files(unfinished, step, tensors, manifest, pause)
     return folder / f"step_{step:08d}"
+
+
+def write_files(
+    folder: Path, step: int, tensors: Tensors, manifest: dict[str, Any], pause: Pause | None = None
+) -> None:
+    """Write a checkpoint's files into an empty folder; the arguments are those of `save`."""
+    _check_room(folder, tensors)
+    digests = {
+        name: write_pieces(folder / f"{name}.safetensors", *_serialized(content), pause=pause)
+        for name, content in tensors.items()
+    }
+    write_pieces(folder / "manifest.json", _manifest(step, manifest, digests))
 
 
 def checkpoint_bytes(tensors: Tensors, manifest: dict[str, Any]) -> int:
