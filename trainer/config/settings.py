@@ -12,13 +12,24 @@ from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
 from models.networks.perceptual import WeightsFile
 from trainer.distributed.stop import parse_time_limit
-
-Metric = Literal["fid", "is", "kid", "prdc"]
-METRICS: tuple[Metric, ...] = ("fid", "is", "kid", "prdc")  # of samples; prdc: precision, recall, density, coverage
+from trainer.metrics import METRICS
 
 
 class Location(str):
     """A URL or an absolute path. A relative path starts at its YAML file's folder, or at the working directory."""
+
+
+class MetricName(str):
+    """A name of METRICS."""
+
+
+def _metric_name(value: str) -> MetricName:
+    if value not in METRICS:
+        raise ValueError(f"Expected one of {[*METRICS]}. Got value: {value}")
+    return MetricName(value)
+
+
+register_type(MetricName, str, _metric_name)
 
 
 def _absolute(path: str) -> str:
@@ -182,7 +193,7 @@ class EvaluateConfig:
             registered, such as dinov2-vit-l-14.
         weights: File of the extractor's weights. null means the file in TORCH_HOME or a download (inception), or
             training (demo-cnn).
-        metrics: Scores of samples; prdc is precision, recall, density and coverage.
+        metrics: Scores of samples: fid, is, kid and prdc (precision, recall, density and coverage).
         lpips: File of torchvision's vgg16 weights (a state_dict) for the LPIPS of reconstructions. null leaves it out.
         statistics: Folder in which the statistics of held-out images are kept, or one .npz file. null means
             RUN_DIR/statistics.
@@ -194,7 +205,7 @@ class EvaluateConfig:
     num: PositiveInt = 2000
     extractor: str = "inception"
     weights: Location | None = None
-    metrics: list[Metric] = field(default_factory=lambda: [*METRICS])
+    metrics: list[MetricName] = field(default_factory=lambda: [*map(MetricName, METRICS)])
     lpips: Location | None = None
     statistics: Location | None = None
     budget: PositiveFloat = 1.0
