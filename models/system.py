@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models.losses import at_least_fp32
 from models.settings import OptimizerConfig
@@ -137,10 +138,15 @@ class Autoencoding:
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = at_least_fp32(self.encoder(image)).chunk(2, dim=1)
-        return mean, log_variance
+        return mean, log_variance.clamp(-30, 20)  # as diffusers has it: exp() of more overflows in half precision
 
     def reconstruct(self, image: Tensor) -> Tensor:
         return self.decoder(self.posterior(image)[0])
+
+
+def last_layer(network: nn.Module) -> Any:
+    """Return the layer that makes a network's images: its `last`, also if DDP wraps the network."""
+    return (network.module if isinstance(network, DistributedDataParallel) else network).last
 
 
 def freeze_all_but(system: System, names: Collection[str]) -> None:

@@ -8,6 +8,16 @@ from models.networks.config import NetworkConfig
 from models.networks.families import family_of
 
 
+def build_encoder(config: NetworkConfig, image_size: int, channels: int, outputs: int) -> nn.Module:
+    """Return the encoder of the settings' family, which maps images to [n, outputs] or [n, outputs, h, w]."""
+    return (family_of(config).encoder or Encoder)(config, image_size, channels, outputs)
+
+
+def build_decoder(config: NetworkConfig, image_size: int, channels: int, latent_dim: int) -> nn.Module:
+    """Return the decoder of the settings' family, which maps codes to images; `last` is its last layer."""
+    return (family_of(config).decoder or Decoder)(config, image_size, channels, latent_dim)
+
+
 class Encoder(nn.Module):
     """Levels that each halve the size of the image, then one layer, with two outputs per number of a posterior."""
 

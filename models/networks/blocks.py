@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.networks.config import NetworkConfig, Norm
 
+OPTIONS = ("norm", "blocks", "attention", "multipliers", "quant_conv", "mid_attention")  # settings of some families
 SLOPE = 0.2  # of every leaky ReLU
 
 
@@ -20,13 +21,20 @@ class Family(NamedTuple):
         up: (config, widths, size, channels) -> modules that double `size`, one per width but for the last convolution,
             which has `channels` outputs; widths are the channels of the levels, the widest first
         slope: negative slope of the decoder's (leaky) ReLUs
-        options: the settings among blocks and attention that it uses
+        options: the settings among `OPTIONS` that it uses
+        encoder: (config, image_size, channels, outputs) -> a network in place of `Encoder`
+        decoder: (config, image_size, channels, latent_dim) -> a network in place of `Decoder`; `last` is the layer that
+            makes the images
+        bounded: whether all decoded images are in [-1, 1]
     """
 
     down: Callable[[NetworkConfig, int, int, int], list[nn.Module]]
     up: Callable[[NetworkConfig, list[int], int, int], tuple[list[nn.Module], nn.Conv2d | nn.ConvTranspose2d]]
     slope: float = SLOPE
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("norm",)
+    encoder: Callable[[NetworkConfig, int, int, int], nn.Module] | None = None
+    decoder: Callable[[NetworkConfig, int, int, int], nn.Module] | None = None
+    bounded: bool = True
 
 
 class ResidualBranch(nn.Module):

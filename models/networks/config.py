@@ -14,17 +14,26 @@ class NetworkConfig:
     """Architecture of encoder, decoder and discriminators.
 
     Args:
-        family: residual (residual blocks without normalization, as in R3GAN; for GPUs) or dcgan (strided convolutions,
-            light enough for CPUs; best with norm group)
-        width: channels of the first convolution, which double with each halving of the size, up to 8 times; raise it
-            for detail; compute grows with its square
+        family: residual (residual blocks without normalization, as in R3GAN; for GPUs), dcgan (strided convolutions,
+            light enough for CPUs; best with norm group) or kl (encoder and decoder of diffusers' AutoencoderKL, with
+            which weights can be exchanged; whole images have residual's discriminators)
+        width: channels of the first convolution, which double with each halving of the size, up to 8 times (but see
+            multipliers); raise it for detail; compute grows with its square. A multiple of 32 in family kl
         norm: normalization in encoder and decoder, none or group (GroupNorm, Wu & He 2018); discriminators have none.
-            BatchNorm is not offered, because its statistics depend on how a batch is split over processes
-        blocks: residual blocks at each image size, 1 to 64; raise it for a deeper network. Family residual only
+            BatchNorm is not offered, because its statistics depend on how a batch is split over processes. Family kl
+            always has groups
+        blocks: residual blocks at each image size, 1 to 64; raise it for a deeper network. Families residual and kl
+            (whose decoder has one more, as layers_per_block in diffusers)
         attention: image sizes in pixels, such as [16], after whose residual blocks self-attention follows; costs grow
             with the fourth power of the size. Family residual only
         latent_stride: 2, 4, 8 or 16 makes the latent code a map whose sides are the image's divided by this number (4
             and 8 are known as KL-f4 and KL-f8), which keeps more detail; null makes it a vector
+        multipliers: channels at each image size of encoder and decoder, the largest size first, as multiples of width:
+            [1, 2, 4, 4] halves the size three times, so that latent_stride is 8. null takes latent_stride, and doubles
+            the channels up to 4 times. Family kl only
+        quant_conv: a 1x1 convolution after the encoder, and one before the decoder, as in Stable Diffusion 1 and 2 and
+            SDXL; off in Stable Diffusion 3 and FLUX. Family kl only
+        mid_attention: self-attention at the smallest size of encoder and decoder. Family kl only
         patches: discriminators classify overlapping patches (70x70 pixels at 256, 34 at 128, 16 at 64; PatchGAN, Isola
             et al. 2017) instead of whole images: sharper texture, no view of the whole
     """
@@ -35,6 +44,9 @@ class NetworkConfig:
     blocks: int = 2
     attention: tuple[int, ...] = ()
     latent_stride: Literal[2, 4, 8, 16] | None = None
+    multipliers: tuple[int, ...] | None = None
+    quant_conv: bool = True
+    mid_attention: bool = True
     patches: bool = False
 
     def check(self, image_size: int, discriminator: bool = True) -> None:
@@ -42,8 +54,12 @@ class NetworkConfig:
         _, levels = halvings(image_size)
         check_positive("networks.", width=self.width, blocks=self.blocks)
         check(self.blocks <= MAX_BLOCKS, "networks.blocks", self.blocks, f"{MAX_BLOCKS} at most")
-        stride = self.latent_stride
+        stride, multipliers = self.latent_stride, list(self.multipliers or ())
         check(not stride or stride <= 2**levels, "networks.latent_stride", stride, f"{2**levels} at most")
+        check(len(multipliers) <= levels + 1, "networks.multipliers", multipliers, f"{levels + 1} numbers at most")
+        if stride and multipliers:
+            expected = f"{stride.bit_length()} numbers, as system.networks.latent_stride is {stride}"
+            check(stride == self.stride, "networks.multipliers", multipliers, expected)
         if not discriminator:
             check_unused("in a system without a discriminator", **{"networks.patches": (self.patches, False)})
         last = levels if discriminator else self.levels(image_size)
@@ -53,11 +69,16 @@ class NetworkConfig:
     def latent_shape(self, image_size: int, latent_dim: int) -> tuple[int, ...]:
         """Return (latent_dim,) of a vector, or (latent_dim, height, width) of a map."""
         check_positive(latent_dim=latent_dim)
-        return (latent_dim, *([image_size // self.latent_stride] * 2 if self.latent_stride else []))
+        return (latent_dim, *([image_size // self.stride] * 2 if self.stride else []))
+
+    @property
+    def stride(self) -> int | None:
+        """The number by which the sides of a map of codes are smaller than the image's; None if codes are vectors."""
+        return 2 ** (len(self.multipliers) - 1) if self.multipliers else self.latent_stride
 
     def levels(self, image_size: int) -> int:
         """Return how often encoder and decoder halve and double the image size."""
-        return self.latent_stride.bit_length() - 1 if self.latent_stride else halvings(image_size)[1]
+        return self.stride.bit_length() - 1 if self.stride else halvings(image_size)[1]
 
     def channels(self, level: int) -> int:
         """Return the outputs of level 0, 1, ..., which double with each level up to 8 times the width."""

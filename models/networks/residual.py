@@ -91,4 +91,4 @@ def _blocks(config: NetworkConfig, channels: int, size: int, levels: int) -> nn.
     return nn.Sequential(*parts, *([Attention(channels)] if size in config.attention else []))
 
 
-RESIDUAL = Family(down, up, options=("blocks", "attention"))
+RESIDUAL = Family(down, up, options=("norm", "blocks", "attention"))

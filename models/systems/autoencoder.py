@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from models import losses
-from models.networks import Decoder, Encoder, NetworkConfig
+from models.networks import NetworkConfig, build_decoder, build_encoder
 from models.settings import OptimizerConfig
 from models.system import Autoencoding, Batch, Loss, Player, System
 
@@ -28,8 +28,8 @@ class AE(Autoencoding, System):
         super().__init__()
         networks.check(image_size, discriminator=False)
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
-        self.encoder = Encoder(networks, image_size, channels, latent_dim)
-        self.decoder = Decoder(networks, image_size, channels, latent_dim)
+        self.encoder = build_encoder(networks, image_size, channels, latent_dim)
+        self.decoder = build_decoder(networks, image_size, channels, latent_dim)
         self.optimizer = autoencoder
 
     def passes(self, batch: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from models.adversary import Adversary
-from models.networks import Decoder, NetworkConfig
+from models.networks import NetworkConfig, build_decoder
 from models.settings import DiscriminatorConfig, OptimizerConfig, check_unused
 from models.system import Batch, Loss, Player, System
 
@@ -27,7 +27,7 @@ class GAN(System):
         unused = {"binary.start": (binary.start, 0), "binary.ramp": (binary.ramp, 0)}
         check_unused("in a GAN, whose generator has no other loss", **unused)
         self.optimizer = generator
-        self.decoder = Decoder(networks, image_size, channels, latent_dim)
+        self.decoder = build_decoder(networks, image_size, channels, latent_dim)
         self.adversary = Adversary(self, "binary", binary, networks, image_size, channels)
 
     def passes(self, batch: Batch) -> Tensor:

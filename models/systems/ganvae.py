@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models import losses
 from models.adversary import Adversary
-from models.networks import Decoder, Encoder, NetworkConfig
+from models.networks import NetworkConfig, build_decoder, build_encoder
 from models.settings import DiscriminatorConfig, OptimizerConfig, check_not_negative
 from models.system import Autoencoding, Batch, Loss, Player, System
 
@@ -45,8 +45,8 @@ class GANVAE(Autoencoding, System):
         check_not_negative(latent_weight=latent_weight)
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.latent_weight, self.optimizer = latent_weight, generator
-        self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
-        self.decoder = Decoder(networks, image_size, channels, latent_dim)
+        self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
+        self.decoder = build_decoder(networks, image_size, channels, latent_dim)
         self.adversary = Adversary(self, "binary", binary, networks, image_size, channels)
 
     def passes(self, batch: Batch) -> Passes:

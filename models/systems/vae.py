@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from models import losses
 from models.losses import Likelihood
-from models.networks import Decoder, Encoder, NetworkConfig
-from models.settings import OptimizerConfig, check_kl, check_unused
+from models.networks import NetworkConfig, build_decoder, build_encoder
+from models.networks.families import family_of
+from models.settings import OptimizerConfig, check, check_kl, check_unused
 from models.system import Autoencoding, Batch, Loss, Player, System
 
 
@@ -60,12 +61,14 @@ class VAE(Autoencoding, System):
         networks.check(image_size, discriminator=False)
         if likelihood == "bernoulli":
             check_unused("while system.likelihood is bernoulli", learned_scale=(learned_scale, False))
+            bounded = family_of(networks).bounded
+            check(bounded, "likelihood", likelihood, f"another, as images of family {networks.family} are not bounded")
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.likelihood: Likelihood = likelihood
         self.kl_weight, self.kl_warmup, self.free_bits = kl_weight, kl_warmup, free_bits
         self.optimizer = autoencoder
-        self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
-        self.decoder = Decoder(networks, image_size, channels, latent_dim)
+        self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
+        self.decoder = build_decoder(networks, image_size, channels, latent_dim)
         if learned_scale:
             self.scale = LogScale()
 

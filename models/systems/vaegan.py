@@ -9,10 +9,10 @@ from torch import Tensor
 from models import losses
 from models.adversary import Adversary, Images
 from models.losses import Mode, Opponent
-from models.networks import Decoder, Encoder, NetworkConfig
+from models.networks import NetworkConfig, build_decoder, build_encoder
 from models.networks.perceptual import Perceptual, PerceptualKind, WeightsFile
 from models.settings import DiscriminatorConfig, OptimizerConfig, check, check_kl, check_not_negative, check_unused
-from models.system import Autoencoding, Batch, Loss, Player, System, Terms
+from models.system import Autoencoding, Batch, Loss, Player, System, Terms, last_layer
 
 
 class Passes(NamedTuple):
@@ -99,8 +99,8 @@ class VAEGAN(Autoencoding, System):
         self.adaptive, self.adaptive_limit = adaptive, adaptive_limit
         self._check_weights()
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
-        self.encoder = Encoder(networks, image_size, channels, 2 * latent_dim)
-        self.decoder = Decoder(networks, image_size, channels, latent_dim)
+        self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
+        self.decoder = build_decoder(networks, image_size, channels, latent_dim)
         idle = f"while system.discriminator is {discriminator}"
         if discriminator == "binary":
             check_unused(idle, opponent=(opponent, "real"), class_weights=(class_weights, (1, 1, 1)))
@@ -179,7 +179,7 @@ class VAEGAN(Autoencoding, System):
 
     def _last_layer_gradients(self, decoded: Tensor, reconstruction: Tensor, generator_loss: Tensor) -> Terms:
         """The gradients of two losses of the decoded images at the weight of the decoder's last layer."""
-        (last,) = (p for name, p in self.decoder.named_parameters() if name.endswith("last.weight"))
+        last = last_layer(self.decoder).weight
         gradients = {}
         for name, value in {"reconstruction": reconstruction, "adversarial": generator_loss}.items():
             # fp16 has a small range, so a gradient is scaled up on its way to the images, which are fp32, and rescaled

@@ -9,7 +9,8 @@ from torch import nn
 
 from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
 from models.losses import realness
-from models.networks import Decoder, Discriminator, Encoder
+from models.networks import Discriminator
+from models.networks.autoencoder import Decoder, Encoder
 from models.networks.translator import Translator
 from models.system import freeze_all_but
 from trainer.batch import Batch
@@ -360,6 +361,23 @@ def test_systems_say_what_they_can():
         (lambda: AE(32, 1, networks=NetworkConfig(width=-1)), "system.networks.width is -1"),
         (lambda: AE(32, 1, networks=NetworkConfig("vgg")), "system.networks.family is 'vgg', expected"),
         (lambda: AE(32, 1, networks=NetworkConfig("dcgan", attention=(8,))), "system.networks.attention has no effect"),
+        (lambda: AE(32, 1, networks=NetworkConfig("kl", norm="group")), "system.networks.norm has no effect"),
+        (lambda: AE(32, 1, networks=NetworkConfig(multipliers=(1, 2))), "system.networks.multipliers has no effect"),
+        (
+            lambda: GAN(32, 1, networks=NetworkConfig("kl")),
+            r"latent_stride is null, expected 2.* such as \[1, 2, 4, 4\]",
+        ),
+        (
+            lambda: GAN(32, 1, networks=NetworkConfig("kl", latent_stride=8, multipliers=(1, 2))),
+            r"system.networks.multipliers is \[1, 2\], expected 4 numbers, as system.networks.latent_stride is 8",
+        ),
+        (lambda: AE(32, 1, networks=NetworkConfig("kl", multipliers=(1,) * 5)), "multipliers is .* 4 numbers at most"),
+        (lambda: AE(32, 1, networks=NetworkConfig("kl", 48, latent_stride=2)), "system.networks.width is 48, expected"),
+        (lambda: AE(32, 1, networks=NetworkConfig("kl", multipliers=(1, 0))), r"multipliers is \[1, 0\], expected"),
+        (
+            lambda: VAE(32, 1, 4, NetworkConfig("kl", latent_stride=2), "bernoulli"),
+            "system.likelihood is bernoulli, expected another",
+        ),
         (lambda: AE(32, 1, networks=NetworkConfig(attention=(5,))), r"system.networks.attention is \[5\]"),
         (
             lambda: AE(32, 1, networks=NetworkConfig(latent_stride=16)),
