@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from PIL import Image
 from torch import Tensor
 
 from data.loader import read
@@ -20,6 +19,7 @@ from trainer.evaluate.arguments import parser
 from trainer.evaluate.audit import audit
 from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.target import TIMEOUT, Target, open_target
+from trainer.log.pictures import picture
 from trainer.metrics.fid import frechet
 from trainer.metrics.statistics import Gaussian, Moments, ReferenceStatistics
 
@@ -110,9 +110,8 @@ def _write_images(target: Target, out: Path) -> None:
     assert target.images is not None
     out.mkdir(parents=True, exist_ok=True)
     for index in target.evaluator.ranks.blocks(target.evaluator.num):
-        for i, pixels in zip(index.tolist(), target.images(index).cpu(), strict=True):
-            image = (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()
-            Image.fromarray(image).save(out / f"{i:06d}.png")
+        for i, pixels in zip(index.tolist(), target.images(index), strict=True):
+            picture(pixels).save(out / f"{i:06d}.png")
 
 
 def _audit(target: Target, scores: dict[str, float]) -> None:
