@@ -7,9 +7,10 @@ from torch import Tensor
 
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
+from trainer.exact_sum import ExactSum
 from trainer.metrics.images import laplacian_variance
 from trainer.metrics.inception_score import InceptionScore
-from trainer.metrics.statistics import ExactSum, FeatureStatistics, Moments
+from trainer.metrics.statistics import FeatureStatistics, Moments
 from trainer.precision import strict_fp32
 
 Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]

@@ -23,11 +23,12 @@ from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.evaluate.feature_scores import FeatureScores
 from trainer.evaluate.ranks import BLOCK, EvaluationRanks
+from trainer.exact_sum import ExactSum
 from trainer.metrics import METRICS, OF_SUMS
 from trainer.metrics.fid import frechet
 from trainer.metrics.images import Codes, psnr, ssim
 from trainer.metrics.inception_score import InceptionScore
-from trainer.metrics.statistics import ExactSum, FeatureStatistics, ReferenceStatistics, short
+from trainer.metrics.statistics import FeatureStatistics, ReferenceStatistics, short
 from trainer.precision import strict_fp32
 
 KEPT = 10_000  # images whose features are kept for KID and precision; all other scores are computed from sums

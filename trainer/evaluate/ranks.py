@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from trainer.evaluate.extractors.extractor import BATCH
-from trainer.metrics.statistics import ROWS, ExactSum
+from trainer.exact_sum import ExactSum
+from trainer.metrics.statistics import ROWS
 
 BLOCK = BATCH  # images of a block, the unit in which images are dealt to ranks
 T = TypeVar("T")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from trainer.metrics.statistics import ExactSum
+from trainer.exact_sum import ExactSum
 
 
 class Codes(ExactSum):

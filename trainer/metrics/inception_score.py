@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.metrics.statistics import SEED, ExactSum, FeatureStatistics, Ranks, ReferenceStatistics, short
+from trainer.exact_sum import ExactSum
+from trainer.metrics.statistics import SEED, FeatureStatistics, Ranks, ReferenceStatistics, short
 
 
 def inception_score(fake: FeatureStatistics, real: ReferenceStatistics, ranks: Ranks) -> dict[str, float]:
