@@ -29,7 +29,7 @@ from data.redact import printable
 from data.tables import amount, table
 from models import OptimizerConfig, Player
 from trainer.batch import Batch
-from trainer.build import check_held_out, make_orders, open_datasets, split_batch
+from trainer.build import check_held_out, load_initial, make_orders, open_datasets, split_batch
 from trainer.checkpoint import files as checkpoint_files
 from trainer.checkpoint import writer
 from trainer.checkpoint.state import TrainState
@@ -38,7 +38,7 @@ from trainer.distributed.exit import user_errors
 from trainer.ema import EMA
 from trainer.precision import check_precision, choose_precision
 from trainer.run_folder import RunFolder
-from trainer.step import TrainStep
+from trainer.step import TrainStep, frozen_networks
 
 PIXEL = 1 + 4  # bytes of a channel: as uint8 when decoded, as float32 for the networks
 NOT_COUNTED = {
@@ -85,8 +85,10 @@ class Report:
         self.remote = any(shards.remote.any() for shards in (*self.trains, *self.tests))
         self.orders, networks = make_orders(config, self.trains), self.system.networks()
         self.epochs = [f"{float(f'{self.settings.steps / order.steps_per_epoch:.3g}'):,g}" for order in self.orders]
+        self.initial = load_initial(config, self.system, copy=False)
         self.state = TrainState(
-            config, self.system, networks, self.run.ema, self.run.player_states, self.trains, self.orders
+            *(config, self.system, networks, self.run.ema, self.run.player_states, self.trains, self.orders),
+            self.initial.record if self.initial else None,
         )
         more = {"evaluation_pending": False, "replaced": 0, "code": "0" * 16}
         self.checkpoint = writer.checkpoint_bytes(self.state.tensors(), self.state.manifest() | more)
@@ -96,6 +98,10 @@ class Report:
         evaluate, place = self.config.evaluate, {"cpu": "CPU", "cuda": "GPU"}[self.device]
         yield "configuration", self.config.redacted_yaml().splitlines()
         yield "players, in the order of their updates", self._players()
+        if self.run.frozen:
+            yield "networks that trainer.train_only leaves as they are", sorted(self.run.frozen)
+        if self.initial:
+            yield "weights that the run starts from", self.initial.lines
         yield "data", self._data()
         yield "batch", self._batch()
         yield f"peak memory of a process on a {place}, estimated", self._memory()
@@ -247,7 +253,10 @@ class FakeRun:
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by EMA's copy
             self.system = config.system()
             self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
-            self.step = TrainStep(alone, self.system, settings.steps, settings.share_passes)
+            self.frozen = frozen_networks(self.system, settings.train_only)
+            self.step = TrainStep(
+                alone, self.system, settings.steps, settings.share_passes, settings.overflows, self.frozen
+            )
             self.player_states = self.step.player_states
             self.weights = [
                 weight for player_state in self.player_states for weight in player_state.parameters.values()

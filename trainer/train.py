@@ -67,7 +67,10 @@ class Run:
         self.train_step = make_train_step(parts, accelerator)
         self.window = LogWindow(accelerator, self.train_step.meter, settings.batch_size)
         players = self.train_step.player_states
-        self.state = TrainState(config, parts.system, parts.networks, parts.ema, players, parts.trains, parts.orders)
+        record = parts.initial.record if parts.initial else None
+        self.state = TrainState(
+            config, parts.system, parts.networks, parts.ema, players, parts.trains, parts.orders, record
+        )
         settle_buckets(parts, self.state, accelerator)
         run_on_main(accelerator, folder.lock)
         resumed = resume(folder.checkpoints, self.state, accelerator)
