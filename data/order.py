@@ -102,6 +102,11 @@ class Order:
         places = (places + line.offset) % self.n
         return places + line.shifts[np.searchsorted(line.ends, places, side="right")]
 
+    def __str__(self) -> str:
+        if self.n <= self.window:
+            return "the whole set is shuffled"
+        return f"{self.lanes:,} lanes, shuffled in {len(self.edges) - 1:,} blocks each"
+
     def fingerprint(self) -> str:
         """Return a checksum of all that decides which samples a step sees."""
         settings = [self.n, self.batch, self.seed]

@@ -17,8 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from models.networks import NetworkConfig
 from models.networks.autoencoder import Decoder
 from trainer.config.parser import configure
-from trainer.dry_run import BusiestBatch, CudaAutocast, Report, dry_run, fake_accelerator, nbytes
+from trainer.dry_run import Report, dry_run
 from trainer.step import TrainStep
+from trainer.step_memory import BusiestBatch, CudaAutocast, fake_accelerator
 
 VAEGAN = ["--system", "VAEGAN", "--system.discriminator", "both", "--system.adaptive", "true"]
 VAEGAN += ["--system.binary.lecam_weight", "1", "--system.ternary.spectral_norm", "true"]
@@ -256,7 +257,8 @@ def test_sizes_that_follow_from_shapes(report):
     assert sizes["weights"] == sizes["gradients"] == sizes["copies"] == 4 * sum(count.values())
     assert sizes["averages"] == 4 * (count["encoder"] + count["decoder"])
     tensors = sum(1 for _ in system.parameters())
-    assert sizes["moments"] == 2 * 4 * sum(count.values()) + 4 * tensors  # and each one's number of steps
+    # With each tensor's number of steps, the step's flag of failure, and each player's count of overflows.
+    assert sizes["moments"] == 2 * 4 * sum(count.values()) + 4 * tensors + 8 + 2 * 4
     assert sizes["images"] == 4 * 32 * 32 * (1 + 4)
     assert sizes["all"] == sum(size for name, size in sizes.items() if name != "all")
 
@@ -300,18 +302,24 @@ def test_a_step_takes_what_was_estimated(report, arguments):
     assert 0.85 < peak / taken(made) < 1.02
 
 
+def test_weights_to_start_from_and_frozen_networks_are_shown(run, tiny_run):
+    start = ["--trainer.init_from", tiny_run("VAE"), "--trainer.train_only", "decoder"]
+    done = run("--system", "VAEGAN", *start, small=[])
+    assert done.code == 0, done.err
+    assert "weights that the run starts from" in done.out
+    assert "loaded: encoder (" in done.out
+    assert "missing, so drawn from the seed: discriminator_binary (" in done.out
+    assert done.out.split("train_only leaves as they are\n")[1].split()[0] == "encoder"
+    assert done.row("autoencoder")[1] == "decoder"
+
+
 def test_gradients_in_buckets_do_not_count_twice(report):
     vae = ["--system", "VAE", "--system.networks.width", "64"]
-    made, moved = report(*vae), nbytes(report(*vae).run.weights)
-    within, _ = made.run.peak(made.per_rank_batch, made.micro_batch)
-    made.run.buckets = True
-    apart, _ = made.run.peak(made.per_rank_batch, made.micro_batch)
-    assert apart <= within <= apart + moved
-    flat = report("2", *vae, "--trainer.grad_sync", "flat")
-    assert "gradients" not in [name for name, *_ in flat.memory()]
-    assert (
-        flat.run.peak(flat.per_rank_batch, flat.micro_batch)[0] >= 3 * moved
-    )  # gradients, one vector of them all, and their mean
+    alone, ddp, flat = report(*vae).run, report("2", *vae).run, report("2", *vae, "--trainer.grad_sync", "flat").run
+    moved = ddp.held["gradients"]
+    assert (alone.held["gradients"], flat.held["gradients"]) == (0, 0)
+    assert ddp.peak(8, 8)[0] <= alone.peak(8, 8)[0] <= ddp.peak(8, 8)[0] + moved
+    assert flat.peak(4, 4)[0] >= 3 * moved  # gradients, one vector of them all, and their mean
 
 
 def test_a_gpus_autocast_is_followed():

@@ -1,44 +1,31 @@
 """The dry run prints what a run would do and how much memory and disk it takes (`trainer/main.py ... --dry_run`).
 
-It writes nothing to the run folder; a folder of shards without an index gets one, as in a run. `MemoryTracker` is our
-own because MemTracker of torch.distributed._tools, which finds the same peaks, raises NotImplementedError as soon as a
-step calls one network twice, as GANs and micro-batches do.
+It writes nothing to the run folder; a folder of shards without an index gets one, as in a run.
 """
 
 import os
 import shutil
-import warnings
-import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import fields, replace
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import group_norm, interpolate, softmax
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from data.redact import printable
 from data.tables import amount, table
-from models import OptimizerConfig, Player
-from trainer.batch import Batch
+from models import OptimizerConfig
 from trainer.build import check_held_out, load_initial, make_orders, open_datasets, split_batch
 from trainer.checkpoint import files as checkpoint_files
 from trainer.checkpoint import writer
 from trainer.checkpoint.state import TrainState
 from trainer.config.parser import Config
 from trainer.distributed.exit import user_errors
-from trainer.ema import EMA
-from trainer.precision import check_precision, choose_precision
+from trainer.precision import check_precision, choose_precision, has_gpu
 from trainer.run_folder import RunFolder
-from trainer.step import TrainStep, frozen_networks
+from trainer.step_memory import FakeRun, fake_accelerator
 
 PIXEL = 1 + 4  # bytes of a channel: as uint8 when decoded, as float32 for the networks
 NOT_COUNTED = {
@@ -71,31 +58,30 @@ class Report:
         self.config, self.settings = config, config.trainer
         self.processes = config.dry_run or int(os.environ.get("WORLD_SIZE", "1"))
         # A given number of processes plans a launch on other machines, which are assumed to have GPUs.
-        here, requested = torch.cuda.is_available(), self.settings.precision
-        gpu = (here or config.dry_run) and not parse_flag_from_env("ACCELERATE_USE_CPU")
-        self.device, self.assumed = ("cuda", not here) if gpu else ("cpu", False)
+        self.assumed = bool(config.dry_run) and not (has_gpu() or parse_flag_from_env("ACCELERATE_USE_CPU"))
+        self.device, requested = "cuda" if self.assumed or has_gpu() else "cpu", self.settings.precision
         precision = choose_precision(requested)
         precision = "bf16" if self.assumed and requested is None and precision == "no" else precision
         check_precision(precision, self.device, requested)
         config.settle_precision(precision)
         self.run = FakeRun(config, self.device, self.processes)
-        self.system, self.each = self.run.system, " of each set" * (self.run.system.domains > 1)
+        self.system, states = self.run.system, self.run.step.player_states
+        self.players, self.each = [state.player for state in states], " of each set" * (self.system.domains > 1)
         self.per_rank_batch, self.micro_batch = self._split(self.processes)
         self.trains, self.tests = open_datasets(config, self.system)
         self.remote = any(shards.remote.any() for shards in (*self.trains, *self.tests))
-        self.orders, networks = make_orders(config, self.trains), self.system.networks()
+        self.orders = make_orders(config, self.trains)
         self.epochs = [f"{float(f'{self.settings.steps / order.steps_per_epoch:.3g}'):,g}" for order in self.orders]
+        networks, ema = self.system.networks(), self.run.ema
         self.initial = load_initial(config, self.system, copy=False)
-        self.state = TrainState(
-            *(config, self.system, networks, self.run.ema, self.run.player_states, self.trains, self.orders),
-            self.initial.record if self.initial else None,
-        )
+        record = self.initial.record if self.initial else None
+        self.state = TrainState(config, self.system, networks, ema, states, self.trains, self.orders, record)
         more = {"evaluation_pending": False, "replaced": 0, "code": "0" * 16}
         self.checkpoint = writer.checkpoint_bytes(self.state.tensors(), self.state.manifest() | more)
 
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield the title and the lines of each section; raises what the class raises."""
-        evaluate, place = self.config.evaluate, {"cpu": "CPU", "cuda": "GPU"}[self.device]
+        place = {"cpu": "CPU", "cuda": "GPU"}[self.device]
         yield "configuration", self.config.redacted_yaml().splitlines()
         yield "players, in the order of their updates", self._players()
         if self.run.frozen:
@@ -106,13 +92,13 @@ class Report:
         yield "batch", self._batch()
         yield f"peak memory of a process on a {place}, estimated", self._memory()
         yield "checkpoints", self._checkpoints()
-        yield "evaluation", self._evaluation() if evaluate.every else ["none, because evaluate.every is 0"]
+        yield "evaluation", self._evaluation() if self.config.evaluate.every else ["none, because evaluate.every is 0"]
         yield "run folder", self._run_folder()
 
     def _players(self) -> list[str]:
         settings = [field.name for field in fields(OptimizerConfig)]
         rows: list[tuple[Any, ...]] = [("player", "networks and weights", "every", "start", *settings)]
-        for player in (player_state.player for player_state in self.run.player_states):
+        for player in self.players:
             networks = {name: self.system.get_submodule(name).parameters() for name in player.networks}
             sizes = ", ".join(f"{name} {sum(w.numel() for w in ws):,}" for name, ws in networks.items())
             optimizer = (getattr(player.optimizer, name) for name in settings)
@@ -120,19 +106,15 @@ class Report:
         return table(rows)
 
     def _data(self) -> Iterator[str]:
-        rows: list[tuple[Any, ...]] = [
-            ("set", "shards", "images", "bytes", "where", "fingerprint", "epochs", "steps per epoch", "order")
-        ]
+        head = ("set", "shards", "images", "bytes", "where", "fingerprint", "epochs", "steps per epoch", "order")
+        rows: list[tuple[Any, ...]] = [head]
         for i, shards in enumerate((*self.trains, *self.tests)):
             name, of_run = "data.test", list[Any]([None] * 3)
             if i < len(self.orders):
-                order, name = self.orders[i], "data.train"
-                how = f"{order.lanes:,} lanes, shuffled in {len(order.edges) - 1:,} blocks each"
-                how = "the whole set is shuffled" if order.n <= order.window else how
-                of_run = [self.epochs[i], order.steps_per_epoch, how]
+                name, of_run = "data.train", [self.epochs[i], self.orders[i].steps_per_epoch, self.orders[i]]
+            name += f" {'ab'[i % 2]}" * bool(self.each)
             remote, size = int(shards.remote.sum()), sum(shard.filesize for shard in shards.shards)
             where = {0: "local", len(shards.shards): "remote"}.get(remote, f"{remote:,} remote")
-            name += f" {'ab'[i % 2]}" * (self.system.domains > 1)
             rows.append((name, len(shards.shards), len(shards), amount(size), where, shards.fingerprint(), *of_run))
         yield from table(rows)
         if self.remote:
@@ -140,13 +122,8 @@ class Report:
         yield from (f"skipped: {problem}" for shards in self.trains for problem in shards.problems)
 
     def _batch(self) -> Iterator[str]:
-        settings, size, n, parts = (
-            self.settings,
-            self.settings.batch_size,
-            self.processes,
-            self.per_rank_batch // self.micro_batch,
-        )
-        others = []
+        settings, size, n = self.settings, self.settings.batch_size, self.processes
+        parts, others = self.per_rank_batch // self.micro_batch, list[str]()
         for other in (other for other in range(1, size + 1) if size % other == 0 and other != n):
             with suppress(ValueError):
                 self._split(other)
@@ -171,22 +148,23 @@ class Report:
 
     def memory(self) -> list[tuple[str, int, str]]:
         """Return rows of purpose, bytes and explanation; the last row is their sum."""
-        run, data, (live, player) = self.run, self.config.data, self.run.peak(self.per_rank_batch, self.micro_batch)
+        held, data = self.run.held, self.config.data
+        live, player = self.run.peak(self.per_rank_batch, self.micro_batch)
         images = self.per_rank_batch * self.system.domains * data.channels * data.size**2 * PIXEL
-        also = "" if run.buckets else ", and gradients"
+        also = "" if held["gradients"] else ", and gradients"
         rows = [
-            ("weights", nbytes(tensors(self.system)), "of all networks, with their statistics"),
-            ("averages", nbytes(tensors(run.ema.system)), "of the weights (EMA)"),
-            ("moments", nbytes(run.moments), "of the optimizers"),
+            ("weights", held["weights"], "of all networks, with their statistics"),
+            ("averages", held["averages"], "of the weights (EMA)"),
+            ("moments", held["moments"], "of the optimizers"),
             ("images", images, f"{self.per_rank_batch:,}{self.each}"),
             ("activations", live, f"of {self.micro_batch:,} images{also}, while {player} is updated"),
         ]
-        if run.buckets:
-            rows.append(("gradients", nbytes(run.weights), "of all players, which DDP's buckets hold"))
+        if held["gradients"]:
+            rows.append(("gradients", held["gradients"], "of all players, which DDP's buckets hold"))
         if self.device == "cpu":
             rows.append(("snapshot", self.checkpoint, "of a checkpoint, while the first process writes it"))
-        elif run.buckets:
-            copies = sum(nbytes(content.values()) for content in self.state.trained().values())
+        elif held["gradients"]:
+            copies = sum(value.nbytes for content in self.state.trained().values() for value in content.values())
             rows.append(("copies", copies, "of the weights, in a trial step that settles DDP's buckets"))
         return [*rows, ("all", sum(size for _, size, _ in rows), "")]
 
@@ -239,138 +217,3 @@ class Report:
 
     def _split(self, processes: int) -> tuple[int, int]:
         return split_batch(self.settings.batch_size, self.settings.micro_batch, processes, self.system.groups)
-
-
-class FakeRun:
-    """One process's networks, averages and optimizers as fake tensors, which have shapes but take no memory."""
-
-    def __init__(self, config: Config, device: str, processes: int):
-        self.config, settings, self.fake = config, config.trainer, FakeTensorMode()
-        self.cuda_autocast = device == "cuda" and settings.precision != "no"
-        self.buckets = processes > 1 and settings.grad_sync == "ddp"
-        alone: Any = fake_accelerator(1 if self.buckets else processes, settings.precision)
-        with self.fake, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by EMA's copy
-            self.system = config.system()
-            self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
-            self.frozen = frozen_networks(self.system, settings.train_only)
-            self.step = TrainStep(
-                alone, self.system, settings.steps, settings.share_passes, settings.overflows, self.frozen
-            )
-            self.player_states = self.step.player_states
-            self.weights = [
-                weight for player_state in self.player_states for weight in player_state.parameters.values()
-            ]
-            self._make_gradients()
-            for player_state in self.player_states:
-                player_state.optimizer.step()  # makes the moments
-                player_state.optimizer.zero_grad()
-        self.moments = [
-            x
-            for player_state in self.player_states
-            for state in player_state.optimizer.state.values()
-            for x in state.values()
-        ]
-
-    def peak(self, per_rank_batch: int, micro_batch: int) -> tuple[int, str]:
-        """Return the most bytes that a step adds to those held between steps, and the player that is updated then.
-
-        Args:
-            per_rank_batch: images of the process in a step, in which every player is updated with all its penalties
-            micro_batch: images of a micro-batch
-        """
-        data, batch_size = self.config.data, self.config.trainer.batch_size
-        with self.fake:
-            image = torch.empty(micro_batch, data.channels, data.size, data.size)
-            buckets = self._make_gradients() if self.buckets else []  # DDP keeps them between steps
-            tracker = MemoryTracker([*tensors(self.system), *tensors(self.ema.system), *self.moments, *buckets, image])
-            self.step.player_states = [
-                replace(player_state, player=tracker.watch(player_state.player)) for player_state in self.player_states
-            ]
-            # Two micro-batches suffice: the second one adds to gradients. At a late step all ramps are at 1.
-            rows = [slice(i * micro_batch, (i + 1) * micro_batch) for i in range(min(per_rank_batch // micro_batch, 2))]
-            with tracker, CudaAutocast() if self.cuda_autocast else nullcontext():
-                self.step([BusiestBatch((image,) * self.system.domains, r, batch_size, 0, 2**40) for r in rows], 0)
-        return tracker.peak, tracker.player
-
-    def _make_gradients(self) -> list[Tensor]:
-        for weight in self.weights:
-            weight.grad = torch.zeros_like(weight)
-        return [weight.grad for weight in self.weights if weight.grad is not None]
-
-
-class BusiestBatch(Batch):
-    """A batch at which every penalty is due."""
-
-    def due(self, every: int, start: int = 0) -> bool:
-        return True
-
-
-class MemoryTracker(TorchDispatchMode):
-    """A mode that counts the bytes of the tensors that are made while it is on and are still alive.
-
-    Args:
-        held: tensors that were made before, which are not counted
-    """
-
-    def __init__(self, held: Iterable[Tensor]):
-        super().__init__()
-        self.live, self.peak, self.updated, self.player = 0, 0, "", ""
-        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in held)
-
-    def watch(self, player: Player) -> Player:
-        """Return the player as one that is updated at every step, and that this tracker can name."""
-
-        def loss(batch: Any, passes: Any) -> Any:
-            self.updated = player.name
-            return player.loss(batch, passes)
-
-        return replace(player, every=1, start=0, loss=loss)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for storage in (value.untyped_storage() for value in tree_iter(made) if isinstance(value, Tensor)):
-            if storage not in self._known:
-                self._known.add(storage)
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self._free, storage.nbytes())
-        if self.live > self.peak:
-            self.peak, self.player = self.live, self.updated
-        return made
-
-    def _free(self, size: int) -> None:
-        self.live -= size
-
-
-class CudaAutocast(TorchFunctionMode):
-    """CUDA's rules of autocast on a CPU: these operations of the networks stay in float32 on CUDA alone."""
-
-    in_float32 = frozenset({group_norm, interpolate, softmax, torch.softmax, Tensor.softmax})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.in_float32:
-            args = [value.float() if isinstance(value, Tensor) else value for value in args]
-        return func(*args, **(kwargs or {}))
-
-
-def fake_accelerator(processes: int, precision: str | None) -> SimpleNamespace:
-    """Return what a step and an extractor use of accelerate's Accelerator, for tensors of the host."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or "no")
-    return SimpleNamespace(
-        num_processes=processes,
-        mixed_precision="no",  # under fp16 a loss scaler would read values
-        device=torch.device("cpu"),
-        is_main_process=True,
-        autocast=lambda: torch.autocast("cpu", half, enabled=half is not None),
-        reduce=lambda value, _: value.clone(),  # as accelerate's
-        wait_for_everyone=lambda: None,
-    )
-
-
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of tensors; memory that several share counts once."""
-    return sum(storage.nbytes() for storage in {tensor.untyped_storage() for tensor in tensors})
-
-
-def tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
