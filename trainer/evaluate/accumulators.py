@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from trainer.evaluate.extractors.extractor import Extractor
-from trainer.evaluate.metrics import ExactSum, Gaussian, InceptionScore, Moments, laplacian_variance
+from trainer.evaluate.metrics import Gaussian, InceptionScore, Moments, laplacian_variance
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
+from trainer.exact_sum import ExactSum
 from trainer.precision import strict_fp32
 
 Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]

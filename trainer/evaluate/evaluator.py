@@ -23,9 +23,10 @@ from trainer.evaluate.budget import Budget
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.evaluate.feature_scores import FeatureScores, short
-from trainer.evaluate.metrics import Codes, ExactSum, InceptionScore, psnr
+from trainer.evaluate.metrics import Codes, InceptionScore, psnr
 from trainer.evaluate.ranks import BLOCK, EvaluationRanks
 from trainer.evaluate.reference import ReferenceStatistics
+from trainer.exact_sum import ExactSum
 from trainer.precision import strict_fp32
 
 KEPT = 10_000  # images whose features are kept for KID and precision; all other scores are computed from sums

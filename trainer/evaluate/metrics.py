@@ -11,28 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.exact_sum import ExactSum
+
 SEED = 2020  # torch-fidelity's seed of shuffles and subsets, so that both compute the same numbers
-# To add and subtract such a number rounds to multiples of 2^-20, or of 2^-60, which is its last place.
-HIGH, LOW = 1.5 * 2.0**32, 1.5 * 2.0**-8
 ROWS = 128  # rows of a matrix of distances that are computed at once, few enough for a processor's cache
-
-
-class ExactSum:
-    """A float64 sum that is the same to the bit in any order of its terms, and so on any number of ranks.
-
-    A term is split into a multiple of 2^-20 and a rest rounded to multiples of 2^-60. Sums of either are not rounded
-    while they stay below 2^31 (pre-rounding with fixed bins: Demmel & Nguyen 2013). An ordinary sum would not do: the
-    square root in a Frechet distance of few images turns a difference in the last place into one in the eighth digit.
-    """
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device):
-        self.parts = torch.zeros(2, *shape, dtype=torch.float64, device=device)
-
-    def add(self, term: Tensor) -> None:
-        """Add a float64 tensor."""
-        high = (term + HIGH) - HIGH
-        self.parts[0] += high
-        self.parts[1] += (term - high + LOW) - LOW
 
 
 class Gaussian(NamedTuple):

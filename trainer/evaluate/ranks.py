@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from trainer.evaluate.extractors.extractor import BATCH
-from trainer.evaluate.metrics import ROWS, ExactSum
+from trainer.evaluate.metrics import ROWS
+from trainer.exact_sum import ExactSum
 
 BLOCK = BATCH  # images of a block, the unit in which images are dealt to ranks
 T = TypeVar("T")

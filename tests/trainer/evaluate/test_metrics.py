@@ -11,7 +11,6 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from trainer.evaluate.metrics import (
     ROWS,
     Codes,
-    ExactSum,
     Gaussian,
     InceptionScore,
     Moments,
@@ -24,6 +23,7 @@ from trainer.evaluate.metrics import (
     radii,
     subsets,
 )
+from trainer.exact_sum import ExactSum
 
 
 def features(n, dim=16, shift=0.0, seed=0) -> torch.Tensor:
