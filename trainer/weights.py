@@ -99,8 +99,13 @@ class Checkpoint:
     def read(self, networks: Collection[str]) -> Found:
         saved = manifest.read(self.folder)
         files = {file.removesuffix(".safetensors") for file in saved["files"]}
-        there = {file.removeprefix("ema.") for file in files if not file.startswith("optimizer.")} - {"statistics"}
+        whole = Path(diffusers.WEIGHTS_FILE)  # of an export
         tensors, digests = {}, {}
+        if whole.stem in files:
+            tensors = diffusers.split(manifest.tensors(self.folder, saved, whole.name))
+            digests[whole.name] = saved["files"][whole.name]
+        there = {file.removeprefix("ema.") for file in files if not file.startswith("optimizer.")}
+        there -= {"statistics", whole.stem}
         for network in sorted(there & {*networks}):
             averaged = f"ema.{network}" in files and (self.averages or network not in files)
             file = f"ema.{network}.safetensors" if averaged else f"{network}.safetensors"

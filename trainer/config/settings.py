@@ -14,11 +14,9 @@ from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
 from models.networks.perceptual import WeightsFile
 from trainer.distributed.stop import parse_time_limit
+from trainer.metrics import METRICS
 
-Metric = Literal["fid", "is", "kid", "prdc"]
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")  # of a model, and of a folder in it
-METRICS: tuple[Metric, ...] = ("fid", "is", "kid", "prdc")  # of samples; prdc: precision, recall, density, coverage
-
 TENSORBOARD = "tensorboard"  # accelerate's name of the tracker that each run has by default
 
 
@@ -28,6 +26,19 @@ class Location(str):
 
 class Source(str):
     """hf://ORG/NAME of the Hugging Face hub, also written ORG/NAME where no such path exists, or an absolute path."""
+
+
+class MetricName(str):
+    """A name of METRICS."""
+
+
+def _metric_name(value: str) -> MetricName:
+    if value not in METRICS:
+        raise ValueError(f"Expected one of {[*METRICS]}. Got value: {value}")
+    return MetricName(value)
+
+
+register_type(MetricName, str, _metric_name)
 
 
 def _absolute(path: str) -> str:
@@ -220,7 +231,7 @@ class EvaluateConfig:
             registered, such as dinov2-vit-l-14.
         weights: File of the extractor's weights. null means the file in TORCH_HOME or a download (inception), or
             training (demo-cnn).
-        metrics: Scores of samples; prdc is precision, recall, density and coverage.
+        metrics: Scores of samples: fid, is, kid and prdc (precision, recall, density and coverage).
         lpips: File of torchvision's vgg16 weights (a state_dict) for the LPIPS of reconstructions. null leaves it out.
         statistics: Folder in which the statistics of held-out images are kept, or one .npz file. null means
             RUN_DIR/statistics.
@@ -232,7 +243,7 @@ class EvaluateConfig:
     num: PositiveInt = 2000
     extractor: str = "inception"
     weights: Location | None = None
-    metrics: list[Metric] = field(default_factory=lambda: [*METRICS])
+    metrics: list[MetricName] = field(default_factory=lambda: [*map(MetricName, METRICS)])
     lpips: Location | None = None
     statistics: Location | None = None
     budget: PositiveFloat = 1.0

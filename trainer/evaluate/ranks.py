@@ -10,13 +10,35 @@ from torch import Tensor
 
 from data.errors import DataError
 from trainer.evaluate.extractors.extractor import BATCH
-from trainer.evaluate.metrics import ROWS
 from trainer.exact_sum import ExactSum
+from trainer.metrics.statistics import ROWS
 
 BLOCK = BATCH  # images of a block, the unit in which images are dealt to ranks
 T = TypeVar("T")
 # The classes of errors that other ranks raise again; every other error becomes a RuntimeError there.
 ERRORS = (FloatingPointError, DataError, ValueError, OSError)
+
+
+def raise_on_all_ranks(work: Callable[[], T]) -> T:
+    """Do this rank's part of the work and return its result. If one rank fails, all ranks fail with its error.
+
+    Raises:
+        Exception: on the failing rank the error itself; on other ranks an error of the same class (one of ERRORS, else
+            RuntimeError) whose message starts with "process RANK: ".
+    """
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    kind = next((kind for kind in ERRORS if isinstance(error, kind)), RuntimeError)
+    failures = gather_object([error and (kind, str(error) or type(error).__name__)])
+    if error is not None:
+        raise error
+    for rank, failure in enumerate(failures):
+        if failure:
+            raise failure[0](f"process {rank}: {failure[1]}")
+    return result
 
 
 class EvaluationRanks:
@@ -51,24 +73,4 @@ class EvaluationRanks:
         """Return an exact scalar sum over all ranks."""
         return self.sum(value.parts).sum().item()
 
-
-def raise_on_all_ranks(work: Callable[[], T]) -> T:
-    """Do this rank's part of the work and return its result. If one rank fails, all ranks fail with its error.
-
-    Raises:
-        Exception: on the failing rank the error itself; on other ranks an error of the same class (one of ERRORS, else
-            RuntimeError) whose message starts with "process RANK: ".
-    """
-    error: Exception | None = None
-    try:
-        result = work()
-    except Exception as raised:
-        error = raised
-    kind = next((kind for kind in ERRORS if isinstance(error, kind)), RuntimeError)
-    failures = gather_object([error and (kind, str(error) or type(error).__name__)])
-    if error is not None:
-        raise error
-    for rank, failure in enumerate(failures):
-        if failure:
-            raise failure[0](f"process {rank}: {failure[1]}")
-    return result
+    run = staticmethod(raise_on_all_ranks)
