@@ -6,16 +6,19 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL
 from test_run import alike
 
+import models
 from models import VAEGAN, NetworkConfig
 from models.manifest import checkpoints
 from trainer.checkpoint import files
 from trainer.config.parser import parser
+from trainer.export.command import main as export
 from trainer.weights import implied_settings, start_from
 
 SMALL = NetworkConfig("dcgan", 8)
@@ -212,3 +215,19 @@ def test_a_name_of_the_hub_is_told_from_a_path(tmp_path, monkeypatch):
     assert named("./some/vae") == str(tmp_path / "some" / "vae")
     (tmp_path / "some" / "vae").mkdir(parents=True)
     assert named("some/vae") == str(tmp_path / "some" / "vae")
+
+
+def test_an_export_goes_through_diffusers_and_back_into_a_run_unchanged(tiny_run, tmp_path):
+    run, out, back = tiny_run("kl"), tmp_path / "out", tmp_path / "back"
+    export([str(run), str(out), "--num", "0"])
+    AutoencoderKL.from_pretrained(out).save_pretrained(back)
+    trained = models.load(run)
+    image = torch.rand(2, 1, 32, 32) * 2 - 1
+    for folder in (out, back):
+        settings = implied_settings(str(folder), True, VAEGAN)["system"]["init_args"]
+        networks = msgspec.convert(settings["networks"], NetworkConfig)
+        system = VAEGAN(32, 1, settings["latent_dim"], networks).requires_grad_(False)
+        initial = start_from(str(folder), True, system.networks(), VAEGAN)
+        assert initial.lines[1].startswith("loaded: encoder (")
+        assert [*initial.record["sha256"]] == ["diffusion_pytorch_model.safetensors"]
+        assert torch.equal(system.reconstruct(image), trained.reconstruct(image))
