@@ -9,6 +9,7 @@ from data.shards.reader import Shards
 from models import System
 from trainer.config.parser import Config
 from trainer.ema import EMA
+from trainer.weights import Initial
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,5 @@ class RunParts:
     per_rank_batch: int  # images per step of one process
     micro_batch: int  # images that pass through the networks at once; divides per_rank_batch
     code: str  # checksum of the program's code
+    frozen: frozenset[str]  # networks that trainer.train_only leaves as they are
+    initial: Initial | None  # the weights that the run starts from; None if it draws or resumes them
