@@ -8,7 +8,10 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-PAGES = [("README.md", "From and to other tools"), ("docs/using-models.md", "Export a model")]
+PAGES = [
+    ("README.md", "From and to other tools"),
+    *(("docs/using-models.md", title) for title in ("Start from weights", "Export a model")),
+]
 RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what stands for the runs that a page names
 SHORT = ["--evaluate.every", "0", "--data.size", "32", "--data.channels", "1", "--data.workers", "0"]
 NEW = ["--trainer.batch_size", "2", "--trainer.steps", "1", "--system.networks.latent_stride", "2"]
@@ -29,7 +32,8 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
                 importlib.import_module(f"{module}.command").main(arguments)
             case ["accelerate", "launch", "trainer/main.py", *arguments]:
                 data = ["--data.train", digits / "train", "--data.test", digits / "test"]
-                fewer = ["--trainer.steps", "4"] if "--config" in arguments else NEW
+                own = {"--config", "--trainer.init_from"} & {*arguments}  # they say which networks
+                fewer = ["--trainer.steps", "4", "--trainer.batch_size", "8"] if own else NEW
                 done = here(*arguments, *data, *SHORT, *fewer, small=[])
                 assert done.returncode == 0, done.stderr
             case ["cp", *_]:
@@ -40,7 +44,7 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("page", "title"), PAGES, ids=[page for page, _ in PAGES])
+@pytest.mark.parametrize(("page", "title"), PAGES, ids=[title for _, title in PAGES])
 def test_the_commands_of_a_page_run(do, page, title):
     (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, re.M | re.S)
