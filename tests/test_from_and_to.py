@@ -10,6 +10,7 @@ from conftest import ROOT
 
 PAGES = [("README.md", "From and to other tools"), ("docs/using-models.md", "Export a model")]
 RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what stands for the runs that a page names
+FEWER = {"trainer.export": ["--num", "16"]}  # images
 SHORT = ["--evaluate.every", "0", "--data.size", "32", "--data.channels", "1", "--data.workers", "0"]
 NEW = ["--trainer.batch_size", "2", "--trainer.steps", "1", "--system.networks.latent_stride", "2"]
 NEW += ["--system.networks.blocks", "1"]
@@ -26,7 +27,7 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
     def run(words: list[str]) -> None:
         match words:
             case ["python", "-m", module, *arguments]:
-                importlib.import_module(f"{module}.command").main(arguments)
+                importlib.import_module(f"{module}.command").main([*arguments, *FEWER.get(module, [])])
             case ["accelerate", "launch", "trainer/main.py", *arguments]:
                 data = ["--data.train", digits / "train", "--data.test", digits / "test"]
                 fewer = ["--trainer.steps", "4"] if "--config" in arguments else NEW
