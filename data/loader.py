@@ -73,13 +73,13 @@ class Augment(NamedTuple):
     crop: tuple[float, float] | None = None
     flip: bool = False
 
-    def views(self, batch: int, seed: int, step: int) -> list[View]:
-        """Return the view of each row of a global batch, a function of (seed, step, row) alone."""
+    def views(self, rows: slice, seed: int, step: int) -> list[View]:
+        """Return the views of some rows of a global batch, a function of (seed, step, row) alone."""
+        n = rows.stop - rows.start
         if self.crop is None and not self.flip:
-            return [CENTRE_CROP] * batch
-        area, ratio, x, y, side = (random_bits(5 * batch, seed, step, 0, 3) >> np.uint64(11)).reshape(
-            batch, 5
-        ).T * 2.0**-53
+            return [CENTRE_CROP] * n
+        bits = random_bits(5 * n, seed, step, 0, 3, start=5 * rows.start)
+        area, ratio, x, y, side = (bits >> np.uint64(11)).reshape(n, 5).T * 2.0**-53
         low, high = self.crop or (0.0, 0.0)
         area, ratio = low + (high - low) * area, (2 * ratio - 1) * math.log(4 / 3)
         flip = (side < 0.5) & self.flip
@@ -182,7 +182,7 @@ class Batches(Dataset):
             return DataError(f"step {step + 1}: {error or type(error).__name__}")
 
     def _images(self, shards: Shards, order: Order, step: int) -> Images:
-        views = self.augment.views(order.batch, order.seed, step)[self.rows]
+        views = self.augment.views(self.rows, order.seed, step)
         return _read(shards, order.rows(step, self.rows), self.size, self.channels, views, lambda: order[step])
 
 
