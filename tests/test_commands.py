@@ -13,7 +13,8 @@ from data import processes
 DATA = ["data.prepare", "data.inspect", "data.index"]
 COMMANDS = ["trainer.generate", "trainer.evaluate", "trainer.compare", "trainer.prefetch", *DATA]
 # What a command imports first, once Ctrl-C is taken care of; others import trainer.distributed.exit.
-FIRST_IMPORT = {"trainer.evaluate": "trainer.evaluate.command", "trainer.main": "trainer.config.parser"}
+FIRST_IMPORT = {f"trainer.{name}": f"trainer.{name}.command" for name in ("evaluate", "generate")}
+FIRST_IMPORT |= {"trainer.main": "trainer.config.parser"}
 FIRST_IMPORT |= dict.fromkeys(DATA, "data.command")
 
 

@@ -19,10 +19,11 @@ from trainer.distributed.ranks import ROOT, Ranks, run_on_main, tensors_of
 from trainer.distributed.rendezvous import rendezvous_errors
 from trainer.distributed.stop import StopSignal, exit_code, listening
 from trainer.evaluate.periodic import PeriodicEvaluator
+from trainer.log.board import hide_tensorboard_tracebacks
 from trainer.log.charts import chart_layout
 from trainer.log.data_health import DataHealth
 from trainer.log.failures import FailureReports
-from trainer.log.logger import RunLogger, hide_tensorboard_tracebacks
+from trainer.log.logger import RunLogger
 from trainer.log.pictures import grid_inputs, panels
 from trainer.log.summary import run_summary
 from trainer.log.window import LogWindow
@@ -78,7 +79,9 @@ class Run:
         self.evaluator = PeriodicEvaluator(parts, folder.path, accelerator) if config.evaluate.every else None
         shown = parts.tests or parts.trains
         self.grid_inputs = grid_inputs(shown, config.data, settings.seed, parts.system, accelerator.device)
-        self.logger = RunLogger(folder.path, self.step, settings.steps, is_main, self.evaluation_pending)
+        self.logger = RunLogger(
+            folder.path, self.step, settings.steps, is_main, self.evaluation_pending, settings.trackers
+        )
         self.data_health = DataHealth(config, self.step, resumed.replaced)
         self.failures = FailureReports(parts, folder, self.logger)
         self.saver = Saver(
@@ -237,7 +240,8 @@ class Run:
         path = self.folder.path
         if finished:
             board = "make board" if path.parent == ROOT / "runs" else f"tensorboard --logdir {path}"
-            return f"Finished at step {self.step}: samples are in {path / 'samples'}; show the curves with `{board}`"
+            curves = f"; show the curves with `{board}`" if self.logger.board else ""
+            return f"Finished at step {self.step}: samples are in {path / 'samples'}{curves}"
         return (
             f"Stopped at step {self.step} of {self.config.trainer.steps} ({self.stop.reason or 'another process'}). "
             "Checkpoint saved; run the same command to resume"

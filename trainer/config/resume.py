@@ -11,8 +11,8 @@ RESUMABLE_SETTINGS = frozenset(
     for section, names in {
         "data": "train test workers on_error max_skipped cache cache_gb lanes window",
         "system": "perceptual_weights",
-        "trainer": "steps run_dir micro_batch save_every log_every check_every keep keep_every time_limit timeout "
-        "deterministic grad_sync share_passes accept_new_data compile",
+        "trainer": "steps run_dir micro_batch save_every log_every trackers check_every keep keep_every time_limit "
+        "timeout deterministic grad_sync share_passes accept_new_data compile",
         "evaluate": "every num extractor weights metrics statistics lpips budget",
     }.items()
     for name in names.split()

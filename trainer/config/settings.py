@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 from data.images import LIMITS, Limits
@@ -15,6 +16,8 @@ from trainer.distributed.stop import parse_time_limit
 
 Metric = Literal["fid", "is", "kid", "prdc"]
 METRICS: tuple[Metric, ...] = ("fid", "is", "kid", "prdc")  # of samples; prdc: precision, recall, density, coverage
+
+TENSORBOARD = "tensorboard"  # accelerate's name of the tracker that each run has by default
 
 
 class Location(str):
@@ -125,6 +128,9 @@ class TrainerConfig:
         deterministic: Use GPU algorithms that give the same bits each time, and fail where there is none.
         save_every: Number of steps between checkpoints. Evaluations and the last step also save one.
         log_every: Number of steps between log lines.
+        trackers: Experiment trackers that get each log line, besides metrics.jsonl: "tensorboard", or any other that
+            accelerate knows, such as "wandb" (Weights & Biases) or "mlflow". A resumed run goes on in the same
+            tracker run. A tracker that fails never stops a run.
         check_every: Number of steps between checks that all processes have the same weights. Each save is also checked.
         keep: Number of newest checkpoints to keep, besides the best by FID.
         keep_every: Keep also the checkpoints at multiples of this number of steps. null keeps none.
@@ -153,6 +159,7 @@ class TrainerConfig:
     deterministic: bool = False
     save_every: PositiveInt = 1000
     log_every: PositiveInt = 50
+    trackers: list[str] = field(default_factory=lambda: [TENSORBOARD])
     check_every: PositiveInt = 1000
     keep: PositiveInt = 2
     keep_every: PositiveInt | None = None
@@ -167,6 +174,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.time_limit is not None:
             parse_time_limit(self.time_limit)
+        for name in self.trackers:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+                raise ValueError(
+                    f"trainer.trackers has {name!r}, expected some of {known}. tensorboard is installed; the others "
+                    "are packages to install under their names, such as pip install 'vaegan-trainer[wandb]'"
+                )
 
 
 @dataclass

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from PIL import Image
 from torch import Tensor
 
 from data.loader import read
@@ -23,6 +22,7 @@ from trainer.evaluate.metrics import Gaussian, Moments
 from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.reference import ReferenceStatistics
 from trainer.evaluate.target import TIMEOUT, Target, open_target
+from trainer.log.pictures import picture
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,9 +111,8 @@ def _write_images(target: Target, out: Path) -> None:
     assert target.images is not None
     out.mkdir(parents=True, exist_ok=True)
     for index in target.evaluator.ranks.blocks(target.evaluator.num):
-        for i, pixels in zip(index.tolist(), target.images(index).cpu(), strict=True):
-            image = (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()
-            Image.fromarray(image).save(out / f"{i:06d}.png")
+        for i, pixels in zip(index.tolist(), target.images(index), strict=True):
+            picture(pixels).save(out / f"{i:06d}.png")
 
 
 def _audit(target: Target, scores: dict[str, float]) -> None:

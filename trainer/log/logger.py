@@ -1,4 +1,4 @@
-"""Writes a run's log: TensorBoard, metrics.jsonl, a progress bar or lines in the terminal, pictures.
+"""Writes a run's log: metrics.jsonl, TensorBoard and other trackers, a progress bar or lines in the terminal, pictures.
 
 A disk that is full for a while does not stop the log: lines of metrics.jsonl wait for room, and TensorBoard's curves
 are made from them again. Only pictures are lost.
@@ -10,19 +10,22 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch.utils.tensorboard import SummaryWriter
+import yaml
 from tqdm import tqdm
 
 from data.redact import printable
+from trainer.config.resume import flatten
+from trainer.config.settings import TENSORBOARD
 from trainer.files import write_atomically
+from trainer.log.board import Board
 from trainer.log.metrics_file import Line, read_metrics
 from trainer.log.pictures import Panels, grid
+from trainer.log.trackers import Trackers
 
 PLAIN_TERMS = ("discriminator_loss", "generator_loss", "reconstruction", "kl")
 CURVES = "TensorBoard's curves"
@@ -37,9 +40,18 @@ class RunLogger:
         steps: steps of the whole run
         is_main: whether this process writes
         evaluation_pending: also remove this step's scores, which will be measured again
+        trackers: names of experiment trackers
     """
 
-    def __init__(self, folder: Path, step: int, steps: int, is_main: bool, evaluation_pending: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        steps: int,
+        is_main: bool,
+        evaluation_pending: bool = False,
+        trackers: Sequence[str] = (TENSORBOARD,),
+    ):
         self.folder, self.steps, self.is_main = folder, steps, is_main
         if not is_main:
             return
@@ -47,21 +59,22 @@ class RunLogger:
         self._lock = threading.Lock()
         self._unwritten = ""  # lines of metrics.jsonl that are not on the disk yet
         self._last_step = 0  # of the last line
-        self._flushed_step = step  # of the last line whose curves are on the disk
         self._failed_outputs: set[str] = set()
         if self.metrics.exists():
             kept = [line for line in read_metrics(folder) if _is_kept(line, step, evaluation_pending)]
             write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
             self._last_step = kept[-1]["step"] if kept else 0
-        self.board = SummaryWriter(str(folder), purge_step=step + 1)
+        self.board = Board(folder, step) if TENSORBOARD in trackers else None
+        self.trackers = Trackers(trackers, folder, step, self.message)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self.began, self.first = time.monotonic(), step
 
     def start(self, configuration: str, charts: dict[str, Any]) -> None:
-        """Record the configuration and TensorBoard's layout of charts, as `chart_layout` returns it."""
+        """Record the configuration, without credentials, and TensorBoard's layout, as `chart_layout` returns it."""
         if self.is_main:
-            self.board.add_text("configuration", f"```yaml\n{configuration}\n```", 0)
-            self.board.add_custom_scalars(charts)
+            if self.board:
+                self.board.start(configuration, charts)
+            self.trackers.start(flatten(yaml.safe_load(configuration)))
 
     def advance(self) -> None:
         """Advance the progress bar by a step."""
@@ -77,10 +90,12 @@ class RunLogger:
         """Record scores or terms at a step; `facts` are written to metrics.jsonl only."""
         if not self.is_main:
             return
-        with self.tolerate_disk_errors(CURVES):
-            self._plot(step, values)
+        if self.board:
+            with self.tolerate_disk_errors(CURVES):
+                self.board.plot(step, values)
         with self.tolerate_disk_errors("metrics.jsonl"):
             self._append(json.dumps({"step": step, **values, **facts}) + "\n", step)
+        self.trackers.notify()
 
     def scores(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """Record an evaluation's scores, and print them by short names."""
@@ -117,8 +132,10 @@ class RunLogger:
             with self.tolerate_disk_errors("pictures"):
                 (self.folder / "samples").mkdir(exist_ok=True)
                 picture.save(self.folder / "samples" / f"step_{step:08d}.png")
-            with self.tolerate_disk_errors("TensorBoard's pictures"):
-                self.board.add_image(" | ".join(panels), np.asarray(picture), step, dataformats="HWC")
+                self.trackers.notify(drawn=step)
+            if self.board:
+                with self.tolerate_disk_errors("TensorBoard's pictures"):
+                    self.board.picture(step, " | ".join(panels), picture)
 
     def flush(self) -> None:
         """Write everything recorded so far to the disk, before a checkpoint from which a run may resume.
@@ -128,18 +145,22 @@ class RunLogger:
         """
         if self.is_main:
             step = self._append()
-            with self.tolerate_disk_errors(CURVES):
-                if CURVES in self._failed_outputs:
-                    self._plot_again()
-                self.board.flush()
-                self._flushed_step = step
-                self._failed_outputs.discard(CURVES)
+            if self.board:
+                with self.tolerate_disk_errors(CURVES):
+                    if CURVES in self._failed_outputs:
+                        with self._lock:  # the run may be appending a line
+                            lines = read_metrics(self.folder)
+                        self.board.plot_again(lines)
+                    self.board.flush(step)
+                    self._failed_outputs.discard(CURVES)
 
     def close(self) -> None:
         if self.is_main:
             self.bar.close()
-            with self.tolerate_disk_errors(CURVES):
-                self.board.close()
+            if self.board:
+                with self.tolerate_disk_errors(CURVES):
+                    self.board.close()
+            self.trackers.close()
 
     @contextmanager
     def tolerate_disk_errors(self, output: str) -> Iterator[None]:
@@ -170,33 +191,6 @@ class RunLogger:
                     raise
             self._unwritten = ""
             return self._last_step
-
-    def _plot_again(self) -> None:
-        """Start a new TensorBoard file with all curves since the last flush, after the old one could not be written."""
-        self.board = SummaryWriter(str(self.folder), purge_step=self._flushed_step + 1)
-        with self._lock:  # the run may be appending a line
-            lines = read_metrics(self.folder)
-        for line in lines:
-            if line["step"] > self._flushed_step:
-                self._plot(line["step"], line)
-
-    def _plot(self, step: int, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if "/" in name:
-                self.board.add_scalar(name, value, step)
-
-
-def hide_tensorboard_tracebacks() -> None:
-    """Print no traceback for what TensorBoard's thread cannot write.
-
-    SummaryWriter raises the thread's error again at its next call, and RunLogger reports it.
-    """
-
-    def hook(thrown: threading.ExceptHookArgs) -> None:
-        if not (isinstance(thrown.exc_value, OSError) and type(thrown.thread).__module__.startswith("tensorboard.")):
-            threading.__excepthook__(thrown)
-
-    threading.excepthook = hook
 
 
 def _is_kept(line: Line, step: int, evaluation_pending: bool) -> bool:

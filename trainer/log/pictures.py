@@ -49,6 +49,11 @@ def panels(system: System, real: list[Tensor], z: Tensor) -> Panels:
     return made | {"generated": to_uint8(system.sample(z))}
 
 
+def picture(pixels: Tensor) -> Image.Image:
+    """Return uint8 pixels [1 or 3, height, width] as a picture in grey or colour."""
+    return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).cpu().numpy())
+
+
 def grid(panels: Panels, columns: int = 12, pixels: int = 64) -> Image.Image:
     """Return a picture of titled panels below each other, with images in rows of `columns`.
 

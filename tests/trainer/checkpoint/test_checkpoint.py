@@ -283,11 +283,11 @@ def test_a_disk_that_fills_up_takes_nobodys_word(ranks, small_disk):
     filling = f"""
 import os
 from trainer.checkpoint import writer as saving
-from trainer.log import logger
+from trainer.log import board
 from trainer.step import TrainStep
 saving.TRIES = 2
-writer, step, disk = logger.SummaryWriter, TrainStep.__call__, "{small_disk}"
-logger.SummaryWriter = lambda *all, **named: writer(*all, **named, flush_secs=0)
+writer, step, disk = board.SummaryWriter, TrainStep.__call__, "{small_disk}"
+board.SummaryWriter = lambda *all, **named: writer(*all, **named, flush_secs=0)
 def filling(self, batches, number):
     step(self, batches, number)
     if number == 3:

@@ -49,6 +49,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--data.max_skipped", "2"], ["data.max_skipped must be between 0 and 1; got 2.0"]),
         (["--system", "VAE", "--evaluate.num", "1"], ["evaluate.num must be at least 2; got 1"]),
         (["--system", "VAE", "--evaluate.budget", "2"], ["evaluate.budget must be above 0 and at most 1; got 2.0"]),
+        (["--system", "VAE", "--trainer.trackers", "[wandbb]"], ["trainer.trackers has 'wandbb'", "wandb]'", "mlflow"]),
         (["--system", "VAE", "--trainer.precision", "fp8"], ["trainer.precision", "bf16", "fp8"]),
         (["--system", "VAE", "--data.channels", "2"], ["data.channels", "[1, 3]"]),
         (["--system", "VAE", "--data.size", "33"], ["33 pixels", "data.size"]),

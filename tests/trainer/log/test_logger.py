@@ -3,7 +3,8 @@
 import threading
 from types import SimpleNamespace
 
-from trainer.log.logger import RunLogger, hide_tensorboard_tracebacks
+from trainer.log.board import hide_tensorboard_tracebacks
+from trainer.log.logger import RunLogger
 
 
 def test_a_flush_from_the_savers_thread_ignores_half_a_line(tmp_path):
@@ -13,7 +14,7 @@ def test_a_flush_from_the_savers_thread_ignores_half_a_line(tmp_path):
     with open(run_logger.metrics, "a") as file:
         file.write('{"step": 2, "a')
     run_logger.flush()
-    assert run_logger._flushed_step == 1
+    assert run_logger.board.flushed_step == 1
     run_logger.close()
 
 
@@ -21,11 +22,11 @@ def test_the_logger_knows_the_step_of_its_last_line(tmp_path):
     for first, steps in ((0, (1, 3)), (3, (5,))):
         run_logger = RunLogger(tmp_path, first, 9, is_main=True)
         run_logger.flush()
-        assert run_logger._flushed_step == first
+        assert run_logger.board.flushed_step == first
         for step in steps:
             run_logger.scalars(step, {"a/b": 1.0})
             run_logger.flush()
-            assert run_logger._flushed_step == step
+            assert run_logger.board.flushed_step == step
         run_logger.close()
 
 

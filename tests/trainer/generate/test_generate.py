@@ -20,7 +20,7 @@ from data.shards.reader import Shards
 from models.load import checkpoint_of
 from trainer.batch import normalize, to_uint8
 from trainer.draws import prior
-from trainer.generate import main
+from trainer.generate.command import main
 
 
 @pytest.fixture

@@ -1,0 +1,45 @@
+"""Images that a user gives: a folder of image files or of WebDataset shards."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.errors import DataError
+from data.files import read as read_file
+from data.images import LIMITS, decode
+from data.loader import read
+from data.shards.reader import Shards
+from data.sources import find
+
+
+def open_images(folder: Path, size: int, channels: int) -> tuple[list[str], Callable[[range], Tensor]]:
+    """Return the names of a folder's images, in order, and a function that reads some of them as uint8.
+
+    Raises:
+        ValueError, DataError: it is no folder of images or shards.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--images {folder} is not a folder; expected one of images or WebDataset shards (*.tar)")
+    if any(folder.glob("*.tar")):
+        shards = Shards(folder)
+        names = [f"{i:06d}" for i in range(len(shards))]
+        return names, lambda rows: read(shards, np.array(rows), size, channels).image
+    try:
+        found = find(folder)
+    except DataError as error:
+        raise DataError(f"--images {error} and no shards (*.tar)") from error
+    count = Counter(image.key for image in found)  # a.jpg gives a.png, or a.jpg.png if there is an a.png too
+    names = [image.key if count[image.key] == 1 else image.name for image in found]
+    return names, lambda rows: torch.stack([decode_file(folder / found[i].name, size, channels) for i in rows])
+
+
+def decode_file(path: Path, size: int, channels: int) -> Tensor:
+    """Return an image file as uint8 [channels, size, size]; a DataError says why it cannot be read."""
+    try:
+        return torch.tensor(decode(read_file(path, LIMITS.bytes), size, channels)).permute(2, 0, 1)
+    except Exception as error:  # Pillow raises nearly anything on damaged bytes
+        raise DataError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error

@@ -1,0 +1,66 @@
+"""A run's curves and pictures in TensorBoard."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from trainer.log.metrics_file import Line
+
+
+class Board:
+    """Writes TensorBoard's files; every method may raise an OSError when the disk is full.
+
+    Args:
+        folder: the run's folder
+        step: the step at which the run starts or resumes; TensorBoard no longer shows later points
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self.folder, self.flushed_step = folder, step  # of the last line whose curves are on the disk
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def start(self, configuration: str, charts: dict[str, Any]) -> None:
+        """Record the configuration and the layout of charts, as `chart_layout` returns it."""
+        self.writer.add_text("configuration", f"```yaml\n{configuration}\n```", 0)
+        self.writer.add_custom_scalars(charts)
+
+    def plot(self, step: int, values: dict[str, Any]) -> None:
+        """Plot the values that have a slash in their names."""
+        for name, value in values.items():
+            if "/" in name:
+                self.writer.add_scalar(name, value, step)
+
+    def plot_again(self, lines: list[Line]) -> None:
+        """Start a new file with all curves since the last flush, after the old one could not be written."""
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.flushed_step + 1)
+        for line in lines:
+            if line["step"] > self.flushed_step:
+                self.plot(line["step"], line)
+
+    def picture(self, step: int, title: str, picture: Image.Image) -> None:
+        self.writer.add_image(title, np.asarray(picture), step, dataformats="HWC")
+
+    def flush(self, step: int) -> None:
+        """Write all to the disk; `step` is that of the last line."""
+        self.writer.flush()
+        self.flushed_step = step
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def hide_tensorboard_tracebacks() -> None:
+    """Print no traceback for what TensorBoard's thread cannot write.
+
+    SummaryWriter raises the thread's error again at its next call, and RunLogger reports it.
+    """
+
+    def hook(thrown: threading.ExceptHookArgs) -> None:
+        if not (isinstance(thrown.exc_value, OSError) and type(thrown.thread).__module__.startswith("tensorboard.")):
+            threading.__excepthook__(thrown)
+
+    threading.excepthook = hook
