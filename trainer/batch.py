@@ -73,14 +73,6 @@ class Batch:
         """Return the rows' positions in the global batch, int64 [n]."""
         return torch.arange(self.rows.start, self.rows.stop, device=self.image.device)
 
-    def placed(self, value: Tensor) -> Tensor:
-        """Return [batch_size, ...] with `value` in these rows, scaled so that the mean over all parts of a global batch
-        holds every row, and zeros elsewhere."""
-        # In float64, the mean over any number of parts undoes the scaling exactly, once rounded back.
-        whole = value.new_zeros((self.batch_size, *value.shape[1:]), dtype=torch.float64)
-        whole[self.rows] = value.double() * (self.batch_size / len(value))
-        return whole
-
     def split(self, size: int) -> list["Batch"]:
         """Return micro-batches of `size` rows."""
         parts = zip(*(image.split(size) for image in self.images), strict=True)

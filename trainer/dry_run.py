@@ -75,7 +75,7 @@ class Report:
         networks, ema = self.system.networks(), self.run.ema
         self.state = TrainState(config, self.system, networks, ema, states, self.trains, self.orders)
         more = {"evaluation_pending": False, "replaced": 0, "code": "0" * 16}
-        self.checkpoint = writer.checkpoint_bytes(self.state.tensors(), self.state.manifest() | more)
+        self.checkpoint = writer.checkpoint_bytes(self.state.whole(), self.state.manifest() | more)
 
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield the title and the lines of each section; raises what the class raises."""
@@ -153,6 +153,8 @@ class Report:
             ("images", images, f"{self.per_rank_batch:,}{self.each}"),
             ("activations", live, f"of {self.micro_batch:,} images{also}, while {player} is updated"),
         ]
+        if held["by_position"]:
+            rows.append(("kept images", held["by_position"], "of this process's positions of the batch"))
         if held["gradients"]:
             rows.append(("gradients", held["gradients"], "of all players, which DDP's buckets hold"))
         if self.device == "cpu":

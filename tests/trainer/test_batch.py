@@ -54,18 +54,6 @@ def test_parts_are_rows_of_every_set_in_order():
     assert [part.positions().tolist() for part in parts] == [[2, 3], [4, 5], [6, 7]]
 
 
-def test_the_mean_of_what_parts_placed_holds_every_row():
-    """To the bit: in float32 a third of three times a number may be another."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.rand(9, 4, generator=generator)
-    parts = [Batch((values[i : i + 3],), slice(i, i + 3), 9, 0, 0) for i in (0, 3, 6)]
-    placed = [part.placed(part.image) for part in parts]
-    assert placed[1].shape == (9, 4)
-    assert (placed[1][:3] == 0).all()
-    mean = sum(one / 3 for one in placed)
-    assert torch.equal(mean.float(), values)
-
-
 def test_turns_and_ramps_begin_at_their_first_step():
     def at(step: int) -> Batch:
         return batch_of(step=step)
