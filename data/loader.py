@@ -46,19 +46,12 @@ class Samples(Protocol):
 
 
 class Images(NamedTuple):
-    """Decoded samples.
+    """Decoded samples."""
 
-    Args:
-        image: uint8 [n, channels, size, size]
-        label: int64 [n], -1 where an image has none
-        position: int64 [n], of the samples that were read
-        skipped: a message for each damaged sample: where it is, what is wrong, and its stand-in
-    """
-
-    image: Tensor
-    label: Tensor
-    position: Tensor
-    skipped: list[str]
+    image: Tensor  # uint8 [n, channels, size, size]
+    label: Tensor  # int64 [n], -1 where an image has none
+    position: Tensor  # int64 [n], of the samples that were read
+    skipped: list[str]  # a message for each damaged sample: where it is, what is wrong, and its stand-in
 
 
 class Augment(NamedTuple):
@@ -264,11 +257,7 @@ def _fetching(batches: Batches, steps: range, ahead: slice | None) -> Iterator[A
 def fetch_ahead(sets: list[tuple[Shards, Order]], steps: range, rows: slice, now: Any) -> None:
     """Download the remote shards that some rows will need, in order of need, as far ahead as the cache has room.
 
-    Args:
-        sets: shards, and the order of their samples
-        steps: to come
-        rows: of the global batch
-        now: a shared number, the present step
+    `now` is a shared number, the present step.
     """
     end_with_parent()
     wanted: dict[tuple[int, int], tuple[int, int]] = {}  # last step that needs each shard, and its bytes

@@ -10,7 +10,7 @@ import msgspec
 import safetensors
 import torch
 
-from models import manifest
+from models import diffusers, manifest
 from models.system import System
 from models.systems import SYSTEMS
 
@@ -118,13 +118,18 @@ def _arguments(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path, saved: dict[str, Any], kind: type[System], shapes: Tensors) -> Tensors:
     """Return the tensors of a checkpoint's files: averages where there are any; discriminators may be missing."""
-    found = {}
+    files, whole, found = saved["files"], diffusers.WEIGHTS_FILE, {}
+    parts = diffusers.split(manifest.tensors(path, saved, whole)) if whole in files else {}
     for name, expected in shapes.items():
         averaged, file = f"ema.{name}.safetensors", f"{name}.safetensors"
-        file = averaged if averaged in saved["files"] else file
-        if file in saved["files"] or name in kind.averaged:
+        file = averaged if averaged in files else file
+        if file not in files and name in parts:  # of an export
+            found[name], file = parts[name], whole
+        elif file in files or name in kind.averaged:
             found[name] = manifest.tensors(path, saved, file)
-            manifest.check_tensors(file, found[name], expected)
+        else:
+            continue
+        manifest.check_tensors(file, found[name], expected)
     return found
 
 

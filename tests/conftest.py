@@ -31,6 +31,8 @@ LAUNCH = [
 ]
 NETWORKS = ["--system.networks.family", "dcgan", "--system.networks.width", "8", "--system.latent_dim", "4"]
 CYCLE = ["--system.width", "8", "--system.blocks", "1", "--system.pool", "4"]
+KL = ["--system.networks.family", "kl", "--system.networks.multipliers", "[1, 1, 1]", "--system.networks.blocks", "1"]
+KL += ["--system.networks.patches", "true", "--system.latent_dim", "4", "--trainer.batch_size", "2"]
 TRAIN = """
 from trainer.config.parser import configure
 from trainer.train import train
@@ -280,18 +282,20 @@ def tiny_runs() -> dict[str, Path]:
 
 @pytest.fixture
 def tiny_run(here, digits, tiny_runs, tmp_path_factory):
-    """The folder of a tiny run of a system, trained once for all tests, which do not change it."""
+    """The folder of a tiny run of a system, trained once for all tests, which do not change it; `kl`: of a VAEGAN with
+    the networks of that family."""
 
     def folder(system: str) -> Path:
         if system not in tiny_runs:
             path = tmp_path_factory.mktemp("runs") / system
-            train = ["--system", system, "--trainer.steps", "3", "--trainer.run_dir", path]
+            kind = "VAEGAN" if system == "kl" else system
+            train = ["--system", kind, "--trainer.steps", "3", "--trainer.run_dir", path]
             train += ["--system.binary.lr", "1e-3"] if system == "GAN" else []
             if system == "CycleGAN":
                 sets = [f"[{digits / split}, {digits / split}]" for split in ("train", "test")]
                 done = here(*train, "--data.train", sets[0], "--data.test", sets[1], small=CYCLE)
             else:
-                done = here(*train)
+                done = here(*train, small=KL if system == "kl" else NETWORKS)
             assert done.returncode == 0, done.stderr
             tiny_runs[system] = path
         return tiny_runs[system]

@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,10 +21,10 @@ from models import VAEGAN, DiscriminatorConfig, NetworkConfig
 from models.networks import families
 from trainer.checkpoint import writer
 from trainer.config.parser import configure
-from trainer.evaluate.accumulators import FeatureStatistics
-from trainer.evaluate.feature_scores import short
-from trainer.evaluate.metrics import Gaussian
-from trainer.evaluate.reference import ReferenceStatistics
+from trainer.evaluate.feature_scores import FeatureScores
+from trainer.evaluate.ranks import EvaluationRanks
+from trainer.metrics import METRICS
+from trainer.metrics.statistics import FeatureStatistics, Gaussian, ReferenceStatistics
 from trainer.step import TrainStep
 
 
@@ -39,15 +39,15 @@ def snippets(title: str) -> list[str]:
 @pytest.fixture
 def extend(monkeypatch):
     """Run a section's file as the module that its first line names, then the entry in a list; undo both afterwards."""
-    before = [(known, known.copy()) for known in (models.SYSTEMS, families.FAMILIES, sources.SOURCES)]
+    before = [(known, known.copy()) for known in (models.SYSTEMS, families.FAMILIES, sources.SOURCES, METRICS)]
 
-    def run(title: str, **names: object) -> ModuleType:
+    def run(title: str) -> ModuleType:
         file, entry = snippets(title)
         name = file.partition("\n")[0].removeprefix("# ").removesuffix(".py").replace("/", ".")
         module = ModuleType(name)
         monkeypatch.setitem(sys.modules, name, module)
         exec(compile(file, name, "exec"), module.__dict__)
-        exec(entry, module.__dict__ | names)
+        exec(entry, module.__dict__)
         return module
 
     yield run
@@ -103,10 +103,11 @@ def test_a_new_source_is_prepared(extend, tmp_path):
     assert decoded == {image.tobytes() for image in images}
 
 
-def test_a_new_metric_is_computed_from_statistics(extend):
-    fake, real = (Gaussian(torch.zeros(3), scale * torch.eye(3, dtype=torch.float64), 9) for scale in (1.0, 2.0))
+def test_a_new_metric_is_requested_by_a_setting_and_computed_from_statistics(extend):
+    extend("A metric")
+    config = configure(["--system", "AE", "--data.train", "nowhere", "--evaluate.metrics", "[variance]"])
+    fake, real = (Gaussian(torch.zeros(3), scale * torch.eye(3, dtype=torch.float64), 2000) for scale in (1.0, 2.0))
     statistics, reference = FeatureStatistics(fake, None, 0.0, None), ReferenceStatistics(real, {})
-    scores, self = {}, SimpleNamespace(requested=["variance"], extractor="demo-cnn-v1")
-    names = {"statistics": statistics, "reference": reference, "num": 2000, "scores": scores, "short": short}
-    extend("A metric", self=self, **names)
+    ranks = EvaluationRanks(Accelerator(cpu=True))
+    scores = FeatureScores("demo-cnn-v1", config.evaluate.metrics, ranks).compare(statistics, reference)
     assert scores == {"eval/variance2k/demo-cnn-v1": 0.5}

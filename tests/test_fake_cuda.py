@@ -19,7 +19,10 @@ from torch.utils._pytree import tree_leaves
 from models import System
 from trainer.batch import Batch
 from trainer.ema import EMA
-from trainer.evaluate.metrics import Codes, InceptionScore, Moments, laplacian_variance, neighbours, psnr, radii
+from trainer.metrics.images import Codes, laplacian_variance, psnr
+from trainer.metrics.inception_score import InceptionScore
+from trainer.metrics.prdc import neighbours, radii
+from trainer.metrics.statistics import Moments
 from trainer.step import TrainStep
 
 DEVICE = torch.device("cuda", 0)

@@ -11,7 +11,9 @@ VALUE = re.compile(  # a value that a number's type refuses, in the words of jso
     r"|does not conform to restriction \S+ Given value: (.+)"
     r"|(?:invalid literal for int\(\) with base 10|could not convert string to float): '(.*)')"
 )
-WRONG = re.compile(r'setting "([\w.]+)": (?:Not of type (\w+): |Expected (.+?)\.? )(?:Got|Given) value: (.*)')
+WRONG = re.compile(
+    r'setting "([\w.]+)": (?=Not|Expected)(?:Not of type (\w+): )?(?:Expected (.+?)\.? )?(?:Got|Given) value: (.*)'
+)
 TYPES = {
     "PositiveInt": "a whole number above 0",
     "NonNegativeInt": "a whole number of at least 0",
@@ -43,5 +45,5 @@ def plain_message(message: str) -> str:
     text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
     if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
         setting, kind, expected, value = wrong.groups()
-        return f"{setting} must be {TYPES.get(kind or expected, kind or expected)}; got {value}"
+        return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value}"
     return text

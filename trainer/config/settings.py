@@ -1,6 +1,7 @@
 """The settings of a run's data, training and evaluation; their docstrings are the text of --help."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,10 +14,9 @@ from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
 from models.networks.perceptual import WeightsFile
 from trainer.distributed.stop import parse_time_limit
+from trainer.metrics import METRICS
 
-Metric = Literal["fid", "is", "kid", "prdc"]
-METRICS: tuple[Metric, ...] = ("fid", "is", "kid", "prdc")  # of samples; prdc: precision, recall, density, coverage
-
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")  # of a model, and of a folder in it
 TENSORBOARD = "tensorboard"  # accelerate's name of the tracker that each run has by default
 
 
@@ -24,13 +24,36 @@ class Location(str):
     """A URL or an absolute path. A relative path starts at its YAML file's folder, or at the working directory."""
 
 
+class Source(str):
+    """hf://ORG/NAME of the Hugging Face hub, also written ORG/NAME where no such path exists, or an absolute path."""
+
+
+class MetricName(str):
+    """A name of METRICS."""
+
+
+def _metric_name(value: str) -> MetricName:
+    if value not in METRICS:
+        raise ValueError(f"Expected one of {[*METRICS]}. Got value: {value}")
+    return MetricName(value)
+
+
+register_type(MetricName, str, _metric_name)
+
+
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def _located(value: str, kind: type[str]) -> str:
+    if kind is Source and HUB_NAME.fullmatch(value) and not os.path.exists(os.path.expanduser(value)):
+        return f"hf://{value}"
+    return value if is_remote(value) else _absolute(value)
+
+
 # jsonargparse changes to a YAML file's folder while it reads that file, so abspath is relative to it.
-for _kind in (Location, WeightsFile):
-    register_type(_kind, str, lambda value, kind=_kind: kind(value if is_remote(value) else _absolute(value)))
+for _kind in (Location, WeightsFile, Source):
+    register_type(_kind, str, lambda value, kind=_kind: kind(_located(value, kind)))
 
 
 @dataclass
@@ -146,6 +169,13 @@ class TrainerConfig:
         share_passes: Make encoder and decoder passes once per step where possible. Turn it off to save memory: the
             result is the same.
         accept_new_data: Resume even if the data, their order or the batch size changed.
+        init_from: Weights to start from: a folder of diffusers' AutoencoderKL, a run, a checkpoint or an export of this
+            trainer, or a folder of NETWORK.safetensors; or ORG/NAME of the Hugging Face hub. Settings of networks that
+            are left unset are the weights' own. Only safetensors are read.
+        init_averages: Start from the averaged weights of a run or checkpoint. Turn it off to take those that its
+            optimizers changed.
+        train_only: Networks to train, of those that are used after training, such as decoder. The others of these keep
+            their first weights, and discriminators are trained all the same. null trains all.
     """
 
     steps: PositiveInt = 10_000
@@ -170,10 +200,15 @@ class TrainerConfig:
     compile: bool = False
     share_passes: bool = True
     accept_new_data: bool = False
+    init_from: Source | None = None
+    init_averages: bool = True
+    train_only: list[str] | str | None = None
 
     def __post_init__(self) -> None:
         if self.time_limit is not None:
             parse_time_limit(self.time_limit)
+        if not self.init_averages and self.init_from is None:
+            raise ValueError("trainer.init_averages has no effect while trainer.init_from is unset: leave it unset")
         for name in self.trackers:
             if name not in LOGGER_TYPE_TO_CLASS:
                 known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
@@ -196,7 +231,7 @@ class EvaluateConfig:
             registered, such as dinov2-vit-l-14.
         weights: File of the extractor's weights. null means the file in TORCH_HOME or a download (inception), or
             training (demo-cnn).
-        metrics: Scores of samples; prdc is precision, recall, density and coverage.
+        metrics: Scores of samples: fid, is, kid and prdc (precision, recall, density and coverage).
         lpips: File of torchvision's vgg16 weights (a state_dict) for the LPIPS of reconstructions. null leaves it out.
         statistics: Folder in which the statistics of held-out images are kept, or one .npz file. null means
             RUN_DIR/statistics.
@@ -208,7 +243,7 @@ class EvaluateConfig:
     num: PositiveInt = 2000
     extractor: str = "inception"
     weights: Location | None = None
-    metrics: list[Metric] = field(default_factory=lambda: [*METRICS])
+    metrics: list[MetricName] = field(default_factory=lambda: [*map(MetricName, METRICS)])
     lpips: Location | None = None
     statistics: Location | None = None
     budget: PositiveFloat = 1.0

@@ -1,36 +1,26 @@
 """Sums over the features of images, and the statistics that they become."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.evaluate.extractors.extractor import Extractor
-from trainer.evaluate.metrics import ExactSum, Gaussian, InceptionScore, Moments, laplacian_variance
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
+from trainer.exact_sum import ExactSum
+from trainer.metrics.images import laplacian_variance
+from trainer.metrics.inception_score import InceptionScore
+from trainer.metrics.statistics import FeatureStatistics, Moments
 from trainer.precision import strict_fp32
 
 Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
-
-
-class FeatureStatistics(NamedTuple):
-    """Statistics of a set of images, over all ranks."""
-
-    gaussian: Gaussian
-    features: Tensor | None  # float32 [kept, D], in the order of `places`; None if no features were kept
-    sharpness: float  # mean variance of the images' Laplacian
-    inception_score: tuple[float, float] | None  # mean and standard deviation over splits; None if not requested
 
 
 class FeatureAccumulator:
     """Sums over the images of this rank's blocks.
 
     Args:
-        extractor: network that gives the features
         places: int64 [images of the set], the row of each image among the kept features, or -1 for those not kept
-        ranks: ranks of the evaluation
-        inception_score: whether to compute an inception score
     """
 
     def __init__(self, extractor: Extractor, places: Tensor, ranks: EvaluationRanks, inception_score: bool):

@@ -14,8 +14,8 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
 from data.command import add_limits
-from trainer.config.settings import METRICS
 from trainer.distributed.exit import CommandParser
+from trainer.metrics import METRICS
 
 
 def parser() -> CommandParser:

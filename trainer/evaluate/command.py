@@ -15,14 +15,13 @@ from data.redact import redacted_all
 from trainer.distributed.accelerator import keep_freed_memory
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.rendezvous import INIT_METHOD
-from trainer.evaluate import metrics
 from trainer.evaluate.arguments import parser
 from trainer.evaluate.audit import audit
-from trainer.evaluate.metrics import Gaussian, Moments
 from trainer.evaluate.ranks import raise_on_all_ranks
-from trainer.evaluate.reference import ReferenceStatistics
 from trainer.evaluate.target import TIMEOUT, Target, open_target
 from trainer.log.pictures import picture
+from trainer.metrics.fid import frechet
+from trainer.metrics.statistics import Gaussian, Moments, ReferenceStatistics
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,7 +102,7 @@ def fid_of_halves(reference: ReferenceStatistics) -> tuple[int, float] | None:
             moments.update(part)
         return Moments.gaussian(moments.parts)
 
-    return half, metrics.frechet(gaussian(order[:half]), gaussian(order[half : 2 * half]))
+    return half, frechet(gaussian(order[:half]), gaussian(order[half : 2 * half]))
 
 
 def _write_images(target: Target, out: Path) -> None:

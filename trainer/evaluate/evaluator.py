@@ -10,22 +10,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from data.loader import Samples, read
 from models import System
 from trainer.batch import normalize, to_uint8
-from trainer.config.settings import METRICS, DataConfig
+from trainer.config.settings import DataConfig
 from trainer.draws import prior
 from trainer.evaluate import reference
-from trainer.evaluate.accumulators import FeatureStatistics, Images, extract_statistics, first_places
+from trainer.evaluate.accumulators import Images, extract_statistics, first_places
 from trainer.evaluate.budget import Budget
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
-from trainer.evaluate.feature_scores import FeatureScores, short
-from trainer.evaluate.metrics import Codes, ExactSum, InceptionScore, psnr
+from trainer.evaluate.feature_scores import FeatureScores
 from trainer.evaluate.ranks import BLOCK, EvaluationRanks
-from trainer.evaluate.reference import ReferenceStatistics
+from trainer.exact_sum import ExactSum
+from trainer.metrics import METRICS, OF_SUMS
+from trainer.metrics.fid import frechet
+from trainer.metrics.images import Codes, psnr, ssim
+from trainer.metrics.inception_score import InceptionScore
+from trainer.metrics.statistics import FeatureStatistics, ReferenceStatistics, short
 from trainer.precision import strict_fp32
 
 KEPT = 10_000  # images whose features are kept for KID and precision; all other scores are computed from sums
@@ -66,7 +69,7 @@ class Evaluator:
         num: int,
         seed: int,
         system: System | None = None,
-        metrics: Sequence[str] = METRICS,
+        metrics: Sequence[str] = tuple(METRICS),
         statistics: Path | None = None,
         lpips: LPIPS | None = None,
         kept: int = KEPT,
@@ -146,7 +149,7 @@ class Evaluator:
     @torch.no_grad()
     def score(self, images: Images) -> dict[str, float]:
         """Return the scores of `num` images, which `images` gives by their indices."""
-        return self._timed(lambda: self._compare(self._sample_statistics(images)))
+        return self._timed(lambda: self.features.compare(self._sample_statistics(images), self.references[0]))
 
     def _timed(self, score: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The scores, with the seconds that they took and the share of the run's time that all evaluations took."""
@@ -154,7 +157,7 @@ class Evaluator:
         began = time.monotonic()
         try:
             scores = score()
-            scores |= self.features.finish_fids()
+            scores |= self.features.finish()
         finally:
             self.features.pending.clear()
         self.budget.add(time.monotonic() - began)
@@ -183,7 +186,7 @@ class Evaluator:
             return pixels
 
         statistics = self._sample_statistics(images)
-        scores = self._compare(statistics)
+        scores = self.features.compare(statistics, self.references[0])
         if self.references[0].sharpness:
             scores[f"eval/sharpness{short(self.num)}"] = statistics.sharpness / self.references[0].sharpness
         if system.can("posterior"):
@@ -200,7 +203,7 @@ class Evaluator:
             image = self._read(held_out, index)
             reconstructed = to_uint8(system.reconstruct(normalize(image)))
             original, made = image.to(device), reconstructed.to(device)
-            values = {"psnr": psnr(original, made), "ssim": _ssim(made, original)}
+            values = {"psnr": psnr(original, made), "ssim": ssim(made, original)}
             if self.lpips:
                 values[self.lpips.name] = self.lpips(image, reconstructed)
             for name, value in values.items():
@@ -211,7 +214,7 @@ class Evaluator:
         statistics, count = self._statistics(images, len(held_out)), short(len(held_out))
         gap, active = codes.compute(self.ranks.sum(codes.parts))
         return {
-            **self.features.start_fid(f"eval/rfid{count}/{self.extractor.name}", statistics.gaussian, reference),
+            **self._start_fid(f"rfid{count}", statistics, reference),
             **{f"eval/{name}{count}": self.ranks.total(value) / len(held_out) for name, value in sums.items()},
             f"eval/sharpness_reconstructed{count}": statistics.sharpness / (reference.sharpness or float("nan")),
             f"eval/prior_gap{count}": gap,
@@ -237,22 +240,22 @@ class Evaluator:
             return to_uint8(translated)
 
         statistics, count = self._statistics(images, len(source)), short(len(source))
-        name = f"eval/fid{count}/{direction}/{self.extractor.name}"
         return {
-            **self.features.start_fid(name, statistics.gaussian, target),
+            **self._start_fid(f"fid{count}/{direction}", statistics, target),
             f"eval/cycle_psnr{count}/{direction}": self.ranks.total(cycle) / len(source),
         }
 
     def _sample_statistics(self, images: Images) -> FeatureStatistics:
-        kept = self.kept if {"kid", "prdc"} & {*self.metrics} else 0
+        kept = self.kept if {*self.metrics} - OF_SUMS else 0
         places, inception_score = first_places(self.num, kept), "is" in self.sample_metrics
         return extract_statistics(self.extractor, images, places, self.ranks, inception_score)
 
     def _statistics(self, images: Images, num: int) -> FeatureStatistics:
         return extract_statistics(self.extractor, images, first_places(num, 0), self.ranks)
 
-    def _compare(self, statistics: FeatureStatistics) -> dict[str, float]:
-        return self.features.compare(statistics, self.references[0], self.num)
+    def _start_fid(self, name: str, fake: FeatureStatistics, real: ReferenceStatistics) -> dict[str, float]:
+        name = f"eval/{name}/{self.extractor.name}"
+        return self.features.start(name, lambda: frechet(fake.gaussian, real.gaussian, real.root))
 
     def _reference(self, images: Samples | ReferenceStatistics, location: Path | None) -> ReferenceStatistics:
         if isinstance(images, ReferenceStatistics):
@@ -272,13 +275,6 @@ class Evaluator:
 
     def _read(self, images: Samples, index: Tensor) -> Tensor:
         return read(images, index.numpy(), self.data.size, self.data.channels).image.to(self.accelerator.device)
-
-
-def _ssim(image: Tensor, other: Tensor) -> Tensor:
-    # Its variances are differences of squares: float32 has too few digits for that.
-    values = structural_similarity_index_measure(image.double(), other.double(), data_range=255.0, reduction="none")
-    assert isinstance(values, Tensor)
-    return values
 
 
 def _check_same_networks(own: dict[str, str]) -> None:

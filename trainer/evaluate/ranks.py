@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from trainer.evaluate.extractors.extractor import BATCH
-from trainer.evaluate.metrics import ROWS, ExactSum
+from trainer.exact_sum import ExactSum
+from trainer.metrics.statistics import ROWS
 
 BLOCK = BATCH  # images of a block, the unit in which images are dealt to ranks
 T = TypeVar("T")
@@ -18,12 +19,30 @@ T = TypeVar("T")
 ERRORS = (FloatingPointError, DataError, ValueError, OSError)
 
 
-class EvaluationRanks:
-    """The ranks of an evaluation: this rank's part of the work, and sums over all ranks.
+def raise_on_all_ranks(work: Callable[[], T]) -> T:
+    """Do this rank's part of the work and return its result. If one rank fails, all ranks fail with its error.
 
-    Args:
-        accelerator: source of the rank, the world size and the device
+    Raises:
+        Exception: on the failing rank the error itself; on other ranks an error of the same class (one of ERRORS, else
+            RuntimeError) whose message starts with "process RANK: ".
     """
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    kind = next((kind for kind in ERRORS if isinstance(error, kind)), RuntimeError)
+    failures = gather_object([error and (kind, str(error) or type(error).__name__)])
+    if error is not None:
+        raise error
+    for rank, failure in enumerate(failures):
+        if failure:
+            raise failure[0](f"process {rank}: {failure[1]}")
+    return result
+
+
+class EvaluationRanks:
+    """The ranks of an evaluation: this rank's part of the work, and sums over all ranks."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -50,24 +69,4 @@ class EvaluationRanks:
         """Return an exact scalar sum over all ranks."""
         return self.sum(value.parts).sum().item()
 
-
-def raise_on_all_ranks(work: Callable[[], T]) -> T:
-    """Do this rank's part of the work and return its result. If one rank fails, all ranks fail with its error.
-
-    Raises:
-        Exception: on the failing rank the error itself; on other ranks an error of the same class (one of ERRORS, else
-            RuntimeError) whose message starts with "process RANK: ".
-    """
-    error: Exception | None = None
-    try:
-        result = work()
-    except Exception as raised:
-        error = raised
-    kind = next((kind for kind in ERRORS if isinstance(error, kind)), RuntimeError)
-    failures = gather_object([error and (kind, str(error) or type(error).__name__)])
-    if error is not None:
-        raise error
-    for rank, failure in enumerate(failures):
-        if failure:
-            raise failure[0](f"process {rank}: {failure[1]}")
-    return result
+    run = staticmethod(raise_on_all_ranks)

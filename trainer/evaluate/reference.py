@@ -9,15 +9,12 @@ import hashlib
 import json
 import sys
 import zipfile
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from data.files import atomically, escaped, regular_file
 from data.loader import Samples
@@ -25,52 +22,33 @@ from data.order import permutation
 from trainer.config.settings import DataConfig
 from trainer.evaluate.accumulators import Images, extract_statistics
 from trainer.evaluate.extractors.extractor import Extractor
-from trainer.evaluate.metrics import Gaussian, root
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
+from trainer.metrics.statistics import Gaussian, ReferenceStatistics
 
 FORMAT = 2
 MEMBERS = ("mu", "sigma", "n", "meta", "sharpness", "features")
 MAX_BYTES = 2**33  # of a file's members, unpacked: features of a million images have fewer
 
 
-@dataclass
-class ReferenceStatistics:
-    """Statistics of a set of real images."""
+def save(statistics: ReferenceStatistics, path: Path) -> None:
+    """Write the .npz file atomically.
 
-    gaussian: Gaussian
-    meta: dict[str, Any]  # what the statistics depend on: images, extractor and preprocessing; plain data
-    sharpness: float | None = None  # mean variance of the images' Laplacian; None if unknown
-    features: Tensor | None = None  # float32 [kept, D]; None if no features were kept
-    radii: Tensor | None = None  # float64 [kept, 2], `metrics.radii` of the features; None until they are needed
-
-    @cached_property
-    def root(self) -> Tensor:
-        """The square root of the covariance."""
-        return root(self.gaussian.sigma)
-
-    def to(self, device: torch.device) -> "ReferenceStatistics":
-        """Return the statistics with the features on a device; the Gaussian stays on the host."""
-        return replace(self, features=None if self.features is None else self.features.to(device))
-
-    def save(self, path: Path) -> None:
-        """Write the .npz file atomically.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        content: dict[str, Any] = {
-            "mu": self.gaussian.mu.numpy(),
-            "sigma": self.gaussian.sigma.numpy(),
-            "n": np.int64(self.gaussian.n),
-            "meta": np.array(json.dumps(self.meta, sort_keys=True)),
-        }
-        if self.sharpness is not None:
-            content["sharpness"] = np.float64(self.sharpness)
-        if self.features is not None:
-            content["features"] = self.features.cpu().numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(path) as unfinished, open(unfinished, "wb") as file:
-            np.savez(file, **content)
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content: dict[str, Any] = {
+        "mu": statistics.gaussian.mu.numpy(),
+        "sigma": statistics.gaussian.sigma.numpy(),
+        "n": np.int64(statistics.gaussian.n),
+        "meta": np.array(json.dumps(statistics.meta, sort_keys=True)),
+    }
+    if statistics.sharpness is not None:
+        content["sharpness"] = np.float64(statistics.sharpness)
+    if statistics.features is not None:
+        content["features"] = statistics.features.cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomically(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **content)
 
 
 def preprocessing(extractor: Extractor, data: DataConfig) -> dict[str, Any]:
@@ -122,7 +100,7 @@ def load_or_compute(
     statistics = ReferenceStatistics(found.gaussian, meta, found.sharpness, found.features)
     if path and ranks.accelerator.is_main_process:
         try:
-            statistics.save(path)
+            save(statistics, path)
         except OSError as error:
             print(f"statistics of the real images are not kept: {error}", file=sys.stderr, flush=True)
     return statistics

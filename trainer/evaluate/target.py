@@ -23,7 +23,7 @@ from data.shards.reader import Shards
 from data.sources import BOUNDS, Listed, open_source
 from models.load import checkpoint_of
 from trainer import schemas
-from trainer.config.settings import METRICS, DataConfig, EvaluateConfig, Location
+from trainer.config.settings import DataConfig, EvaluateConfig, Location
 from trainer.distributed.ranks import Ranks, code_checksum, run_on_main
 from trainer.evaluate import reference
 from trainer.evaluate.accumulators import Images
@@ -31,7 +31,8 @@ from trainer.evaluate.evaluator import KEPT, Evaluator
 from trainer.evaluate.extractors.build import build_extractor
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
-from trainer.evaluate.reference import ReferenceStatistics
+from trainer.metrics import METRICS, OF_SUMS
+from trainer.metrics.statistics import ReferenceStatistics
 from trainer.run_folder import refuse_links
 
 TIMEOUT = timedelta(hours=2)  # for ranks that wait while one trains a demo-cnn or downloads weights
@@ -94,7 +95,7 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
         num=num,
         seed=seed,
         system=system,
-        metrics=settings.metrics or METRICS,
+        metrics=settings.metrics or [*METRICS],
         statistics=settings.statistics or (run and run / "statistics"),
         lpips=LPIPS(settings.lpips, accelerator.device, "--lpips") if settings.lpips else None,
         kept=max(num, KEPT),
@@ -137,7 +138,7 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
         data,
         num=num,
         seed=0,
-        metrics=settings.metrics or METRICS,
+        metrics=settings.metrics or [*METRICS],
         statistics=settings.statistics,
         kept=max([num, *(min(len(images), MAX_KEPT) for images in real_images)]),
     )
@@ -318,6 +319,6 @@ def _check_statistics(settings: argparse.Namespace, real: Real, extractor: Extra
     if real.meta:
         expected = reference.preprocessing(extractor, data)
         reference.check_meta(path, {name: real.meta.get(name) for name in expected}, expected)
-    if real.features is None and {"kid", "prdc"} & {*(settings.metrics or METRICS)}:
+    if real.features is None and {*(settings.metrics or METRICS)} - OF_SUMS:
         raise ValueError(f"{path} holds only mu and sigma, but KID and precision need features: use --metrics fid,is")
     return real

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -12,7 +11,7 @@ import models
 from models.load import checkpoint_of
 from trainer import schemas
 from trainer.batch import to_uint8
-from trainer.precision import strict_fp32
+from trainer.blocks import Blocks
 
 Ability = Literal["sample", "reconstruct", "translate"]
 # The ability that a system needs for each command.
@@ -21,8 +20,8 @@ NEEDS: dict[str, Ability] = dict(
 )
 
 
-class Generator:
-    """Makes a system's images in blocks padded to one size, since a convolution may round differently in another.
+class Generator(Blocks):
+    """Makes a system's images in blocks, so that an image does not depend on how many are made.
 
     Args:
         path: folder of a checkpoint or of a run
@@ -35,28 +34,17 @@ class Generator:
 
     def __init__(self, path: Path, command: str, device: str | None = None):
         checkpoint = checkpoint_of(path)  # only once: a run that is still training may save another one
-        self.system = models.load(checkpoint)
-        able = [name for name, ability in NEEDS.items() if self.system.can(ability)]
+        system = models.load(checkpoint)
+        able = [name for name, ability in NEEDS.items() if system.can(ability)]
         if command not in able:
-            raise ValueError(f"{type(self.system).__name__} cannot {command}: choose {' or '.join(able)}")
+            raise ValueError(f"{type(system).__name__} cannot {command}: choose {' or '.join(able)}")
         saved = schemas.checkpoint(checkpoint)
-        self.size, self.channels = saved.configuration.data.size, saved.configuration.data.channels
-        self.block = min(64, max(1, 64**3 // self.size**2))  # as evaluations; fewer if padding would take minutes
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.system.to(self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {self.device} cannot be used: {str(error).splitlines()[0]}") from error
+        super().__init__(system, saved.configuration.data.size, device)
+        self.channels = saved.configuration.data.channels
 
     def blocks(self, num: int) -> Iterable[range]:
         """Return the numbers 0 to num - 1 in blocks, with a progress bar if stderr is a terminal."""
-        return tqdm([range(i, min(i + self.block, num)) for i in range(0, num, self.block)], disable=None)
-
-    def padded(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        """Return `use` of the rows of `given`, at most a block of them, computed on a whole block; on the CPU."""
-        padding = given.new_zeros(self.block - len(given), *given.shape[1:])
-        with strict_fp32(torch.device(self.device)):
-            return use(torch.cat([given, padding]).to(self.device))[: len(given)].cpu()
+        return tqdm(self.rows(num), disable=None)
 
     def images(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         """Return the images that `use` makes of the rows of `given`, uint8 [n, channels, size, size] on the CPU.

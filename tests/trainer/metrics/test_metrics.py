@@ -8,22 +8,13 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from trainer.evaluate.metrics import (
-    ROWS,
-    Codes,
-    ExactSum,
-    Gaussian,
-    InceptionScore,
-    Moments,
-    Neighbours,
-    frechet,
-    laplacian_variance,
-    manifold_scores,
-    mmd,
-    neighbours,
-    radii,
-    subsets,
-)
+from trainer.exact_sum import ExactSum
+from trainer.metrics.fid import frechet
+from trainer.metrics.images import Codes, laplacian_variance
+from trainer.metrics.inception_score import InceptionScore
+from trainer.metrics.kid import mmd, subsets
+from trainer.metrics.prdc import Neighbours, manifold_scores, neighbours, radii
+from trainer.metrics.statistics import ROWS, Gaussian, Moments
 
 
 def features(n, dim=16, shift=0.0, seed=0) -> torch.Tensor:

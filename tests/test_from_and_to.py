@@ -1,0 +1,55 @@
+"""The pages about other tools: each command and each line of Python on them runs, in order, on tiny runs."""
+
+import importlib
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+PAGES = [("README.md", "From and to other tools"), ("docs/using-models.md", "Export a model")]
+RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what stands for the runs that a page names
+FEWER = {"trainer.export": ["--num", "16"]}  # images
+SHORT = ["--evaluate.every", "0", "--data.size", "32", "--data.channels", "1", "--data.workers", "0"]
+NEW = ["--trainer.batch_size", "2", "--trainer.steps", "1"]
+SMALL_KL = ["--system.networks.latent_stride", "2", "--system.networks.blocks", "1"]
+
+
+@pytest.fixture
+def do(here, tiny_run, digits, tmp_path, monkeypatch):
+    """Run a command as it is written, in a folder with tiny runs; training makes few steps on the digits."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name, system in RUNS.items():
+        (tmp_path / name).symlink_to(tiny_run(system))
+
+    def run(words: list[str]) -> None:
+        match words:
+            case ["python", "-m", module, *arguments]:
+                importlib.import_module(f"{module}.command").main([*arguments, *FEWER.get(module, [])])
+            case ["accelerate", "launch", "trainer/main.py", *arguments]:
+                data = ["--data.train", digits / "train", "--data.test", digits / "test"]
+                short = [*SHORT, *(["--trainer.steps", "4"] if "--config" in arguments else NEW)]
+                short += SMALL_KL if "kl" in arguments else []
+                done = here(*arguments, *data, *short, small=[])
+                assert done.returncode == 0, done.stderr
+            case ["cp", *_]:
+                subprocess.run(words, check=True)
+            case _:
+                raise AssertionError(f"no such command is known here: {shlex.join(words)}")
+
+    return run
+
+
+@pytest.mark.parametrize(("page", "title"), PAGES, ids=[page for page, _ in PAGES])
+def test_the_commands_of_a_page_run(do, page, title):
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, re.M | re.S)
+    assert blocks
+    for language, text in blocks:
+        if language == "python":
+            exec(compile(text, page, "exec"), {})
+        else:
+            for line in text.replace("\\\n", " ").splitlines():
+                do(shlex.split(line, comments=True))

@@ -1,0 +1,97 @@
+"""`python -m trainer.export`: write an export, step by step."""
+
+import argparse
+import json
+from pathlib import Path
+
+from models.diffusers import WEIGHTS_FILE
+from trainer.checkpoint.files import read_scores
+from trainer.distributed.exit import user_errors
+from trainer.export import folder, hub, images
+from trainer.export.arguments import parser
+from trainer.export.card import card, score_rows, tags
+from trainer.export.programs import Kind, write_programs
+from trainer.latents import LatentStatistics
+from trainer.log.pictures import grid
+
+FILES = {
+    "config.json": "sizes, and the mean and deviation of the latents",
+    "manifest.json": "all settings, the fingerprint of the data, and the checksums of the weights",
+    ".safetensors": "averaged weights",
+    ".onnx": "a program for ONNX runtimes, for any number of images at once",
+    ".pt2": "the same for `torch.export.load`",
+    "pictures.png": "the picture above",
+    "scores.json": "the scores and how they were measured",
+    "training": "a run's folder with which training goes on: networks, averages, statistics and optimizers",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
+    made = parser()
+    settings = made.parse_args(arguments)
+    if settings.private and not settings.push:
+        made.error("--private has no effect without --push")
+    with user_errors():
+        try:
+            print(export(settings))
+        except RecursionError as error:  # of settings in a stranger's manifest
+            raise ValueError(f"the settings in {settings.run} are nested too deeply") from error
+
+
+def export(settings: argparse.Namespace) -> str:
+    """Write the export that a command line asks for and return what the user is told.
+
+    Raises:
+        ValueError, DataError, OSError: it cannot be written; the message says what to change.
+    """
+    out: Path = settings.out
+    folder.check_out(out, settings.overwrite)
+    if settings.push:
+        hub.check_push(settings.push)
+    kinds: list[Kind] = [kind for kind in ("onnx", "torch_export") if getattr(settings, kind)]
+    source = folder.Source.open(settings.run)
+    measured, shown = images.open_sets(source, settings.images, settings.num)
+    with folder.new_folder(out, settings.overwrite) as unfinished:
+        if settings.full:  # first: a run that is still training removes its old checkpoints
+            folder.copy_training(source, unfinished / folder.TRAINING)
+        write_programs(source.system, source.image_shape, unfinished, kinds)
+        latents = images.measure(source, measured, settings.num, settings.device)
+        made = images.pictures(source, shown, settings.device)
+        folder.write_weights(source, unfinished, latents)
+        if made:
+            grid(made).save(unfinished / "pictures.png")
+        text = card_of(source, settings, unfinished, list(made), latents)
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
+    files = ", ".join(sorted(path.name for path in out.iterdir()))
+    said = f"{out}: step {source.saved.step:,} of a {type(source.system).__name__} as {files}"
+    return f"{said}\n{hub.push(out, settings.push, settings.private)}" if settings.push else said
+
+
+def card_of(
+    source: folder.Source, settings: argparse.Namespace, out: Path, shown: list[str], latents: LatentStatistics | None
+) -> str:
+    """Return the model card of the files in `out`."""
+    system, diffusers = source.system, (out / WEIGHTS_FILE).exists()
+    name = settings.push or settings.out.resolve().name
+    scores, evaluation = read_scores(source.path) or ({}, {})
+    held_out = evaluation.get("held_out_images")
+    channels, size, _ = source.image_shape
+    return card(
+        system,
+        tags(system, "diffusers" if diffusers else "vaegan-trainer", settings.license),
+        source.configuration,
+        title=name,
+        place=json.dumps(name),
+        pushed=bool(settings.push),
+        diffusers=diffusers,
+        step=source.saved.step,
+        size=size,
+        channels=channels,
+        pictures=", ".join(shown),
+        latents=latents,
+        scores=score_rows(scores),
+        held_out=f"{held_out:,}" if isinstance(held_out, int) else None,
+        data=source.training_sets(),
+        files={path.name: FILES.get(path.name) or FILES[path.suffix] for path in sorted(out.iterdir())},
+    )

@@ -1,0 +1,63 @@
+"""Metrics of images and of codes, in float64: sharpness, PSNR, SSIM, and how codes fit the prior."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from trainer.exact_sum import ExactSum
+
+
+class Codes(ExactSum):
+    """Sums for how codes fit the prior N(0, I): codes [n, dim], or maps of codes [n, dim, ...]."""
+
+    def __init__(self, dim: int, device: torch.device):
+        super().__init__((dim + 2, dim + 1), device)
+        self.dim = dim
+
+    def update(self, mean: Tensor, log_variance: Tensor) -> None:
+        """Add the means and log-variances [n, dim, ...] of posteriors."""
+        mean, variance = (
+            x.double().flatten(2).transpose(1, 2).reshape(-1, self.dim) if x.dim() > 2 else x.double()
+            for x in (mean, log_variance.exp())
+        )
+        extended = torch.cat([mean, torch.ones_like(mean[:, :1])], 1)
+        self.add(torch.cat([extended.T @ extended, nn.functional.pad(variance.sum(0, keepdim=True), (0, 1))]))
+
+    def compute(self, parts: Tensor) -> tuple[float, float]:
+        """Return the prior gap and the number of active units, from `parts` summed over ranks.
+
+        The gap is the Frechet distance between the codes' N(m, C) and N(0, I): |m|^2 + tr(C + I - 2 C^(1/2)), where C
+        is the covariance of draws from the posteriors, in closed form. A unit is active if the variance of its mean
+        over the images is above 0.01 (Burda et al. 2016, section 5.2).
+        """
+        total = parts.sum(0).cpu()
+        count = total[-2, -1]
+        mean, variance = total[-2, :-1] / count, total[-1, :-1] / count
+        between = total[:-2, :-1] / count - mean[:, None] * mean
+        roots = torch.linalg.eigvalsh(between + variance.diag()).clamp(min=0).sqrt()
+        gap = mean.square().sum() + (roots - 1).square().sum()
+        return gap.item(), (between.diag() > 0.01).double().sum().item()
+
+
+def laplacian_variance(image: Tensor) -> Tensor:
+    """Return the sharpness [n] of uint8 images [n, c, h, w]: the variance of the Laplacian of their grey values."""
+    grey = image.float().sum(1)  # integers, as is everything up to the sums below, which are therefore exact
+    inner = grey[:, 1:-1, 1:-1]
+    laplacian = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * inner
+    values = laplacian.double().flatten(1)
+    n = values.shape[1]
+    return (values.square().sum(1) - values.sum(1).square() / n) / (n - 1) / image.shape[1] ** 2
+
+
+def ssim(image: Tensor, other: Tensor) -> Tensor:
+    """Return the structural similarity [n] of uint8 images [n, c, h, w] (Wang et al. 2004)."""
+    # Its variances are differences of squares: float32 has too few digits for that.
+    values = structural_similarity_index_measure(image.double(), other.double(), data_range=255.0, reduction="none")
+    assert isinstance(values, Tensor)
+    return values
+
+
+def psnr(image: Tensor, other: Tensor) -> Tensor:
+    """Return 10 log10(255^2 / mean squared error) [n] of uint8 images [n, c, h, w], in decibels, at most 148."""
+    error = (image.double() - other.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / error.clamp(min=1e-10))
