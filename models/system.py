@@ -90,6 +90,7 @@ class System(nn.Module, ABC):
     """
 
     averaged: tuple[str, ...]  # networks that are used after training: the EMA averages these
+    architecture: ClassVar[tuple[str, ...]] = ("latent_dim", "networks")  # settings that shape the averaged networks
     frozen: ClassVar[tuple[str, ...]] = ("perceptual",)  # children that nobody trains and no checkpoint contains
     latent_shape: tuple[int, ...] = ()  # of a draw from the prior; () without a prior
     domains: int = 1  # data sets per batch
@@ -109,6 +110,9 @@ class System(nn.Module, ABC):
     @abstractmethod
     def players(self) -> list[Player]:
         """Return the players in the order in which they are updated."""
+
+    def check_frozen(self, names: Collection[str]) -> None:
+        """Raise a ValueError that names a setting that needs one of these networks, which are not trained."""
 
     def sample(self, z: Tensor) -> Tensor:
         """Decode draws from the prior [n, *latent_shape] to images [n, channels, size, size] in [-1, 1]."""

@@ -88,9 +88,13 @@ SYSTEMS = {
         adaptive=True,
         ternary=replace(DISCRIMINATOR, start=1, ramp=2),
     ),
+    "decoder alone": lambda: vaegan("ternary", reconstruction="both"),
     "cyclegan": lambda: cyclegan(pool=11),
     "cyclegan, lecam": lambda: cyclegan(replace(DISCRIMINATOR, lecam_weight=0.3, spectral_norm=True), pool=0),
 }
+
+
+TRAIN_ONLY = {"decoder alone": ["decoder"]}
 
 
 def batch_of(n=4, size=32, channels=1, dtype=torch.float32, step=9, domains=2) -> Batch:

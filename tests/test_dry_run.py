@@ -302,6 +302,17 @@ def test_a_step_takes_what_was_estimated(report, arguments):
     assert 0.85 < peak / taken(made) < 1.02
 
 
+def test_weights_to_start_from_and_frozen_networks_are_shown(run, tiny_run):
+    start = ["--trainer.init_from", tiny_run("VAE"), "--trainer.train_only", "decoder"]
+    done = run("--system", "VAEGAN", *start, small=[])
+    assert done.code == 0, done.err
+    assert "weights that the run starts from" in done.out
+    assert "loaded: encoder (" in done.out
+    assert "missing, so drawn from the seed: discriminator_binary (" in done.out
+    assert done.out.split("train_only leaves as they are\n")[1].split()[0] == "encoder"
+    assert done.row("autoencoder")[1] == "decoder"
+
+
 def test_gradients_in_buckets_do_not_count_twice(report):
     vae = ["--system", "VAE", "--system.networks.width", "64"]
     alone, ddp, flat = report(*vae).run, report("2", *vae).run, report("2", *vae, "--trainer.grad_sync", "flat").run

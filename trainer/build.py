@@ -12,16 +12,18 @@ from data.order import Order
 from data.processes import prepare_workers
 from data.shards.reader import OnError, Shards
 from models import System
+from models.manifest import checkpoints
 from trainer.batch import Batch
 from trainer.checkpoint.state import TrainState, frozen_checksums
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig
-from trainer.distributed.ranks import Ranks, code_checksum
+from trainer.distributed.ranks import Ranks, code_checksum, run_on_main
 from trainer.draws import key
 from trainer.ema import EMA
 from trainer.parts import RunParts
-from trainer.step import TrainStep
+from trainer.step import TrainStep, frozen_networks
+from trainer.weights import Initial, start_from
 
 PER_MACHINE_SETTINGS = ("data.workers", "data.cache", "data.cache_gb")  # settings in which processes may differ
 
@@ -40,6 +42,7 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
     torch.manual_seed(key(settings.seed, "weights"))
     system = config.system()
     system.players()  # checks their settings
+    frozen = frozen_networks(system, settings.train_only)
     per_rank_batch, micro_batch = split_batch(
         settings.batch_size, settings.micro_batch, accelerator.num_processes, system.groups
     )
@@ -47,6 +50,7 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
     _check_same_run(config, system, [*trains, *tests], code, ranks)
     orders = make_orders(config, trains)
 
+    initial = run_on_main(accelerator, lambda: load_initial(config, system))
     system.to(accelerator.device)
     ranks.broadcast_weights(system)  # from one seed, different processors draw weights that differ in their last digits
     ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
@@ -55,9 +59,22 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
         if settings.compile and not name.startswith("discriminator"):
             network.compile()  # in place, so that the weights keep their names
         # In evaluation mode, accelerate does not wrap a network in DDP.
-        prepared = accelerator.prepare_model(network, evaluation_mode=settings.grad_sync == "flat")
-        setattr(system, name, prepared)
-    return RunParts(config, system, networks, ema, trains, tests, orders, per_rank_batch, micro_batch, code)
+        alone = settings.grad_sync == "flat" or name in frozen
+        setattr(system, name, accelerator.prepare_model(network, evaluation_mode=alone))
+    split = (per_rank_batch, micro_batch)
+    return RunParts(config, system, networks, ema, trains, tests, orders, *split, code, frozen, initial)
+
+
+def load_initial(config: Config, system: System, copy: bool = True) -> Initial | None:
+    """Load the weights that trainer.init_from names, or only compare them; None if the run resumes or draws its own.
+
+    Raises:
+        ValueError: they cannot be read, or none fits.
+    """
+    settings = config.trainer
+    if settings.init_from is None or checkpoints(config.run_dir / "checkpoints"):
+        return None
+    return start_from(settings.init_from, settings.init_averages, system.networks(), type(system), copy)
 
 
 def _check_same_run(config: Config, system: System, shards: list[Shards], code: str, ranks: Ranks) -> None:
@@ -71,7 +88,8 @@ def _check_same_run(config: Config, system: System, shards: list[Shards], code: 
 def make_train_step(parts: RunParts, accelerator: Accelerator) -> TrainStep:
     """Return the run's step, with new optimizers."""
     settings = parts.config.trainer
-    return TrainStep(accelerator, parts.system, settings.steps, settings.share_passes, settings.overflows)
+    system, frozen = parts.system, parts.frozen
+    return TrainStep(accelerator, system, settings.steps, settings.share_passes, settings.overflows, frozen)
 
 
 def settle_buckets(parts: RunParts, state: TrainState, accelerator: Accelerator) -> None:

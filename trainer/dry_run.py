@@ -17,7 +17,7 @@ from accelerate.utils import parse_flag_from_env
 from data.redact import printable
 from data.tables import amount, table
 from models import OptimizerConfig
-from trainer.build import check_held_out, make_orders, open_datasets, split_batch
+from trainer.build import check_held_out, load_initial, make_orders, open_datasets, split_batch
 from trainer.checkpoint import files as checkpoint_files
 from trainer.checkpoint import writer
 from trainer.checkpoint.state import TrainState
@@ -73,7 +73,9 @@ class Report:
         self.orders = make_orders(config, self.trains)
         self.epochs = [f"{float(f'{self.settings.steps / order.steps_per_epoch:.3g}'):,g}" for order in self.orders]
         networks, ema = self.system.networks(), self.run.ema
-        self.state = TrainState(config, self.system, networks, ema, states, self.trains, self.orders)
+        self.initial = load_initial(config, self.system, copy=False)
+        record = self.initial.record if self.initial else None
+        self.state = TrainState(config, self.system, networks, ema, states, self.trains, self.orders, record)
         more = {"evaluation_pending": False, "replaced": 0, "code": "0" * 16}
         self.checkpoint = writer.checkpoint_bytes(self.state.tensors(), self.state.manifest() | more)
 
@@ -82,6 +84,10 @@ class Report:
         place = {"cpu": "CPU", "cuda": "GPU"}[self.device]
         yield "configuration", self.config.redacted_yaml().splitlines()
         yield "players, in the order of their updates", self._players()
+        if self.run.frozen:
+            yield "networks that trainer.train_only leaves as they are", sorted(self.run.frozen)
+        if self.initial:
+            yield "weights that the run starts from", self.initial.lines
         yield "data", self._data()
         yield "batch", self._batch()
         yield f"peak memory of a process on a {place}, estimated", self._memory()

@@ -9,6 +9,7 @@ from data.shards.reader import Shards
 from models import System
 from trainer.config.parser import Config
 from trainer.ema import EMA
+from trainer.weights import Initial
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class RunParts:
         per_rank_batch: images per step of one process
         micro_batch: images that pass through the networks at once; divides per_rank_batch
         code: checksum of the program's code
+        frozen: networks that trainer.train_only leaves as they are
+        initial: the weights that the run starts from; None if it draws or resumes them
     """
 
     config: Config
@@ -38,3 +41,5 @@ class RunParts:
     per_rank_batch: int
     micro_batch: int
     code: str
+    frozen: frozenset[str]
+    initial: Initial | None

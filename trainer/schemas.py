@@ -1,5 +1,6 @@
 """The shapes of a run's files, checked as they are read: manifest.json, scores.json and metrics.jsonl."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -84,6 +85,13 @@ class ScalerState(Struct, rename={"growth_tracker": "_growth_tracker"}):
     overflows: Natural
 
 
+class InitialWeights(Struct):
+    """The weights that a run started from: sha256 of their files, and the settings that they implied."""
+
+    sha256: dict[str, manifest.Digest]
+    settings: dict[str, dict[str, Any]]
+
+
 class ResumeManifest(Struct):
     step: Natural
     configuration: dict[str, Any]
@@ -94,6 +102,30 @@ class ResumeManifest(Struct):
     replaced: Natural
     code: str
     windows: Annotated[list[LogWindowState], Meta(min_length=1)]
+    initial: InitialWeights | None = None
+
+
+class StartTrainer(Struct):
+    init_from: str | None = None
+
+
+class StartConfiguration(Struct):
+    trainer: StartTrainer
+
+
+class StartManifest(Struct):
+    """What a run started from."""
+
+    configuration: StartConfiguration
+    initial: InitialWeights | None = None
+
+
+def newest_start(folder: Path) -> StartManifest | None:
+    """Return what the newest checkpoint that can be read says of the run's start, or None without checkpoints."""
+    for path in manifest.checkpoints(folder):
+        with suppress(OSError, ValueError):
+            return msgspec.convert(manifest.read(path), StartManifest)
+    return None
 
 
 # ---- other files

@@ -1,7 +1,8 @@
 """The training step: every player updates its own networks once, by its own loss and its own optimizer."""
 
+from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -84,6 +85,30 @@ class TermMeans:
         return means
 
 
+def frozen_networks(system: System, train_only: Collection[str] | None) -> frozenset[str]:
+    """Return the networks that trainer.train_only leaves as they are: those of `System.averaged` that it does not name.
+
+    Raises:
+        ValueError: it names none or others, or the system cannot be trained without those that it leaves out.
+    """
+    if train_only is None:
+        return frozenset()
+    if not train_only or not {*train_only} <= {*system.averaged}:
+        raise ValueError(
+            f"trainer.train_only is [{', '.join(train_only)}], expected one or more of {', '.join(system.averaged)}"
+        )
+    frozen = frozenset(system.averaged) - {*train_only}
+    system.check_frozen(frozen)
+    return frozen
+
+
+def players_without(system: System, frozen: Collection[str]) -> list[Player]:
+    """Return a system's players with the networks that they train; those that train none are left out."""
+    players = system.players()
+    trained = [tuple(name for name in player.networks if name not in frozen) for player in players]
+    return [replace(player, networks=names) for player, names in zip(players, trained, strict=True) if names]
+
+
 class TrainStep:
     """Updates the players of a system once per call.
 
@@ -100,17 +125,24 @@ class TrainStep:
         steps: steps of the whole run, for the schedules of learning rates
         share_passes: make the system's forward passes once per step for all players, if the batch is not split
         overflows: updates in a row that a player's scaler may skip
+        frozen: networks that no player changes
     """
 
     def __init__(
-        self, accelerator: Accelerator, system: System, steps: int, share_passes: bool = True, overflows: int = 20
+        self,
+        accelerator: Accelerator,
+        system: System,
+        steps: int,
+        share_passes: bool = True,
+        overflows: int = 20,
+        frozen: Collection[str] = (),
     ):
         self.accelerator, self.system, self.steps, self.share_passes = accelerator, system, steps, share_passes
         self.overflows = overflows
         fp16 = accelerator.mixed_precision == "fp16"
         self.player_states = [
             PlayerState.create(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
-            for player in system.players()
+            for player in players_without(system, frozen)
         ]
         self.meter = TermMeans()
         self.failure = torch.full((), -1, dtype=torch.int64, device=accelerator.device)

@@ -23,7 +23,7 @@ from models import Player
 from trainer.batch import Batch
 from trainer.config.parser import Config
 from trainer.ema import EMA
-from trainer.step import PlayerState, TrainStep
+from trainer.step import PlayerState, TrainStep, frozen_networks
 
 
 class FakeRun:
@@ -42,7 +42,8 @@ class FakeRun:
             self.system, sizes = config.system(), [tracker.live]
             self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
             sizes.append(tracker.live)
-            self.step = TrainStep(alone, self.system, settings.steps, settings.share_passes)
+            self.frozen = frozen_networks(self.system, settings.train_only)
+            self.step = TrainStep(alone, self.system, settings.steps, settings.share_passes, frozen=self.frozen)
             for state in self.step.player_states:
                 _make_gradients(state)
                 state.optimizer.step()  # makes the moments

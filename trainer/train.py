@@ -12,6 +12,7 @@ from trainer.checkpoint.collective import resume, save_on_main
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.writer import Saver
 from trainer.config.parser import Config
+from trainer.config.settings import TENSORBOARD
 from trainer.device_batches import device_batches
 from trainer.distributed.accelerator import make_accelerator
 from trainer.distributed.exit import run_errors, user_errors
@@ -68,7 +69,10 @@ class Run:
         self.train_step = make_train_step(parts, accelerator)
         self.window = LogWindow(accelerator, self.train_step.meter, settings.batch_size)
         players = self.train_step.player_states
-        self.state = TrainState(config, parts.system, parts.networks, parts.ema, players, parts.trains, parts.orders)
+        record = parts.initial.record if parts.initial else None
+        self.state = TrainState(
+            config, parts.system, parts.networks, parts.ema, players, parts.trains, parts.orders, record
+        )
         settle_buckets(parts, self.state, accelerator)
         run_on_main(accelerator, folder.lock)
         resumed = resume(folder.checkpoints, self.state, accelerator)
@@ -240,7 +244,7 @@ class Run:
         path = self.folder.path
         if finished:
             board = "make board" if path.parent == ROOT / "runs" else f"tensorboard --logdir {path}"
-            curves = f"; show the curves with `{board}`" if self.logger.board else ""
+            curves = f"; show the curves with `{board}`" if TENSORBOARD in self.config.trainer.trackers else ""
             return f"Finished at step {self.step}: samples are in {path / 'samples'}{curves}"
         return (
             f"Stopped at step {self.step} of {self.config.trainer.steps} ({self.stop.reason or 'another process'}). "

@@ -91,6 +91,7 @@ class CycleGAN(System):
     """
 
     averaged = ("translator_ab", "translator_ba")
+    architecture = ("width", "blocks")
     domains = 2
 
     def __init__(

@@ -1,5 +1,6 @@
 """The VAE-GAN: discriminators make a VAE's reconstructions and samples sharp."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -176,6 +177,10 @@ class VAEGAN(Autoencoding, System):
         players = [game.player(partial(self.discriminator_loss, mode)) for mode, game in self.adversaries.items()]
         after = self._adapt if self.adaptive else None
         return [*players, Player("autoencoder", ("encoder", "decoder"), self.loss, self.optimizer, after=after)]
+
+    def check_frozen(self, names: Collection[str]) -> None:
+        fits = not self.adaptive or "decoder" not in names
+        check(fits, "adaptive", "true", "false, as the decoder, whose gradients it compares, is not trained")
 
     def _last_layer_gradients(self, decoded: Tensor, reconstruction: Tensor, generator_loss: Tensor) -> Terms:
         """The gradients of two losses of the decoded images at the weight of the decoder's last layer."""

@@ -7,12 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from systems_under_test import SYSTEMS, cancelled
+from systems_under_test import SYSTEMS, TRAIN_ONLY, batch_of, cancelled, kl_vaegan
 
 from trainer.batch import Batch
 from trainer.distributed.accelerator import DDP_SETTINGS
 from trainer.ema import EMA
-from trainer.step import TermMeans, TrainStep
+from trainer.step import TermMeans, TrainStep, frozen_networks
 
 STEPS = 4
 # How far sums in another order may lead. Of float64 gradients, clipped to a norm of 1 and with terms that are a hundred
@@ -30,9 +30,10 @@ def train(
     system = SYSTEMS[name]().double()
     ema = EMA(system, 20, 8)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_SETTINGS])
+    frozen = frozen_networks(system, TRAIN_ONLY.get(name))
     for child, network in list(system.named_children()):
-        setattr(system, child, accelerator.prepare_model(network, evaluation_mode=flat))
-    train_step = TrainStep(accelerator, system, STEPS, share)
+        setattr(system, child, accelerator.prepare_model(network, evaluation_mode=flat or child in frozen))
+    train_step = TrainStep(accelerator, system, STEPS, share, frozen=frozen)
     rows = slice(rank * 8 // world, (rank + 1) * 8 // world)
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
@@ -82,6 +83,26 @@ def test_every_system_moves_under_bf16(name):
     for key, value in system.named_parameters():
         assert value.dtype == torch.float32
         assert key in still or not torch.equal(value, before[key]), f"{key} did not move"
+
+
+def test_a_frozen_network_stays_as_it_is_without_a_graph_or_a_moment():
+    system = kl_vaegan()
+    before = {key: value.clone() for key, value in system.state_dict().items()}
+    train_step = TrainStep(Accelerator(cpu=True), system, STEPS, frozen=frozen_networks(system, ["decoder"]))
+    seen, passes = [], system.passes
+    system.passes = lambda batch: seen.append(passes(batch)) or seen[-1]
+    ema = EMA(system, 20, 8)
+    for step in range(3):
+        train_step(batch_of(step=step).split(2), step)
+        ema.update(step + 1)
+    assert len(seen) == 3 * 2 * 2, "of each player, for each micro-batch"
+    assert not any(one.mean.requires_grad for one in seen)
+    assert [one.reconstructed.requires_grad for one in seen] == [False, False, True, True] * 3
+    moved = {key.partition(".")[0] for key, value in system.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {"decoder", "discriminator_binary"}
+    assert all(torch.equal(before[f"encoder.{key}"], value) for key, value in ema.system.encoder.state_dict().items())
+    assert all(weight.grad is None for weight in system.encoder.parameters())
+    assert {name.partition(".")[0] for state in train_step.player_states for name in state.parameters} == moved
 
 
 def test_two_ranks_equal_one(forked, tmp_path):

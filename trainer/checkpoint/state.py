@@ -33,6 +33,7 @@ class TrainState:
         player_states: optimizers and loss scalers
         trains: training sets
         orders: the order of each training set
+        initial: what the run started from, as `Initial.record` of trainer/weights.py has it
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class TrainState:
         player_states: list[PlayerState],
         trains: list[Shards],
         orders: list[Order],
+        initial: dict[str, Any] | None = None,
     ):
         self.config, self.system, self.networks, self.ema = config, system, networks, ema
         self.players = {state.player.name: state for state in player_states}
-        self.trains, self.orders = trains, orders
+        self.trains, self.orders, self.initial = trains, orders, initial
 
     def tensors(self) -> Tensors:
         """Return all tensors by file and name; they are the run's own, not copies."""
@@ -71,6 +73,7 @@ class TrainState:
             "configuration": self.config.resolved(),
             "data": self._data(),
             "frozen": frozen_checksums(self.system),
+            **({"initial": self.initial} if self.initial else {}),
             "scalers": {
                 name: state.scaler.state_dict() | {"overflows": int(state.overflows)}
                 for name, state in self.players.items()
@@ -85,6 +88,7 @@ class TrainState:
             ValueError: tensors are missing, or have other names or shapes than the settings give.
         """
         self._check_tensors(tensors)
+        self.initial = manifest.get("initial")
         self.load_networks(tensors)
         for name, network in self.ema.system.named_children():
             network.load_state_dict(tensors[f"ema.{name}"])

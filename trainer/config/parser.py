@@ -15,11 +15,14 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_
 import models
 from data.files import check_yaml, regular_file
 from data.redact import redacted_all
-from models.load import import_paths, settings_types, system_names
+from models.load import find_system, import_paths, settings_types, system_names
+from trainer import schemas
 from trainer.config.messages import plain_message
+from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
+from trainer.weights import FREE_SETTINGS, HUB, implied_settings
 
 
 def _load_bounded_yaml(text: str) -> Any:
@@ -157,23 +160,77 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
             regular_file(os.path.expanduser(recipe))
         except OSError as error:
             made.error(f"--config {recipe} cannot be read: {error.strerror}")
-    namespace = made.parse_args(words)
-    if "dry_run" in namespace:
-        made.error("--dry_run is an option of the command line, and cannot be in a recipe")
-    recipes = namespace.pop("config") or []
+    namespace = _parse(made, words)
+    recipes = [recipe for recipe in namespace.config or [] if recipe]
     for recipe in recipes:
         _print_dropped(Path(recipe.absolute), namespace)
-    if namespace.trainer.run_dir is None:
-        name = Path(recipes[-1].relative).stem if recipes else _system_name(namespace).lower()
-        namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
     with user_errors():
-        return Config(
+        implied: dict[str, Any] = {}
+        if namespace.trainer.init_from is not None:
+            init_from, implied = _start(namespace)
+            namespace = _parse(made, ["--config", yaml.safe_dump(implied), *words])
+            namespace.trainer.init_from = init_from
+        namespace.pop("config")
+        config = Config(
             made,
             namespace,
             DataConfig(**namespace.data.as_dict()),
             TrainerConfig(**namespace.trainer.as_dict()),
             EvaluateConfig(**namespace.evaluate.as_dict()),
             made.dry_run,
+        )
+        _check_implied(config, implied)
+        return config
+
+
+def _parse(made: Parser, words: Sequence[str]) -> Namespace:
+    """Return the settings of a command line, with a folder for the run."""
+    namespace = made.parse_args(words)
+    if "dry_run" in namespace:
+        made.error("--dry_run is an option of the command line, and cannot be in a recipe")
+    if namespace.trainer.run_dir is None:
+        recipes = [recipe for recipe in namespace.config or [] if recipe]
+        name = Path(recipes[-1].relative).stem if recipes else _system_name(namespace).lower()
+        namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
+    if isinstance(namespace.trainer.train_only, str):
+        namespace.trainer.train_only = [namespace.trainer.train_only]
+    return namespace
+
+
+def _start(namespace: Namespace) -> tuple[str, dict[str, Any]]:
+    """Return where a run's first weights are, and the settings that they imply, as a recipe.
+
+    A run that has checkpoints takes both from the newest, since the weights may be gone.
+
+    Raises:
+        ValueError: there are no weights, or their settings are not understood.
+    """
+    settings, class_path = namespace.trainer, namespace.system.class_path
+    if saved := schemas.newest_start(Path(settings.run_dir) / "checkpoints"):
+        source, implied = saved.configuration.trainer.init_from, saved.initial.settings if saved.initial else {}
+        # While it was there, its path was not taken for a name of the hub.
+        same = source == os.path.abspath(settings.init_from.removeprefix(HUB))
+        source = source if same and source is not None else settings.init_from
+    else:
+        source = settings.init_from
+        implied = implied_settings(source, settings.init_averages, find_system(class_path))
+    implied.get("system", {})["class_path"] = class_path
+    return source, implied
+
+
+def _check_implied(config: Config, implied: dict[str, Any]) -> None:
+    """Raise a ValueError that names the settings that contradict the weights to start from."""
+    now, expected = flatten(config.resolved()), flatten(implied)
+    wrong = [
+        f"{name} is {now.get(name)}, and {value} in the weights"
+        for name, value in expected.items()
+        if name not in FREE_SETTINGS and name in now and now[name] != value and name != "system.class_path"
+    ]
+    if wrong:
+        raise ValueError(
+            f"trainer.init_from {config.trainer.init_from} has weights of networks with other settings:\n  "
+            + "\n  ".join(wrong)
+            + "\nLeave these settings unset"
         )
 
 

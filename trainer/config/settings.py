@@ -1,6 +1,7 @@
 """The settings of a run's data, training and evaluation; their docstrings are the text of --help."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,11 +16,16 @@ from models.networks.perceptual import WeightsFile
 from trainer.distributed.stop import parse_time_limit
 from trainer.metrics import METRICS
 
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")  # of a model, and of a folder in it
 TENSORBOARD = "tensorboard"  # accelerate's name of the tracker that each run has by default
 
 
 class Location(str):
     """A URL or an absolute path. A relative path starts at its YAML file's folder, or at the working directory."""
+
+
+class Source(str):
+    """hf://ORG/NAME of the Hugging Face hub, also written ORG/NAME where no such path exists, or an absolute path."""
 
 
 class MetricName(str):
@@ -39,9 +45,15 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def _located(value: str, kind: type[str]) -> str:
+    if kind is Source and HUB_NAME.fullmatch(value) and not os.path.exists(os.path.expanduser(value)):
+        return f"hf://{value}"
+    return value if is_remote(value) else _absolute(value)
+
+
 # jsonargparse changes to a YAML file's folder while it reads that file, so abspath is relative to it.
-for _kind in (Location, WeightsFile):
-    register_type(_kind, str, lambda value, kind=_kind: kind(value if is_remote(value) else _absolute(value)))
+for _kind in (Location, WeightsFile, Source):
+    register_type(_kind, str, lambda value, kind=_kind: kind(_located(value, kind)))
 
 
 @dataclass
@@ -157,6 +169,13 @@ class TrainerConfig:
         share_passes: Make encoder and decoder passes once per step where possible. Turn it off to save memory: the
             result is the same.
         accept_new_data: Resume even if the data, their order or the batch size changed.
+        init_from: Weights to start from: a folder of diffusers' AutoencoderKL, a run, a checkpoint or an export of this
+            trainer, or a folder of NETWORK.safetensors; or ORG/NAME of the Hugging Face hub. Settings of networks that
+            are left unset are the weights' own. Only safetensors are read.
+        init_averages: Start from the averaged weights of a run or checkpoint. Turn it off to take those that its
+            optimizers changed.
+        train_only: Networks to train, of those that are used after training, such as decoder. The others of these keep
+            their first weights, and discriminators are trained all the same. null trains all.
     """
 
     steps: PositiveInt = 10_000
@@ -181,10 +200,15 @@ class TrainerConfig:
     compile: bool = False
     share_passes: bool = True
     accept_new_data: bool = False
+    init_from: Source | None = None
+    init_averages: bool = True
+    train_only: list[str] | str | None = None
 
     def __post_init__(self) -> None:
         if self.time_limit is not None:
             parse_time_limit(self.time_limit)
+        if not self.init_averages and self.init_from is None:
+            raise ValueError("trainer.init_averages has no effect while trainer.init_from is unset: leave it unset")
         for name in self.trackers:
             if name not in LOGGER_TYPE_TO_CLASS:
                 known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
