@@ -21,6 +21,15 @@ from data.latents import FORMATS, TYPES
 from trainer.distributed.exit import CommandParser
 
 
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the settings of the command line; exit with code 2 if they do not fit together."""
+    made = parser()
+    settings = made.parse_args(arguments)
+    if settings.dtype == "bf16" and settings.format == "npy":
+        made.error("--dtype bf16 cannot be written as --format npy, which lacks it: use safetensors, or fp16 or fp32")
+    return settings
+
+
 def parser() -> CommandParser:
     """Return the parser of the command line."""
     made = CommandParser(

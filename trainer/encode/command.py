@@ -26,7 +26,7 @@ from trainer import schemas
 from trainer.distributed.accelerator import command_accelerator
 from trainer.distributed.exit import user_errors
 from trainer.distributed.ranks import run_on_main
-from trainer.encode.arguments import parser
+from trainer.encode.arguments import parse
 from trainer.encode.writer import LatentWriter, Task
 from trainer.latents import LatentEncoder
 
@@ -35,7 +35,7 @@ TIMEOUT = timedelta(days=1)  # for processes that wait while another encodes its
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
-    settings = parser().parse_args(arguments)
+    settings = parse(arguments)
     with user_errors(), ExitStack() as stack:
         accelerator = command_accelerator(TIMEOUT)
         checkpoint = run_on_main(accelerator, lambda: checkpoint_of(settings.run))  # a run in training may save another
