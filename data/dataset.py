@@ -34,23 +34,15 @@ class LatentStatistics(msgspec.Struct, frozen=True):
     """What latents are scaled by before the next model sees them.
 
     (z - shift_factor) * scaling_factor has the mean 0 and the variance 1 over all images, channels and places;
-    (z - latents_mean) / latents_std has them in each channel.
-
-    Args:
-        images: number of images; an image and its mirrored copy are two
-        of: "draws" z ~ N(mean, variance) from each image's posterior, or "means"
-        latents_mean, latents_std: of each channel, or of each number of a code that is no map
-        shift_factor: the mean of all latents
-        scaling_factor: 1 / their standard deviation, 0.18215 of Stable Diffusion's first autoencoder (Rombach et al.
-            2022, who measure it on one batch)
+    (z - latents_mean) / latents_std has them in each channel, or each number of a code that is no map.
     """
 
-    images: Count
-    of: Literal["draws", "means"]
+    images: Count  # an image and its mirrored copy are two
+    of: Literal["draws", "means"]  # draws z ~ N(mean, variance) from each image's posterior, or their means
     latents_mean: list[float]
     latents_std: list[float]
-    shift_factor: float
-    scaling_factor: float
+    shift_factor: float  # the mean of all latents
+    scaling_factor: float  # 1 / their deviation: 0.18215 of latent diffusion's first autoencoder (Rombach et al. 2022)
 
 
 class Split(msgspec.Struct, omit_defaults=True):

@@ -46,19 +46,12 @@ class Samples(Protocol):
 
 
 class Images(NamedTuple):
-    """Decoded samples.
+    """Decoded samples."""
 
-    Args:
-        image: uint8 [n, channels, size, size]
-        label: int64 [n], -1 where an image has none
-        position: int64 [n], of the samples that were read
-        skipped: a message for each damaged sample: where it is, what is wrong, and its stand-in
-    """
-
-    image: Tensor
-    label: Tensor
-    position: Tensor
-    skipped: list[str]
+    image: Tensor  # uint8 [n, channels, size, size]
+    label: Tensor  # int64 [n], -1 where an image has none
+    position: Tensor  # int64 [n], of the samples that were read
+    skipped: list[str]  # a message for each damaged sample: where it is, what is wrong, and its stand-in
 
 
 class Augment(NamedTuple):
@@ -160,7 +153,7 @@ class PositionBlocks(Dataset):
         channels: 1 or 3
     """
 
-    unit = "block"
+    unit, sets = "block", ()  # no sets are fetched ahead
 
     def __init__(self, blocks: Sequence[tuple[Shards, range]], size: int, channels: int):
         self.blocks, self.size, self.channels = blocks, size, channels
@@ -273,11 +266,7 @@ def _begin(_: int) -> None:
 def _fetching(batches: Batches | PositionBlocks, steps: range, ahead: slice | None) -> Iterator[Any]:
     """A context with a shared number, the present step, and a process that downloads shards ahead of that step."""
     now = PROCESSES.Value("q", steps.start, lock=False)
-    if (
-        ahead is None
-        or isinstance(batches, PositionBlocks)
-        or not any(shards.remote.any() for shards, _ in batches.sets)
-    ):
+    if ahead is None or not any(shards.remote.any() for shards, _ in batches.sets):
         yield now
         return
     process = PROCESSES.Process(target=fetch_ahead, args=(batches.sets, steps, ahead, now), daemon=True)
@@ -292,11 +281,7 @@ def _fetching(batches: Batches | PositionBlocks, steps: range, ahead: slice | No
 def fetch_ahead(sets: list[tuple[Shards, Order]], steps: range, rows: slice, now: Any) -> None:
     """Download the remote shards that some rows will need, in order of need, as far ahead as the cache has room.
 
-    Args:
-        sets: shards, and the order of their samples
-        steps: to come
-        rows: of the global batch
-        now: a shared number, the present step
+    `now` is a shared number, the present step.
     """
     end_with_parent()
     wanted: dict[tuple[int, int], tuple[int, int]] = {}  # last step that needs each shard, and its bytes

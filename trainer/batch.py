@@ -27,21 +27,13 @@ def to_uint8(image: Tensor) -> Tensor:
 
 @dataclass
 class Batch:
-    """Some rows of a global batch, as `models.system.Batch` describes it.
+    """Some rows of a global batch, as `models.system.Batch` describes it."""
 
-    Args:
-        images: images of each dataset, [n, channels, size, size] in [-1, 1]
-        rows: their positions in the global batch
-        batch_size: images of the global batch
-        seed: the run's seed
-        step: the step, counted from 0
-    """
-
-    images: tuple[Tensor, ...]
-    rows: slice
-    batch_size: int
-    seed: int
-    step: int
+    images: tuple[Tensor, ...]  # images of each dataset, [n, channels, size, size] in [-1, 1]
+    rows: slice  # their positions in the global batch
+    batch_size: int  # images of the global batch
+    seed: int  # the run's seed
+    step: int  # the step, counted from 0
 
     @property
     def image(self) -> Tensor:

@@ -14,13 +14,7 @@ from trainer.parts import RunParts
 
 
 def device_batches(parts: RunParts, accelerator: Accelerator, first_step: int, window: LogWindow) -> Generator[Batch]:
-    """Yield this process's rows of the global batch of each step, on the device.
-
-    Args:
-        parts: the run's datasets, orders and settings
-        accelerator: gives the device and this process's place
-        first_step: the first step to yield; the last one is the run's
-        window: notes the samples of each step
+    """Yield this process's rows of the global batch of each step from `first_step` on; `window` notes their samples.
 
     Raises:
         DataError: a sample is missing or damaged, and data.on_error is stop.

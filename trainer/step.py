@@ -17,23 +17,14 @@ from trainer.batch import Batch
 
 @dataclass(eq=False)
 class PlayerState:
-    """A player with its networks and its optimizer.
-
-    Args:
-        player: the player
-        networks: the networks that it may change, as they are called in training
-        parameters: their weights by name, without DDP's prefix
-        optimizer: the optimizer of these weights
-        scaler: the loss scaler under fp16, else None
-        overflows: scalar tensor, the updates in a row that the scaler has skipped
-    """
+    """A player with its networks and its optimizer."""
 
     player: Player
-    networks: list[nn.Module]
-    parameters: dict[str, nn.Parameter]
+    networks: list[nn.Module]  # the networks that it may change, as they are called in training
+    parameters: dict[str, nn.Parameter]  # their weights by name, without DDP's prefix
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None
-    overflows: Tensor
+    scaler: torch.amp.GradScaler | None  # the loss scaler under fp16, else None
+    overflows: Tensor  # scalar tensor, the updates in a row that the scaler has skipped
 
     @classmethod
     def create(cls, player: Player, system: System, scaler: torch.amp.GradScaler | None) -> "PlayerState":

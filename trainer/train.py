@@ -51,13 +51,6 @@ def train(config: Config) -> int:
 class Run:
     """A training run: built and resumed when it is made, then trained by `train`.
 
-    Args:
-        config: the run's settings
-        folder: the run's folder, which the main process locks
-        accelerator: gives device, precision and processes
-        ranks: the processes
-        stop: says when to stop early
-
     Raises:
         ValueError, DataError, OSError: the settings, the data or the run folder do not allow the run.
     """

@@ -38,9 +38,7 @@ def inspect(folder: Path, workers: int = 1, verify: bool = False, limits: Limits
 
     Args:
         folder: of shards, or of such folders
-        workers: number of processes
         verify: decode every sample even if a dataset.json says what there should be
-        limits: of an image
 
     Raises:
         DataError: There are no shards, or dataset.json cannot be read.

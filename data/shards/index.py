@@ -32,25 +32,15 @@ PARALLEL = 2**26  # bytes of tars for which starting several processes saves tim
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A shard's entry in an index.
+    """A shard's entry in an index."""
 
-    Args:
-        url: path or URL, relative to the index or absolute
-        nsamples: number of samples
-        filesize: bytes
-        mtime_ns: time of the file's last change
-        table: digest of the places and labels of its samples
-        checksum: digest of their images' checksums
-        problems: what is wrong with it
-    """
-
-    url: Annotated[str, msgspec.Meta(min_length=1)]
-    nsamples: Annotated[int, msgspec.Meta(ge=0)]
-    filesize: Annotated[int, msgspec.Meta(ge=0, lt=2**50)]
-    mtime_ns: int = 0
-    table: str = ""
-    checksum: str = ""
-    problems: tuple[str, ...] = ()
+    url: Annotated[str, msgspec.Meta(min_length=1)]  # path or URL, relative to the index or absolute
+    nsamples: Annotated[int, msgspec.Meta(ge=0)]  # number of samples
+    filesize: Annotated[int, msgspec.Meta(ge=0, lt=2**50)]  # bytes
+    mtime_ns: int = 0  # time of the file's last change
+    table: str = ""  # digest of the places and labels of its samples
+    checksum: str = ""  # digest of their images' checksums
+    problems: tuple[str, ...] = ()  # what is wrong with it
 
     def __post_init__(self) -> None:
         if self.nsamples > self.filesize // tarfile.BLOCKSIZE:  # each has at least a header

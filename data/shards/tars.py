@@ -20,22 +20,15 @@ PIECE = 2**24  # bytes of an image that are read at once
 
 
 class Sample(NamedTuple):
-    """A sample of a shard.
+    """A sample of a shard."""
 
-    Args:
-        key: name without the extension
-        name, offset, size: of its last image, or of its last latents if it has no image
-        images, latents: how many it has
-        label: of its class, -1 if it has none
-    """
-
-    key: str
-    name: str = ""
+    key: str  # name without the extension
+    name: str = ""  # of its last image, or of its last latents if it has no image, as are offset and size
     offset: int = 0
     size: int = 0
-    images: int = 0
+    images: int = 0  # how many it has
     latents: int = 0
-    label: int = -1
+    label: int = -1  # of its class, -1 if it has none
 
 
 def samples(path: Path) -> Iterator[Sample]:

@@ -46,17 +46,11 @@ class Task(NamedTuple):
 
 
 class Report(msgspec.Struct):
-    """What a finished shard holds.
+    """What a finished shard holds."""
 
-    Args:
-        sha256: of the file
-        summary: of the samples, as DatasetSummary has it
-        sums: `parts` of the latents' sums
-    """
-
-    sha256: str
-    summary: dict[str, Any]
-    sums: list[list[list[float]]]
+    sha256: str  # of the file
+    summary: dict[str, Any]  # of the samples, as DatasetSummary has it
+    sums: list[list[list[float]]]  # of the latents, as LatentSums has them in `parts`
 
 
 class LatentWriter:

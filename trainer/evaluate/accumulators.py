@@ -20,10 +20,7 @@ class FeatureAccumulator:
     """Sums over the images of this rank's blocks.
 
     Args:
-        extractor: network that gives the features
         places: int64 [images of the set], the row of each image among the kept features, or -1 for those not kept
-        ranks: ranks of the evaluation
-        inception_score: whether to compute an inception score
     """
 
     def __init__(self, extractor: Extractor, places: Tensor, ranks: EvaluationRanks, inception_score: bool):

@@ -69,12 +69,7 @@ def audit(
 
     torch-fidelity gets the images, and the extractor with features in float64, as it computes in their precision.
 
-    Args:
-        extractor: extractor of the scores
-        fake, real: give images by their indices
-        num_fake, num_real: numbers of images
-        scores: our scores by name
-        device: device of the extractor
+    `fake` and `real` give images by their indices, of which there are `num_fake` and `num_real`.
     """
     known = {}
     for name, value in scores.items():

@@ -125,7 +125,9 @@ def test_dataset_json_has_what_the_next_model_needs(whole, run):
     latents = found.splits["train"].latents
     shards = Shards(whole / "train")
     each = [unpack(content) for content in shards.images(np.arange(N))[0]]
-    mean, log_variance = (torch.stack([one[name] for one in each]).double().numpy() for name in each[0])
+    mean, log_variance = (
+        torch.stack([one[name] for one in each]).double().numpy() for name in ("mean", "log_variance")
+    )
     variance = np.exp(log_variance)
     assert (latents.images, latents.of) == (N, "draws")
     assert latents.latents_mean == pytest.approx(mean.mean(0), rel=1e-12)
