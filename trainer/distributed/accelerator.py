@@ -48,7 +48,7 @@ def make_accelerator(precision: str | None, timeout: int, deterministic: bool, r
             "the launcher's --dynamo_backend would also compile discriminators, which gradient penalties cannot pass: "
             "use --dynamo_backend no and --trainer.compile true"
         )
-    _check_launched(accelerator, "train")
+    _check_sees_all(accelerator)
     check_precision(accelerator.mixed_precision, accelerator.device.type, precision)
     return accelerator
 
@@ -65,15 +65,16 @@ def command_accelerator(timeout: timedelta) -> Accelerator:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timeout)])
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    _check_launched(accelerator, "work")
+    _check_sees_all(accelerator)
     return accelerator
 
 
-def _check_launched(accelerator: Accelerator, verb: str) -> None:
+def _check_sees_all(accelerator: Accelerator) -> None:
+    """Raise ValueError if accelerate does not see all processes of the launcher."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
-            f"the launcher started {launched} processes, but each would {verb} alone: for CPU processes set "
+            f"the launcher started {launched} processes, but each would work alone: for CPU processes set "
             "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
         )
 
