@@ -28,7 +28,7 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return random_bits(n, *key).argsort(kind="stable")
 
 
-class Line(NamedTuple):
+class EpochLine(NamedTuple):
     """An epoch's samples end to end: position 0 of the line is at `offset` of the concatenated shards."""
 
     offset: int
@@ -120,11 +120,11 @@ class Order:
     def _whole(self, epoch: int) -> np.ndarray:
         return permutation(self.n, self.seed, epoch)
 
-    def _line(self, epoch: int) -> Line:
+    def _line(self, epoch: int) -> EpochLine:
         shards = permutation(len(self.counts), self.seed, epoch, 0, 1)
         ends, starts = np.cumsum(self.counts[shards]), np.cumsum(self.counts) - self.counts
         offset = int(random_bits(1, self.seed, epoch, 0, 2)[0] % self.n)
-        return Line(offset, ends, starts[shards] - (ends - self.counts[shards]))
+        return EpochLine(offset, ends, starts[shards] - (ends - self.counts[shards]))
 
     def _block(self, epoch: int, block: int, first: int, last: int) -> np.ndarray:
         """Return int64 [lanes, length of the block]: a block of some lanes, shuffled."""

@@ -113,7 +113,7 @@ def describe_split(shards: list[tuple[Path, DatasetSummary]]) -> Split:
 
 def _shards(folder: Path, dataset: Dataset | None) -> list[ShardFile]:
     folders = [folder / split for split in dataset.splits] if dataset else [folder, *sorted(folder.glob("*/"))]
-    entries = {one: index.known_shards(one) for one in folders}
+    entries = {one: index.own_index(one)[1] for one in folders}
     shards = [
         ShardFile(one.name, path, entries[one].get(path.name)) for one in folders for path in sorted(one.glob("*.tar"))
     ]

@@ -13,7 +13,7 @@ from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.statistics import FeatureStatistics, Moments
 from trainer.precision import strict_fp32
 
-Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
+ImagesByIndex = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
 
 
 class FeatureAccumulator:
@@ -59,7 +59,7 @@ class FeatureAccumulator:
 
 @torch.no_grad()
 def extract_statistics(
-    extractor: Extractor, images: Images, places: Tensor, ranks: EvaluationRanks, inception_score: bool = False
+    extractor: Extractor, images: ImagesByIndex, places: Tensor, ranks: EvaluationRanks, inception_score: bool = False
 ) -> FeatureStatistics:
     """Return the statistics of a set of images, of which each rank makes or reads its own blocks by their indices."""
     accumulator = FeatureAccumulator(extractor, places, ranks, inception_score)

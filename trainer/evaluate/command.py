@@ -1,7 +1,6 @@
 """`python -m trainer.evaluate`: compute scores, print them, write the images, audit the scores."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from data.loader import read
 from data.order import permutation
 from data.redact import redacted_all
-from trainer.distributed.accelerator import keep_freed_memory
+from trainer.distributed.accelerator import check_sees_all, keep_freed_memory
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.rendezvous import INIT_METHOD
 from trainer.evaluate.arguments import parser
@@ -61,12 +60,7 @@ def _accelerator() -> Accelerator:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=TIMEOUT)])
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"the launcher started {launched} processes, but each would score alone. For CPU processes set "
-            "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
-        )
+    check_sees_all(accelerator)
     return accelerator
 
 

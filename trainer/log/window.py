@@ -68,11 +68,7 @@ class LogWindow:
 
     def state(self) -> dict[str, Any]:
         """Return what this process has not logged yet, as plain data. Waits for the device."""
-        return {
-            "terms": self.meter.state(),
-            "sample_checksum": self.sample_checksum,
-            "replaced": self.replaced,
-        }
+        return {"terms": self.meter.state(), "sample_checksum": self.sample_checksum, "replaced": self.replaced}
 
     def load(self, states: list[dict[str, Any]]) -> None:
         """Continue the windows of all processes. If their number has changed, the main one takes on all samples."""
