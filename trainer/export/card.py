@@ -34,14 +34,7 @@ TEMPLATES.filters["plain"] = plain
 
 
 def card(system: System, metadata: dict[str, Any], settings: dict[str, Any], **content: Any) -> str:
-    """Return the text of a model card.
-
-    Args:
-        system: whose card it is
-        metadata: the YAML at its beginning
-        settings: of the run, as plain data
-        content: the other fields of card.md.j2
-    """
+    """Return the text of a model card; `content` are the fields of card.md.j2 that are not made here."""
     return TEMPLATES.get_template("card.md.j2").render(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         settings=yaml.safe_dump(_without_paths(settings), sort_keys=False),  # indented, its lines are no markup

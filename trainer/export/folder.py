@@ -33,21 +33,13 @@ DEMO_CNN = "demo-cnn-v1.safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that is exported.
+    """A checkpoint that is exported."""
 
-    Args:
-        path: its folder
-        manifest: the content of its manifest
-        saved: the same, checked
-        data: the training sets, as the manifest describes them
-        system: with its averaged weights, on the CPU
-    """
-
-    path: Path
-    manifest: dict[str, Any]
-    saved: schemas.CheckpointManifest
-    data: list[schemas.TrainingSet]
-    system: System
+    path: Path  # its folder
+    manifest: dict[str, Any]  # the content of its manifest
+    saved: schemas.CheckpointManifest  # the same, checked
+    data: list[schemas.TrainingSet]  # the training sets, as the manifest describes them
+    system: System  # with its averaged weights
 
     @classmethod
     def open(cls, path: Path) -> "Source":
@@ -119,13 +111,7 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def write_weights(source: Source, folder: Path, latents: LatentStatistics | None) -> None:
-    """Write the averaged networks with their manifest, config.json and scores.json.
-
-    Args:
-        source: the checkpoint
-        folder: to write into
-        latents: their statistics, for config.json
-    """
+    """Write the averaged networks with their manifest, config.json and scores.json."""
     system, (channels, size, _) = source.system, source.image_shape
     measured = {name: getattr(latents, name) for name in STATISTICS} if latents else {}
     try:
