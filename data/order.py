@@ -15,12 +15,15 @@ from data.errors import DataError
 KEPT = 2  # epochs and blocks in memory: a step may lie in the end of one and the beginning of the next
 
 
-def random_bits(n: int, *key: int) -> np.ndarray:
-    """Return uint64 [n], random bits that are a function of the key without its trailing zeros.
+def random_bits(n: int, *key: int, start: int = 0) -> np.ndarray:
+    """Return uint64 [n], random bits from place `start` on of a sequence that is a function of the key without its
+    trailing zeros.
 
     numpy keeps the output of bit generators stable between versions, but not that of `Generator`.
     """
-    return np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
+    generator = np.random.Philox(np.random.SeedSequence(key))
+    generator.advance(start // 4)  # Philox makes four numbers of each state of its counter
+    return generator.random_raw(start % 4 + n)[start % 4 :]
 
 
 def permutation(n: int, *key: int) -> np.ndarray:

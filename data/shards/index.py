@@ -160,9 +160,9 @@ def scan(path: Path, checksums: bool = True) -> Scan:
                 if sample.key in keys:
                     problems.append(f"the key {key} appears twice")
                 keys.add(sample.key)
-                if sample.images > 1:
-                    problems.append(f"sample {key} has {sample.images} images")
-                if sample.images:
+                if (count := sample.images or sample.latents) > 1:
+                    problems.append(f"sample {key} has {count} {'images' if sample.images else 'latents'}")
+                if count:
                     sum_ = checksum(file.fileno(), sample.offset, sample.size) if checksums else 0
                     rows.append((sample.offset, sample.size, sample.label, sum_))
                 else:
