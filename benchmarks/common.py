@@ -83,6 +83,9 @@ class Training:
         self.system = config.system().to(accelerator.device)
         self.networks = self.system.networks()
         self.ema = EMA(self.system, settings.ema_half_life, world * settings.batch_size, settings.ema_ramp)
+        self.system.hold(
+            slice(rank * settings.batch_size, (rank + 1) * settings.batch_size), world * settings.batch_size
+        )
         for name, network in self.networks.items():
             if settings.compile and not name.startswith("discriminator"):
                 network.compile()

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import Training, accelerator, medians, parser, print_table, random_batch, seconds
+from benchmarks.common import Training, accelerator, medians, parser, print_table, seconds
 from trainer.config.parser import Config, configure
 from trainer.distributed.accelerator import keep_freed_memory
 from trainer.distributed.ranks import Ranks
@@ -80,12 +80,12 @@ class Traffic:
     Args:
         batch_size: Images of one process.
         buckets: For each player, the bytes of DDP's gradient buckets in the order in which they fill.
-        statistics: For each statistic of a loss, the bytes on one process and those that each further process adds.
+        statistics: Bytes of each statistic of a loss.
     """
 
     batch_size: int
     buckets: tuple[tuple[int, ...], ...]
-    statistics: tuple[tuple[int, int], ...] = ()
+    statistics: tuple[int, ...] = ()
 
     def seconds(self, cluster: Cluster, processes: int, backward: float = 0.0, sync: GradSync = "ddp") -> float:
         """Return the seconds that the all-reduces of `processes` processes add to a step.
@@ -95,7 +95,7 @@ class Traffic:
                 last bucket starts after it.
             sync: The run's `trainer.grad_sync`.
         """
-        total = sum(cluster.all_reduce(processes, size + (processes - 1) * more) for size, more in self.statistics)
+        total = sum(cluster.all_reduce(processes, size) for size in self.statistics)
         for buckets in self.buckets:
             each = [cluster.all_reduce(processes, size) for size in (buckets if sync == "ddp" else [sum(buckets)])]
             total += max(each[-1], sum(each) - backward)
@@ -121,7 +121,7 @@ def buckets_of(gradients: Sequence[tuple[str, int]]) -> tuple[int, ...]:
 
 
 def traffic_of(config: Config) -> Traffic:
-    """Return the all-reduces of a system, found by two steps of it on the CPU."""
+    """Return the all-reduces of a system, found by a step of it on the CPU."""
     training, reduced = Training(config, accelerator(config.trainer.precision)), list[int]()
     gradients: list[list[tuple[str, int]]] = [[] for _ in training.step.player_states]
     for player_state, found in zip(training.step.player_states, gradients, strict=True):
@@ -135,13 +135,7 @@ def traffic_of(config: Config) -> Traffic:
 
     training.step.accelerator.reduce = reduce  # one process reduces statistics only
     training()
-    buckets = tuple(map(buckets_of, gradients))
-    training.batch = random_batch(config, training.system.domains, world=2)
-    training.done -= 1  # the same players move again
-    training()
-    half = len(reduced) // 2
-    statistics = tuple((once, twice - once) for once, twice in zip(reduced[:half], reduced[half:], strict=True))
-    return Traffic(config.trainer.batch_size, buckets, statistics)
+    return Traffic(config.trainer.batch_size, tuple(map(buckets_of, gradients)), tuple(reduced))
 
 
 def fit(times: dict[int, float], processes: int) -> Cluster:

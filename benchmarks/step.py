@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import accelerator, parser, print_table, seconds
 from benchmarks.peer import Pythae
 from models import VAEGAN, DiscriminatorConfig, NetworkConfig
-from models.adversary import Images
+from models.adversary import Fakes
 from models.systems.vaegan import Passes
 from trainer.batch import Batch
 from trainer.step import TrainStep
@@ -35,7 +35,7 @@ CASES = [("its losses", "no", 1.5), ("two fakes", "no", 1.3), ("two fakes", "bf1
 class SamplesOnly(VAEGAN):
     """A binary VAEGAN whose discriminator sees no reconstructions."""
 
-    def fakes(self, passes: Passes) -> Images:
+    def fakes(self, passes: Passes) -> Fakes:
         return {"generated": passes.generated}
 
 

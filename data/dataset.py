@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -30,8 +30,27 @@ class ShardEntry(msgspec.Struct):
     fingerprint: str
 
 
-class Split(msgspec.Struct):
-    """A split: a folder of shards beside dataset.json. Mean and deviation are of its pixels, from 0 to 1."""
+class LatentStatistics(msgspec.Struct, frozen=True):
+    """What latents are scaled by before the next model sees them.
+
+    (z - shift_factor) * scaling_factor has the mean 0 and the variance 1 over all images, channels and places;
+    (z - latents_mean) / latents_std has them in each channel, or each number of a code that is no map.
+    """
+
+    images: Count  # an image and its mirrored copy are two
+    of: Literal["draws", "means"]  # draws z ~ N(mean, variance) from each image's posterior, or their means
+    latents_mean: list[float]
+    latents_std: list[float]
+    shift_factor: float  # the mean of all latents
+    scaling_factor: float  # 1 / their deviation: 0.18215 of latent diffusion's first autoencoder (Rombach et al. 2022)
+
+
+class Split(msgspec.Struct, omit_defaults=True):
+    """A split: a folder of shards beside dataset.json.
+
+    Mean and deviation are of its images' pixels, from 0 to 1. If it holds latents, these are empty, width and height
+    are places of a latent, modes are types of its numbers, and image_bytes and formats are those of the latents.
+    """
 
     images: Count
     image_bytes: Count
@@ -45,6 +64,7 @@ class Split(msgspec.Struct):
     mean: list[float]
     std: list[float]
     shards: list[ShardEntry]
+    latents: LatentStatistics | None = None
 
 
 class Rejected(msgspec.Struct):
@@ -79,11 +99,7 @@ def dataset_fingerprint(classes: list[str], splits: dict[str, Split]) -> str:
 
 
 def read_dataset(folder: Path) -> Dataset | None:
-    """Return the content of a folder's dataset.json, or None if it has none.
-
-    Raises:
-        DataError: It is damaged.
-    """
+    """Return the content of a folder's dataset.json, or None if it has none; raise DataError if it is damaged."""
     path = folder / "dataset.json"
     try:
         return parse(read(path), Dataset)

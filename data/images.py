@@ -26,37 +26,24 @@ Image.MAX_IMAGE_PIXELS = None  # Limits take its place
 
 
 class Limits(NamedTuple):
-    """How much an encoded image may hold; one with more is refused before it is decoded.
+    """How much an encoded image may hold; one with more is refused before it is decoded."""
 
-    Args:
-        pixels: by default Pillow's limit: a quarter of a gigabyte in colour
-        bytes: encoded
-        scans: of a JPEG, each of which covers all pixels; encoders write a dozen
-    """
-
-    pixels: int = 89_478_485
-    bytes: int = 2**28
-    scans: int = 50
+    pixels: int = 89_478_485  # by default Pillow's limit: a quarter of a gigabyte in colour
+    bytes: int = 2**28  # encoded
+    scans: int = 50  # of a JPEG, each of which covers all pixels; encoders write a dozen
 
 
 LIMITS = Limits()
 
 
 class View(NamedTuple):
-    """A crop of an image.
+    """A crop of an image."""
 
-    Args:
-        area: share of the image that is kept, in (0, 1]; 0 keeps the largest centred square
-        log_ratio: logarithm of the crop's width over its height
-        x, y: where the crop lies, from 0 (left, top) to 1 (right, bottom)
-        flip: mirror it
-    """
-
-    area: float = 0.0
-    log_ratio: float = 0.0
-    x: float = 0.5
-    y: float = 0.5
-    flip: bool = False
+    area: float = 0.0  # share of the image that is kept, in (0, 1]; 0 keeps the largest centred square
+    log_ratio: float = 0.0  # logarithm of the crop's width over its height
+    x: float = 0.5  # where the crop lies, from 0 (left) to 1 (right)
+    y: float = 0.5  # from 0 (top) to 1 (bottom)
+    flip: bool = False  # mirror it
 
 
 CENTRE_CROP = View()

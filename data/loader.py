@@ -46,19 +46,12 @@ class Samples(Protocol):
 
 
 class Images(NamedTuple):
-    """Decoded samples.
+    """Decoded samples."""
 
-    Args:
-        image: uint8 [n, channels, size, size]
-        label: int64 [n], -1 where an image has none
-        position: int64 [n], of the samples that were read
-        skipped: a message for each damaged sample: where it is, what is wrong, and its stand-in
-    """
-
-    image: Tensor
-    label: Tensor
-    position: Tensor
-    skipped: list[str]
+    image: Tensor  # uint8 [n, channels, size, size]
+    label: Tensor  # int64 [n], -1 where an image has none
+    position: Tensor  # int64 [n], of the samples that were read
+    skipped: list[str]  # a message for each damaged sample: where it is, what is wrong, and its stand-in
 
 
 class Augment(NamedTuple):
@@ -73,13 +66,13 @@ class Augment(NamedTuple):
     crop: tuple[float, float] | None = None
     flip: bool = False
 
-    def views(self, batch: int, seed: int, step: int) -> list[View]:
-        """Return the view of each row of a global batch, a function of (seed, step, row) alone."""
+    def views(self, rows: slice, seed: int, step: int) -> list[View]:
+        """Return the views of some rows of a global batch, a function of (seed, step, row) alone."""
+        n = rows.stop - rows.start
         if self.crop is None and not self.flip:
-            return [CENTRE_CROP] * batch
-        area, ratio, x, y, side = (random_bits(5 * batch, seed, step, 0, 3) >> np.uint64(11)).reshape(
-            batch, 5
-        ).T * 2.0**-53
+            return [CENTRE_CROP] * n
+        bits = random_bits(5 * n, seed, step, 0, 3, start=5 * rows.start)
+        area, ratio, x, y, side = (bits >> np.uint64(11)).reshape(n, 5).T * 2.0**-53
         low, high = self.crop or (0.0, 0.0)
         area, ratio = low + (high - low) * area, (2 * ratio - 1) * math.log(4 / 3)
         flip = (side < 0.5) & self.flip
@@ -151,6 +144,28 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
+class PositionBlocks(Dataset):
+    """A map from a number to the samples at some positions, as `read` returns them.
+
+    Args:
+        blocks: shards and positions of each number
+        size: pixels a side
+        channels: 1 or 3
+    """
+
+    unit, sets = "block", ()  # no sets are fetched ahead
+
+    def __init__(self, blocks: Sequence[tuple[Shards, range]], size: int, channels: int):
+        self.blocks, self.size, self.channels = blocks, size, channels
+
+    def __getitem__(self, number: int) -> list[Images] | DataError:
+        try:
+            shards, positions = self.blocks[number]
+            return [read(shards, np.array(positions), self.size, self.channels)]
+        except (DataError, OSError, MemoryError) as error:
+            return DataError(str(error) or type(error).__name__)
+
+
 class Batches(Dataset):
     """A map from a step to this rank's rows of the global batch, of each data set. Resuming needs only the step.
 
@@ -161,6 +176,8 @@ class Batches(Dataset):
         rows: this rank's rows of the global batch
         augment: random views, drawn by each order's seed
     """
+
+    unit = "step"
 
     def __init__(
         self,
@@ -182,12 +199,12 @@ class Batches(Dataset):
             return DataError(f"step {step + 1}: {error or type(error).__name__}")
 
     def _images(self, shards: Shards, order: Order, step: int) -> Images:
-        views = self.augment.views(order.batch, order.seed, step)[self.rows]
+        views = self.augment.views(self.rows, order.seed, step)
         return _read(shards, order.rows(step, self.rows), self.size, self.channels, views, lambda: order[step])
 
 
 def load(
-    batches: Batches, steps: range, workers: int, pin_memory: bool = False, ahead: slice | None = None
+    batches: Batches | PositionBlocks, steps: range, workers: int, pin_memory: bool = False, ahead: slice | None = None
 ) -> Iterator[list[Images]]:
     """Yield the batches of some steps in order; they do not depend on the number of workers.
 
@@ -211,7 +228,7 @@ def load(
         try:
             for step in steps:
                 now.value = step
-                images = _next(arriving, step, workers)
+                images = _next(arriving, f"{batches.unit} {step + 1}", workers)
                 if isinstance(images, DataError):
                     raise images
                 yield images
@@ -221,8 +238,8 @@ def load(
             del arriving
 
 
-def _next(arriving: Iterator[Any], step: int, workers: int) -> Any:
-    """Return a step's batch, and name dead workers."""
+def _next(arriving: Iterator[Any], what: str, workers: int) -> Any:
+    """Return the next batch, and name dead workers."""
     try:
         return next(arriving)
     except (RuntimeError, OSError, EOFError) as error:  # the last two: while it sent a batch
@@ -230,7 +247,7 @@ def _next(arriving: Iterator[Any], step: int, workers: int) -> Any:
         if not workers or (isinstance(error, RuntimeError) and not reason.startswith(DEATHS)):
             raise
         raise DataError(
-            f"step {step + 1}: a process that reads data died: it was killed, or memory or /dev/shm is full. Lower "
+            f"{what}: a process that reads data died: it was killed, or memory or /dev/shm is full. Lower "
             f"data.workers, or enlarge them ({reason})"
         ) from error
 
@@ -246,7 +263,7 @@ def _begin(_: int) -> None:
 
 
 @contextmanager
-def _fetching(batches: Batches, steps: range, ahead: slice | None) -> Iterator[Any]:
+def _fetching(batches: Batches | PositionBlocks, steps: range, ahead: slice | None) -> Iterator[Any]:
     """A context with a shared number, the present step, and a process that downloads shards ahead of that step."""
     now = PROCESSES.Value("q", steps.start, lock=False)
     if ahead is None or not any(shards.remote.any() for shards, _ in batches.sets):
@@ -264,11 +281,7 @@ def _fetching(batches: Batches, steps: range, ahead: slice | None) -> Iterator[A
 def fetch_ahead(sets: list[tuple[Shards, Order]], steps: range, rows: slice, now: Any) -> None:
     """Download the remote shards that some rows will need, in order of need, as far ahead as the cache has room.
 
-    Args:
-        sets: shards, and the order of their samples
-        steps: to come
-        rows: of the global batch
-        now: a shared number, the present step
+    `now` is a shared number, the present step.
     """
     end_with_parent()
     wanted: dict[tuple[int, int], tuple[int, int]] = {}  # last step that needs each shard, and its bytes

@@ -15,12 +15,15 @@ from data.errors import DataError
 KEPT = 2  # epochs and blocks in memory: a step may lie in the end of one and the beginning of the next
 
 
-def random_bits(n: int, *key: int) -> np.ndarray:
-    """Return uint64 [n], random bits that are a function of the key without its trailing zeros.
+def random_bits(n: int, *key: int, start: int = 0) -> np.ndarray:
+    """Return uint64 [n], random bits from place `start` on of a sequence that is a function of the key without its
+    trailing zeros.
 
     numpy keeps the output of bit generators stable between versions, but not that of `Generator`.
     """
-    return np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
+    generator = np.random.Philox(np.random.SeedSequence(key))
+    generator.advance(start // 4)  # Philox makes four numbers of each state of its counter
+    return generator.random_raw(start % 4 + n)[start % 4 :]
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
@@ -28,7 +31,7 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return random_bits(n, *key).argsort(kind="stable")
 
 
-class Line(NamedTuple):
+class EpochLine(NamedTuple):
     """An epoch's samples end to end: position 0 of the line is at `offset` of the concatenated shards."""
 
     offset: int
@@ -120,11 +123,11 @@ class Order:
     def _whole(self, epoch: int) -> np.ndarray:
         return permutation(self.n, self.seed, epoch)
 
-    def _line(self, epoch: int) -> Line:
+    def _line(self, epoch: int) -> EpochLine:
         shards = permutation(len(self.counts), self.seed, epoch, 0, 1)
         ends, starts = np.cumsum(self.counts[shards]), np.cumsum(self.counts) - self.counts
         offset = int(random_bits(1, self.seed, epoch, 0, 2)[0] % self.n)
-        return Line(offset, ends, starts[shards] - (ends - self.counts[shards]))
+        return EpochLine(offset, ends, starts[shards] - (ends - self.counts[shards]))
 
     def _block(self, epoch: int, block: int, first: int, last: int) -> np.ndarray:
         """Return int64 [lanes, length of the block]: a block of some lanes, shuffled."""

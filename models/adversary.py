@@ -13,7 +13,7 @@ from models.networks.spectral_norm import iterate_spectral_norms
 from models.settings import DiscriminatorConfig, check
 from models.system import Batch, Loss, Player, System, Terms
 
-Images = dict[str, Tensor]  # fakes by kind: reconstructed, generated
+Fakes = dict[str, Tensor]  # fakes by kind: reconstructed, generated
 
 
 class Adversary:
@@ -67,7 +67,7 @@ class Adversary:
         after = self.after if config.lecam_weight or config.spectral_norm else None
         return Player(self.mode, (self.network,), loss, config, config.every, config.start, after)
 
-    def discriminator_loss(self, batch: Batch, image: Tensor, fakes: Images) -> Loss:
+    def discriminator_loss(self, batch: Batch, image: Tensor, fakes: Fakes) -> Loss:
         """Return the adversarial loss plus, when they are due, the gradient penalties, and LeCam's regularization."""
         config = self.config
         due = config.penalized and batch.due(config.every * config.penalty_every, config.start)
@@ -97,7 +97,7 @@ class Adversary:
     def weight(self, batch: Batch) -> float:
         return batch.ramp(self.config.start, self.config.ramp)
 
-    def generator_loss(self, batch: Batch, image: Tensor, fakes: Images) -> Tensor:
+    def generator_loss(self, batch: Batch, image: Tensor, fakes: Fakes) -> Tensor:
         """Return the opponents' loss, the mean over the kinds of fakes."""
         logits = self._logits(batch, fakes)
         if self.opponent == "not_own":
@@ -119,7 +119,7 @@ class Adversary:
         if self.config.spectral_norm:
             iterate_spectral_norms(self.discriminator)
 
-    def _logits(self, batch: Batch, images: Images) -> Images:
+    def _logits(self, batch: Batch, images: Terms) -> Terms:
         shown = torch.cat([self._augmented(batch, kind, image) for kind, image in images.items()])
         logits = losses.at_least_fp32(self.discriminator(shown)).chunk(len(images))
         return dict(zip(images, logits, strict=True))

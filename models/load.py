@@ -136,5 +136,4 @@ def _read(path: Path, saved: dict[str, Any], kind: type[System], shapes: Tensors
 def _tensors(system: System) -> Tensors:
     """A system's tensors by the name of their file."""
     parts = {name: network.state_dict() for name, network in system.networks().items()}
-    statistics = dict(system.named_buffers(recurse=False))
-    return parts | ({"statistics": statistics} if statistics else {})
+    return parts | ({"statistics": statistics} if (statistics := system.statistics()) else {})

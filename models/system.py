@@ -15,11 +15,20 @@ Terms = dict[str, Tensor]
 
 
 class Loss(NamedTuple):
-    """A player's loss, scalars to log, and statistics: tensors whose mean over the global batch its `after` gets."""
+    """A player's loss, scalars to log, and what its `after` gets.
+
+    Args:
+        value: the loss, a scalar
+        terms: scalars to log
+        statistics: tensors whose mean over the global batch `after` gets
+        by_position: tensors with a row for each of the batch's [n, ...]; `after` gets those of all this process's rows,
+            and no other process does
+    """
 
     value: Tensor
     terms: Terms
     statistics: Terms = {}  # noqa: RUF012 - never written to
+    by_position: Terms = {}  # noqa: RUF012
 
 
 class Batch(Protocol):
@@ -45,9 +54,6 @@ class Batch(Protocol):
     def positions(self) -> Tensor:
         """Return the positions of these rows in the global batch, int64 [n]."""
 
-    def placed(self, value: Tensor) -> Tensor:
-        """Return [batch_size, ...] with these rows filled in, a statistic whose global mean contains every row."""
-
 
 @dataclass(frozen=True)
 class Player:
@@ -59,7 +65,7 @@ class Player:
     optimizer: OptimizerConfig
     every: int = 1  # steps between its updates
     start: int = 0  # step of its first update
-    after: Callable[[Terms], None] | None = None  # called after an update with the loss's statistics, averaged
+    after: Callable[[Terms], None] | None = None  # called after an update with the loss's statistics and by_position
 
     def __post_init__(self) -> None:
         self.optimizer.check(self.name)
@@ -72,8 +78,10 @@ class System(nn.Module, ABC):
     """Networks and how they are trained.
 
     A subclass's typed `__init__` is its configuration, and its docstring is the help of the settings that are not
-    described here. The children are the networks; buffers of the system itself are statistics that players keep from
-    step to step. A system defines those of `sample`, `reconstruct`, `posterior` and `translate` that it is capable of.
+    described here. The children are the networks. Buffers of the system itself are what players keep from step to step:
+    statistics, which are the same on all processes, and those named in `by_position`, of which a process holds only the
+    rows of its own positions of the global batch, so that no step exchanges them. A system defines those of `sample`,
+    `reconstruct`, `posterior` and `translate` that it is capable of.
 
     Args:
         image_size: side of the images in pixels; set by data.size
@@ -94,6 +102,8 @@ class System(nn.Module, ABC):
     frozen: ClassVar[tuple[str, ...]] = ("perceptual",)  # children that nobody trains and no checkpoint contains
     latent_shape: tuple[int, ...] = ()  # of a draw from the prior; () without a prior
     domains: int = 1  # data sets per batch
+    by_position: tuple[str, ...] = ()  # buffers [positions, ...], which `hold` makes; for training only
+    rows: slice = slice(0, 0)  # the positions of these buffers
     groups: Mapping[str, int] = {}  # by setting, images that a network sees as a group; micro-batches are multiples
 
     def networks(self) -> dict[str, nn.Module]:
@@ -102,6 +112,22 @@ class System(nn.Module, ABC):
 
     def can(self, use: Literal["sample", "reconstruct", "posterior", "translate"]) -> bool:
         return getattr(type(self), use) is not getattr(System, use)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return the system's own buffers that are the same on all processes, by name."""
+        return {name: value for name, value in self.named_buffers(recurse=False) if name not in self.by_position}
+
+    def hold(self, rows: slice, batch_size: int) -> None:
+        """Make the buffers in `by_position` anew for some positions of the global batch; call it before training.
+
+        A system that has such buffers extends this. It registers them as not persistent, all zeros at first, of shapes
+        [rows, ...] whose rest depends on the settings and on `batch_size` alone.
+
+        Args:
+            rows: the positions that this process computes
+            batch_size: images of the global batch
+        """
+        self.rows = rows
 
     @abstractmethod
     def passes(self, batch: Batch) -> Any:

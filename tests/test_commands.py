@@ -11,9 +11,17 @@ import pytest
 from data import processes
 
 DATA = ["data.prepare", "data.inspect", "data.index"]
-COMMANDS = ["trainer.generate", "trainer.evaluate", "trainer.compare", "trainer.prefetch", "trainer.export", *DATA]
+COMMANDS = [
+    "trainer.generate",
+    "trainer.evaluate",
+    "trainer.compare",
+    "trainer.prefetch",
+    "trainer.export",
+    "trainer.encode",
+    *DATA,
+]
 # What a command imports first, once Ctrl-C is taken care of; others import trainer.distributed.exit.
-FIRST_IMPORT = {f"trainer.{name}": f"trainer.{name}.command" for name in ("evaluate", "generate", "export")}
+FIRST_IMPORT = {f"trainer.{name}": f"trainer.{name}.command" for name in ("evaluate", "generate", "export", "encode")}
 FIRST_IMPORT |= {"trainer.main": "trainer.config.parser"}
 FIRST_IMPORT |= dict.fromkeys(DATA, "data.command")
 

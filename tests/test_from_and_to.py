@@ -8,29 +8,35 @@ import subprocess
 import pytest
 from conftest import ROOT
 
+from data.shards.reader import Shards, write
+
 PAGES = [("README.md", "From and to other tools"), ("docs/using-models.md", "Export a model")]
 RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what stands for the runs that a page names
+SHORTER = {"trainer.export": ["--num", "16"], "trainer.encode": ["--workers", "0"]}
 SHORT = ["--evaluate.every", "0", "--data.size", "32", "--data.channels", "1", "--data.workers", "0"]
-NEW = ["--trainer.batch_size", "2", "--trainer.steps", "1", "--system.networks.latent_stride", "2"]
-NEW += ["--system.networks.blocks", "1"]
+NEW = ["--trainer.batch_size", "2", "--trainer.steps", "1"]
+SMALL_KL = ["--system.networks.latent_stride", "2", "--system.networks.blocks", "1"]
 
 
 @pytest.fixture
 def do(here, tiny_run, digits, tmp_path, monkeypatch):
-    """Run a command as it is written, in a folder with tiny runs; training makes few steps on the digits."""
+    """Run a command as it is written, in a folder with tiny runs and a few digits; training makes few steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
+    for split in ("train", "test"):
+        few = [{"__key__": str(i), "png": Shards(digits / split).image(i)} for i in range(8)]
+        write(tmp_path / "datasets" / "photos" / split, few)
     for name, system in RUNS.items():
         (tmp_path / name).symlink_to(tiny_run(system))
 
     def run(words: list[str]) -> None:
         match words:
             case ["python", "-m", module, *arguments]:
-                importlib.import_module(f"{module}.command").main(arguments)
+                importlib.import_module(f"{module}.command").main([*arguments, *SHORTER.get(module, [])])
             case ["accelerate", "launch", "trainer/main.py", *arguments]:
-                data = ["--data.train", digits / "train", "--data.test", digits / "test"]
-                fewer = ["--trainer.steps", "4"] if "--config" in arguments else NEW
-                done = here(*arguments, *data, *SHORT, *fewer, small=[])
+                short = [*SHORT, *(["--trainer.steps", "4"] if "--config" in arguments else NEW)]
+                short += SMALL_KL if "kl" in arguments else []
+                done = here(*arguments, *short, small=[])
                 assert done.returncode == 0, done.stderr
             case ["cp", *_]:
                 subprocess.run(words, check=True)

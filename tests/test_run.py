@@ -18,6 +18,7 @@ from sample_images import corrupt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
+import models
 from models import OptimizerConfig
 from trainer.checkpoint import files as checkpoint_files
 from trainer.distributed.accelerator import keep_freed_memory
@@ -40,14 +41,16 @@ def lines(run_dir) -> list[dict]:
     return [{key: value for key, value in line.items() if not key.startswith(timed)} for line in parsed]
 
 
-def alike(one: Path, other: Path) -> bool:
+def alike(one: Path, other: Path, step: int | None = None) -> bool:
     """Whether two runs have the same weights but for the rounding of sums in another order.
 
     Rounding changes a gradient by a share of about 1e-6, and Adam's step by the same share of its learning rate; only
     where a gradient is the rest of terms that cancel may its step be any other. So all but a few weights must agree to
     a hundredth of a step. Other noise or samples change the steps of nearly all.
     """
-    a, b = ({key: value for key, value in weights(run).items() if "optimizer." not in key} for run in (one, other))
+    a, b = (
+        {key: value for key, value in weights(run, step).items() if "optimizer." not in key} for run in (one, other)
+    )
     assert a.keys() == b.keys()
     differences = torch.cat([(a[key] - b[key]).abs().flatten() for key in a])
     return (differences < 1e-2 * OptimizerConfig().lr).float().mean().item() > 0.98
@@ -119,11 +122,50 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
-    kept = {"CycleGAN": "statistics.pool_b", "VAEGAN": "statistics.adaptive_weight"}[system]
+    kept = {"CycleGAN": "by_position.pool_b", "VAEGAN": "statistics.adaptive_weight"}[system]
     assert a[kept].abs().sum() > 0
     longer = here(*run, "--trainer.steps", "9", "--trainer.run_dir", tmp_path / "cut", small=[])
     assert longer.returncode == 2, "with a schedule that ends with the run, its length is no free setting"
     assert "trainer.steps: 8 in the checkpoint, 9 now" in longer.stderr
+
+
+def test_a_cyclegans_pool_follows_its_positions_to_any_processes(ranks, here, digits, tmp_path):
+    """Saved by one process, it goes on with two; saved by two, with two bit for bit, and with one and micro-batches."""
+    sets = f'["{digits}/train", "{digits}/train"]'
+    run = ["--system", "CycleGAN", "--data.train", sets, "--data.test", sets, "--system.width", "4"]
+    run += ["--system.blocks", "1", "--system.pool", "12", "--trainer.steps", "8"]
+    run += ["--trainer.save_every", "2", "--trainer.keep", "9"]
+
+    def resume(start, before: Path, step: int, **options) -> Path:
+        """Go on from an earlier step of a copy of a run."""
+        shutil.copytree(before, folder := tmp_path / f"{before.name}{len(list(tmp_path.iterdir()))}")
+        for path in (folder / "checkpoints").iterdir():
+            if path.name > f"step_{step:08d}":
+                shutil.rmtree(path)
+        done = start(*run, *options.pop("more", ()), "--trainer.run_dir", folder, small=[], **options)
+        assert f"Resuming at step {step} of 8" in getattr(done, "wait", lambda: done)().stderr
+        return folder
+
+    assert here(*run, "--trainer.run_dir", tmp_path / "whole", small=[]).returncode == 0
+    whole, two = tmp_path / "whole", resume(ranks, tmp_path / "whole", 4, processes=2)
+    assert alike(whole, two, step=6)
+    for domain in ("by_position.pool_a", "by_position.pool_b"):
+        saved, *later = (weights(*at)[domain] for at in ((whole, 4), (whole, 6), (two, 6)))
+        unchanged, same = ((saved == pool).flatten(2).all(2) for pool in later)
+        assert 0 < unchanged.sum() < 16
+        assert torch.equal(unchanged, same), "the slots that no fake went into are as they were, to the bit"
+    again, one = resume(ranks, two, 6, processes=2), resume(here, two, 6, more=["--trainer.micro_batch", "2"])
+    a, b = weights(two), weights(again)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert alike(one, two, step=8)
+    assert a["by_position.pool_a"].shape == (8, 2, 1, 32, 32)
+    assert (a["by_position.pool_a"].abs().sum((1, 2, 3, 4)) > 0).all(), "every position's slots are saved"
+    assert not list((two / "checkpoints").glob("*/statistics.*")), "nothing else is kept"
+    larger = ["--trainer.batch_size", "12", "--trainer.accept_new_data", "true"]
+    resized = weights(resume(here, two, 6, more=larger))
+    assert resized["by_position.pooled"].tolist() == [1] * 12, "at other positions the pool begins anew"
+    assert models.load(two).by_position == ("pool_a", "pool_b", "pooled")
 
 
 def test_two_sets_are_for_cyclegan_alone(here, digits, tmp_path):

@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+import trainer.encode.command
 import trainer.evaluate
 import trainer.evaluate.command
 import trainer.evaluate.extractors.build

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trainer.draws import key
+from trainer.draws import draw
 
 
 def normalize(image: Tensor) -> Tensor:
@@ -27,21 +27,13 @@ def to_uint8(image: Tensor) -> Tensor:
 
 @dataclass
 class Batch:
-    """Some rows of a global batch, as `models.system.Batch` describes it.
+    """Some rows of a global batch, as `models.system.Batch` describes it."""
 
-    Args:
-        images: images of each dataset, [n, channels, size, size] in [-1, 1]
-        rows: their positions in the global batch
-        batch_size: images of the global batch
-        seed: the run's seed
-        step: the step, counted from 0
-    """
-
-    images: tuple[Tensor, ...]
-    rows: slice
-    batch_size: int
-    seed: int
-    step: int
+    images: tuple[Tensor, ...]  # images of each dataset, [n, channels, size, size] in [-1, 1]
+    rows: slice  # their positions in the global batch
+    batch_size: int  # images of the global batch
+    seed: int  # the run's seed
+    step: int  # the step, counted from 0
 
     @property
     def image(self) -> Tensor:
@@ -49,10 +41,7 @@ class Batch:
         return self.images[0]
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return the draw `name` from N(0, I), [n, *shape], sliced from a draw for the global batch.
-
-        Drawing only these rows would give different numbers: `randn(8)[:4]` is not `randn(4)`.
-        """
+        """Return the draw `name` from N(0, I), [n, *shape], a function of seed, step, name and position."""
         return self._draw(torch.randn, name, shape)
 
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -60,9 +49,8 @@ class Batch:
         return self._draw(torch.rand, name, shape)
 
     def _draw(self, distribution: Callable[..., Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-        generator = torch.Generator(self.image.device).manual_seed(key(self.seed, self.step, name))
-        draw = distribution((self.batch_size, *shape), generator=generator, device=self.image.device)
-        return draw[self.rows].to(self.image.dtype)
+        image = self.image
+        return draw(distribution, self.seed, self.step, name, self.rows, shape, image.device).to(image.dtype)
 
     def ramp(self, start: int, steps: int) -> float:
         """Return 0 before step `start`, then a weight that rises linearly to 1 over `steps` steps."""
@@ -76,14 +64,6 @@ class Batch:
     def positions(self) -> Tensor:
         """Return the rows' positions in the global batch, int64 [n]."""
         return torch.arange(self.rows.start, self.rows.stop, device=self.image.device)
-
-    def placed(self, value: Tensor) -> Tensor:
-        """Return [batch_size, ...] with `value` in these rows, scaled so that the mean over all parts of a global batch
-        holds every row, and zeros elsewhere."""
-        # In float64, the mean over any number of parts undoes the scaling exactly, once rounded back.
-        whole = value.new_zeros((self.batch_size, *value.shape[1:]), dtype=torch.float64)
-        whole[self.rows] = value.double() * (self.batch_size / len(value))
-        return whole
 
     def split(self, size: int) -> list["Batch"]:
         """Return micro-batches of `size` rows."""

@@ -54,6 +54,8 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
     system.to(accelerator.device)
     ranks.broadcast_weights(system)  # from one seed, different processors draw weights that differ in their last digits
     ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
+    first = accelerator.process_index * per_rank_batch
+    system.hold(slice(first, first + per_rank_batch), settings.batch_size)
     networks = system.networks()
     for name, network in networks.items():
         if settings.compile and not name.startswith("discriminator"):
@@ -103,7 +105,7 @@ def settle_buckets(parts: RunParts, state: TrainState, accelerator: Accelerator)
     before = copy.deepcopy(state.trained())
     data, batch_size = parts.config.data, parts.config.trainer.batch_size
     blank = torch.zeros(parts.per_rank_batch, data.channels, data.size, data.size, device=accelerator.device)
-    images, rows = (blank,) * parts.system.domains, slice(0, parts.per_rank_batch)
+    images, rows = (blank,) * parts.system.domains, parts.system.rows
     train_step = make_train_step(parts, accelerator)
     for start in {player_state.player.start for player_state in train_step.player_states}:
         train_step(Batch(images, rows, batch_size, 0, start).split(parts.micro_batch), start)

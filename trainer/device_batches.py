@@ -14,19 +14,13 @@ from trainer.parts import RunParts
 
 
 def device_batches(parts: RunParts, accelerator: Accelerator, first_step: int, window: LogWindow) -> Generator[Batch]:
-    """Yield this process's rows of the global batch of each step, on the device.
-
-    Args:
-        parts: the run's datasets, orders and settings
-        accelerator: gives the device and this process's place
-        first_step: the first step to yield; the last one is the run's
-        window: notes the samples of each step
+    """Yield this process's rows of the global batch of each step from `first_step` on; `window` notes their samples.
 
     Raises:
         DataError: a sample is missing or damaged, and data.on_error is stop.
     """
     settings, data, device = parts.config.trainer, parts.config.data, accelerator.device
-    rows, steps = _rows(parts, accelerator.process_index, 1), range(first_step, settings.steps)
+    rows, steps = parts.system.rows, range(first_step, settings.steps)
     source = Batches(parts.trains, parts.orders, data.size, data.channels, rows, Augment(data.crop, data.flip))
     loader = load(source, steps, data.workers, device.type == "cuda", _rows_of_this_machine(parts, accelerator))
     copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -47,12 +41,9 @@ def _copied(sets: list[Images], device: torch.device, copy_stream: torch.cuda.St
     return images
 
 
-def _rows(parts: RunParts, first_rank: int, ranks: int) -> slice:
-    return slice(first_rank * parts.per_rank_batch, (first_rank + ranks) * parts.per_rank_batch)
-
-
 def _rows_of_this_machine(parts: RunParts, accelerator: Accelerator) -> slice | None:
     """The rows whose shards this process fetches: all of its machine's on the machine's first rank, else None."""
     if not accelerator.is_local_main_process:
         return None
-    return _rows(parts, accelerator.process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    first, ranks = parts.system.rows.start, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return slice(first, first + ranks * parts.per_rank_batch)

@@ -77,7 +77,7 @@ class Report:
         record = self.initial.record if self.initial else None
         self.state = TrainState(config, self.system, networks, ema, states, self.trains, self.orders, record)
         more = {"evaluation_pending": False, "replaced": 0, "code": "0" * 16}
-        self.checkpoint = writer.checkpoint_bytes(self.state.tensors(), self.state.manifest() | more)
+        self.checkpoint = writer.checkpoint_bytes(self.state.whole(), self.state.manifest() | more)
 
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield the title and the lines of each section; raises what the class raises."""
@@ -159,6 +159,8 @@ class Report:
             ("images", images, f"{self.per_rank_batch:,}{self.each}"),
             ("activations", live, f"of {self.micro_batch:,} images{also}, while {player} is updated"),
         ]
+        if held["by_position"]:
+            rows.append(("kept images", held["by_position"], "of this process's positions of the batch"))
         if held["gradients"]:
             rows.append(("gradients", held["gradients"], "of all players, which DDP's buckets hold"))
         if self.device == "cpu":

@@ -1,12 +1,13 @@
 """Latents: the codes that a trained system's encoder gives images, and their statistics over a set of images."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.dataset import LatentStatistics
 from data.loader import Samples, read
 from models import System
 from trainer.batch import normalize
@@ -55,29 +56,6 @@ class LatentEncoder(Blocks):
                 "the codes of some images are not finite: the run has diverged, choose an earlier checkpoint"
             )
         return mean, log_variance
-
-
-class LatentStatistics(NamedTuple):
-    """What latents are scaled by before the next model sees them.
-
-    (z - shift_factor) * scaling_factor has the mean 0 and the variance 1 over all images, channels and places;
-    (z - latents_mean) / latents_std has them in each channel. Those of codes without a map are for each number.
-
-    Args:
-        images: number of images
-        of: "draws" z ~ N(mean, variance) from each image's posterior, or "means"
-        latents_mean, latents_std: of each channel
-        shift_factor: the mean of all latents
-        scaling_factor: 1 / their standard deviation, 0.18215 of Stable Diffusion's first autoencoder (Rombach et al.
-            2022, section D.1, which measure it on one batch)
-    """
-
-    images: int
-    of: Of
-    latents_mean: list[float]
-    latents_std: list[float]
-    shift_factor: float
-    scaling_factor: float
 
 
 class LatentSums(ExactSum):

@@ -14,32 +14,17 @@ from trainer.weights import Initial
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run trains, and on what.
+    """What a run trains, and on what."""
 
-    Args:
-        config: the run's settings
-        system: the system; its networks are prepared for distribution by accelerate
-        networks: the same networks by name, without DDP's wrapper
-        ema: the averaged networks
-        trains: training shards of each dataset
-        tests: held-out shards of each dataset; empty if there are none
-        orders: order of the samples of each training set
-        per_rank_batch: images per step of one process
-        micro_batch: images that pass through the networks at once; divides per_rank_batch
-        code: checksum of the program's code
-        frozen: networks that trainer.train_only leaves as they are
-        initial: the weights that the run starts from; None if it draws or resumes them
-    """
-
-    config: Config
-    system: System
-    networks: dict[str, nn.Module]
-    ema: EMA
-    trains: list[Shards]
-    tests: list[Shards]
-    orders: list[Order]
-    per_rank_batch: int
-    micro_batch: int
-    code: str
-    frozen: frozenset[str]
-    initial: Initial | None
+    config: Config  # the run's settings
+    system: System  # the system; its networks are prepared for distribution by accelerate
+    networks: dict[str, nn.Module]  # the same networks by name, without DDP's wrapper
+    ema: EMA  # the averaged networks
+    trains: list[Shards]  # training shards of each dataset
+    tests: list[Shards]  # held-out shards of each dataset; empty if there are none
+    orders: list[Order]  # order of the samples of each training set
+    per_rank_batch: int  # images per step of one process
+    micro_batch: int  # images that pass through the networks at once; divides per_rank_batch
+    code: str  # checksum of the program's code
+    frozen: frozenset[str]  # networks that trainer.train_only leaves as they are
+    initial: Initial | None  # the weights that the run starts from; None if it draws or resumes them

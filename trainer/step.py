@@ -17,23 +17,14 @@ from trainer.batch import Batch
 
 @dataclass(eq=False)
 class PlayerState:
-    """A player with its networks and its optimizer.
-
-    Args:
-        player: the player
-        networks: the networks that it may change, as they are called in training
-        parameters: their weights by name, without DDP's prefix
-        optimizer: the optimizer of these weights
-        scaler: the loss scaler under fp16, else None
-        overflows: scalar tensor, the updates in a row that the scaler has skipped
-    """
+    """A player with its networks and its optimizer."""
 
     player: Player
-    networks: list[nn.Module]
-    parameters: dict[str, nn.Parameter]
+    networks: list[nn.Module]  # the networks that it may change, as they are called in training
+    parameters: dict[str, nn.Parameter]  # their weights by name, without DDP's prefix
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None
-    overflows: Tensor
+    scaler: torch.amp.GradScaler | None  # the loss scaler under fp16, else None
+    overflows: Tensor  # scalar tensor, the updates in a row that the scaler has skipped
 
     @classmethod
     def create(cls, player: Player, system: System, scaler: torch.amp.GradScaler | None) -> "PlayerState":
@@ -164,25 +155,31 @@ class TrainStep:
         for state in moving:
             freeze_all_but(self.system, state.player.networks)
             statistics: dict[str, Tensor] = {}
+            rows: dict[str, list[Tensor]] = {}
             for i, batch in enumerate(batches):
                 with ExitStack() as unsynchronized:
                     if i < len(batches) - 1:
                         for network in state.networks:
                             if isinstance(network, DistributedDataParallel):
                                 unsynchronized.enter_context(network.no_sync())
-                    observed = self._backward(state, batch, shared, len(batches), step)
+                    observed, own = self._backward(state, batch, shared, len(batches), step)
                 for name, value in observed.items():
                     statistics[name] = value / len(batches) + statistics.get(name, 0)
+                for name, value in own.items():
+                    rows.setdefault(name, []).append(value)
             self._average_gradients(state)
             self._update(state, step)
             if state.player.after is not None:
-                state.player.after({name: self.accelerator.reduce(v, "mean") for name, v in statistics.items()})
+                means = {name: self.accelerator.reduce(value, "mean") for name, value in statistics.items()}
+                state.player.after(means | {name: torch.cat(parts) for name, parts in rows.items()})
 
-    def _backward(self, state: PlayerState, batch: Batch, shared: object, parts: int, step: int) -> dict[str, Tensor]:
-        """Add a micro-batch's gradients to the player's weights; return the loss's statistics."""
+    def _backward(
+        self, state: PlayerState, batch: Batch, shared: object, parts: int, step: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Add a micro-batch's gradients to the player's weights; return the loss's statistics and by_position."""
         with self.accelerator.autocast():
             passes = self.system.passes(batch) if shared is None else shared
-            loss, terms, observed = state.player.loss(batch, passes)
+            loss, terms, observed, own = state.player.loss(batch, passes)
         self._block(~loss.isfinite(), state, step)
         scaled = loss * torch.where(self.failure < 0, 1.0, torch.nan) / parts
         if state.scaler is not None:
@@ -190,7 +187,7 @@ class TrainStep:
         torch.autograd.backward(scaled, inputs=list(state.parameters.values()))
         for name, value in terms.items():
             self.meter.add(f"{state.player.name}/{name}", value, 1 / parts)
-        return observed
+        return observed, own
 
     @torch.no_grad()
     def _average_gradients(self, state: PlayerState) -> None:

@@ -42,6 +42,8 @@ class FakeRun:
             self.system, sizes = config.system(), [tracker.live]
             self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
             sizes.append(tracker.live)
+            self.system.hold(slice(0, max(1, settings.batch_size // processes)), settings.batch_size)
+            sizes.append(tracker.live)
             self.frozen = frozen_networks(self.system, settings.train_only)
             self.step = TrainStep(alone, self.system, settings.steps, settings.share_passes, frozen=self.frozen)
             for state in self.step.player_states:
@@ -52,7 +54,7 @@ class FakeRun:
             # DDP keeps gradients between steps; without it they are made in each.
             self.buckets = [_make_gradients(state) for state in self.step.player_states if buckets]
             sizes.append(tracker.live)
-        names = ("weights", "averages", "moments", "gradients")
+        names = ("weights", "averages", "by_position", "moments", "gradients")
         self.held = {name: size - before for name, size, before in zip(names, sizes, [0, *sizes], strict=False)}
 
     def peak(self, per_rank_batch: int, micro_batch: int) -> tuple[int, str]:

@@ -51,13 +51,6 @@ def train(config: Config) -> int:
 class Run:
     """A training run: built and resumed when it is made, then trained by `train`.
 
-    Args:
-        config: the run's settings
-        folder: the run's folder, which the main process locks
-        accelerator: gives device, precision and processes
-        ranks: the processes
-        stop: says when to stop early
-
     Raises:
         ValueError, DataError, OSError: the settings, the data or the run folder do not allow the run.
     """
@@ -168,7 +161,7 @@ class Run:
             system, averages = self.parts.system, self.parts.ema.system
             networks = self.parts.networks | {f"the average of {name}": one for name, one in averages.named_children()}
             tensors = {name: tensors_of(network) for name, network in networks.items()}
-            tensors |= {f"the statistic {name}": [value] for name, value in system.named_buffers(recurse=False)}
+            tensors |= {f"the statistic {name}": [value] for name, value in system.statistics().items()}
             self.ranks.check_weights(tensors)
 
     def _log(self) -> None:
@@ -204,7 +197,9 @@ class Run:
             "code": self.parts.code,
             "windows": gather_object([self.window.state()]),  # empty, unless the run stops within a window
         }
-        self._save_on_main(lambda: self.saver.save(self.step, self.state.tensors(), self.state.manifest() | progress))
+        tensors = self.state.tensors()
+        tensors |= {"by_position": self.ranks.gather_rows(rows)} if (rows := tensors.get("by_position")) else {}
+        self._save_on_main(lambda: self.saver.save(self.step, tensors, self.state.manifest() | progress))
 
     def _save_on_main(self, work: Callable[[], None]) -> None:
         save_on_main(self.accelerator, self.saver, work)

@@ -1,9 +1,9 @@
 """Show what a data set holds, and check it: `python -m data.inspect FOLDER [--verify]`.
 
-FOLDER is what `python -m data.prepare` made, or any folder of WebDataset shards. The command prints a summary, and
-writes a contact sheet with some images of each class. With `--verify`, or if FOLDER has no `dataset.json`, it decodes
-every sample, and compares the samples with dataset.json and with their checksums in the index. The exit code is 1 if
-something is wrong with the data; each problem is listed.
+FOLDER is what `python -m data.prepare` or `python -m trainer.encode` made, or any folder of WebDataset shards. The
+command prints a summary, and writes a contact sheet with some images of each class. With `--verify`, or if FOLDER has
+no `dataset.json`, it decodes every sample, and compares the samples with dataset.json and with their checksums in the
+index. The exit code is 1 if something is wrong with the data; each problem is listed.
 """
 
 from data.processes import end_when_interrupted, run_command
@@ -23,6 +23,7 @@ from data.files import escaped, try_write
 from data.images import Limits
 from data.inspect.sheet import sheet
 from data.inspect.verify import inspect
+from data.latents import FORMATS
 from data.tables import table
 
 MOST_CLASSES, MOST_REJECTED = 30, 20  # that are listed
@@ -45,8 +46,8 @@ def describe(folder: Path, dataset: Dataset) -> str:
         row("height", lambda split: _spread(split.height)),
         row("formats", lambda split: _counts(split.formats)),
         row("modes", lambda split: _counts(split.modes)),
-        row("mean", lambda split: _figures(split.mean)),
-        row("std", lambda split: _figures(split.std)),
+        row("mean", lambda split: _figures(split.latents.latents_mean if split.latents else split.mean)),
+        row("std", lambda split: _figures(split.latents.latents_std if split.latents else split.std)),
         row("fingerprint", lambda split: split.fingerprint),
     ]
     labels = sorted({int(label) for split in splits for label in split.labels})
@@ -92,7 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
     with command_errors(parser):
         dataset, problems = inspect(settings.folder, settings.workers, settings.verify, limits)
         print(describe(settings.folder, dataset))
-        if not problems:  # opening changed shards would index them again, and hide the change from the next look
+        holds_images = not any({*FORMATS} & {*split.formats} for split in dataset.splits.values())
+        if (
+            not problems and holds_images
+        ):  # opening changed shards would index them again, and hide the change from the next look
             drawn = io.BytesIO()
             sheet(settings.folder, dataset).save(drawn, "PNG")
             if not try_write(path, drawn.getvalue()):

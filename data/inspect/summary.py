@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data import latents
 from data.dataset import ShardEntry, Split, Spread
 from data.images import FORMATS, LIMITS, Limits, decode, decode_whole
 
@@ -45,14 +46,23 @@ class DatasetSummary:
             mode, form = header.mode, str(header.format)
         if form in ("JPEG", "MPO"):
             decode(content, 32, 3, limits=limits)  # runs read JPEGs by libjpeg-turbo, which refuses more than Pillow
+        self.count(key, content, label, latents.Description(*image.size, mode, form))
+        histogram = np.reshape(image.histogram(), (-1, 256))
+        self.pixels[slice(0, 1) if len(histogram) == 1 else slice(1, 4)] += histogram
+
+    def add_latents(self, key: str, content: bytes, label: int) -> None:
+        """Unpack a sample of latents and count it; raise ValueError, and count nothing, if they are damaged."""
+        form = "npy" if content.startswith(latents.NPY) else "safetensors"
+        self.count(key, content, label, latents.describe(latents.unpack(content), form))
+
+    def count(self, key: str, content: bytes, label: int, description: latents.Description) -> None:
+        """Count a sample, of whose pixels or numbers nothing is known."""
         self.images += 1
         self.encoded += len(content)
         head = f"{key}\n{label}\n".encode("utf-8", "surrogateescape")
         self.digest += int.from_bytes(hashlib.sha256(head + content).digest())
-        for name, value in zip(COUNTED, (label, *image.size, mode, form), strict=True):
+        for name, value in zip(COUNTED, (label, *description), strict=True):
             self.counts[name][str(value)] += 1
-        histogram = np.reshape(image.histogram(), (-1, 256))
-        self.pixels[slice(0, 1) if len(histogram) == 1 else slice(1, 4)] += histogram
 
     def __iadd__(self, other: "DatasetSummary") -> "DatasetSummary":
         self.images += other.images
@@ -94,6 +104,8 @@ class DatasetSummary:
     def _moments(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of each channel; grey images among coloured ones count as coloured."""
         grey, *colours = self.pixels.tolist()
+        if not self.pixels.any():  # these are latents
+            return [], []
         channels = [[*map(sum, zip(grey, one, strict=True))] for one in colours] if any(colours[0]) else [grey]
         mean, std = [], []
         for channel in channels:  # Python's integers are exact, so that no order of additions can be seen

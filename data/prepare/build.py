@@ -1,25 +1,18 @@
 """A data set made in `.OUT.unfinished`, which becomes OUT when it is complete."""
 
-import fcntl
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data.dataset import Dataset, Split, dataset_fingerprint
 from data.errors import DataError
-from data.files import atomically
 from data.inspect.summary import DatasetSummary
 from data.inspect.verify import describe_split
 from data.prepare.plan import PrepareSettings, Task, check_range, plan
 from data.prepare.writer import Writer, write_shards
-from data.shards.reader import Shards
 from data.sources import MAX_RATIO, Bounds, open_source
+from data.unfinished import begin, complete, locked
 
 TORCHVISION = Path("datasets/torchvision")
 
@@ -47,14 +40,11 @@ def prepare(
     chosen = PrepareSettings(**settings)
     check_range("max_rejected", max_rejected, 0 <= max_rejected <= 1, "a share from 0 to 1")
     check_range("workers", workers, workers >= 1, "at least 1")
-    unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
-    with lock(unfinished):
-        if out.exists():
-            raise DataError(f"{out} exists already: name a new folder, or remove it first")
+    with locked(out) as unfinished:
         opened = open_source(source, unfinished / "source", root, download, bounds=Bounds(max_ratio, chosen.limits))
         tasks = plan(opened, chosen, source)
         files = hashlib.sha256("".join(map(repr, opened.items)).encode()).hexdigest()[:16]
-        _begin(unfinished, {"source": source, **asdict(chosen), "images": len(opened.items), "files": files})
+        begin(unfinished, {"source": source, **asdict(chosen), "images": len(opened.items), "files": files})
         writer = Writer(opened.read, chosen, unfinished)
         rejected = write_shards(tasks, writer, workers, max_rejected)
         splits = _describe(tasks, writer)
@@ -67,46 +57,8 @@ def prepare(
             ignored=dict(sorted(opened.ignored.items())),
             rejected=rejected,
         )
-        for split in splits:
-            Shards(unfinished / "out" / split)  # writes the index
-        with atomically(unfinished / "out" / "dataset.json", unfinished / "dataset.json") as path:
-            path.write_text(dataset.to_json())
-        os.rename(unfinished / "out", out)
-        shutil.rmtree(unfinished)
+        complete(unfinished, out, dataset)
     return {name: split.images for name, split in splits.items()}
-
-
-@contextmanager
-def lock(unfinished: Path) -> Iterator[None]:
-    """Let one process alone work in the unfinished folder, which is removed if it fails before there is a plan."""
-    unfinished.mkdir(parents=True, exist_ok=True)
-    with open(unfinished / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another process is at work in {unfinished}: wait for it, or end it") from error
-        try:
-            yield
-        except BaseException:
-            if not (unfinished / "plan.json").exists():
-                shutil.rmtree(unfinished)
-            raise
-
-
-def _begin(unfinished: Path, planned: dict[str, Any]) -> None:
-    """Continue what the same plan began, or begin if no shard is finished."""
-    path = unfinished / "plan.json"
-    if not (path.exists() and any((unfinished / "out").glob("*/*.tar"))):
-        shutil.rmtree(unfinished / "out", ignore_errors=True)
-        with atomically(path) as temporary:
-            temporary.write_text(json.dumps(planned))
-    before = json.loads(path.read_text())
-    if before != planned:
-        raise DataError(
-            f"{unfinished} holds the beginning of another plan:"
-            + "".join(f"\n  {k}: {before.get(k)} then, {v} now" for k, v in planned.items() if before.get(k) != v)
-            + f"\nUse its options and its source to continue, or remove {unfinished} to begin again"
-        )
 
 
 def _describe(tasks: list[Task], writer: Writer) -> dict[str, Split]:

@@ -33,17 +33,11 @@ ENCODED = ("PNG", "JPEG", "WEBP")  # formats in which changed images are written
 
 @dataclass
 class Writer:
-    """Writes a shard, `out/SPLIT/NUMBER.tar`, and before it a report of what the shard holds.
+    """Writes a shard, `out/SPLIT/NUMBER.tar`, and before it a report of what the shard holds."""
 
-    Args:
-        read: the source's reader
-        settings: how images are changed
-        unfinished: folder of the reports and of `out`
-    """
-
-    read: Callable[[Item], tuple[bytes, int]]
-    settings: PrepareSettings
-    unfinished: Path
+    read: Callable[[Item], tuple[bytes, int]]  # the source's reader
+    settings: PrepareSettings  # how images are changed
+    unfinished: Path  # folder of the reports and of `out`
 
     def __call__(self, task: Task, advance: Callable[[int], Any]) -> list[Rejected]:
         """Write a shard, and return the images that were left out."""

@@ -32,25 +32,15 @@ PARALLEL = 2**26  # bytes of tars for which starting several processes saves tim
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A shard's entry in an index.
+    """A shard's entry in an index."""
 
-    Args:
-        url: path or URL, relative to the index or absolute
-        nsamples: number of samples
-        filesize: bytes
-        mtime_ns: time of the file's last change
-        table: digest of the places and labels of its samples
-        checksum: digest of their images' checksums
-        problems: what is wrong with it
-    """
-
-    url: Annotated[str, msgspec.Meta(min_length=1)]
-    nsamples: Annotated[int, msgspec.Meta(ge=0)]
-    filesize: Annotated[int, msgspec.Meta(ge=0, lt=2**50)]
-    mtime_ns: int = 0
-    table: str = ""
-    checksum: str = ""
-    problems: tuple[str, ...] = ()
+    url: Annotated[str, msgspec.Meta(min_length=1)]  # path or URL, relative to the index or absolute
+    nsamples: Annotated[int, msgspec.Meta(ge=0)]  # number of samples
+    filesize: Annotated[int, msgspec.Meta(ge=0, lt=2**50)]  # bytes
+    mtime_ns: int = 0  # time of the file's last change
+    table: str = ""  # digest of the places and labels of its samples
+    checksum: str = ""  # digest of their images' checksums
+    problems: tuple[str, ...] = ()  # what is wrong with it
 
     def __post_init__(self) -> None:
         if self.nsamples > self.filesize // tarfile.BLOCKSIZE:  # each has at least a header
@@ -85,7 +75,7 @@ def index_folder(folder: Path, writes: bool = True) -> tuple[list[Shard], dict[s
             f"the data folder {folder} does not exist. Expected a folder of WebDataset shards (*.tar), a URL of one, "
             "or an index.json: make shards with `python -m data.prepare SOURCE OUT`, or `make data` for the digits"
         )
-    (path, known), found = _own_index(folder), _tars(folder)
+    (path, known), found = own_index(folder), _tars(folder)
     if not found and not known:
         inside = " or ".join(sorted({str(one.parent) for one in folder.glob("*/*.tar")})[:3])
         hint = "make them with `python -m data.prepare SOURCE OUT`, or name the folder that has them"
@@ -95,7 +85,7 @@ def index_folder(folder: Path, writes: bool = True) -> tuple[list[Shard], dict[s
     tables: dict[str, np.ndarray] = {}
     if _stale(found, known):
         with _lock(folder) if writes else nullcontext():
-            (path, known), found = _own_index(folder), _tars(folder)  # another process may have indexed it meanwhile
+            (path, known), found = own_index(folder), _tars(folder)  # another process may have indexed it meanwhile
             stale = _scan_all(folder, _stale(found, known))
             for name, (shard, table) in stale.items():
                 known[name] = replace(shard, url=name)
@@ -126,11 +116,6 @@ def index_json(shards: Iterable[Shard]) -> bytes:
     """Return the text of an index."""
     lines = (json.dumps({key: value for key, value in asdict(shard).items() if value != ()}) for shard in shards)
     return (f'{{"wids_version": 1, "by": "{BY}", "shardlist": [\n' + ",\n".join(lines) + "\n]}\n").encode()
-
-
-def known_shards(folder: Path) -> dict[str, Shard]:
-    """Return the shards of a folder by name as they were last indexed; nothing is scanned or written."""
-    return _own_index(folder)[1]
 
 
 def digest(table: np.ndarray) -> str:
@@ -175,9 +160,9 @@ def scan(path: Path, checksums: bool = True) -> Scan:
                 if sample.key in keys:
                     problems.append(f"the key {key} appears twice")
                 keys.add(sample.key)
-                if sample.images > 1:
-                    problems.append(f"sample {key} has {sample.images} images")
-                if sample.images:
+                if (count := sample.images or sample.latents) > 1:
+                    problems.append(f"sample {key} has {count} {'images' if sample.images else 'latents'}")
+                if count:
                     sum_ = checksum(file.fileno(), sample.offset, sample.size) if checksums else 0
                     rows.append((sample.offset, sample.size, sample.label, sum_))
                 else:
@@ -239,8 +224,8 @@ def _state(file: Path | os.DirEntry[str]) -> tuple[int, int]:
         return 0, 0
 
 
-def _own_index(folder: Path) -> tuple[Path, dict[str, Shard]]:
-    """Return the path of our index of a folder, which may not exist yet, and its shards by name."""
+def own_index(folder: Path) -> tuple[Path, dict[str, Shard]]:
+    """Return the path of our index of a folder, which may not exist yet, and its shards by name, as indexed."""
     for path in (folder / "index.json", folder / ".index.json"):
         try:
             index = parse(read(path), Index)

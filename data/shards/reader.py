@@ -25,8 +25,9 @@ from data.shards.cache import Cache
 from data.shards.index import Shard
 from data.shards.local import LocalShards
 from data.shards.remote import check_named_by_file, check_same_origin, is_remote, read
-from data.shards.tars import IMAGE_EXTENSIONS
+from data.shards.tars import IMAGE_EXTENSIONS, groups
 
+MAX_OTHERS = 2**30  # bytes of a shard's members that are no images, which are read at once
 OnError = Literal["stop", "skip"]
 
 
@@ -159,6 +160,27 @@ class Shards:
             return f"{self.paths[shard]}, member {tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name}"
         except (DataError, OSError, tarfile.HeaderError):
             return f"{self.paths[shard]}, sample {row}"
+
+    def others(self, shard: int) -> list[tuple[str, dict[str, bytes]]]:
+        """Return the key of each sample of a shard, and its members that are no images, by extension.
+
+        Raises:
+            DataError: The shard is gone, differs from its index, or these members are too large for the memory.
+        """
+        found, room = list[tuple[str, dict[str, bytes]]](), MAX_OTHERS
+        with self._opened(shard) as (file, _):
+            for key, members in groups(Path(f"/proc/self/fd/{file}")):
+                others = [member for member in members if member[1] not in IMAGE_EXTENSIONS]
+                if len(others) == len(members):  # another program's index leaves this sample out, as ours does
+                    continue
+                room -= sum(size for *_, size in others)
+                if room < 0:
+                    raise DataError(
+                        f"shard {self.paths[shard]} has more than {MAX_OTHERS:,} bytes beside its images: make smaller "
+                        "shards, or leave such members out"
+                    )
+                found.append((key, {name: os.pread(file, size, offset) for _, name, offset, size in others}))
+        return found
 
     def shards_of(self, positions: np.ndarray) -> np.ndarray:
         """Return the numbers of the shards that some positions lie in, each once."""

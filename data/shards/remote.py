@@ -29,12 +29,7 @@ def is_remote(source: str) -> bool:
 
 
 def check_named_by_file(sources: Iterable[str], where: str) -> None:
-    """Raise DataError if a file, which may be a stranger's, names a command or a URL that may run something.
-
-    Args:
-        sources: what the file names
-        where: the file, for the message
-    """
+    """Raise DataError if the file `where`, maybe a stranger's, names a command, or a URL that may run something."""
     for source in sources:
         if is_remote(source) and ("::" in source or source.partition(":")[0] not in PLAIN):
             raise DataError(
@@ -44,12 +39,7 @@ def check_named_by_file(sources: Iterable[str], where: str) -> None:
 
 
 def check_same_origin(urls: Iterable[str], where: str) -> None:
-    """Raise DataError if an index elsewhere names shards that are neither relative to itself nor on its own host.
-
-    Args:
-        urls: of the shards
-        where: URL of the index
-    """
+    """Raise DataError if an index at the URL `where` names shards neither relative to itself nor on its own host."""
     for url in urls:
         if "::" in url or os.path.isabs(url) or (is_remote(url) and _origin(url) != _origin(where)):
             raise DataError(

@@ -1,5 +1,6 @@
 """Tars of samples: their members, read within bounds, as a stranger may have made them."""
 
+import itertools
 import os
 import tarfile
 from collections.abc import Iterator
@@ -12,27 +13,22 @@ from xxhash import xxh3_64
 from data.files import escaped, regular_file
 
 IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"})
+LATENT_EXTENSIONS = frozenset({"safetensors", "npy"})
 MAX_HEADER = 2**20  # bytes of a tar's extended header
 MAX_LABEL = 2**20  # classes, so that an array of one entry per class fits into memory
 PIECE = 2**24  # bytes of an image that are read at once
 
 
 class Sample(NamedTuple):
-    """A sample of a shard.
+    """A sample of a shard."""
 
-    Args:
-        key: name without the extension
-        name, offset, size: of its last image
-        images: how many it has
-        label: of its class, -1 if it has none
-    """
-
-    key: str
-    name: str = ""
+    key: str  # name without the extension
+    name: str = ""  # of its last image, or of its last latents if it has no image, as are offset and size
     offset: int = 0
     size: int = 0
-    images: int = 0
-    label: int = -1
+    images: int = 0  # how many it has
+    latents: int = 0
+    label: int = -1  # of its class, -1 if it has none
 
 
 def samples(path: Path) -> Iterator[Sample]:
@@ -41,25 +37,31 @@ def samples(path: Path) -> Iterator[Sample]:
     Raises:
         tarfile.TarError, OSError, ValueError: As `members`, or a class is no number.
     """
-    sample = None
     with open(regular_file(path), "rb") as file:
-        for name, offset, size in members(path):
-            key, extension = base_plus_ext(name)
-            if key is None:
-                continue
-            if sample is None or key != sample.key:
-                if sample is not None:
-                    yield sample
-                sample = Sample(key)
-            if extension.lower() in IMAGE_EXTENSIONS:
-                sample = sample._replace(name=name, offset=offset, size=size, images=sample.images + 1)
-            elif extension.lower() == "cls":
-                try:
-                    sample = sample._replace(label=label_of(os.pread(file.fileno(), min(size, 100), offset)))
-                except ValueError as error:
-                    raise ValueError(f"member {name}: {error}") from error
-    if sample is not None:
-        yield sample
+        for key, found in groups(path):
+            sample = Sample(key)
+            for name, extension, offset, size in found:
+                if extension in IMAGE_EXTENSIONS:
+                    sample = sample._replace(name=name, offset=offset, size=size, images=sample.images + 1)
+                elif extension in LATENT_EXTENSIONS and not sample.images:
+                    sample = sample._replace(name=name, offset=offset, size=size, latents=sample.latents + 1)
+                elif extension == "cls":
+                    try:
+                        sample = sample._replace(label=label_of(os.pread(file.fileno(), min(size, 100), offset)))
+                    except ValueError as error:
+                        raise ValueError(f"member {name}: {error}") from error
+            yield sample
+
+
+def groups(path: Path) -> Iterator[tuple[str, list[tuple[str, str, int, int]]]]:
+    """Yield the key of each sample of a shard, and name, extension in small letters, offset and size of its members.
+
+    Raises:
+        tarfile.TarError, OSError: As `members`.
+    """
+    keyed = ((*base_plus_ext(name), name, offset, size) for name, offset, size in members(path))
+    for key, found in itertools.groupby((one for one in keyed if one[0] is not None), key=lambda one: one[0]):
+        yield key, [(name, extension.lower(), offset, size) for _, extension, name, offset, size in found]
 
 
 def label_of(text: bytes | int) -> int:

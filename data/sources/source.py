@@ -22,25 +22,15 @@ OPEN_FILES = 100  # that a reader keeps open
 
 
 class Item(NamedTuple):
-    """One image of a source.
+    """One image of a source."""
 
-    Args:
-        key: decides the image's place in the order and its split; independent of the other images
-        name: for messages
-        where: what the source's reader needs to find the image
-        size: encoded bytes, 0 if unknown
-        stamp: changes when the image's file is replaced
-        split: as the source names it
-        label: number of its class, -1 if it has none
-    """
-
-    key: str
-    name: str
-    where: Any
-    size: int = 0
-    stamp: int = 0
-    split: str | None = None
-    label: int = -1
+    key: str  # decides the image's place in the order and its split; independent of the other images
+    name: str  # for messages
+    where: Any  # what the source's reader needs to find the image
+    size: int = 0  # encoded bytes, 0 if unknown
+    stamp: int = 0  # changes when the image's file is replaced
+    split: str | None = None  # as the source names it
+    label: int = -1  # number of its class, -1 if it has none
 
 
 @dataclass
@@ -64,15 +54,10 @@ class Source:
 
 
 class Bounds(NamedTuple):
-    """How much a source may hold.
+    """How much a source may hold."""
 
-    Args:
-        ratio: unpacked bytes of an archive's images as a multiple of the archive's own bytes
-        image: limits of each image
-    """
-
-    ratio: float = MAX_RATIO
-    image: Limits = LIMITS
+    ratio: float = MAX_RATIO  # unpacked bytes of an archive's images as a multiple of the archive's own bytes
+    image: Limits = LIMITS  # limits of each image
 
     def check(self, unpacked: int, path: Path, packed: int) -> None:
         """Raise DataError if a file of `packed` bytes unpacks to too many."""
@@ -89,23 +74,14 @@ BOUNDS = Bounds()
 
 @dataclass
 class Request:
-    """A source to open, and how.
+    """A source to open, and how."""
 
-    Args:
-        name: the source as typed
-        spool: path of a temporary file, for formats that allow no random access
-        root: folder of torchvision's data sets
-        download: let torchvision download what is missing from it
-        splits: a folder's `train` and `test` sub-folders are splits, not classes
-        bounds: how much the source may hold
-    """
-
-    name: str
-    spool: Path
-    root: Path
-    download: bool = False
-    splits: bool = True
-    bounds: Bounds = BOUNDS
+    name: str  # the source as typed
+    spool: Path  # path of a temporary file, for formats that allow no random access
+    root: Path  # folder of torchvision's data sets
+    download: bool = False  # let torchvision download what is missing from it
+    splits: bool = True  # a folder's `train` and `test` sub-folders are splits, not classes
+    bounds: Bounds = BOUNDS  # how much the source may hold
 
     @property
     def path(self) -> Path:

@@ -23,50 +23,52 @@ class Passes(NamedTuple):
 
 
 class ImagePool:
-    """A pool of `size` fakes of each domain, in buffers of the system.
+    """A pool of about `size` fakes of each domain, in buffers of the system by position in the global batch.
 
-    A fake goes into a free slot while there is one. After that it replaces, with a chance of one half, the fake in a
-    random slot, which is shown in its place (Shrivastava et al. 2017, section 2.3). The slots follow from a step's
-    draws and positions in the global batch, so the number of processes changes nothing.
+    Each position has ceil(size / batch size) slots for its own fakes, so that no process needs those of others. A fake
+    goes into a free slot while its position has one. After that it replaces, with a chance of one half, the fake in a
+    random slot, which is shown in its place (Shrivastava et al. 2017, section 2.3, where a batch is one image).
     """
 
     def __init__(self, system: System, size: int, shape: tuple[int, ...]):
-        self.system, self.size = system, size
+        self.system, self.size, self.shape = system, size, shape
+        system.by_position = ("pool_a", "pool_b", "pooled")
+        self.hold(slice(0, 0), 1)
+
+    def hold(self, rows: slice, batch_size: int) -> None:
+        """Make the empty slots of some positions."""
+        n, slots, weight = rows.stop - rows.start, -(-self.size // batch_size), next(self.system.parameters())
         for domain in "ab":
-            system.register_buffer(f"pool_{domain}", torch.zeros(size, *shape))
-        system.register_buffer("pooled", torch.zeros((), dtype=torch.int64))
+            self.system.register_buffer(f"pool_{domain}", weight.new_zeros(n, slots, *self.shape), persistent=False)
+        self.system.register_buffer("pooled", weight.new_zeros(n, dtype=torch.int64), persistent=False)
 
-    def slots(self, draws: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the slot of each fake [n], `size` if none, and whether an older fake is in it, of draws [n, 2]."""
-        used = self.system.get_buffer("pooled")
-        free = used + positions
-        drawn = torch.where(draws[:, 0] < 0.5, (draws[:, 1] * self.size).long(), self.size)
-        return torch.where(free < self.size, free, drawn), (free >= self.size) & (drawn < used)
+    def choose(self, batch: Batch) -> Terms:
+        """Return where the fakes of a batch go, by row.
 
-    def mixed(self, batch: Batch, domain: str, fake: Tensor) -> Tensor:
+        They are its place in the buffers, the slot there, whether the slot takes the fake, and whether the fake that is
+        in it is shown instead.
+        """
+        if not len(self.system.get_buffer("pooled")):
+            raise RuntimeError("CycleGAN.hold was not called, which makes the pool's slots before training")
+        place, slots = batch.positions() - self.system.rows.start, self.system.get_buffer("pool_a").shape[1]
+        draws, used = batch.uniform("pool", (2,)), self.system.get_buffer("pooled")[place]
+        free, swap = used < slots, draws[:, 0] < 0.5
+        slot = torch.where(free, used, (draws[:, 1] * slots).long())
+        return {"place": place, "slot": slot.clamp(max=slots - 1), "taken": free | swap, "shown": ~free & swap}
+
+    def mixed(self, chosen: Terms, domain: str, fake: Tensor) -> Tensor:
         """Return the fakes, some of them replaced by those that were in their slots before this step."""
-        slot, known = self.slots(batch.uniform("pool", (2,)), batch.positions())
-        older = self.system.get_buffer(f"pool_{domain}")[slot.clamp(max=self.size - 1)].to(fake.dtype)
-        return torch.where(known[:, None, None, None], older, fake)
+        older = self.system.get_buffer(f"pool_{domain}")[chosen["place"], chosen["slot"]].to(fake.dtype)
+        return torch.where(chosen["shown"][:, None, None, None], older, fake)
 
-    def statistics(self, batch: Batch, fakes: dict[str, Tensor]) -> Terms:
-        """Return what `update` needs of this part of the global batch."""
-        placed = {f"fakes/{domain}": batch.placed(fake.detach()) for domain, fake in fakes.items()}
-        return placed | {"draws": batch.placed(batch.uniform("pool", (2,)))}
-
-    def update(self, statistics: Terms) -> None:
-        """Put a step's fakes into their slots; of two in one slot the later position stays."""
-        pooled = self.system.get_buffer("pooled")
-        draws = statistics["draws"].to(self.system.get_buffer("pool_a").dtype)
-        positions = torch.arange(len(draws), device=draws.device)
-        slot, _ = self.slots(draws, positions)
-        chosen = slot[:, None] == torch.arange(self.size, device=draws.device)  # [batch, pool]
-        last = torch.where(chosen, positions[:, None], -1).amax(0)
+    def update(self, kept: Terms) -> None:
+        """Put fakes, `pool_a` and `pool_b` [n, channels, size, size], into the slots that `choose` returned."""
+        at, pooled = (kept["place"], kept["slot"]), self.system.get_buffer("pooled")
         for domain in "ab":
             pool = self.system.get_buffer(f"pool_{domain}")
-            fakes = statistics[f"fakes/{domain}"][last.clamp(min=0)].to(pool.dtype)
-            pool.copy_(torch.where((last >= 0)[:, None, None, None], fakes, pool))
-        pooled.copy_((pooled + len(draws)).clamp(max=self.size))
+            fakes = kept[f"pool_{domain}"].to(pool.dtype)
+            pool[at] = torch.where(kept["taken"][:, None, None, None], fakes, pool[at])
+        pooled[kept["place"]] = (pooled[kept["place"]] + 1).clamp(max=pool.shape[1])
 
 
 class CycleGAN(System):
@@ -85,7 +87,8 @@ class CycleGAN(System):
         blocks: residual blocks of a translator, 1 to 64; null chooses 6 below 256 pixels and 9 from there, as the paper
         cycle_weight: weight of the cycle consistency; lower it if translations change too little
         identity_weight: weight of leaving images of the wanted domain as they are, which keeps colours; 0 is faster
-        pool: fakes of each domain that are kept to show to the discriminators again; 0 shows them this step's only
+        pool: fakes of each domain that are kept to show to the discriminators again, dealt to the positions of the
+            batch, at least one for each; 0 shows them this step's only
         translators: optimizer of both translators
         binary: settings of both discriminators, which share one optimizer
     """
@@ -128,6 +131,11 @@ class CycleGAN(System):
         self.translator_ba = Translator(channels, width, blocks)
         self.pool = ImagePool(self, pool, (channels, image_size, image_size)) if pool else None
 
+    def hold(self, rows: slice, batch_size: int) -> None:
+        super().hold(rows, batch_size)
+        if self.pool:
+            self.pool.hold(rows, batch_size)
+
     def passes(self, batch: Batch) -> Passes:
         a, b = batch.images
         fake_b, fake_a = self.translator_ab(a), self.translator_ba(b)
@@ -141,15 +149,16 @@ class CycleGAN(System):
         terms: Terms = {}
         statistics: Terms = {}
         fakes = {"a": passes.fake_a, "b": passes.fake_b}
+        kept = self.pool.choose(batch) if self.pool else {}
         for (domain, fake), real in zip(fakes.items(), batch.images, strict=True):
-            shown = self.pool.mixed(batch, domain, fake.detach()) if self.pool else fake
+            shown = self.pool.mixed(kept, domain, fake.detach()) if self.pool else fake
             loss = self.adversaries[domain].discriminator_loss(batch, real, {"generated": shown})
             value = value + loss.value
             terms |= {f"{domain}/{name}": term for name, term in loss.terms.items()}
             statistics |= {f"{domain}/{name}": term for name, term in loss.statistics.items()}
         if self.pool:
-            statistics |= self.pool.statistics(batch, fakes)
-        return Loss(value, terms, statistics)
+            kept |= {f"pool_{domain}": fake.detach() for domain, fake in fakes.items()}
+        return Loss(value, terms, statistics, kept)
 
     def loss(self, batch: Batch, passes: Passes) -> Loss:
         a, b = batch.images

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models import losses
-from models.adversary import Adversary, Images
+from models.adversary import Adversary, Fakes
 from models.losses import Mode, Opponent
 from models.networks import NetworkConfig, build_decoder, build_encoder
 from models.networks.perceptual import Perceptual, PerceptualKind, WeightsFile
@@ -130,7 +130,7 @@ class VAEGAN(Autoencoding, System):
         adversarial = images[0] if self.encoder_adversarial else images[2]
         return Passes(mean, log_variance, images[0], images[1], adversarial, decoded)
 
-    def fakes(self, passes: Passes) -> Images:
+    def fakes(self, passes: Passes) -> Fakes:
         return {"reconstructed": passes.reconstructed, "generated": passes.generated}
 
     def discriminator_loss(self, mode: Mode, batch: Batch, passes: Passes) -> Loss:

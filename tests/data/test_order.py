@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.order import Order, permutation, sample_checksum
+from data.order import Order, permutation, random_bits, sample_checksum
 
 CASES = st.fixed_dictionaries(
     {
@@ -26,6 +26,11 @@ CASES = st.fixed_dictionaries(
 def test_permutation_is_pinned():
     """A change would silently reorder the data of every run that is resumed."""
     assert permutation(8, 1, 2, 3).tolist() == [1, 2, 4, 6, 5, 0, 7, 3]
+
+
+def test_random_bits_from_any_place_on_are_those_of_the_whole():
+    whole = random_bits(40, 1, 2)
+    assert all((random_bits(5, 1, 2, start=start) == whole[start : start + 5]).all() for start in range(35))
 
 
 def test_the_order_is_pinned():

@@ -30,11 +30,12 @@ from data.images import decode, limit_settings
 from data.inspect.__main__ import main as inspect_command
 from data.inspect.verify import inspect
 from data.prepare.__main__ import main as prepare_command
-from data.prepare.build import lock, prepare
+from data.prepare.build import prepare
 from data.prepare.plan import PrepareSettings
 from data.prepare.writer import convert
 from data.shards.reader import Shards, write
 from data.shards.tars import members, samples
+from data.unfinished import locked
 
 
 def noise(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -605,7 +606,7 @@ def test_a_split_named_by_some_files_only_is_refused(tmp_path):
 
 def test_two_commands_do_not_work_in_one_folder(tmp_path):
     source = folder_of_images(tmp_path / "in")
-    with lock(tmp_path / ".out.unfinished"), pytest.raises(DataError, match="another process"):
+    with locked(tmp_path / "out"), pytest.raises(DataError, match="another process"):
         prepare(str(source), tmp_path / "out")
 
 

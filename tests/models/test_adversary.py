@@ -118,7 +118,7 @@ def test_no_loss_is_computed_in_half_precision(name):
         freeze_all_but(system, player.networks)
         with torch.autocast("cpu", torch.bfloat16):
             passes = system.passes(batch_of())
-            loss, terms, statistics = player.loss(batch_of(), passes)
+            loss, terms, statistics, *_ = player.loss(batch_of(), passes)
         assert loss.dtype == torch.float32
         assert {term.dtype for term in terms.values()} == {torch.float32}
         assert all(value.dtype != torch.bfloat16 for value in statistics.values())
@@ -140,7 +140,7 @@ def test_no_penalty_is_computed_while_its_weight_is_zero():
     batch = batch_of()
     for first, second in ((0.0, 0.5), (0.5, 0.0), (0.0, 0.0)):
         system = GAN(32, 1, 4, SMALL, binary=DiscriminatorConfig(r1_weight=first, r2_weight=second))
-        _, terms, statistics = system.discriminator_loss(batch, system.passes(batch))
+        _, terms, statistics, *_ = system.discriminator_loss(batch, system.passes(batch))
         assert {"r1", "r2"} & set(terms) == {name for name, weight in (("r1", first), ("r2", second)) if weight}
         assert statistics == {}
 
@@ -150,7 +150,7 @@ def test_verdicts_are_logged_with_the_chance_level(mode):
     """A relativistic binary one compares with the real image beside; a ternary one names three classes all the same."""
     for kind in ("logistic", "relativistic"):
         system = vaegan(mode, config=DiscriminatorConfig(adversarial=kind, r1_weight=0.0))
-        _, terms, _ = system.players()[0].loss(batch_of(), system.passes(batch_of()))
+        _, terms, *_ = system.players()[0].loss(batch_of(), system.passes(batch_of()))
         game = system.adversaries[mode]
         assert terms["chance"].item() == pytest.approx(game.chance)
         accuracies = {"accuracy/real", "accuracy/reconstructed", "accuracy/generated"}
@@ -164,7 +164,7 @@ def test_verdicts_are_logged_with_the_chance_level(mode):
 def test_the_chance_level_is_that_of_the_class_weights():
     """The entropy of shares of a half and twice a quarter."""
     system = vaegan("ternary", class_weights=(2.0, 1.0, 1.0))
-    _, terms, _ = system.players()[0].loss(batch_of(), system.passes(batch_of()))
+    _, terms, *_ = system.players()[0].loss(batch_of(), system.passes(batch_of()))
     assert terms["chance"].item() == pytest.approx(1.5 * np.log(2))
 
 

@@ -23,7 +23,7 @@ def saved(folder: Path, system: models.System, settings: dict, step: int = 3, av
         for parameter in ema.parameters():
             torch.nn.init.constant_(parameter, averaged)
         tensors |= {f"ema.{name}": network.state_dict() for name, network in ema.named_children()}
-    if statistics := dict(system.named_buffers(recurse=False)):
+    if statistics := system.statistics():
         tensors["statistics"] = statistics
     stated = {"class_path": f"models.{type(system).__name__}", "init_args": settings}
     return writer.save(folder / "checkpoints", step, tensors, {"configuration": {"system": stated}})

@@ -288,7 +288,7 @@ def test_lazy_penalties_equal_penalties_in_expectation():
         player, total = system.players()[0], 0.0
         for step in range(4):
             batch = batch_of(dtype=F64, step=step)
-            loss, terms, _ = player.loss(batch, system.passes(batch))
+            loss, terms, *_ = player.loss(batch, system.passes(batch))
             total += (loss - terms["discriminator_loss"]).item()
         shares.append(total / 4)
     assert shares[0] == pytest.approx(shares[1], rel=1e-9)

@@ -210,8 +210,10 @@ def test_by_default_a_cyclegan_is_the_papers():
     """Zhu et al. 2017, sections 4 and 7.2: lambda is 10, identity half of it, and rates fall in the second half."""
     system = CycleGAN(256, 3)
     assert (system.cycle_weight, system.identity_weight, system.pool.size) == (10, 5, 50)
-    assert system.pool_a.shape == system.pool_b.shape == (50, 3, 256, 256)
-    assert [name for name, _ in system.named_buffers(recurse=False)] == ["pool_a", "pool_b", "pooled"]
+    assert system.by_position == ("pool_a", "pool_b", "pooled")
+    for rows, batch_size, slots in ((slice(0, 1), 1, 50), (slice(2, 3), 4, 13), (slice(63, 64), 64, 1)):
+        system.hold(rows, batch_size)
+        assert system.pool_a.shape == system.pool_b.shape == (1, slots, 3, 256, 256)
     assert list(system.networks()) == ["discriminator_a", "discriminator_b", "translator_ab", "translator_ba"]
     config, translators = (player.optimizer for player in system.players())
     assert translators == OptimizerConfig(2e-4, (0.5, 0.999), schedule="linear", hold=0.5)

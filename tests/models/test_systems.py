@@ -33,7 +33,7 @@ def test_gradients_land_on_each_players_networks_only(name):
     moved = []
     for player in system.players():
         freeze_all_but(system, player.networks)
-        loss, terms, _ = player.loss(batch_of(step=10), system.passes(batch_of(step=10)))
+        loss, terms, *_ = player.loss(batch_of(step=10), system.passes(batch_of(step=10)))
         loss.backward()
         for network, module in system.named_children():
             for parameter, value in module.named_parameters():
@@ -224,35 +224,46 @@ def test_spectral_norm_iterates_once_a_move_and_finds_the_largest_singular_value
             assert torch.linalg.matrix_norm(module.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2)
 
 
-def test_the_image_pool_by_hand():
-    """A slot for each fake while there are free ones; then half are swapped for older ones; all from the draws."""
-    system = cyclegan(pool=5)
-    step, seen = 0, []
-    for step in range(6):
-        batch = batch_of(n=3, step=step)
-        fakes = torch.arange(3 * step, 3 * step + 3).float()[:, None, None, None].expand(3, 1, 32, 32)
-        before = system.pool_a[:, 0, 0, 0].clone()
-        shown = system.pool.mixed(batch, "a", fakes)[:, 0, 0, 0]
+@pytest.mark.parametrize(("size", "slots"), [(5, 2), (1, 1)])
+def test_the_image_pool_by_hand(size, slots):
+    """Each position fills its own slots; then half of its fakes are swapped for older ones; all from the draws."""
+    system, first = cyclegan(pool=size), 2
+    system.hold(slice(first, first + 3), 4)
+    kept: list[list[float]] = [[], [], []]
+    swapped = 0
+    for step in range(12):
+        image = torch.zeros(3, 1, 32, 32)
+        batch = Batch((image, image), slice(first, first + 3), 4, 0, step)
+        fakes = torch.arange(1.0 + 3 * step, 4 + 3 * step)[:, None, None, None].expand(3, 1, 32, 32)
+        chosen = system.pool.choose(batch)
+        shown = system.pool.mixed(chosen, "a", fakes)[:, 0, 0, 0].tolist()
         u = batch.uniform("pool", (2,))
-        for i in range(3):
-            free, slot = 3 * step + i, int(u[i, 1] * 5)
-            swapped = free >= 5 and u[i, 0] < 0.5 and slot < 3 * step
-            replaced = free >= 5 and u[i, 0] < 0.5
-            assert shown[i] == (before[slot] if swapped else fakes[i, 0, 0, 0])
-            if free < 5 or replaced:
-                before_slot = free if free < 5 else slot
-                seen.append((before_slot, fakes[i, 0, 0, 0].item()))
-        placed = {f"fakes/{domain}": batch.placed(fakes) for domain in "ab"}
-        system.after(placed | {"draws": batch.placed(u)})
-        assert system.pool_a[:, 0, 0, 0].tolist() == [dict(seen).get(slot, 0.0) for slot in range(5)]
-    assert any(value > 5 for _, value in seen), "some were swapped"
+        for i, fake in enumerate(fakes[:, 0, 0, 0].tolist()):
+            expected = fake
+            if len(kept[i]) < slots:
+                kept[i].append(fake)
+            elif u[i, 0] < 0.5:
+                expected, kept[i][int(u[i, 1] * slots)] = kept[i][int(u[i, 1] * slots)], fake
+                swapped += 1
+            assert shown[i] == expected
+        system.pool.update(chosen | {"pool_a": fakes, "pool_b": -fakes})
+        for sign, pool in ((1, system.pool_a), (-1, system.pool_b)):
+            assert (sign * pool[:, :, 0, 0, 0]).tolist() == [row + [0.0] * (slots - len(row)) for row in kept]
+    assert 10 < swapped < 30, "about half of 36, less those that found a free slot"
+
+
+def test_a_pool_must_be_made_before_training():
+    system = CycleGAN(32, 1, 4, blocks=1)
+    assert system.statistics() == {}
+    with pytest.raises(RuntimeError, match="hold was not called"):
+        system.discriminator_loss(batch_of(), system.passes(batch_of()))
 
 
 def test_a_discriminator_counts_for_its_opponents_from_its_start_on():
     configs = {"binary": SILENT, "ternary": replace(SILENT, start=4, ramp=4)}
     system = VAEGAN(32, 1, 4, SMALL, "both", reconstruction_weight=0, kl_weight=0, adversarial_weight=1, **configs)
     for step, weights in {3: (1.0, None), 4: (0.5, 0.0), 6: (0.5, 0.25), 8: (0.5, 0.5), 99: (0.5, 0.5)}.items():
-        loss, terms, _ = system.loss(batch_of(step=step), system.passes(batch_of(step=step)))
+        loss, terms, *_ = system.loss(batch_of(step=step), system.passes(batch_of(step=step)))
         expected = weights[0] * terms["generator_loss/binary"]
         assert ("generator_loss/ternary" in terms) == (weights[1] is not None)
         if weights[1] is not None:

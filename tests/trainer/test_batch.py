@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.batch import Batch, normalize, to_uint8
-from trainer.draws import key
+from trainer.draws import draw
 
 
 def batch_of(n=6, rows=slice(2, 8), size=8, seed=3, step=5, dtype=torch.float32) -> Batch:
@@ -35,8 +35,8 @@ def test_pixels_that_are_not_finite_are_counted(bad):
 @pytest.mark.parametrize(("name", "of"), [("normal", torch.randn), ("uniform", torch.rand)])
 def test_draws_are_rows_of_the_global_batchs(name, of):
     part = getattr(batch_of(), name)("prior", (3,))
-    whole = of((8, 3), generator=torch.Generator().manual_seed(key(3, 5, "prior")))
-    assert torch.equal(part, whole[2:8])
+    assert torch.equal(part, draw(of, 3, 5, "prior", slice(0, 8), (3,), torch.device("cpu"))[2:8])
+    assert torch.equal(part, getattr(batch_of(size=99), name)("prior", (3,))), "other positions change nothing"
     others = [batch_of(seed=4), batch_of(step=6)]
     assert all(not torch.equal(getattr(other, name)("prior", (3,)), part) for other in others)
     assert not torch.equal(getattr(batch_of(), name)("posterior", (3,)), part)
@@ -52,18 +52,6 @@ def test_parts_are_rows_of_every_set_in_order():
         assert torch.equal(torch.cat([part.images[i] for part in parts]), images)
     assert torch.equal(batch.image, batch.images[0])
     assert [part.positions().tolist() for part in parts] == [[2, 3], [4, 5], [6, 7]]
-
-
-def test_the_mean_of_what_parts_placed_holds_every_row():
-    """To the bit: in float32 a third of three times a number may be another."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.rand(9, 4, generator=generator)
-    parts = [Batch((values[i : i + 3],), slice(i, i + 3), 9, 0, 0) for i in (0, 3, 6)]
-    placed = [part.placed(part.image) for part in parts]
-    assert placed[1].shape == (9, 4)
-    assert (placed[1][:3] == 0).all()
-    mean = sum(one / 3 for one in placed)
-    assert torch.equal(mean.float(), values)
 
 
 def test_turns_and_ramps_begin_at_their_first_step():

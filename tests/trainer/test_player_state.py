@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from systems_under_test import Line, line_batch
+from systems_under_test import Line, cyclegan, line_batch
 from torch import nn
 
 from models import Loss, OptimizerConfig, Player
+from trainer.batch import Batch
 from trainer.step import TermMeans, TrainStep
 
 CPU = torch.device("cpu")
@@ -130,6 +131,27 @@ def test_a_processs_failure_is_that_of_all():
             assert failed == (expected[0], step.player_states[expected[1]].player)
     step.failure.fill_(3)
     assert step.failed() == (1, step.player_states[0].player)
+
+
+def test_a_cyclegans_step_exchanges_gradients_alone(monkeypatch):
+    """No process gets another's fakes, however many steps fill its pool."""
+    sent = []
+    for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "gather", "reduce", "send"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: pytest.fail("a step calls torch.distributed"))
+    accelerator = make_accelerator(processes=1024)
+    accelerator.reduce = lambda value, how: sent.append(value.numel()) or value
+    accelerator.gather = lambda value: pytest.fail("a step gathers")
+    system = cyclegan(pool=50)
+    system.hold(rows := slice(4092, 4096), 4096)
+    step = TrainStep(accelerator, system, 9)
+    players = [sum(p.numel() for p in state.parameters.values()) for state in step.player_states]
+    for k in range(3):
+        images = tuple(torch.rand(4, 1, 32, 32) * 2 - 1 for _ in range(2))
+        step(Batch(images, rows, 4096, 0, k).split(2), k)
+        assert sent == players * (k + 1)
+    assert system.pool_a.shape == (4, 1, 1, 32, 32), "slots of its own positions alone"
+    assert (system.pool_a.abs().sum((1, 2, 3, 4)) > 0).all()
+    assert system.pooled.tolist() == [1] * 4
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])

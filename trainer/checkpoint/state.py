@@ -52,7 +52,10 @@ class TrainState:
         self.trains, self.orders, self.initial = trains, orders, initial
 
     def tensors(self) -> Tensors:
-        """Return all tensors by file and name; they are the run's own, not copies."""
+        """Return all tensors by file and name; they are the run's own, not copies.
+
+        Of `by_position`, they are the rows that this process holds.
+        """
         averages = {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
         optimizers = {
             f"optimizer.{name}": optimizer_tensors(state.parameters, state.optimizer)
@@ -61,11 +64,18 @@ class TrainState:
         return self.trained() | averages | optimizers
 
     def trained(self) -> Tensors:
-        """Return the tensors of networks and statistics."""
+        """Return the tensors of networks, statistics and `by_position`."""
         tensors: Tensors = {name: network.state_dict() for name, network in self.networks.items()}
-        if statistics := dict(self.system.named_buffers(recurse=False)):
-            tensors["statistics"] = statistics
-        return tensors
+        by_position = {name: self.system.get_buffer(name) for name in self.system.by_position}
+        kept = {"statistics": self.system.statistics(), "by_position": by_position}
+        return tensors | {file: content for file, content in kept.items() if content}
+
+    def whole(self) -> Tensors:
+        """Return tensors as `tensors` does, but of `by_position` the shapes of all processes' rows, without memory."""
+        size, tensors = self.config.trainer.batch_size, self.tensors()
+        for name, own in (rows := dict(tensors.get("by_position", {}))).items():
+            rows[name] = torch.empty(size, *own.shape[1:], dtype=own.dtype, device="meta")
+        return tensors | ({"by_position": rows} if rows else {})
 
     def manifest(self) -> dict[str, Any]:
         """Return the rest as plain data."""
@@ -82,14 +92,20 @@ class TrainState:
         }
 
     def load(self, tensors: Tensors, manifest: dict[str, Any]) -> None:
-        """Restore what `tensors` and `manifest` returned.
+        """Restore what `tensors` and `manifest` returned, with all processes' rows of `by_position`.
+
+        Those of another batch size, which trainer.accept_new_data accepts, are left out: their positions are others.
 
         Raises:
             ValueError: tensors are missing, or have other names or shapes than the settings give.
         """
-        self._check_tensors(tensors)
+        expected = self.whole()
+        if manifest["configuration"]["trainer"]["batch_size"] != self.config.trainer.batch_size:
+            tensors, expected = ({k: v for k, v in of.items() if k != "by_position"} for of in (tensors, expected))
+        self._check_tensors(tensors, expected)
         self.initial = manifest.get("initial")
-        self.load_networks(tensors)
+        own = {name: value[self.system.rows] for name, value in tensors.get("by_position", {}).items()}
+        self.load_networks(tensors | {"by_position": own})
         for name, network in self.ema.system.named_children():
             network.load_state_dict(tensors[f"ema.{name}"])
         for name, state in self.players.items():
@@ -103,11 +119,11 @@ class TrainState:
         """Restore what `trained` returned."""
         for name, network in self.networks.items():
             network.load_state_dict(tensors[name])
-        for name, buffer in self.system.named_buffers(recurse=False):
-            buffer.copy_(tensors["statistics"][name])
+        for file in ("statistics", "by_position"):
+            for name, value in tensors.get(file, {}).items():
+                self.system.get_buffer(name).copy_(value)
 
-    def _check_tensors(self, tensors: Tensors) -> None:
-        expected = self.tensors()
+    def _check_tensors(self, tensors: Tensors, expected: Tensors) -> None:
         for name, state in self.players.items():  # a new optimizer has no tensors yet
             file = f"optimizer.{name}"
             updated = {key.rpartition(".")[0] for key in tensors.get(file, {})}  # not those of a later `start`

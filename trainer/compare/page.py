@@ -14,7 +14,7 @@ from PIL import Image
 from data.redact import redacted
 from trainer.compare.figures import IMAGES_PER_ROW, draw_curves, draw_overview, draw_panels
 from trainer.compare.findings import FAILS, HOLDS, Finding, find
-from trainer.compare.results import COLUMNS, KINDS, MEASURES, MISSING, Entry, table
+from trainer.compare.results import COLUMNS, KINDS, MEASURES, MISSING, Entry, score_table
 from trainer.config.settings import DataConfig
 from trainer.log.pictures import grid
 
@@ -38,7 +38,7 @@ def write_page(
     """
     trained = [entry for entry in entries if entry.runs]
     pictures = {entry.name: draw_panels(entry, data) for entry in trained}
-    findings, rows, curves = find(trained), table(entries), draw_curves(trained)
+    findings, rows, curves = find(trained), score_table(entries), draw_curves(trained)
     (out / "results.json").write_text(json.dumps(_numbers(entries, findings, failed), indent=1, ensure_ascii=False))
     draw_overview(rows, pictures).savefig(out / "compare.png", dpi=110)
     page = TEMPLATES.get_template("page.html.j2").render(

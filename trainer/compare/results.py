@@ -143,7 +143,7 @@ class Cell(NamedTuple):
     is_best: bool
 
 
-def table(entries: list[Entry]) -> dict[str, list[Cell]]:
+def score_table(entries: list[Entry]) -> dict[str, list[Cell]]:
     """Return a row of cells, one per measure, by the name of each system."""
     leaders = {measure.key: best(entries, measure) for measure in COLUMNS}
 

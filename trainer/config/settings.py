@@ -114,11 +114,7 @@ class DataConfig:
             raise ValueError(f"data.max_skipped must be between 0 and 1; got {self.max_skipped}")
 
     def open(self, sources: list[str], on_error: OnError = "stop", by_user: bool = True) -> list[Shards]:
-        """Open sources of shards; `by_user`: as `Shards` has it.
-
-        Raises:
-            DataError: they are missing or damaged.
-        """
+        """Open sources of shards; `by_user`: as `Shards` has it; raise DataError if they are missing or damaged."""
         cache = Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
         limits = Limits(self.max_pixels, self.max_bytes, self.max_scans)
         return [Shards(source, on_error, cache, by_user, limits) for source in sources]

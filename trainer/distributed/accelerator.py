@@ -48,14 +48,35 @@ def make_accelerator(precision: str | None, timeout: int, deterministic: bool, r
             "the launcher's --dynamo_backend would also compile discriminators, which gradient penalties cannot pass: "
             "use --dynamo_backend no and --trainer.compile true"
         )
+    _check_sees_all(accelerator)
+    check_precision(accelerator.mixed_precision, accelerator.device.type, precision)
+    return accelerator
+
+
+def command_accelerator(timeout: timedelta) -> Accelerator:
+    """Return an accelerator of a command's processes, which use a trained system in float32.
+
+    Args:
+        timeout: how long a process waits for another
+
+    Raises:
+        ValueError: accelerate does not see all of the launcher's processes.
+    """
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timeout)])
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    _check_sees_all(accelerator)
+    return accelerator
+
+
+def _check_sees_all(accelerator: Accelerator) -> None:
+    """Raise ValueError if accelerate does not see all processes of the launcher."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
-            f"the launcher started {launched} processes, but each would train alone: for CPU processes set "
+            f"the launcher started {launched} processes, but each would work alone: for CPU processes set "
             "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
         )
-    check_precision(accelerator.mixed_precision, accelerator.device.type, precision)
-    return accelerator
 
 
 def _set_cuda_environment(deterministic: bool, run_dir: Path) -> None:

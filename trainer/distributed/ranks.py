@@ -121,6 +121,23 @@ class Ranks:
                 if name.partition(".")[0] not in system.frozen:
                     dist.broadcast(value, 0)
 
+    def gather_rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors whose rows are those of all processes, in order, on the main process's host.
+
+        Other processes get their own rows back. The exchange goes over the hosts, and no other process holds all rows.
+        """
+        if self.world == 1:
+            return tensors
+        gathered = {}
+        for name, own in tensors.items():
+            own = gathered[name] = own.cpu().contiguous()
+            parts = None
+            if self.rank == 0:
+                gathered[name] = own.new_empty(self.world * len(own), *own.shape[1:])
+                parts = list(gathered[name].split(len(own)))
+            dist.gather(own, parts, 0, self._group)
+        return gathered
+
     def check_weights(self, parts: dict[str, list[Tensor]]) -> None:
         """Check that weights and statistics are the same on all processes, to the bit.
 

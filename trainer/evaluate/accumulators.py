@@ -13,17 +13,14 @@ from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.statistics import FeatureStatistics, Moments
 from trainer.precision import strict_fp32
 
-Images = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
+ImagesByIndex = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
 
 
 class FeatureAccumulator:
     """Sums over the images of this rank's blocks.
 
     Args:
-        extractor: network that gives the features
         places: int64 [images of the set], the row of each image among the kept features, or -1 for those not kept
-        ranks: ranks of the evaluation
-        inception_score: whether to compute an inception score
     """
 
     def __init__(self, extractor: Extractor, places: Tensor, ranks: EvaluationRanks, inception_score: bool):
@@ -62,7 +59,7 @@ class FeatureAccumulator:
 
 @torch.no_grad()
 def extract_statistics(
-    extractor: Extractor, images: Images, places: Tensor, ranks: EvaluationRanks, inception_score: bool = False
+    extractor: Extractor, images: ImagesByIndex, places: Tensor, ranks: EvaluationRanks, inception_score: bool = False
 ) -> FeatureStatistics:
     """Return the statistics of a set of images, of which each rank makes or reads its own blocks by their indices."""
     accumulator = FeatureAccumulator(extractor, places, ranks, inception_score)

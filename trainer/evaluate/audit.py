@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from trainer.evaluate.accumulators import Images
+from trainer.evaluate.accumulators import ImagesByIndex
 from trainer.evaluate.extractors.extractor import BATCH, Extractor
 from trainer.precision import strict_fp32
 
@@ -43,7 +43,7 @@ class AuditedScore(NamedTuple):
 class _ImageDataset(Dataset[Tensor]):
     """A dataset of `num` images, which `images` gives in blocks."""
 
-    def __init__(self, images: Images, num: int):
+    def __init__(self, images: ImagesByIndex, num: int):
         self.images, self.num, self.block, self.loaded = images, num, -1, torch.empty(0)
 
     def __len__(self) -> int:
@@ -58,9 +58,9 @@ class _ImageDataset(Dataset[Tensor]):
 
 def audit(
     extractor: Extractor,
-    fake: Images,
+    fake: ImagesByIndex,
     num_fake: int,
-    real: Images,
+    real: ImagesByIndex,
     num_real: int,
     scores: dict[str, float],
     device: torch.device,
@@ -69,12 +69,7 @@ def audit(
 
     torch-fidelity gets the images, and the extractor with features in float64, as it computes in their precision.
 
-    Args:
-        extractor: extractor of the scores
-        fake, real: give images by their indices
-        num_fake, num_real: numbers of images
-        scores: our scores by name
-        device: device of the extractor
+    `fake` and `real` give images by their indices, of which there are `num_fake` and `num_real`.
     """
     known = {}
     for name, value in scores.items():

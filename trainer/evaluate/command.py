@@ -1,20 +1,17 @@
 """`python -m trainer.evaluate`: compute scores, print them, write the images, audit the scores."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 
 from data.loader import read
 from data.order import permutation
 from data.redact import redacted_all
-from trainer.distributed.accelerator import keep_freed_memory
+from trainer.distributed.accelerator import command_accelerator
 from trainer.distributed.exit import exit_with_error, user_errors
-from trainer.distributed.rendezvous import INIT_METHOD
 from trainer.evaluate.arguments import parser
 from trainer.evaluate.audit import audit
 from trainer.evaluate.ranks import raise_on_all_ranks
@@ -33,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parser().parse_args(arguments)
     with user_errors():
         _check_out(settings.out)
-        accelerator = _accelerator()
+        accelerator = command_accelerator(TIMEOUT)
         target = open_target(settings, accelerator)
         try:
             scores = target.score()
@@ -55,19 +52,6 @@ def main(arguments: list[str] | None = None) -> None:
 def _check_out(out: Path | None) -> None:
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and is not empty: name a new folder")
-
-
-def _accelerator() -> Accelerator:
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=TIMEOUT)])
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"the launcher started {launched} processes, but each would score alone. For CPU processes set "
-            "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
-        )
-    return accelerator
 
 
 def _report(target: Target, scores: dict[str, float], processes: int) -> None:

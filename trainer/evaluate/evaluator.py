@@ -17,7 +17,7 @@ from trainer.batch import normalize, to_uint8
 from trainer.config.settings import DataConfig
 from trainer.draws import prior
 from trainer.evaluate import reference
-from trainer.evaluate.accumulators import Images, extract_statistics, first_places
+from trainer.evaluate.accumulators import ImagesByIndex, extract_statistics, first_places
 from trainer.evaluate.budget import Budget
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
@@ -147,7 +147,7 @@ class Evaluator:
         return self._timed(score)
 
     @torch.no_grad()
-    def score(self, images: Images) -> dict[str, float]:
+    def score(self, images: ImagesByIndex) -> dict[str, float]:
         """Return the scores of `num` images, which `images` gives by their indices."""
         return self._timed(lambda: self.features.compare(self._sample_statistics(images), self.references[0]))
 
@@ -245,12 +245,12 @@ class Evaluator:
             f"eval/cycle_psnr{count}/{direction}": self.ranks.total(cycle) / len(source),
         }
 
-    def _sample_statistics(self, images: Images) -> FeatureStatistics:
+    def _sample_statistics(self, images: ImagesByIndex) -> FeatureStatistics:
         kept = self.kept if {*self.metrics} - OF_SUMS else 0
         places, inception_score = first_places(self.num, kept), "is" in self.sample_metrics
         return extract_statistics(self.extractor, images, places, self.ranks, inception_score)
 
-    def _statistics(self, images: Images, num: int) -> FeatureStatistics:
+    def _statistics(self, images: ImagesByIndex, num: int) -> FeatureStatistics:
         return extract_statistics(self.extractor, images, first_places(num, 0), self.ranks)
 
     def _start_fid(self, name: str, fake: FeatureStatistics, real: ReferenceStatistics) -> dict[str, float]:

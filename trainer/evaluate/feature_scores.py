@@ -11,13 +11,7 @@ from trainer.metrics.statistics import FeatureStatistics, ReferenceStatistics
 
 
 class FeatureScores:
-    """Scores of feature statistics, whose work the ranks divide.
-
-    Args:
-        extractor: name of the extractor, which every score's name carries
-        requested: metrics to compute, of METRICS
-        ranks: ranks of the evaluation
-    """
+    """Scores of feature statistics, whose work the ranks divide: those of METRICS that are requested."""
 
     def __init__(self, extractor: str, requested: Collection[str], ranks: EvaluationRanks):
         self.extractor, self.requested, self.ranks = extractor, requested, ranks

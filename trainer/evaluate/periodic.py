@@ -15,11 +15,6 @@ from trainer.parts import RunParts
 class PeriodicEvaluator:
     """Scores the averaged networks of a run.
 
-    Args:
-        parts: what the run trains
-        folder: the run's folder
-        accelerator: gives device and processes
-
     Raises:
         ValueError, DataError, OSError: there are no held-out images, or the extractor or the reference statistics
             cannot be made.

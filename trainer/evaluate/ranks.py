@@ -42,11 +42,7 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
 
 
 class EvaluationRanks:
-    """The ranks of an evaluation: this rank's part of the work, and sums over all ranks.
-
-    Args:
-        accelerator: source of the rank, the world size and the device
-    """
+    """The ranks of an evaluation: this rank's part of the work, and sums over all ranks."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator

@@ -20,7 +20,7 @@ from data.files import atomically, escaped, regular_file
 from data.loader import Samples
 from data.order import permutation
 from trainer.config.settings import DataConfig
-from trainer.evaluate.accumulators import Images, extract_statistics
+from trainer.evaluate.accumulators import ImagesByIndex, extract_statistics
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
 from trainer.metrics.statistics import Gaussian, ReferenceStatistics
@@ -31,11 +31,7 @@ MAX_BYTES = 2**33  # of a file's members, unpacked: features of a million images
 
 
 def save(statistics: ReferenceStatistics, path: Path) -> None:
-    """Write the .npz file atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write the .npz file atomically; raise OSError if the file cannot be written."""
     content: dict[str, Any] = {
         "mu": statistics.gaussian.mu.numpy(),
         "sigma": statistics.gaussian.sigma.numpy(),
@@ -65,7 +61,7 @@ def preprocessing(extractor: Extractor, data: DataConfig) -> dict[str, Any]:
 
 def load_or_compute(
     real: Samples,
-    images: Images,
+    images: ImagesByIndex,
     extractor: Extractor,
     data: DataConfig,
     kept: int,

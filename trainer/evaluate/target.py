@@ -26,7 +26,7 @@ from trainer import schemas
 from trainer.config.settings import DataConfig, EvaluateConfig, Location
 from trainer.distributed.ranks import Ranks, code_checksum, run_on_main
 from trainer.evaluate import reference
-from trainer.evaluate.accumulators import Images
+from trainer.evaluate.accumulators import ImagesByIndex
 from trainer.evaluate.evaluator import KEPT, Evaluator
 from trainer.evaluate.extractors.build import build_extractor
 from trainer.evaluate.extractors.extractor import Extractor
@@ -46,7 +46,7 @@ class Target:
 
     evaluator: Evaluator
     score: Callable[[], dict[str, float]]
-    images: Images | None  # gives the scored images by their indices; None if the system draws no samples
+    images: ImagesByIndex | None  # gives the scored images by their indices; None if the system draws no samples
     real: Real
     facts: dict[str, Any]  # what is scored, for the line of JSON
 

@@ -21,11 +21,7 @@ class DataHealth:
         self.warned = False
 
     def check_replaced(self, step: int) -> None:
-        """Check that no more images were damaged than data.max_skipped allows.
-
-        Raises:
-            RunError: more were.
-        """
+        """Check that no more images were damaged than data.max_skipped allows; raise RunError if there were."""
         data = self.config.data
         shown = step * self.config.trainer.batch_size * len(data.trains)
         if self.replaced > data.max_skipped * max(shown, LEAST):
@@ -36,11 +32,9 @@ class DataHealth:
             )
 
     def slow_data_warning(self, step: int, data_wait: float) -> str | None:
-        """Return a warning if steps wait for data; None if not, in the first log lines, or after the first warning.
+        """Return a warning if steps wait for data for a share `data_wait`, in [0, 1], of the time that is too large.
 
-        Args:
-            step: the present step
-            data_wait: share of the time, in [0, 1]
+        None in the first log lines, and after the first warning.
         """
         data = self.config.data
         if data_wait <= SLOW or self.warned or step <= self.first_step + self.config.trainer.log_every:

@@ -16,13 +16,7 @@ from trainer.run_folder import RunFolder
 
 
 class FailureReports:
-    """Makes the error that ends a diverged run, and sets the run's status to "diverged".
-
-    Args:
-        parts: what the run trains
-        folder: the run's folder
-        logger: tells which process writes
-    """
+    """Makes the error that ends a diverged run, and sets the run's status to "diverged"."""
 
     def __init__(self, parts: RunParts, folder: RunFolder, logger: RunLogger):
         self.parts, self.folder, self.logger = parts, folder, logger

@@ -15,9 +15,6 @@ def read_metrics(folder: Path) -> list[Line]:
 
     Lines that no run writes, or that a kill cut short, are left out.
 
-    Args:
-        folder: the run folder
-
     Raises:
         ValueError: metrics.jsonl is not a regular file.
     """

@@ -29,12 +29,7 @@ def grid_inputs(
 
 @torch.no_grad()
 def panels(system: System, real: list[Tensor], z: Tensor) -> Panels:
-    """Return real images of each dataset, and what the system makes of them and of prior draws.
-
-    Args:
-        system: the system
-        real: uint8 images of each dataset
-        z: prior draws [n, *latent_shape]
+    """Return real images of each dataset, uint8, and what the system makes of them and of draws z [n, *latent_shape].
 
     Raises:
         FloatingPointError: an image is not finite.

@@ -15,17 +15,11 @@ from trainer.step import TermMeans
 
 
 class WindowSummary(NamedTuple):
-    """A window over all processes.
+    """A window over all processes."""
 
-    Args:
-        terms: means of the losses' terms, and the speed
-        sample_checksum: checksum of the samples in [0, 2^32), the same for any number of processes
-        replaced: a message for each damaged image that another image replaced
-    """
-
-    terms: dict[str, float]
-    sample_checksum: int
-    replaced: list[str]
+    terms: dict[str, float]  # means of the losses' terms, and the speed
+    sample_checksum: int  # checksum of the samples in [0, 2^32), the same for any number of processes
+    replaced: list[str]  # a message for each damaged image that another image replaced
 
 
 class LogWindow:
@@ -33,10 +27,7 @@ class LogWindow:
 
     A run that stops within a window saves its `state`, so that the resumed run logs what an uninterrupted one does.
 
-    Args:
-        accelerator: gives the device and the other processes
-        meter: the training step's terms
-        batch_size: images per step of all processes
+    `batch_size` is the number of images per step of all processes.
     """
 
     def __init__(self, accelerator: Accelerator, meter: TermMeans, batch_size: int):
@@ -77,11 +68,7 @@ class LogWindow:
 
     def state(self) -> dict[str, Any]:
         """Return what this process has not logged yet, as plain data. Waits for the device."""
-        return {
-            "terms": self.meter.state(),
-            "sample_checksum": self.sample_checksum,
-            "replaced": self.replaced,
-        }
+        return {"terms": self.meter.state(), "sample_checksum": self.sample_checksum, "replaced": self.replaced}
 
     def load(self, states: list[dict[str, Any]]) -> None:
         """Continue the windows of all processes. If their number has changed, the main one takes on all samples."""

@@ -11,10 +11,10 @@ from trainer.metrics.fid import fid
 from trainer.metrics.inception_score import inception_score
 from trainer.metrics.kid import kid
 from trainer.metrics.prdc import prdc
-from trainer.metrics.statistics import FeatureStatistics, Ranks, ReferenceStatistics
+from trainer.metrics.statistics import FeatureStatistics, MetricRanks, ReferenceStatistics
 
 Scores = Mapping[str, float | Callable[[], float]]
-Metric = Callable[[FeatureStatistics, ReferenceStatistics, Ranks], Scores]
+Metric = Callable[[FeatureStatistics, ReferenceStatistics, MetricRanks], Scores]
 
 METRICS: dict[str, Metric] = {"fid": fid, "is": inception_score, "kid": kid, "prdc": prdc}
 OF_SUMS = {"fid", "is"}  # which need no features of single images

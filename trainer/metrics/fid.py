@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.metrics.statistics import FeatureStatistics, Gaussian, Ranks, ReferenceStatistics, short
+from trainer.metrics.statistics import FeatureStatistics, Gaussian, MetricRanks, ReferenceStatistics, short
 
 
-def fid(fake: FeatureStatistics, real: ReferenceStatistics, ranks: Ranks) -> dict[str, Callable[[], float]]:
+def fid(fake: FeatureStatistics, real: ReferenceStatistics, ranks: MetricRanks) -> dict[str, Callable[[], float]]:
     """Return the function that computes the FID, which takes seconds."""
     return {f"fid{short(fake.gaussian.n)}": lambda: frechet(fake.gaussian, real.gaussian, real.root)}
 

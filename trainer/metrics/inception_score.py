@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from trainer.exact_sum import ExactSum
-from trainer.metrics.statistics import SEED, FeatureStatistics, Ranks, ReferenceStatistics, short
+from trainer.metrics.statistics import SEED, FeatureStatistics, MetricRanks, ReferenceStatistics, short
 
 
-def inception_score(fake: FeatureStatistics, real: ReferenceStatistics, ranks: Ranks) -> dict[str, float]:
+def inception_score(fake: FeatureStatistics, real: ReferenceStatistics, ranks: MetricRanks) -> dict[str, float]:
     """Return the mean and the standard deviation over the splits, if the extractor has classes."""
     if fake.inception_score is None:
         return {}

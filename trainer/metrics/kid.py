@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.metrics.statistics import ROWS, SEED, FeatureStatistics, Ranks, ReferenceStatistics, short
+from trainer.metrics.statistics import ROWS, SEED, FeatureStatistics, MetricRanks, ReferenceStatistics, short
 
 
-def kid(fake: FeatureStatistics, real: ReferenceStatistics, ranks: Ranks) -> dict[str, float]:
+def kid(fake: FeatureStatistics, real: ReferenceStatistics, ranks: MetricRanks) -> dict[str, float]:
     """Return the mean and the standard deviation over the subsets, of which each rank computes its own."""
     if fake.features is None or real.features is None:
         return {}

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.metrics.statistics import FeatureStatistics, Ranks, ReferenceStatistics, short
+from trainer.metrics.statistics import FeatureStatistics, MetricRanks, ReferenceStatistics, short
 
 # Neighbours in a ball: of precision and recall (Kynkaanniemi et al. 2019), of density and coverage (Naeem et al. 2020).
 NEAREST = (3, 5)
 
 
-def prdc(fake: FeatureStatistics, real: ReferenceStatistics, ranks: Ranks) -> dict[str, float]:
+def prdc(fake: FeatureStatistics, real: ReferenceStatistics, ranks: MetricRanks) -> dict[str, float]:
     """Return precision, recall, density and coverage; each rank compares its own rows of the samples."""
     if fake.features is None or real.features is None:
         return {}

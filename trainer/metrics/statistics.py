@@ -94,7 +94,7 @@ class ReferenceStatistics:
         return replace(self, features=None if self.features is None else self.features.to(device))
 
 
-class Ranks(Protocol):
+class MetricRanks(Protocol):
     """The ranks of an evaluation, which divide the work of a metric; `trainer.evaluate.ranks` has them."""
 
     device: torch.device

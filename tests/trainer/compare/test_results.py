@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from trainer.compare.findings import FAILS, HOLDS, UNDECIDED, below, find
-from trainer.compare.results import MEASURES, MISSING, Cell, Entry, best, table
+from trainer.compare.results import MEASURES, MISSING, Cell, Entry, best, score_table
 
 
 def entry(name: str, kind: str, settings: dict | None = None, **scores: list[float]) -> Entry:
@@ -62,7 +62,7 @@ def test_the_best_mean_is_marked_as_shown():
 def test_a_table_has_ranges_of_several_seeds_and_a_dash_for_what_is_missing():
     entries = [entry("a", "VAE", fid=[1, 2], psnr=[20, 20]), entry("b", "GAN", fid=[4000])]
     columns = list(MEASURES)
-    rows = {name: dict(zip(columns, cells, strict=True)) for name, cells in table(entries).items()}
+    rows = {name: dict(zip(columns, cells, strict=True)) for name, cells in score_table(entries).items()}
     assert rows["a"]["fid"] == Cell("1.50", "1.00 to 2.00", True)
     assert rows["b"]["fid"] == Cell("4,000", "", False)
     assert rows["b"]["psnr"] == Cell(MISSING, "", False)

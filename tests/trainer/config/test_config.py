@@ -48,6 +48,10 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--data.crop", "[1, 0.5]"], ["data.crop must be two fractions, the smaller first"]),
         (["--system", "VAE", "--data.max_skipped", "2"], ["data.max_skipped must be between 0 and 1; got 2.0"]),
         (["--system", "VAE", "--evaluate.num", "1"], ["evaluate.num must be at least 2; got 1"]),
+        (
+            ["--system", "VAE", "--evaluate.metrics", "[fid, lpips]"],
+            ["evaluate.metrics must be one of ['fid', 'is', 'kid', 'prdc']; got lpips"],
+        ),
         (["--system", "VAE", "--evaluate.budget", "2"], ["evaluate.budget must be above 0 and at most 1; got 2.0"]),
         (["--system", "VAE", "--trainer.trackers", "[wandbb]"], ["trainer.trackers has 'wandbb'", "wandb]'", "mlflow"]),
         (["--system", "VAE", "--trainer.precision", "fp8"], ["trainer.precision", "bf16", "fp8"]),

@@ -80,6 +80,21 @@ def test_no_text_of_a_strangers_run_becomes_markup(tiny_run, tmp_path, place):
     assert metadata["tags"] == ["vaegan-trainer", "safetensors", "vaegan"]
 
 
+def test_settings_that_are_nested_too_deeply_are_refused(tiny_run, tmp_path, capsys):
+    checkpoint = shutil.copytree(checkpoint_of(tiny_run("VAEGAN")), tmp_path / "checkpoint")
+    configuration = json.loads((checkpoint / "manifest.json").read_text())["configuration"]
+    deep: list = []
+    for _ in range(400):
+        deep = [deep]
+    configuration["trainer"]["unheard"] = deep
+    reseal(checkpoint, configuration=configuration)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(checkpoint), str(tmp_path / "out"), "--num", "0"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: the settings in {checkpoint} are nested too deeply\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_card_has_no_credentials_and_no_folders_of_this_machine(tiny_run, tmp_path):
     checkpoint = shutil.copytree(checkpoint_of(tiny_run("VAEGAN")), tmp_path / "checkpoint")
     configuration = json.loads((checkpoint / "manifest.json").read_text())["configuration"]

@@ -18,11 +18,6 @@ class FileExtractor(nn.Module):
     The network gets uint8 images [n, 3, size, size], n from 1 to 64, and returns features [n, D], or features and
     logits [n, K].
 
-    Args:
-        weights: path of the file
-        size: image size
-        device: device of the network
-
     Raises:
         ValueError: the file is missing, or is not such a network.
     """

@@ -14,11 +14,7 @@ INCEPTION_SHA256 = "6726825d"
 
 
 class Inception(nn.Module):
-    """torch-fidelity's InceptionV3: 2048 features, and 1008 logits without their bias.
-
-    Args:
-        weights: path of torch-fidelity's file of weights
-    """
+    """torch-fidelity's InceptionV3 of its file of weights: 2048 features, and 1008 logits without their bias."""
 
     name = "inception-v3"
     dim = 2048

@@ -8,12 +8,7 @@ from trainer.batch import normalize
 
 
 class LPIPS:
-    """LPIPS of uint8 images by VGG16 (Zhang et al. 2018).
-
-    Args:
-        weights: file of torchvision's vgg16 weights
-        device: device of the network
-        setting: name of the setting that holds the file, for messages
+    """LPIPS of uint8 images (Zhang et al. 2018) by torchvision's file of vgg16 weights, which `setting` names.
 
     Raises:
         ValueError: the file is missing, or holds other weights.

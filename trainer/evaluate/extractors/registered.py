@@ -13,9 +13,6 @@ class Registered(nn.Module):
     It has classes if torch-fidelity uses another layer for the inception score. DINOv2 gets images resized to 224
     pixels, bicubic and antialiased, as in published distances (Stein et al. 2023; Karras et al. 2024); torch-fidelity
     would resize differently.
-
-    Args:
-        name: name in the registry
     """
 
     def __init__(self, name: str):

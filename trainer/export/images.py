@@ -1,0 +1,72 @@
+"""What an export states and shows of images: the statistics of their latents, and a picture."""
+
+import torch
+
+from data.errors import DataError
+from data.images import LIMITS
+from data.loader import Samples
+from trainer.batch import to_uint8
+from trainer.blocks import Blocks
+from trainer.evaluate.target import open_images
+from trainer.export.folder import Source
+from trainer.latents import LatentEncoder, LatentStatistics, latent_statistics
+from trainer.log.pictures import Panels, grid_inputs, panels
+
+
+def open_sets(source: Source, named: str | None, num: int) -> tuple[list[Samples], list[Samples]]:
+    """Return the sets of images to measure latents on, and those to show.
+
+    They are `named`, a folder of images or shards, or else the run's training and held-out sets; none if `num` is 0.
+
+    Raises:
+        ValueError, DataError: they cannot be read; says how to name others.
+    """
+    system, data = source.system, source.data_config
+    if not num:
+        if named:
+            raise ValueError("--images has no effect with --num 0, which reads no images: leave one out")
+        return [], []
+    if named:
+        if system.domains > 1:
+            raise ValueError(f"--images names one set of images, but {type(system).__name__} has two: leave it out")
+        images: Samples = open_images(named, LIMITS)
+        return [images], [images]
+    try:
+        measured = data.open(data.trains, by_user=False) if system.can("posterior") else []
+        return [*measured], [*data.open(data.tests or data.trains, by_user=False)]
+    except DataError as error:
+        raise DataError(
+            f"the run's images cannot be read: {error}. Name a folder of images or shards with --images, or export "
+            "without the latents' statistics and without real images by --num 0"
+        ) from error
+
+
+def measure(source: Source, sets: list[Samples], num: int, device: str | None) -> LatentStatistics | None:
+    """Return the statistics of the latents of images; None without images or without an encoder."""
+    if not sets or not source.system.can("posterior"):
+        return None
+    channels, size, _ = source.image_shape
+    return latent_statistics(LatentEncoder(source.system, size, channels, device), sets, num)
+
+
+def pictures(source: Source, sets: list[Samples], device: str | None) -> Panels:
+    """Return images and what the system makes of them; without images, samples alone.
+
+    Raises:
+        ValueError: an image is not finite.
+    """
+    system, seed = source.system, source.saved.configuration.trainer.seed
+    blocks = Blocks(system, source.image_shape[1], device)
+    if not sets and not system.can("sample"):
+        return {}
+    real, z = grid_inputs(sets, source.data_config, seed, system, torch.device(blocks.device))
+    try:
+        if not sets:
+            return {"generated": torch.cat([to_uint8(system.sample(part)) for part in z.split(blocks.block)])}
+        parts = [
+            panels(system, [images[rows.start : rows.stop] for images in real], z[rows.start : rows.stop])
+            for rows in blocks.rows(min(map(len, [z, *real])))
+        ]
+    except FloatingPointError as error:
+        raise ValueError(f"{error}: the run has diverged, choose an earlier checkpoint") from error
+    return {title: torch.cat([part[title] for part in parts]) for title in parts[0]}
