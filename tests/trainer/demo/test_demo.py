@@ -229,7 +229,7 @@ def test_an_image_goes_in_and_a_reconstruction_comes_out(served, browser, tmp_pa
     page = browser.new_page(viewport={"width": width, "height": height})
     places, errors = set(), []
     page.on("request", lambda request: places.add(re.match(r"\w+:/*[^/]*", request.url)[0]))
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(error))
     page.goto(url)
     page.get_by_role("tab", name="Reconstruct").wait_for()
 
