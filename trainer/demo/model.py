@@ -20,8 +20,8 @@ from trainer.draws import prior
 from trainer.generate import panels
 from trainer.generate.generator import Generator
 from trainer.generate.images import decode_file, open_images
-from trainer.latents import LatentEncoder
 from trainer.log.pictures import grid, picture
+from trainer.samplers import Sampler
 
 AXES = 8  # directions at most
 REACH = 3.0  # standard deviations to which a slider goes
@@ -89,11 +89,6 @@ class Model:
     def translate(self, image: Tensor, direction: Direction) -> Tensor:
         return self.generator.images(lambda one: self.system.translate(one, direction), normalize(image[None]))[0]
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the means of the codes of images [n, channels, size, size]: [n, *latent_shape]."""
-        encoder = LatentEncoder(self.system, self.generator.size, self.generator.channels, self.generator.device)
-        return encoder(images)[0]
-
     def decode(self, codes: Tensor) -> Tensor:
         """Return the images of codes [n, *latent_shape], uint8."""
         blocks = codes.split(self.generator.block)
@@ -103,8 +98,10 @@ class Model:
         """Return the prior's draw of a sample, as `trainer.generate sample` numbers them."""
         return prior(seed, torch.tensor([number]), self.system.latent_shape)[0]
 
-    def samples(self, seed: int, num: int) -> Image.Image:
-        blocks = panels.sample(self.generator, num, seed)
+    def samples(self, seed: int, num: int, truncation: float) -> Image.Image:
+        """Return a grid of samples, as `trainer.generate sample` makes them."""
+        sampler = Sampler("prior", self.system.latent_shape, truncation)
+        blocks = panels.sample(self.generator, num, seed, sampler)
         return grid({"generated": torch.cat([panel["generated"] for _, panel in blocks])}, columns=int(num**0.5))
 
     def interpolate(self, between: list[str], steps: int, seed: int) -> Image.Image:
@@ -146,7 +143,7 @@ class Model:
         Jacobian, which for z ~ N(0, I) is E[G(z) z^T] (Stein's lemma).
         """
         if self.can("posterior"):
-            codes = self.encode(self.images[0]).flatten(1).double()
+            codes = self.generator.encoder(self.images[0])[0].flatten(1).double()
             centre = codes.mean(0)
             _, scale, axes = torch.linalg.svd(codes - centre, full_matrices=False)
             scale = scale / max(1, len(codes) - 1) ** 0.5

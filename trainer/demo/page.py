@@ -134,7 +134,7 @@ def directions_tab(model: Model, examples: list[list[str]], page: gr.Blocks) -> 
         elif given is None:
             code = axes.centre.float().view(model.system.latent_shape)
         else:
-            code = model.encode(model.open(str(given))[None])[0]
+            code = model.generator.encoder(model.open(str(given))[None])[0][0]
         own = [round(value, 2) for value in axes.coordinates(code).clamp(-REACH, REACH).tolist()]
         return [*own, enlarged(model.decode(code[None])[0]), model.sweep(code), code]
 
@@ -193,8 +193,8 @@ def interpolate_tab(model: Model, examples: list[list[str]]) -> None:
 
 
 def samples_tab(model: Model, page: gr.Blocks) -> None:
-    def samples(seed: float, num: float) -> Image.Image:
-        return model.samples(int(seed), int(num))
+    def samples(seed: float, num: float, truncation: float) -> Image.Image:
+        return model.samples(int(seed), int(num), truncation)
 
     def interpolate(seed: float, a: float, b: float) -> Image.Image:
         return model.interpolate([str(int(a)), str(int(b))], 9, int(seed))
@@ -202,6 +202,7 @@ def samples_tab(model: Model, page: gr.Blocks) -> None:
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
         num = gr.Slider(4, 100, 36, step=1, label="Samples", min_width=200)
+        truncation = gr.Slider(0, 1.5, 1, step=0.05, label="Truncation (z times this)", min_width=200)
     made = shown("Samples 0, 1, 2, ... of this seed, row by row", GRID)
     with gr.Row():
         ends = [
@@ -209,8 +210,8 @@ def samples_tab(model: Model, page: gr.Blocks) -> None:
             for value, label in enumerate(("From sample", "To sample"))
         ]
     between = shown("From one sample to the other")
-    changes = [seed.change, num.release, page.load]
-    gr.on(changes, user_facing(samples), [seed, num], made, api_name="samples", **ONE_AT_A_TIME)
+    changes, inputs = [seed.change, num.release, truncation.release, page.load], [seed, num, truncation]
+    gr.on(changes, user_facing(samples), inputs, made, api_name="samples", **ONE_AT_A_TIME)
     changes = [seed.change, *(end.change for end in ends), page.load]
     gr.on(changes, user_facing(interpolate), [seed, *ends], between, api_name="between_samples", **ONE_AT_A_TIME)
 

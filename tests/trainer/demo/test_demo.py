@@ -61,7 +61,7 @@ def test_codes_move_along_orthonormal_axes_and_back(model, system):
 
 def test_the_axes_of_an_encoder_are_the_principal_components_of_its_codes(model):
     made = model("VAE")
-    codes = made.encode(made.images[0]).flatten(1).double()
+    codes = made.generator.encoder(made.images[0])[0].flatten(1).double()
     within = (codes - made.axes.centre) @ made.axes.axes.T / made.axes.scale
     assert torch.allclose(within.T.cov(), torch.eye(len(made.axes.scale)).double(), atol=1e-6)
     assert (made.axes.scale.diff() <= 0).all()
@@ -104,8 +104,22 @@ def test_the_error_map_is_brightest_where_the_error_is_largest():
 
 
 def test_samples_are_those_of_trainer_generate(model, tiny_run, tmp_path, capsys):
-    generate(["sample", str(tiny_run("GAN")), "--out", str(tmp_path), "--num", "4", "--grid", "--seed", "3"])
-    assert Image.open(tmp_path / "sample.png").tobytes() == model("GAN").samples(3, 4).tobytes()
+    generate(
+        [
+            "sample",
+            str(tiny_run("GAN")),
+            "--out",
+            str(tmp_path),
+            "--num",
+            "4",
+            "--grid",
+            "--seed",
+            "3",
+            "--truncation",
+            "0.5",
+        ]
+    )
+    assert Image.open(tmp_path / "sample.png").tobytes() == model("GAN").samples(3, 4, 0.5).tobytes()
 
 
 # ---- how it is served
