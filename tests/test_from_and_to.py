@@ -10,7 +10,10 @@ from conftest import ROOT
 
 from data.shards.reader import Shards, write
 
-PAGES = [("README.md", "From and to other tools"), ("docs/using-models.md", "Export a model")]
+PAGES = [
+    ("README.md", "From and to other tools"),
+    *(("docs/using-models.md", title) for title in ("Start from weights", "Export a model")),
+]
 RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what stands for the runs that a page names
 SHORTER = {"trainer.export": ["--num", "16"], "trainer.encode": ["--workers", "0"]}
 SHORT = ["--evaluate.every", "0", "--data.size", "32", "--data.channels", "1", "--data.workers", "0"]
@@ -46,7 +49,7 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("page", "title"), PAGES, ids=[page for page, _ in PAGES])
+@pytest.mark.parametrize(("page", "title"), PAGES, ids=[title for _, title in PAGES])
 def test_the_commands_of_a_page_run(do, page, title):
     (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, re.M | re.S)

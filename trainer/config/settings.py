@@ -24,7 +24,7 @@ class Location(str):
     """A URL or an absolute path. A relative path starts at its YAML file's folder, or at the working directory."""
 
 
-class Source(str):
+class WeightsSource(str):
     """hf://ORG/NAME of the Hugging Face hub, also written ORG/NAME where no such path exists, or an absolute path."""
 
 
@@ -46,13 +46,13 @@ def _absolute(path: str) -> str:
 
 
 def _located(value: str, kind: type[str]) -> str:
-    if kind is Source and HUB_NAME.fullmatch(value) and not os.path.exists(os.path.expanduser(value)):
+    if kind is WeightsSource and HUB_NAME.fullmatch(value) and not os.path.exists(os.path.expanduser(value)):
         return f"hf://{value}"
     return value if is_remote(value) else _absolute(value)
 
 
 # jsonargparse changes to a YAML file's folder while it reads that file, so abspath is relative to it.
-for _kind in (Location, WeightsFile, Source):
+for _kind in (Location, WeightsFile, WeightsSource):
     register_type(_kind, str, lambda value, kind=_kind: kind(_located(value, kind)))
 
 
@@ -196,7 +196,7 @@ class TrainerConfig:
     compile: bool = False
     share_passes: bool = True
     accept_new_data: bool = False
-    init_from: Source | None = None
+    init_from: WeightsSource | None = None
     init_averages: bool = True
     train_only: list[str] | str | None = None
 
