@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 from data.images import LIMITS, Limits
@@ -205,7 +204,9 @@ class TrainerConfig:
             parse_time_limit(self.time_limit)
         if not self.init_averages and self.init_from is None:
             raise ValueError("trainer.init_averages has no effect while trainer.init_from is unset: leave it unset")
-        for name in self.trackers:
+        for name in self.trackers if self.trackers != [TENSORBOARD] else []:
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # takes a second
+
             if name not in LOGGER_TYPE_TO_CLASS:
                 known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
                 raise ValueError(
