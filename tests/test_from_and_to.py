@@ -29,6 +29,7 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
     for split in ("train", "test"):
         few = [{"__key__": str(i), "png": Shards(digits / split).image(i)} for i in range(8)]
         write(tmp_path / "datasets" / "photos" / split, few)
+    (tmp_path / "datasets" / "clothing").symlink_to("photos")
     for name, system in RUNS.items():
         (tmp_path / name).symlink_to(tiny_run(system))
 
