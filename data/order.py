@@ -31,6 +31,14 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return random_bits(n, *key).argsort(kind="stable")
 
 
+def random_positions(n: int, count: int, *key: int) -> np.ndarray:
+    """Return `count` positions in range(n), or all if there are fewer, without a permutation of a large set."""
+    if n <= max(2**20, 4 * count):
+        return permutation(n, *key)[:count]
+    distinct = dict.fromkeys((random_bits(2 * count, *key) % np.uint64(n)).tolist())  # at least `count`, but for chance
+    return np.array(list(distinct)[:count])
+
+
 class EpochLine(NamedTuple):
     """An epoch's samples end to end: position 0 of the line is at `offset` of the concatenated shards."""
 
