@@ -99,11 +99,7 @@ def dataset_fingerprint(classes: list[str], splits: dict[str, Split]) -> str:
 
 
 def read_dataset(folder: Path) -> Dataset | None:
-    """Return the content of a folder's dataset.json, or None if it has none.
-
-    Raises:
-        DataError: It is damaged.
-    """
+    """Return the content of a folder's dataset.json, or None if it has none; raise DataError if it is damaged."""
     path = folder / "dataset.json"
     try:
         return parse(read(path), Dataset)

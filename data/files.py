@@ -36,11 +36,7 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
 
 
 def read(path: str | os.PathLike[str], limit: int = MAX_JSON) -> bytes:
-    """Return the bytes of a regular file.
-
-    Raises:
-        OSError: It cannot be read, or has more bytes than the limit.
-    """
+    """Return the bytes of a regular file; raise OSError if it cannot be read, or has more bytes than the limit."""
     with open(regular_file(path), "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

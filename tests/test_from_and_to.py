@@ -8,9 +8,14 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-PAGES = [("README.md", "From and to other tools"), ("docs/using-models.md", "Export a model")]
+from data.shards.reader import Shards, write
+
+PAGES = [
+    ("README.md", "From and to other tools"),
+    *(("docs/using-models.md", title) for title in ("Start from weights", "Export a model")),
+]
 RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what stands for the runs that a page names
-FEWER = {"trainer.export": ["--num", "16"]}  # images
+SHORTER = {"trainer.export": ["--num", "16"], "trainer.encode": ["--workers", "0"]}
 SHORT = ["--evaluate.every", "0", "--data.size", "32", "--data.channels", "1", "--data.workers", "0"]
 NEW = ["--trainer.batch_size", "2", "--trainer.steps", "1"]
 SMALL_KL = ["--system.networks.latent_stride", "2", "--system.networks.blocks", "1"]
@@ -18,21 +23,24 @@ SMALL_KL = ["--system.networks.latent_stride", "2", "--system.networks.blocks", 
 
 @pytest.fixture
 def do(here, tiny_run, digits, tmp_path, monkeypatch):
-    """Run a command as it is written, in a folder with tiny runs; training makes few steps on the digits."""
+    """Run a command as it is written, in a folder with tiny runs and a few digits; training makes few steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
+    for split in ("train", "test"):
+        few = [{"__key__": str(i), "png": Shards(digits / split).image(i)} for i in range(8)]
+        write(tmp_path / "datasets" / "photos" / split, few)
+    (tmp_path / "datasets" / "clothing").symlink_to("photos")
     for name, system in RUNS.items():
         (tmp_path / name).symlink_to(tiny_run(system))
 
     def run(words: list[str]) -> None:
         match words:
             case ["python", "-m", module, *arguments]:
-                importlib.import_module(f"{module}.command").main([*arguments, *FEWER.get(module, [])])
+                importlib.import_module(f"{module}.command").main([*arguments, *SHORTER.get(module, [])])
             case ["accelerate", "launch", "trainer/main.py", *arguments]:
-                data = ["--data.train", digits / "train", "--data.test", digits / "test"]
                 short = [*SHORT, *(["--trainer.steps", "4"] if "--config" in arguments else NEW)]
                 short += SMALL_KL if "kl" in arguments else []
-                done = here(*arguments, *data, *short, small=[])
+                done = here(*arguments, *short, small=[])
                 assert done.returncode == 0, done.stderr
             case ["cp", *_]:
                 subprocess.run(words, check=True)
@@ -42,7 +50,7 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("page", "title"), PAGES, ids=[page for page, _ in PAGES])
+@pytest.mark.parametrize(("page", "title"), PAGES, ids=[title for _, title in PAGES])
 def test_the_commands_of_a_page_run(do, page, title):
     (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, re.M | re.S)

@@ -89,11 +89,7 @@ class Saver:
         self._rotate()
 
     def finish(self) -> None:
-        """Wait for the current save.
-
-        Raises:
-            OSError: the checkpoint could not be written.
-        """
+        """Wait for the current save; raise OSError if the checkpoint could not be written."""
         if self._thread is not None:
             self._run_waits.set()
             self._thread.join()

@@ -24,7 +24,7 @@ class Location(str):
     """A URL or an absolute path. A relative path starts at its YAML file's folder, or at the working directory."""
 
 
-class Source(str):
+class WeightsSource(str):
     """hf://ORG/NAME of the Hugging Face hub, also written ORG/NAME where no such path exists, or an absolute path."""
 
 
@@ -46,13 +46,13 @@ def _absolute(path: str) -> str:
 
 
 def _located(value: str, kind: type[str]) -> str:
-    if kind is Source and HUB_NAME.fullmatch(value) and not os.path.exists(os.path.expanduser(value)):
+    if kind is WeightsSource and HUB_NAME.fullmatch(value) and not os.path.exists(os.path.expanduser(value)):
         return f"hf://{value}"
     return value if is_remote(value) else _absolute(value)
 
 
 # jsonargparse changes to a YAML file's folder while it reads that file, so abspath is relative to it.
-for _kind in (Location, WeightsFile, Source):
+for _kind in (Location, WeightsFile, WeightsSource):
     register_type(_kind, str, lambda value, kind=_kind: kind(_located(value, kind)))
 
 
@@ -114,11 +114,7 @@ class DataConfig:
             raise ValueError(f"data.max_skipped must be between 0 and 1; got {self.max_skipped}")
 
     def open(self, sources: list[str], on_error: OnError = "stop", by_user: bool = True) -> list[Shards]:
-        """Open sources of shards; `by_user`: as `Shards` has it.
-
-        Raises:
-            DataError: they are missing or damaged.
-        """
+        """Open sources of shards; `by_user`: as `Shards` has it; raise DataError if they are missing or damaged."""
         cache = Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
         limits = Limits(self.max_pixels, self.max_bytes, self.max_scans)
         return [Shards(source, on_error, cache, by_user, limits) for source in sources]
@@ -200,7 +196,7 @@ class TrainerConfig:
     compile: bool = False
     share_passes: bool = True
     accept_new_data: bool = False
-    init_from: Source | None = None
+    init_from: WeightsSource | None = None
     init_averages: bool = True
     train_only: list[str] | str | None = None
 

@@ -16,6 +16,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat
 from data.command import add_limits
 from trainer.distributed.exit import CommandParser
 from trainer.metrics import METRICS
+from trainer.samplers import add_sampler_options
 
 
 def parser() -> CommandParser:
@@ -42,6 +43,7 @@ def parser() -> CommandParser:
     add("--size", type=_size, help="resize images to this many pixels a side (default: their own, the same for all)")
     add("--channels", type=int, choices=[1, 3], help="1 for grey, 3 for colour (default: those of the first image)")
     add("--seed", type=NonNegativeInt, help="seed of the samples (default: the run's)")
+    add_sampler_options(made)
     add("--cache", metavar="FOLDER", help="folder on a local disk that keeps a run's remote shards")
     add("--cache_gb", type=PositiveFloat, help="most gigabytes in --cache (default: the run's)")
     add("--out", metavar="FOLDER", type=Path, help="also write the scored images as PNG into this new folder")

@@ -73,7 +73,7 @@ def audit(
     """
     known = {}
     for name, value in scores.items():
-        match = re.fullmatch(rf"eval/([a-z_]+?)\d+k?/{re.escape(extractor.name)}", name)
+        match = re.fullmatch(rf"eval/([a-z_]+?)\d+k?(?:/[\w.-]+)?/{re.escape(extractor.name)}", name)
         if match and match[1] in NAMES:
             known[match[1]] = (name, value)
     if not known:

@@ -15,7 +15,6 @@ from data.loader import Samples, read
 from models import System
 from trainer.batch import normalize, to_uint8
 from trainer.config.settings import DataConfig
-from trainer.draws import prior
 from trainer.evaluate import reference
 from trainer.evaluate.accumulators import ImagesByIndex, extract_statistics, first_places
 from trainer.evaluate.budget import Budget
@@ -30,6 +29,7 @@ from trainer.metrics.images import Codes, psnr, ssim
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.statistics import FeatureStatistics, ReferenceStatistics, short
 from trainer.precision import strict_fp32
+from trainer.samplers import Sampler
 
 KEPT = 10_000  # images whose features are kept for KID and precision; all other scores are computed from sums
 
@@ -52,6 +52,7 @@ class Evaluator:
         statistics: folder that keeps the statistics of the held-out images, or one .npz file
         lpips: the network that scores reconstructions by LPIPS; None for no such score
         kept: number of images whose features are kept for KID and precision
+        sampler: what z is drawn from (default: N(0, I)); the scores of samples are named after it
 
     Raises:
         ValueError: there are too few samples or held-out images, kept statistics are of other images, or ranks have
@@ -73,9 +74,11 @@ class Evaluator:
         statistics: Path | None = None,
         lpips: LPIPS | None = None,
         kept: int = KEPT,
+        sampler: Sampler | None = None,
     ):
         self.accelerator, self.extractor, self.held_out, self.data = accelerator, extractor, held_out, data
         self.num, self.seed, self.metrics, self.lpips, self.kept = num, seed, metrics, lpips, kept
+        self.sampler, self.of = sampler, f"/{sampler.name}" if sampler and sampler.name else ""
         self.ranks = EvaluationRanks(accelerator)
         _check_eval_mode("the extractor", extractor)
         _check_same_networks({network.name: network.sha256 for network in (extractor, lpips) if network})
@@ -88,7 +91,7 @@ class Evaluator:
                 raise ValueError(f"FID needs at least 2 real images, better a thousand; the set has {len(images)}")
         if "is" in self.sample_metrics and (system is None or system.can("sample")):
             InceptionScore(num, extractor.classes)  # raises if there are too few samples
-        self.features = FeatureScores(extractor.name, metrics, self.ranks)
+        self.features = FeatureScores(f"{self.of}/{extractor.name}"[1:], metrics, self.ranks)
         self.references = [self._reference(images, statistics) for images in held_out]
         self.budget = Budget()
 
@@ -117,6 +120,7 @@ class Evaluator:
             "kept": self.kept,
             "resize": self.extractor.resize,
             **({"lpips_sha256": self.lpips.sha256} if self.lpips else {}),
+            **({"sampler": self.sampler.recipe} if self.sampler else {}),
             "image_size": self.data.size,
             "channels": self.data.channels,
             "block": BLOCK,
@@ -170,7 +174,8 @@ class Evaluator:
             return to_uint8(system.sample(self._draw(system, index)))
 
     def _draw(self, system: System, index: Tensor) -> Tensor:
-        return prior(self.seed, index, system.latent_shape).to(self.accelerator.device)
+        draw = self.sampler or Sampler("prior", system.latent_shape)
+        return draw(self.seed, index).to(self.accelerator.device)
 
     def _samples(self, system: System) -> dict[str, float]:
         """FID, IS, KID and the like of samples, their sharpness, and how well the encoder recovers their z."""
@@ -188,9 +193,9 @@ class Evaluator:
         statistics = self._sample_statistics(images)
         scores = self.features.compare(statistics, self.references[0])
         if self.references[0].sharpness:
-            scores[f"eval/sharpness{short(self.num)}"] = statistics.sharpness / self.references[0].sharpness
+            scores[f"eval/sharpness{short(self.num)}{self.of}"] = statistics.sharpness / self.references[0].sharpness
         if system.can("posterior"):
-            scores[f"eval/z_recovered{short(self.num)}"] = 1 - self.ranks.total(error) / self.ranks.total(size)
+            scores[f"eval/z_recovered{short(self.num)}{self.of}"] = 1 - self.ranks.total(error) / self.ranks.total(size)
         return scores
 
     def _reconstructions(self, system: System, held_out: Samples) -> dict[str, float]:

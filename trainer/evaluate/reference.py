@@ -31,11 +31,7 @@ MAX_BYTES = 2**33  # of a file's members, unpacked: features of a million images
 
 
 def save(statistics: ReferenceStatistics, path: Path) -> None:
-    """Write the .npz file atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write the .npz file atomically; raise OSError if the file cannot be written."""
     content: dict[str, Any] = {
         "mu": statistics.gaussian.mu.numpy(),
         "sigma": statistics.gaussian.sigma.numpy(),

@@ -34,8 +34,11 @@ from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.metrics import METRICS, OF_SUMS
 from trainer.metrics.statistics import ReferenceStatistics
 from trainer.run_folder import refuse_links
+from trainer.samplers import open_sampler
 
 TIMEOUT = timedelta(hours=2)  # for ranks that wait while one trains a demo-cnn or downloads weights
+# Options that have an effect on a checkpoint only.
+OF_A_SYSTEM = ("seed", "lpips", "cache", "cache_gb", "sampler", "truncation", "components", "train", "train_num")
 MAX_KEPT = 50_000  # real images whose features are kept for KID and precision
 Real = Samples | ReferenceStatistics
 
@@ -87,6 +90,7 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
     _check_options(settings, system, extractor)
     seed = saved.configuration.trainer.seed if settings.seed is None else settings.seed
     num = settings.num or 10_000
+    sampler = run_on_main(accelerator, lambda: open_sampler(settings, system, data, str(accelerator.device)))
     evaluator = Evaluator(
         accelerator,
         extractor,
@@ -99,6 +103,7 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
         statistics=settings.statistics or (run and run / "statistics"),
         lpips=LPIPS(settings.lpips, accelerator.device, "--lpips") if settings.lpips else None,
         kept=max(num, KEPT),
+        sampler=sampler,
     )
     facts = {"checkpoint": str(path), "step": saved.step, "weights": "ema", "seed": seed, **_option_facts(settings)}
     images = (lambda index: evaluator.samples(system, index)) if system.can("sample") else None
@@ -112,8 +117,9 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
             f"{settings.what} is not a run or a checkpoint{missing}. "
             "Name one, or for images also name real ones by --against"
         )
-    if settings.seed is not None or settings.lpips or settings.cache or settings.cache_gb:
-        raise ValueError("--seed, --lpips, --cache and --cache_gb have no effect on images; leave them out")
+    idle = [name for name in OF_A_SYSTEM if getattr(settings, name) is not None]
+    if idle:
+        raise ValueError(f"--{idle[0]} has no effect on images; leave it out")
     fake = open_images(settings.what, _limits(settings))
     num = settings.num or len(fake)
     if num > len(fake):
@@ -166,6 +172,8 @@ def _check_options(settings: argparse.Namespace, system: models.System | None, e
         ("metrics", samples, f"{kind} draws no samples"),
         ("num", samples, f"{kind} draws no samples"),
         ("out", samples, f"{kind} draws no samples"),
+        ("sampler", samples, f"{kind} draws no samples"),
+        ("truncation", samples, f"{kind} draws no samples"),
         ("audit", samples, f"{kind} draws no samples"),
         ("lpips", reconstructions, f"{kind} makes no reconstructions"),
         ("lpips", not statistics, "--against names statistics, and reconstructions need images"),

@@ -34,14 +34,7 @@ TEMPLATES.filters["plain"] = plain
 
 
 def card(system: System, metadata: dict[str, Any], settings: dict[str, Any], **content: Any) -> str:
-    """Return the text of a model card.
-
-    Args:
-        system: whose card it is
-        metadata: the YAML at its beginning
-        settings: of the run, as plain data
-        content: the other fields of card.md.j2
-    """
+    """Return the text of a model card; `content` are the fields of card.md.j2 that are not made here."""
     return TEMPLATES.get_template("card.md.j2").render(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         settings=yaml.safe_dump(_without_paths(settings), sort_keys=False),  # indented, its lines are no markup
@@ -56,7 +49,11 @@ def card(system: System, metadata: dict[str, Any], settings: dict[str, Any], **c
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings without the places of this machine, which say more of it than of the model."""
     nested = {key: _without_paths(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    return {key: value for key, value in nested.items() if not os.path.isabs(str(value).lstrip("['"))}
+    return {key: value for key, value in nested.items() if not _is_place(value)}
+
+
+def _is_place(value: Any) -> bool:
+    return any(isinstance(one, str) and os.path.isabs(one) for one in (value if isinstance(value, list) else [value]))
 
 
 def tags(system: System, library: str, license_: str | None) -> dict[str, Any]:

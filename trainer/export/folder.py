@@ -1,5 +1,6 @@
 """The folder of an export, which appears when it is complete."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from trainer import schemas
 from trainer.checkpoint.files import read_scores
 from trainer.checkpoint.writer import write_files
 from trainer.config.settings import DataConfig, Location
-from trainer.files import write_pieces
 from trainer.latents import LatentStatistics
 
 AVERAGED = "averaged"  # what an export's manifest says of its weights
@@ -33,21 +33,13 @@ DEMO_CNN = "demo-cnn-v1.safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that is exported.
+    """A checkpoint that is exported."""
 
-    Args:
-        path: its folder
-        manifest: the content of its manifest
-        saved: the same, checked
-        data: the training sets, as the manifest describes them
-        system: with its averaged weights, on the CPU
-    """
-
-    path: Path
-    manifest: dict[str, Any]
-    saved: schemas.CheckpointManifest
-    data: list[schemas.TrainingSet]
-    system: System
+    path: Path  # its folder
+    manifest: dict[str, Any]  # the content of its manifest
+    saved: schemas.CheckpointManifest  # the same, checked
+    data: list[schemas.TrainingSet]  # the training sets, as the manifest describes them
+    system: System  # with its averaged weights
 
     @classmethod
     def open(cls, path: Path) -> "Source":
@@ -110,18 +102,16 @@ def check_out(out: Path, overwrite: bool) -> None:
         is_export = False
     if not is_export:
         raise ValueError(f"{out} exists and is no export: name a new folder")
+    if (out / TRAINING / ".lock").exists():
+        raise ValueError(
+            f"{out / TRAINING} has been trained in, and is not replaced: move it elsewhere, or name a new folder"
+        )
     if not overwrite:
         raise ValueError(f"{out} is an export already: replace it with --overwrite, or name a new folder")
 
 
 def write_weights(source: Source, folder: Path, latents: LatentStatistics | None) -> None:
-    """Write the averaged networks with their manifest, config.json and scores.json.
-
-    Args:
-        source: the checkpoint
-        folder: to write into
-        latents: their statistics, for config.json
-    """
+    """Write the averaged networks with their manifest, config.json and scores.json."""
     system, (channels, size, _) = source.system, source.image_shape
     measured = {name: getattr(latents, name) for name in STATISTICS} if latents else {}
     try:
@@ -168,4 +158,6 @@ def _copy(source: Path, target: Path) -> str:
     """Copy a file and return its sha256; a link in somebody else's folder may lead to any file of this machine."""
     if source.is_symlink() or not source.is_file():
         raise ValueError(f"--full: {source} is a link or another special file, and is not copied")
-    return write_pieces(target, source.read_bytes())
+    shutil.copyfile(source, target, follow_symlinks=False)
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

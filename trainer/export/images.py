@@ -16,10 +16,7 @@ from trainer.log.pictures import Panels, grid_inputs, panels
 def open_sets(source: Source, named: str | None, num: int) -> tuple[list[Samples], list[Samples]]:
     """Return the sets of images to measure latents on, and those to show.
 
-    Args:
-        source: the checkpoint
-        named: a folder of images or shards; None takes the run's training and held-out sets
-        num: images to measure; 0: there are no sets
+    They are `named`, a folder of images or shards, or else the run's training and held-out sets; none if `num` is 0.
 
     Raises:
         ValueError, DataError: they cannot be read; says how to name others.

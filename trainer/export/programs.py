@@ -22,12 +22,12 @@ MARGIN = 16.0
 
 
 class Use(NamedTuple):
-    """A program's name, which is its network's, its input and outputs, and what it computes."""
+    """What a program computes."""
 
-    network: str
-    given: str
-    made: tuple[str, ...]
-    call: Callable[[Any, Tensor], Any]
+    network: str  # whose weights it needs; also the program's name
+    given: str  # name of the input
+    made: tuple[str, ...]  # names of the outputs
+    call: Callable[[Any, Tensor], Any]  # of a system and the input
 
 
 def uses_of(system: System, image_shape: tuple[int, ...]) -> list[Use]:
@@ -64,11 +64,7 @@ class Program(nn.Module):
 def write_programs(system: System, image_shape: tuple[int, ...], folder: Path, kinds: Sequence[Kind]) -> list[str]:
     """Write each of a system's programs as NETWORK.onnx or NETWORK.pt2 and return the files' names.
 
-    Args:
-        system: on the CPU, in eval mode
-        image_shape: (channels, size, size)
-        folder: to write into
-        kinds: of programs
+    The system is on the CPU and in eval mode; `image_shape` is (channels, size, size).
 
     Raises:
         ValueError: a network cannot be converted, its program computes something else, or a package is missing.

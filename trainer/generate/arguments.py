@@ -11,6 +11,18 @@ from typing import Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from trainer.distributed.exit import CommandParser
+from trainer.samplers import add_sampler_options
+
+FORMATS = ("png", "gif", "mp4")
+COMMANDS = {
+    "sample": "images that are drawn",
+    "reconstruct": "images beside their reconstructions",
+    "interpolate": "a strip or a film from one image to the next",
+    "edit": "images with more and less of a label, such as a smile",
+    "neighbours": "images beside the training images whose codes are nearest",
+    "translate": "images beside their translations into the other domain",
+}
+FOLDER: dict[str, Any] = dict(metavar="FOLDER", type=Path)
 
 
 def parser() -> CommandParser:
@@ -18,25 +30,60 @@ def parser() -> CommandParser:
     made = CommandParser(
         prog="python -m trainer.generate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    sample = commands.add_parser("sample", help="images from draws of the prior")
-    reconstruct = commands.add_parser("reconstruct", help="images beside their reconstructions")
-    interpolate = commands.add_parser("interpolate", help="a strip from one image to another")
-    translate = commands.add_parser("translate", help="images beside their translations into the other domain")
-    folder: dict[str, Any] = dict(metavar="FOLDER", type=Path, required=True)
-    for command in (sample, reconstruct, interpolate, translate):
+    chosen = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = {name: chosen.add_parser(name, help=what, description=what) for name, what in COMMANDS.items()}
+    for command in commands.values():
         command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a checkpoint or of a run")
-        command.add_argument("--out", help="folder for PNGs; replaces those of the same name", **folder)
+        command.add_argument("--out", required=True, help="folder for PNGs; replaces those of the same name", **FOLDER)
         command.add_argument("--device", help="torch's name of a device (default: cuda if there is one, else cpu)")
-    for command, usual in (sample, "10000"), (reconstruct, "all"), (translate, "all"):
-        command.add_argument("--num", type=PositiveInt, help=f"number of images (default: {usual}, or 64 in a grid)")
-        command.add_argument("--grid", action="store_true", help="write a single PNG that shows all images")
-    for command in (reconstruct, translate):
-        command.add_argument("--images", help="folder of images or WebDataset shards", **folder)
-    for command in (sample, interpolate):
-        command.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the samples (default: 0)")
-    ends = "two image files, or the numbers of two samples"
-    interpolate.add_argument("--between", metavar=("A", "B"), nargs=2, required=True, help=ends)
-    interpolate.add_argument("--steps", type=PositiveInt, default=9, help="pictures in the strip (default: 9)")
-    translate.add_argument("--direction", choices=["a2b", "b2a"], required=True, help="source and target domain")
+    for name in ("reconstruct", "translate"):
+        commands[name].add_argument("--images", required=True, help="folder of images or WebDataset shards", **FOLDER)
+        _add_num(commands[name], "all")
+    commands["translate"].add_argument(
+        "--direction", choices=["a2b", "b2a"], required=True, help="source and target domain"
+    )
+    _add_seed(commands["interpolate"])
+    _add_interpolate(commands["interpolate"])
+    _add_sample(commands["sample"])
+    for name in ("edit", "neighbours"):
+        text = "folder of images or WebDataset shards (default: images that are drawn)"
+        commands[name].add_argument("--images", help=text, **FOLDER)
+        _add_num(commands[name], "all of --images, or 64 that are drawn")
+        _add_seed(commands[name])
+        add_sampler_options(commands[name])
+    _add_edit(commands["edit"])
+    nearest = "number of training images beside each image (default: 7)"
+    commands["neighbours"].add_argument("--nearest", type=PositiveInt, default=7, help=nearest)
     return made
+
+
+def _add_num(command: CommandParser, usual: str) -> None:
+    command.add_argument("--num", type=PositiveInt, help=f"number of images (default: {usual}, or 64 in a grid)")
+    command.add_argument("--grid", action="store_true", help="write a single PNG that shows all images")
+
+
+def _add_seed(command: CommandParser) -> None:
+    command.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the samples (default: 0)")
+
+
+def _add_sample(command: CommandParser) -> None:
+    _add_num(command, "10000")
+    _add_seed(command)
+    add_sampler_options(command)
+    command.add_argument("--shards", action="store_true", help="write WebDataset shards into --out, a new folder")
+
+
+def _add_interpolate(command: CommandParser) -> None:
+    ends = "two or more image files, or numbers of samples, on the way from the first to the last"
+    command.add_argument("--between", metavar="END", nargs="+", required=True, help=ends)
+    command.add_argument("--format", choices=FORMATS, default="png", help="a strip, or a film (default: png)")
+    steps = "pictures from an end to the next one, with both (default: 9 in a strip, 49 in a film)"
+    command.add_argument("--steps", type=PositiveInt, help=steps)
+    command.add_argument("--fps", type=PositiveInt, default=24, help="pictures of a film in a second (default: 24)")
+
+
+def _add_edit(command: CommandParser) -> None:
+    add = command.add_argument
+    add("--with", dest="with_", metavar="LABEL", required=True, help="label, or its name, of images that have it")
+    add("--without", metavar="LABEL", help="label of those that do not have it (default: all other labels)")
+    add("--strengths", type=float, nargs="+", default=[-1.0, 0.0, 1.0], help="how much of it (default: -1 0 1)")

@@ -1,10 +1,23 @@
 """`python -m trainer.generate`: make pictures and write them."""
 
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
 from trainer.distributed.exit import user_errors
+from trainer.files import write_atomically
 from trainer.generate import panels
 from trainer.generate.arguments import parser
+from trainer.generate.edit import Codes, attribute_vector, edit
 from trainer.generate.generator import Generator
-from trainer.generate.writers import write, write_grid
+from trainer.generate.neighbours import find_neighbours, report, show
+from trainer.generate.panels import Pictures
+from trainer.generate.writers import write, write_films, write_grid, write_shards
+from trainer.samplers import Sampler, open_sampler, training_images
+
+SAMPLES, DRAWN = 10_000, 64  # that are drawn unless --num says so: by sample, and by other commands or in a grid
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -12,19 +25,86 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parser().parse_args(arguments)
     out, command = settings.out, settings.command
     with user_errors():
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out {out} is a file: name a folder, new or existing")
+        _check(settings)
         generator = Generator(settings.checkpoint, command, settings.device)
-        if command == "interpolate":
-            written = write(panels.interpolate(generator, settings.between, settings.steps, settings.seed), out)
+        pictures = _pictures(generator, settings)
+        if getattr(settings, "shards", False):
+            print(f"{out}: {write_shards(pictures, out):,} images written")
+            return
+        kind = getattr(settings, "format", "png")
+        if kind != "png":
+            written = write_films(pictures, out, kind, settings.fps)
+        elif getattr(settings, "grid", False):
+            written = write_grid(pictures, out / f"{command}.png", strips=command in ("edit", "neighbours"))
         else:
-            num = settings.num or (64 if settings.grid else None)
-            if command == "sample":
-                blocks = panels.sample(generator, num or 10_000, settings.seed)
-            elif out.resolve().is_relative_to(settings.images.resolve()):
-                raise ValueError(f"--out {out} lies in --images {settings.images}: name a folder outside it")
-            else:
-                blocks = panels.compare(generator, settings.images, num, getattr(settings, "direction", None))
-            written = write_grid(blocks, out / f"{command}.png") if settings.grid else write(blocks, out)
-    others = len({*out.rglob("*.png")} - written)
-    print(f"{out}: {len(written)} PNG{'s' * (len(written) != 1)} written{f', beside {others} older' * bool(others)}")
+            written = write(pictures, out)
+    _report(out, written, kind)
+
+
+def _check(settings: argparse.Namespace) -> None:
+    out, images = settings.out, getattr(settings, "images", None)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder, new or existing")
+    if images and out.resolve().is_relative_to(images.resolve()):
+        raise ValueError(f"--out {out} lies in --images {images}: name a folder outside it")
+    if getattr(settings, "shards", False) and settings.grid:
+        raise ValueError("--grid has no effect on --shards; leave one of them out")
+    for option in ("sampler", "truncation", "components") if images else ():
+        if getattr(settings, option, None):
+            raise ValueError(f"--{option} has no effect on --images; leave one of them out")
+
+
+def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
+    """What the command shows."""
+    if settings.command in ("edit", "neighbours"):
+        images = training_images(settings.train, generator.data)
+        if settings.command == "edit":
+            direction = attribute_vector(generator, images, settings.with_, settings.without, settings.train_num)
+            return edit(generator, _codes(generator, settings), direction, settings.strengths)
+        found = find_neighbours(generator, _images(generator, settings), images, settings.train_num, settings.nearest)
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(settings.out / "neighbours.jsonl", report(found, images))
+        return show(generator, found, images)
+    if settings.command == "interpolate":
+        steps = settings.steps or (9 if settings.format == "png" else 49)
+        return panels.interpolate(generator, settings.between, steps, settings.seed)
+    if settings.command == "sample":
+        num = settings.num or (DRAWN if settings.grid else SAMPLES)
+        return panels.sample(generator, num, settings.seed, _sampler(generator, settings))
+    return panels.compare(generator, settings.images, _num(settings), getattr(settings, "direction", None))
+
+
+def _num(settings: argparse.Namespace) -> int | None:
+    """The number of images of --images; None for all."""
+    return settings.num or (DRAWN if settings.grid else None)
+
+
+def _sampler(generator: Generator, settings: argparse.Namespace) -> Sampler:
+    return open_sampler(settings, generator.system, generator.data, generator.device, settings.command != "sample")
+
+
+def _codes(generator: Generator, settings: argparse.Namespace) -> Codes:
+    """The codes that are edited: of the images of --images, or draws."""
+    if settings.images:
+        for names, images in panels.given(generator, settings.images, _num(settings)):
+            yield names, {"original": images}, generator.encoder(images)[0]
+    else:
+        for names, z in panels.draws(generator, settings.num or DRAWN, settings.seed, _sampler(generator, settings)):
+            yield names, {}, z
+
+
+def _images(generator: Generator, settings: argparse.Namespace) -> Iterator[tuple[Sequence[str], Tensor]]:
+    """The images whose neighbours are sought: those of --images, or images that are drawn."""
+    if settings.images:
+        yield from panels.given(generator, settings.images, _num(settings))
+    else:
+        for names, made in panels.sample(
+            generator, settings.num or DRAWN, settings.seed, _sampler(generator, settings)
+        ):
+            yield names, made["generated"]
+
+
+def _report(out: Path, written: set[Path], kind: str) -> None:
+    others = len({*out.rglob(f"*.{kind}")} - written)
+    older = f", beside {others} older" * bool(others)
+    print(f"{out}: {len(written)} {kind.upper()}{'s' * (len(written) != 1)} written{older}")

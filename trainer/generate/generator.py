@@ -1,6 +1,7 @@
 """A trained system that makes images."""
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +13,19 @@ from models.load import checkpoint_of
 from trainer import schemas
 from trainer.batch import to_uint8
 from trainer.blocks import Blocks
+from trainer.config.settings import DataConfig, Location
+from trainer.latents import LatentEncoder
 
-Ability = Literal["sample", "reconstruct", "translate"]
+Ability = Literal["sample", "reconstruct", "posterior", "translate"]
 # The ability that a system needs for each command.
-NEEDS: dict[str, Ability] = dict(
-    sample="sample", reconstruct="reconstruct", interpolate="sample", translate="translate"
-)
+NEEDS: dict[str, Ability] = {
+    "sample": "sample",
+    "reconstruct": "reconstruct",
+    "interpolate": "sample",
+    "edit": "posterior",
+    "neighbours": "posterior",
+    "translate": "translate",
+}
 
 
 class Generator(Blocks):
@@ -38,9 +46,16 @@ class Generator(Blocks):
         able = [name for name, ability in NEEDS.items() if system.can(ability)]
         if command not in able:
             raise ValueError(f"{type(system).__name__} cannot {command}: choose {' or '.join(able)}")
-        saved = schemas.checkpoint(checkpoint)
-        super().__init__(system, saved.configuration.data.size, device)
-        self.channels = saved.configuration.data.channels
+        saved = schemas.checkpoint(checkpoint).configuration.data
+        super().__init__(system, saved.size, device)
+        self.channels = saved.channels
+        train = [saved.train] if isinstance(saved.train, str) else saved.train
+        self.data = DataConfig([*map(Location, train)], None, saved.size, saved.channels)
+
+    @cached_property
+    def encoder(self) -> LatentEncoder:
+        """The system's encoder, in blocks too; a ValueError says that there is none."""
+        return LatentEncoder(self.system, self.size, self.channels, self.device)
 
     def blocks(self, num: int) -> Iterable[range]:
         """Return the numbers 0 to num - 1 in blocks, with a progress bar if stderr is a terminal."""

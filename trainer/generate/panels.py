@@ -1,10 +1,12 @@
 """What each command shows: in blocks, the names of pictures and the panels that form each picture."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from trainer.batch import normalize
 from trainer.draws import prior
@@ -12,45 +14,60 @@ from trainer.generate.generator import Generator
 from trainer.generate.images import decode_file, open_images
 from trainer.log.pictures import Panels
 from trainer.log.pictures import interpolate as path_between
+from trainer.samplers import Sampler
 
-Blocks = Iterator[tuple[Sequence[str], Panels]]
+Pictures = Iterator[tuple[Sequence[str], Panels]]
 
 
-def sample(generator: Generator, num: int, seed: int) -> Blocks:
-    """Yield images from draws of the prior."""
+def sample(generator: Generator, num: int, seed: int, sampler: Sampler) -> Pictures:
+    """Yield images that are drawn."""
+    for names, z in draws(generator, num, seed, sampler):
+        yield names, {"generated": generator.images(generator.system.sample, z)}
+
+
+def draws(generator: Generator, num: int, seed: int, sampler: Sampler) -> Iterator[tuple[list[str], Tensor]]:
+    """Yield blocks of numbers of samples and their z [n, *latent_shape]."""
     for rows in generator.blocks(num):
-        z = prior(seed, torch.tensor(rows), generator.system.latent_shape)
-        yield [f"{i:06d}" for i in rows], {"generated": generator.images(generator.system.sample, z)}
+        yield [f"{i:06d}" for i in rows], sampler(seed, torch.tensor(rows))
 
 
-def compare(generator: Generator, folder: Path, num: int | None, direction: Literal["a2b", "b2a"] | None) -> Blocks:
+def given(generator: Generator, folder: Path, num: int | None) -> Iterator[tuple[list[str], Tensor]]:
+    """Yield blocks of names and images of a folder, uint8 [n, channels, size, size]."""
+    names, images = open_images(folder, generator.size, generator.channels)
+    for rows in generator.blocks(min(num or len(names), len(names))):
+        yield names[rows.start : rows.stop], images(rows)
+
+
+def compare(generator: Generator, folder: Path, num: int | None, direction: Literal["a2b", "b2a"] | None) -> Pictures:
     """Yield images beside their translations, or beside their reconstructions if there is no direction."""
     system = generator.system
-    names, images = open_images(folder, generator.size, generator.channels)
     title = f"translated {direction}" if direction else "reconstructed"
-    for rows in generator.blocks(min(num or len(names), len(names))):
-        given = images(rows)
+    for names, images in given(generator, folder, num):
         made = generator.images(
             lambda image: system.translate(image, direction) if direction else system.reconstruct(image),
-            normalize(given),
+            normalize(images),
         )
-        yield names[rows.start : rows.stop], {"original": given, title: made}
+        yield names, {"original": images, title: made}
 
 
-def interpolate(generator: Generator, between: Sequence[str], steps: int, seed: int) -> Blocks:
-    """Yield one strip, between the codes of two image files or between two draws of the prior."""
+def interpolate(generator: Generator, between: Sequence[str], steps: int, seed: int) -> Pictures:
+    """Yield one strip from each end to the next: codes of image files, or draws of the prior, by their numbers."""
     system = generator.system
+    if len(between) < 2:
+        raise ValueError(f"--between needs two or more ends; got {' '.join(between)}")
     drawn = all(end.isdecimal() for end in between)
     if drawn:
-        a, b = prior(seed, torch.tensor([int(end) for end in between]), system.latent_shape)
+        ends = prior(seed, torch.tensor([int(end) for end in between]), system.latent_shape)
     elif system.can("posterior"):
-        given = torch.stack([decode_file(Path(end), generator.size, generator.channels) for end in between])
-        a, b = generator.padded(lambda image: system.posterior(image)[0], normalize(given))
+        files = torch.stack([decode_file(Path(end), generator.size, generator.channels) for end in between])
+        ends, _ = generator.encoder(files)
     else:
         raise ValueError(
             f"{type(system).__name__} has no encoder, so --between needs the numbers of two samples, such as "
             f"0 1; got {' '.join(between)}"
         )
-    codes = path_between(a.double(), b.double(), steps, prior=drawn).float()  # float64 keeps the ends to the bit
+    # float64 keeps the ends to the bit; where two parts meet, the end is in both.
+    parts = [path_between(a, b, steps, prior=drawn) for a, b in pairwise(ends.double())]
+    codes = torch.cat([parts[0], *(part[1:] for part in parts[1:])]).float()
     images = torch.cat([generator.images(system.sample, z) for z in codes.split(generator.block)])
     yield ["_to_".join(Path(end).stem for end in between)], {str(i): image[None] for i, image in enumerate(images)}

@@ -21,11 +21,7 @@ class DataHealth:
         self.warned = False
 
     def check_replaced(self, step: int) -> None:
-        """Check that no more images were damaged than data.max_skipped allows.
-
-        Raises:
-            RunError: more were.
-        """
+        """Check that no more images were damaged than data.max_skipped allows; raise RunError if there were."""
         data = self.config.data
         shown = step * self.config.trainer.batch_size * len(data.trains)
         if self.replaced > data.max_skipped * max(shown, LEAST):

@@ -49,10 +49,10 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).cpu().numpy())
 
 
-def grid(panels: Panels, columns: int = 12, pixels: int = 64) -> Image.Image:
+def grid(panels: Panels, columns: int = 12, pixels: int = 64, headings: Sequence[str] = ()) -> Image.Image:
     """Return a picture of titled panels below each other, with images in rows of `columns`.
 
-    Images smaller than `pixels` are enlarged by a whole number.
+    Images smaller than `pixels` are enlarged by a whole number. `headings` stand above the first columns.
     """
     n, size = max(len(images) for images in panels.values()), next(iter(panels.values())).shape[-1]
     scale, gap, title = max(1, pixels // size), 2, 20
@@ -60,6 +60,8 @@ def grid(panels: Panels, columns: int = 12, pixels: int = 64) -> Image.Image:
     height = math.ceil(n / columns) * cell + title
     canvas = Image.new("RGB", (columns * cell - gap, height * len(panels) - gap), "white")
     draw = ImageDraw.Draw(canvas)
+    for i, heading in enumerate(headings):
+        draw.text((i * cell + 2, 1), heading, fill="black", font_size=15)
     for panel, (name, images) in enumerate(panels.items()):
         draw.text((2, panel * height + 1), name, fill="black", font_size=15)
         for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):

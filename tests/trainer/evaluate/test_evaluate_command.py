@@ -227,6 +227,29 @@ def test_a_cyclegan_is_scored_in_both_directions_and_a_copied_checkpoint_leaves_
         assert words in capsys.readouterr().err
 
 
+def test_samplers_are_scored_under_their_names(score, tiny_run, capsys, tmp_path):
+    from trainer.generate.command import main as generate
+
+    arguments = [tiny_run("AE"), "--extractor", "demo-random", "--num", "66", "--metrics", "fid,kid"]
+    _, prior = score(*arguments)
+    sampler = ["--sampler", "mixture", "--components", "2", "--truncation", "0.5", "--seed", "3", "--train_num", "200"]
+    told, mixture = score(*arguments, *sampler, "--out", tmp_path / "scored", "--audit")
+    assert audited(told) == {"fid66", "kid66", "kid_std66"}
+    names = ("eval/fid66{}/demo-random-v1", "eval/kid66{}/demo-random-v1", "eval/sharpness66{}", "eval/z_recovered66{}")
+    for name in names:
+        plain, named = name.format(""), name.format("/mixture-0.5")
+        assert (plain in prior, named in prior, plain in mixture, named in mixture) == (True, False, False, True)
+    assert mixture["eval/psnr359"] == prior["eval/psnr359"]
+    facts = {"kind": "mixture", "truncation": 0.5, "components": 2, "images": 200}
+    assert facts.items() <= mixture["sampler"].items()
+    generate(["sample", *map(str, [tiny_run("AE"), "--num", "66", "--out", tmp_path / "made", *sampler])])
+    made = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "scored").iterdir()}
+    with pytest.raises(SystemExit):
+        score(*arguments, "--components", "2")
+    assert "--components has no effect on --sampler prior" in capsys.readouterr().err
+
+
 def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cnn, tmp_path, capsys):
     from trainer.evaluate.extractors.demo_cnn import load_demo_cnn
 
@@ -257,6 +280,7 @@ def test_the_bounds_of_an_image_are_the_command_lines(score, folders, demo_cnn, 
     [
         ((), "is not a run or a checkpoint. Name one, or for images also name real ones by --against"),
         (("--against", "REAL", "--num", "1"), "argument --num: must be at least 2; got 1"),
+        (("--against", "REAL", "--sampler", "mixture"), "--sampler has no effect on images; leave it out"),
         (("--against", "REAL", "--num", "5000"), "--num is 5,000, but"),
         (("--against", "REAL", "--size", "1000000"), "argument --size: must be between 8 and 4096 pixels; got 1000000"),
         (("--against", "REAL", "--out", "REAL"), "exists and is not empty"),
@@ -317,11 +341,12 @@ os._exit(0)
 
 
 def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ranks, tmp_path):
-    """Between the looks of two processes a run saves another one."""
+    """Between the looks of two processes a run saves another one. The main one fits the sampler, too."""
     done = here("--system", "VAE", "--trainer.steps", "2", "--trainer.save_every", "1", "--trainer.run_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     first = tmp_path / "checkpoints" / "step_00000001"
     arguments = [str(tmp_path), "--extractor", "demo-random", "--num", "130"]  # three blocks, of two processes
+    arguments += ["--sampler", "resample", "--train_num", "70"]
     _, expected = score(first, *arguments[1:])
     looks = {0: f"trainer.evaluate.target.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}
     faults = {rank: SCORE.format(patch=patch, arguments=arguments) for rank, patch in looks.items()}
@@ -329,7 +354,7 @@ def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ran
     assert both.codes == [0, 0], both.stderr
     (line,) = [json.loads(text) for text in both.stderr.splitlines() if text.startswith("{")]
     assert (line["step"], line["world_size"]) == (1, 2)
-    fid = "eval/fid130/demo-random-v1"
+    fid = "eval/fid130/resample/demo-random-v1"
     assert line[fid] == pytest.approx(expected[fid], rel=1e-9)
 
 

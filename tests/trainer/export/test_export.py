@@ -16,6 +16,7 @@ from data.loader import read
 from data.shards.reader import Shards
 from models.load import checkpoint_of
 from trainer.checkpoint import files
+from trainer.evaluate.command import main as evaluate
 from trainer.export import command
 from trainer.export.command import main
 from trainer.generate.command import main as generate
@@ -110,10 +111,14 @@ def test_the_scaling_factor_is_one_over_the_deviation_of_the_latents(export, tin
     assert f"{config['scaling_factor']:.5g}" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_other_commands_accept_an_export(export, tiny_run, tmp_path):
+def test_other_commands_accept_an_export(export, tiny_run, tmp_path, capsys):
     assert export(tiny_run("VAEGAN"), tmp_path / "out", "--num", 0).returncode == 0
     for place in (tiny_run("VAEGAN"), tmp_path / "out"):
         generate(["sample", str(place), "--out", str(tmp_path / place.name), "--num", "2"])
+        evaluate([str(place), "--extractor", "demo-random", "--num", "2", "--metrics", "fid"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    scores = [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
+    assert scores[0] | {"checkpoint": ""} == scores[1] | {"checkpoint": ""}
     again = [(tmp_path / name / "000001.png").read_bytes() for name in (tiny_run("VAEGAN").name, "out")]
     assert again[0] == again[1]
     assert export(tmp_path / "out", tmp_path / "copy", "--num", 0).returncode == 0, "an export of an export"
@@ -142,6 +147,7 @@ def test_training_goes_on_from_a_full_export_as_from_the_run(export, here, tiny_
     assert manifest["data"] == other["data"]
     assert all(map(torch.equal, outputs(models.load(training)), outputs(models.load(run))))
     assert not all(map(torch.equal, outputs(models.load(training)), outputs(models.load(tmp_path / "out"))))
+    assert f"{training} has been trained in" in export(run, tmp_path / "out", "--num", 0, "--overwrite").err
 
 
 @pytest.mark.parametrize("name", ["checkpoints/step_00000003/optimizer.binary.safetensors", "demo-cnn-v1.safetensors"])

@@ -5,13 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from conftest import ROOT, reseal
+from generating import generate, pixels
 from PIL import Image
 
 import models
@@ -20,7 +20,6 @@ from data.shards.reader import Shards
 from models.load import checkpoint_of
 from trainer.batch import normalize, to_uint8
 from trainer.draws import prior
-from trainer.generate.command import main
 
 
 @pytest.fixture
@@ -39,21 +38,6 @@ def photos(digits, tmp_path) -> Path:
     image.rotate(90).save(folder / "a.webp", lossless=True)
     image.resize((80, 64)).save(folder / "deep" / "er" / "c.png")
     return folder
-
-
-def generate(capsys, *arguments) -> SimpleNamespace:
-    capsys.readouterr()
-    try:
-        main([*map(str, arguments)])
-        code = 0
-    except SystemExit as stopped:
-        code = stopped.code
-    said = capsys.readouterr()
-    return SimpleNamespace(returncode=code, out=said.out, err=said.err)
-
-
-def pixels(path: Path) -> torch.Tensor:
-    return torch.from_numpy(np.array(Image.open(path)))
 
 
 def test_samples_are_those_of_the_evaluation_whatever_their_number(run, capsys, tmp_path):
@@ -147,6 +131,12 @@ def test_strips_end_at_the_reconstructions_or_samples(run, capsys, photos, tmp_p
         assert strip.shape == (32, 70 * 32)
         assert torch.equal(strip[:, :32], pixels(tmp_path / "out" / "000002.png"))
         assert torch.equal(strip[:, -32:], pixels(tmp_path / "out" / "000065.png"))
+    path = ["--between", "2", "65", "7", "--seed", "7", "--steps", "3"]
+    assert generate(capsys, "interpolate", run("GAN"), *out, *path).returncode == 0
+    corners = pixels(tmp_path / "out" / "2_to_65_to_7.png").split(32, 1)
+    assert len(corners) == 5
+    for corner, name in zip(corners[::2], ("000002", "000065", "000007"), strict=True):
+        assert torch.equal(corner, pixels(tmp_path / "out" / f"{name}.png"))
 
 
 def test_translations_stand_beside_their_originals(run, capsys, digits, photos, tmp_path):
@@ -181,7 +171,7 @@ def test_the_command_line_as_a_program(run, tmp_path):
             "GAN has no encoder, so --between needs the numbers of two samples, such as 0 1; got a.png",
         ),
         ("GAN", ["interpolate", "RUN"], "required: --between"),
-        ("GAN", ["interpolate", "RUN", "--between", "1"], "--between: expected 2 arguments"),
+        ("GAN", ["interpolate", "RUN", "--between", "1"], "--between needs two or more ends; got 1"),
         ("GAN", ["sample", "nowhere"], "nowhere is neither a checkpoint nor a run's folder"),
         ("GAN", ["sample", "RUN", "--num", "0"], "--num"),
         ("GAN", ["sample", "RUN", "--device", "abacus"], "--device abacus cannot be used"),
@@ -193,6 +183,21 @@ def test_the_command_line_as_a_program(run, tmp_path):
         ("VAEGAN", ["reconstruct", "RUN", "--images", "nowhere"], "--images nowhere is not a folder"),
         ("VAEGAN", ["reconstruct", "RUN", "--images", "RUN/checkpoints"], "holds no images"),
         ("VAEGAN", ["reconstruct", "RUN", "--images", "PHOTOS", "--out", "PHOTOS"], "name a folder outside it"),
+        ("GAN", ["sample", "RUN", "--sampler", "resample"], "GAN has no encoder"),
+        ("GAN", ["sample", "RUN", "--truncation", "0"], "--truncation"),
+        ("GAN", ["sample", "RUN", "--grid", "--shards"], "--grid has no effect on --shards"),
+        ("GAN", ["edit", "RUN", "--with", "1"], "GAN cannot edit: choose sample or interpolate"),
+        ("VAEGAN", ["sample", "RUN", "--train", "PHOTOS"], "--train has no effect on --sampler prior"),
+        ("VAEGAN", ["sample", "RUN", "--sampler", "resample", "--components", "3"], "--components has no effect"),
+        ("VAEGAN", ["sample", "RUN", "--sampler", "mixture", "--train_num", "14"], "than 14; there are 14"),
+        ("VAEGAN", ["edit", "RUN", "--with", "10"], "--with 10: none of 1,438 images of"),
+        ("VAEGAN", ["edit", "RUN", "--with", "1", "--without", "nine"], "or one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        (
+            "VAEGAN",
+            ["edit", "RUN", "--with", "1", "--images", "PHOTOS", "--truncation", "2"],
+            "--truncation has no effect on --images",
+        ),
+        ("VAEGAN", ["neighbours", "RUN", "--train_num", "3"], "--nearest 7 needs as many training images; there are 3"),
         ("VAEGAN", ["interpolate", "RUN", "--between", "PHOTOS/a.webp", "no.png"], "image no.png: No such file"),
     ],
 )

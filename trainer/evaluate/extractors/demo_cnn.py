@@ -156,11 +156,7 @@ def fit(train: Sets, test: Sets, data: DataConfig, path: Path, images: int = 20_
 
 
 def check_labels(train: Sets, test: Sets) -> None:
-    """Check that every image has a label, which a demo-cnn needs.
-
-    Raises:
-        ValueError: some images have none.
-    """
+    """Check that every image has a label, which a demo-cnn needs; raise ValueError if some have none."""
     if min(labels.min() for labels in (*_labels(train), *_labels(test))) < 0:
         raise ValueError(
             "extractor demo-cnn needs a label for every image, but some have none. Choose extractor inception or "
