@@ -14,6 +14,7 @@ from trainer.batch import Batch
 from trainer.config.parser import Config
 from trainer.distributed.accelerator import DDP_SETTINGS
 from trainer.ema import EMA
+from trainer.networks import prepare_networks, set_memory_format
 from trainer.step import TrainStep
 
 
@@ -81,16 +82,12 @@ class Training:
         torch.manual_seed(0)
         settings, rank, world = config.trainer, accelerator.process_index, accelerator.num_processes
         self.system = config.system().to(accelerator.device)
-        self.networks = self.system.networks()
+        set_memory_format(self.system)
         self.ema = EMA(self.system, settings.ema_half_life, world * settings.batch_size, settings.ema_ramp)
         self.system.hold(
             slice(rank * settings.batch_size, (rank + 1) * settings.batch_size), world * settings.batch_size
         )
-        for name, network in self.networks.items():
-            if settings.compile and not name.startswith("discriminator"):
-                network.compile()
-            prepared = accelerator.prepare_model(network, evaluation_mode=settings.grad_sync == "flat")
-            setattr(self.system, name, prepared)
+        self.networks = prepare_networks(self.system, accelerator, settings)
         self.step = TrainStep(accelerator, self.system, 10**9)
         self.done = max(player_state.player.start for player_state in self.step.player_states)
         self.batch = random_batch(config, self.system.domains, rank, world)

@@ -17,12 +17,14 @@ from torch.nn.functional import binary_cross_entropy
 from torch.utils._pytree import tree_leaves
 
 from models import System
+from models.networks.blocks import ResidualBranch
 from trainer.batch import Batch
 from trainer.ema import EMA
 from trainer.metrics.images import Codes, laplacian_variance, psnr
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.prdc import neighbours, radii
 from trainer.metrics.statistics import Moments
+from trainer.networks import set_memory_format
 from trainer.step import TrainStep
 
 DEVICE = torch.device("cuda", 0)
@@ -105,6 +107,30 @@ def moved(system: System) -> System:
     return system
 
 
+def convolutions(system: System) -> list[torch.nn.Module]:
+    """Those of the networks that are to compute in channels_last; their outputs are checked in every pass."""
+
+    def check(module, _, output):
+        # Without a GPU, torch takes it that cuDNN has no bf16.
+        if not (torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16):
+            assert output.is_contiguous(memory_format=torch.channels_last), (
+                f"{module} computes in another memory format"
+            )
+
+    kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d, ResidualBranch)
+    networks = [[*network.modules()] for network in system.networks().values()]
+    found = [
+        module
+        for modules in networks
+        if not any(isinstance(module, torch.nn.InstanceNorm2d) for module in modules)
+        for module in modules
+        if isinstance(module, kinds)
+    ]
+    for module in found:
+        module.register_forward_hook(check)
+    return found
+
+
 def one_step(cuda: Cuda, system: System, precision="no", parts=1) -> TrainStep:
     """One in which every player moves and every penalty is due; it refuses to make the host wait."""
     autocast = nullcontext if precision == "no" else functools.partial(torch.autocast, "cuda", DTYPES[precision])
@@ -123,8 +149,10 @@ def one_step(cuda: Cuda, system: System, precision="no", parts=1) -> TrainStep:
 # EMA copies a system, and torch asks a tensor without values where its values are.
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_every_system_trains_on_a_gpu_without_waiting_for_it(cuda, name):
+def test_every_system_trains_on_a_gpu_in_channels_last_without_waiting_for_it(cuda, name):
     system = moved(SYSTEMS[name]())
+    set_memory_format(system)
+    assert convolutions(system) or name.startswith("cyclegan")
     for precision in DTYPES:
         for parts in (1, 2):
             train_step = one_step(cuda, system, precision, parts)

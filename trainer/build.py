@@ -21,6 +21,7 @@ from trainer.config.settings import DataConfig
 from trainer.distributed.ranks import Ranks, code_checksum, run_on_main
 from trainer.draws import key
 from trainer.ema import EMA
+from trainer.networks import prepare_networks, set_memory_format
 from trainer.parts import RunParts
 from trainer.step import TrainStep, frozen_networks
 from trainer.weights import Initial, start_from
@@ -53,16 +54,11 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
     initial = run_on_main(accelerator, lambda: load_initial(config, system))
     system.to(accelerator.device)
     ranks.broadcast_weights(system)  # from one seed, different processors draw weights that differ in their last digits
+    set_memory_format(system)
     ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
     first = accelerator.process_index * per_rank_batch
     system.hold(slice(first, first + per_rank_batch), settings.batch_size)
-    networks = system.networks()
-    for name, network in networks.items():
-        if settings.compile and not name.startswith("discriminator"):
-            network.compile()  # in place, so that the weights keep their names
-        # In evaluation mode, accelerate does not wrap a network in DDP.
-        alone = settings.grad_sync == "flat" or name in frozen
-        setattr(system, name, accelerator.prepare_model(network, evaluation_mode=alone))
+    networks = prepare_networks(system, accelerator, settings, frozen)
     split = (per_rank_batch, micro_batch)
     return RunParts(config, system, networks, ema, trains, tests, orders, *split, code, frozen, initial)
 
@@ -94,21 +90,23 @@ def make_train_step(parts: RunParts, accelerator: Accelerator) -> TrainStep:
     return TrainStep(accelerator, system, settings.steps, settings.share_passes, settings.overflows, frozen)
 
 
-def settle_buckets(parts: RunParts, state: TrainState, accelerator: Accelerator) -> None:
-    """Take a step and undo it, so that DDP sums gradients in the same order in every real step.
+def take_trial_steps(parts: RunParts, state: TrainState, accelerator: Accelerator) -> None:
+    """Take the steps that must precede the first one, and undo them.
 
+    They compile the networks, in steps with gradient penalties and without them, before the run's time is measured. And
     DDP reorders its buckets after its first backward pass; with three processes or more that changes the rounding of
     sums, and the first step of a resumed run would differ from the same step of an uninterrupted one.
     """
-    if accelerator.num_processes == 1 or parts.config.trainer.grad_sync == "flat":
+    settings, data = parts.config.trainer, parts.config.data
+    if not settings.compile and (accelerator.num_processes == 1 or settings.grad_sync == "flat"):
         return
     before = copy.deepcopy(state.trained())
-    data, batch_size = parts.config.data, parts.config.trainer.batch_size
     blank = torch.zeros(parts.per_rank_batch, data.channels, data.size, data.size, device=accelerator.device)
     images, rows = (blank,) * parts.system.domains, parts.system.rows
     train_step = make_train_step(parts, accelerator)
-    for start in {player_state.player.start for player_state in train_step.player_states}:
-        train_step(Batch(images, rows, batch_size, 0, start).split(parts.micro_batch), start)
+    players = [player_state.player for player_state in train_step.player_states]
+    for step in {player.start + settings.compile * after for player in players for after in (0, player.every)}:
+        train_step(Batch(images, rows, settings.batch_size, 0, step).split(parts.micro_batch), step)
     state.load_networks(before)
 
 

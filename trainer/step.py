@@ -198,8 +198,8 @@ class TrainStep:
         weights = [weight for network in plain for weight in network.parameters()]
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         mean = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-        for weight, part in zip(weights, mean.split([weight.numel() for weight in weights]), strict=True):
-            weight.grad = part.view_as(weight)
+        for weight, gradient, part in zip(weights, gradients, mean.split([w.numel() for w in weights]), strict=True):
+            weight.grad = gradient.copy_(part.view_as(weight))  # in the weight's memory format, as Adam takes it to be
 
     def _update(self, state: PlayerState, step: int) -> None:
         optimizer, scaler, clip = state.optimizer, state.scaler, state.player.optimizer.clip

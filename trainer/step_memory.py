@@ -23,6 +23,7 @@ from models import Player
 from trainer.batch import Batch
 from trainer.config.parser import Config
 from trainer.ema import EMA
+from trainer.networks import checkpoint_activations
 from trainer.step import PlayerState, TrainStep, frozen_networks
 
 
@@ -42,6 +43,7 @@ class FakeRun:
             self.system, sizes = config.system(), [tracker.live]
             self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
             sizes.append(tracker.live)
+            checkpoint_activations(self.system, settings.activation_checkpointing)
             self.system.hold(slice(0, max(1, settings.batch_size // processes)), settings.batch_size)
             sizes.append(tracker.live)
             self.frozen = frozen_networks(self.system, settings.train_only)

@@ -5,9 +5,10 @@ from contextlib import suppress
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch.profiler import record_function
 
 from trainer.batch import Batch
-from trainer.build import build_run, make_train_step, settle_buckets
+from trainer.build import build_run, make_train_step, take_trial_steps
 from trainer.checkpoint.collective import resume, save_on_main
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.writer import Saver
@@ -20,6 +21,7 @@ from trainer.distributed.ranks import ROOT, Ranks, run_on_main, tensors_of
 from trainer.distributed.rendezvous import rendezvous_errors
 from trainer.distributed.stop import StopSignal, exit_code, listening
 from trainer.evaluate.periodic import PeriodicEvaluator
+from trainer.flops import StepFlops
 from trainer.log.board import hide_tensorboard_tracebacks
 from trainer.log.charts import chart_layout
 from trainer.log.data_health import DataHealth
@@ -28,6 +30,7 @@ from trainer.log.logger import RunLogger
 from trainer.log.pictures import grid_inputs, panels
 from trainer.log.summary import run_summary
 from trainer.log.window import LogWindow
+from trainer.profiler import LOG, StepProfiler, parse_profile
 from trainer.run_folder import RunFolder
 
 
@@ -66,7 +69,7 @@ class Run:
         self.state = TrainState(
             config, parts.system, parts.networks, parts.ema, players, parts.trains, parts.orders, record
         )
-        settle_buckets(parts, self.state, accelerator)
+        take_trial_steps(parts, self.state, accelerator)
         run_on_main(accelerator, folder.lock)
         resumed = resume(folder.checkpoints, self.state, accelerator)
         self.step, self.evaluation_pending = resumed.step, resumed.evaluation_pending
@@ -79,6 +82,9 @@ class Run:
         self.logger = RunLogger(
             folder.path, self.step, settings.steps, is_main, self.evaluation_pending, settings.trackers
         )
+        profiled = parse_profile(settings.profile if is_main else None, settings.steps)
+        self.profiler = StepProfiler(profiled, folder.path / "profile", self.logger.message)
+        self.flops = StepFlops(config, parts.per_rank_batch)
         self.data_health = DataHealth(config, self.step, resumed.replaced)
         self.failures = FailureReports(parts, folder, self.logger)
         self.saver = Saver(
@@ -113,13 +119,16 @@ class Run:
         self.window.start(self.step)
         while self.step < self.config.trainer.steps and not stopping:
             stopping = self.ranks.agree(self.stop.should_stop(self.saver.seconds), self.step)
+            self.profiler.before(self.step)
             with self.window.waiting_for_data():
                 batch = next(batches)
             self.train_step(batch.split(self.parts.micro_batch), self.step)
             self.step += 1
             self.parts.ema.update(self.step)
             self.logger.advance()
-            self._after_step(stopping)
+            with record_function(LOG):
+                self._after_step(stopping)
+        self.profiler.finish(self.step)
         batches.close()
         self._save_on_main(self.saver.finish)
         # A run that must stop in its last step is not finished while that step's evaluation is pending.
@@ -169,6 +178,9 @@ class Run:
         terms = summary.terms
         for player in (player_state.player for player_state in self.train_step.player_states):
             terms[f"{player.name}/lr"] = player.optimizer.rate(self.step - 1, steps)
+        if self.accelerator.is_main_process:
+            rate = terms["speed/images_per_second"] / self.config.trainer.batch_size
+            terms |= self.flops.rates(range(self.window.first_step, self.step), rate, self.accelerator.device)
         if self.config.data.on_error == "skip":
             self.data_health.replaced += len(summary.replaced)
             terms["data/skipped"] = self.data_health.replaced

@@ -1,7 +1,7 @@
 """Parts that the networks share."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,16 @@ class Family(NamedTuple):
 
 
 class ResidualBranch(nn.Module):
-    """A module x + branch(x) that can start as the identity."""
+    """A module x + branch(x).
+
+    Args:
+        recomputable: whether activation checkpointing computes it again in backward passes
+    """
+
+    recomputable: ClassVar[bool] = True
 
     def zero_init_residual(self) -> None:
-        raise NotImplementedError
+        """Start as the identity, if this module can."""
 
 
 def normalization(kind: Norm, channels: int) -> nn.Module:

@@ -1,8 +1,11 @@
 """Images to logits."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks.blocks import SLOPE, initialize, minibatch_stddev
 from models.networks.config import NetworkConfig, halvings
@@ -55,10 +58,18 @@ class Discriminator(nn.Module):
     def forward(self, image: Tensor, feature_layer: int | None = None) -> Tensor:
         """Map images to logits [n, logits], or of patches [n, logits, h, w], or to the activations of a level."""
         hidden = image
-        for level, layer in enumerate(self.levels):
-            hidden = layer(hidden)
-            if level == feature_layer:
-                return hidden
+        with sdpa_kernel(SDPBackend.MATH) if self.differentiated_twice(image) else nullcontext():
+            for level, layer in enumerate(self.levels):
+                hidden = layer(hidden)
+                if level == feature_layer:
+                    return hidden
         if self.group:
             hidden = minibatch_stddev(hidden, self.group)
         return self.head(hidden if self.patches else hidden.flatten(1))
+
+    def differentiated_twice(self, image: Tensor) -> bool:
+        """Return whether a pass may belong to a gradient penalty: both the images and the weights take gradients.
+
+        Fused attention and compiled networks have no second derivatives.
+        """
+        return torch.is_grad_enabled() and image.requires_grad and next(self.parameters()).requires_grad

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from models.losses import at_least_fp32
+from models.networks.blocks import ResidualBranch
 from models.networks.config import NetworkConfig
 from models.networks.residual import RESIDUAL
 from models.settings import check
@@ -116,7 +117,7 @@ class _Middle(nn.Module):
         return x
 
 
-class _Residual(nn.Module):
+class _Residual(ResidualBranch):
     def __init__(self, channels: int, outputs: int):
         super().__init__()
         self.norm1, self.conv1 = _norm(channels), nn.Conv2d(channels, outputs, 3, 1, 1)
@@ -129,8 +130,10 @@ class _Residual(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + hidden
 
 
-class _Attention(nn.Module):
+class _Attention(ResidualBranch):
     """x + attention of one head over positions; its fused kernels have no second derivative, which none needs here."""
+
+    recomputable = False  # a backward pass would choose its kernel anew
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,7 +1,7 @@
 """The residual family: residual blocks that train without normalization, and self-attention."""
 
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention
 
 from models.networks.blocks import SLOPE, Family, ResidualBranch, normalization
 from models.networks.config import NetworkConfig, Norm
@@ -29,11 +29,13 @@ class Residual(ResidualBranch):
         nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
+        return self.branch(x) + x  # a sum has the memory format of its first term
 
 
 class Attention(ResidualBranch):
     """x + self-attention over positions, one head per 64 channels; it starts as the identity (Zhang et al. 2019)."""
+
+    recomputable = False  # a backward pass would choose its kernel anew
 
     def __init__(self, channels: int):
         super().__init__()
@@ -45,11 +47,9 @@ class Attention(ResidualBranch):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)  # [n, heads, c, positions]
-        # Fused attention kernels have no second derivative, which R1 needs.
-        weights = (q.transpose(-1, -2) @ k / q.shape[2] ** 0.5).softmax(-1)
-        mixed = v @ weights.transpose(-1, -2)
-        return x + self.out(mixed.flatten(1, 2).unflatten(2, x.shape[2:]))
+        q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
+        mixed = scaled_dot_product_attention(q, k, v)  # all [n, heads, positions, channels of a head]
+        return self.out(mixed.transpose(-1, -2).flatten(1, 2).unflatten(2, x.shape[2:])) + x
 
 
 class Resample(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.networks.blocks import initialize
+from models.networks.blocks import ResidualBranch, initialize
 
 
 class Translator(nn.Module):
@@ -45,7 +45,7 @@ class _ReflectConv(nn.Conv2d):
         return nn.functional.conv2d(x, self.weight, self.bias)
 
 
-class _Block(nn.Module):
+class _Block(ResidualBranch):
     def __init__(self, channels: int):
         super().__init__()
         self.branch = nn.Sequential(
@@ -54,7 +54,7 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
+        return self.branch(x) + x
 
 
 def _layer(convolution: nn.Module, channels: int) -> list[nn.Module]:

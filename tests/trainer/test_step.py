@@ -12,6 +12,7 @@ from systems_under_test import SYSTEMS, TRAIN_ONLY, batch_of, cancelled, kl_vaeg
 from trainer.batch import Batch
 from trainer.distributed.accelerator import DDP_SETTINGS
 from trainer.ema import EMA
+from trainer.networks import checkpoint_activations
 from trainer.step import TermMeans, TrainStep, frozen_networks
 
 STEPS = 4
@@ -23,12 +24,24 @@ ROUNDING = STEPS * 1e-3 * 100 * 2**-53 / 1e-8
 
 @functools.cache
 def train(
-    name: str, parts: int = 1, share: bool = True, rank: int = 0, world: int = 1, flat: bool = False
+    name: str,
+    parts: int = 1,
+    share: bool = True,
+    rank: int = 0,
+    world: int = 1,
+    flat: bool = False,
+    again: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Weights and statistics after a few steps in float64 of 8 images a step, with R1 and clipping."""
+    """Weights and statistics after a few steps in float64 of 8 images a step, with R1 and clipping.
+
+    Two parts compute in another memory format, which no result depends on. `again`: with activation checkpointing.
+    """
     torch.manual_seed(0)
     system = SYSTEMS[name]().double()
+    if parts == 2:
+        system.to(memory_format=torch.channels_last)
     ema = EMA(system, 20, 8)
+    checkpoint_activations(system, again)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_SETTINGS])
     rows, frozen = slice(rank * 8 // world, (rank + 1) * 8 // world), frozen_networks(system, TRAIN_ONLY.get(name))
     system.hold(rows, 8)
@@ -121,6 +134,8 @@ def test_two_ranks_equal_one(forked, tmp_path):
         flat = torch.load(tmp_path / f"{name}.2.flat.1.pt", weights_only=True)
         flat |= {key: torch.cat([one[key][:4], flat[key]]) for key in SYSTEMS[name]().by_position}
         assert distance(flat, ranks[1]) < ROUNDING, f"{name}: DDP missed a gradient"
+    again = torch.load(tmp_path / "residual.again.1.pt", weights_only=True)
+    assert distance(again, torch.load(tmp_path / "residual.1.1.pt", weights_only=True)) == 0
     first, second = (torch.load(tmp_path / f"broken.{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["failed"] == second["failed"] == [1, "binary"], "a loss that is broken on rank 1 blocks both"
     assert all(torch.equal(first["weights"][key], first["before"][key]) for key in first["before"])
@@ -247,4 +262,5 @@ def train_as_a_rank(out: str) -> None:
         for parts, way in ((1, ""), (2, ""), (2, ".flat")):
             trained = train(name, parts, rank=rank, world=2, flat=bool(way))
             torch.save(trained, f"{out}/{name}.{parts}{way}.{rank}.pt")
+    torch.save(train("residual", rank=rank, world=2, again=True), f"{out}/residual.again.{rank}.pt")
     torch.distributed.barrier()

@@ -28,6 +28,19 @@ KL = ["--system", "VAEGAN", "--system.networks.patches", "true", "--trainer.batc
 FINE = ["--trainer.train_only", "decoder", "--system.autoencoder.lr", "1e-2", "--trainer.ema_half_life", "8"]
 
 
+SAY_WRAPPED = """
+import sys
+from trainer.train import Run
+from torch.nn.parallel import DistributedDataParallel as DDP
+announce = Run._announce
+def say(self):
+    children = self.parts.system.named_children()
+    print("wrapped:", sorted(name for name, child in children if isinstance(child, DDP)), file=sys.stderr)
+    announce(self)
+Run._announce = say
+"""
+
+
 @pytest.fixture(scope="module")
 def grey(tmp_path_factory) -> Path:
     """A folder of diffusers: an AutoencoderKL of grey images in two sizes, as light as can be."""
@@ -130,8 +143,9 @@ def test_two_processes_start_from_the_same_weights_and_train_a_decoder_as_one_do
     start = ["--system", "VAEGAN", "--trainer.init_from", source, "--trainer.train_only", "[decoder]"]
     start += ["--trainer.steps", "3", "--trainer.run_dir"]
     assert here(*start, tmp_path / "one").returncode == 0
-    two = ranks(*start, tmp_path / "two", processes=2).wait()
+    two = ranks(*start, tmp_path / "two", processes=2, faults={0: SAY_WRAPPED}).wait()
     assert two.returncode == 0, two.stderr
+    assert "wrapped: ['decoder', 'discriminator_binary']" in two.stderr, "DDP would keep buckets for frozen networks"
     assert two.stderr.count("weights of") == 1
     assert alike(tmp_path / "one", tmp_path / "two")
     before, after = trained(source), trained(tmp_path / "two")

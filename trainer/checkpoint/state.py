@@ -229,7 +229,9 @@ def load_optimizer(parameters: Parameters, optimizer: Optimizer, tensors: dict[s
     for name, value in tensors.items():
         weight, _, key = name.rpartition(".")
         parameter = parameters[weight]
-        optimizer.state[parameter][key] = value.to(parameter.device)
+        # The fused optimizers take moments to have the memory format of their weight, without a check on CPUs.
+        layout = torch.empty_like(parameter if value.dim() else value, device=parameter.device, requires_grad=False)
+        optimizer.state[parameter][key] = layout.copy_(value)
 
 
 def frozen_checksums(system: System) -> dict[str, str]:

@@ -12,7 +12,7 @@ RESUMABLE_SETTINGS = frozenset(
         "data": "train test workers on_error max_skipped cache cache_gb lanes window",
         "system": "perceptual_weights",
         "trainer": "steps run_dir micro_batch save_every log_every trackers check_every keep keep_every time_limit "
-        "timeout deterministic grad_sync share_passes accept_new_data compile",
+        "timeout deterministic grad_sync share_passes accept_new_data compile activation_checkpointing profile",
         "evaluate": "every num extractor weights metrics statistics lpips budget",
     }.items()
     for name in names.split()

@@ -15,6 +15,7 @@ from data.shards.remote import is_remote
 from models.networks.perceptual import WeightsFile
 from trainer.distributed.stop import parse_time_limit
 from trainer.metrics import METRICS
+from trainer.profiler import parse_profile
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")  # of a model, and of a folder in it
 TENSORBOARD = "tensorboard"  # accelerate's name of the tracker that each run has by default
@@ -160,10 +161,16 @@ class TrainerConfig:
         ema_half_life: Half-life of the averaged weights, in images.
         ema_ramp: Largest half-life as a fraction of the images seen so far, so that early averages forget the first
             weights.
-        compile: Compile encoders, decoders and generators with torch.compile, which takes about a minute.
-            Discriminators stay eager, because gradient penalties cannot pass compiled networks.
+        compile: Compile the networks with torch.compile, which takes minutes at the first start and seconds at later
+            ones. Only passes with a gradient penalty stay eager, because they are differentiated twice.
+        activation_checkpointing: Keep of residual blocks only what enters them, and compute the rest again in backward
+            passes: less memory for about a third more time, and the same result. true takes all networks, a list such
+            as [decoder] takes these.
         share_passes: Make encoder and decoder passes once per step where possible. Turn it off to save memory: the
             result is the same.
+        profile: START:STOP, such as 20:30, records what the main process does in the steps after START up to STOP, as a
+            trace in RUN_DIR/profile for TensorBoard or ui.perfetto.dev, and prints what their time is spent on. null
+            records nothing.
         accept_new_data: Resume even if the data, their order or the batch size changed.
         init_from: Weights to start from: a folder of diffusers' AutoencoderKL, a run, a checkpoint or an export of this
             trainer, or a folder of NETWORK.safetensors; or ORG/NAME of the Hugging Face hub. Settings of networks that
@@ -194,7 +201,9 @@ class TrainerConfig:
     ema_half_life: PositiveInt = 10_000
     ema_ramp: PositiveFloat = 0.05
     compile: bool = False
+    activation_checkpointing: bool | list[str] = False
     share_passes: bool = True
+    profile: str | None = None
     accept_new_data: bool = False
     init_from: WeightsSource | None = None
     init_averages: bool = True
@@ -203,6 +212,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.time_limit is not None:
             parse_time_limit(self.time_limit)
+        parse_profile(self.profile, self.steps)
         if not self.init_averages and self.init_from is None:
             raise ValueError("trainer.init_averages has no effect while trainer.init_from is unset: leave it unset")
         for name in self.trackers:

@@ -45,7 +45,7 @@ def make_accelerator(precision: str | None, timeout: int, deterministic: bool, r
     accelerator = Accelerator(mixed_precision=choose_precision(precision), kwargs_handlers=[DDP_SETTINGS, waiting])
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ValueError(
-            "the launcher's --dynamo_backend would also compile discriminators, which gradient penalties cannot pass: "
+            "the launcher's --dynamo_backend would also compile the passes of gradient penalties, which cannot be: "
             "use --dynamo_backend no and --trainer.compile true"
         )
     _check_sees_all(accelerator)

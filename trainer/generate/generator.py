@@ -33,18 +33,18 @@ class Generator(Blocks):
 
     Args:
         path: folder of a checkpoint or of a run
-        command: the command that the system must be able to do, of NEEDS
+        command: the command that the system must be able to do, of NEEDS; None: any
         device: torch's name of a device
 
     Raises:
         ValueError: there is no such checkpoint or device, or the system cannot do this.
     """
 
-    def __init__(self, path: Path, command: str, device: str | None = None):
+    def __init__(self, path: Path, command: str | None, device: str | None = None):
         checkpoint = checkpoint_of(path)  # only once: a run that is still training may save another one
         system = models.load(checkpoint)
         able = [name for name, ability in NEEDS.items() if system.can(ability)]
-        if command not in able:
+        if command is not None and command not in able:
             raise ValueError(f"{type(system).__name__} cannot {command}: choose {' or '.join(able)}")
         saved = schemas.checkpoint(checkpoint).configuration.data
         super().__init__(system, saved.size, device)

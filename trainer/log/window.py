@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.profiler import record_function
 
 from data.loader import Images
 from data.order import sample_checksum
+from trainer.profiler import DATA
 from trainer.step import TermMeans
 
 
@@ -44,7 +46,8 @@ class LogWindow:
     def waiting_for_data(self) -> Iterator[None]:
         """Count the time in this context as waiting for data."""
         began = time.monotonic()
-        yield
+        with record_function(DATA):
+            yield
         self.data_wait += time.monotonic() - began
 
     def add_samples(self, step: int, rows: slice, sets: list[Images]) -> None:

@@ -1,0 +1,9 @@
+"""`python -m trainer.demo`: see command.py."""
+
+from data.processes import end_when_interrupted, run_command
+
+if __name__ == "__main__":
+    end_when_interrupted()
+    from trainer.demo.command import main
+
+    run_command(main)
