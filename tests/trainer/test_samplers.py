@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sample_images import flat
+from sklearn.mixture import GaussianMixture
 from systems_under_test import SMALL
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from data.shards.reader import Shards, write
 from models import AE
@@ -119,10 +121,19 @@ def test_a_sampler_is_told_by_its_name():
     assert Mixture("mixture", (2,), 0.7, **parts).name == "mixture-0.7"
 
 
-def test_a_mixture_is_fitted_alike_on_any_number_of_threads(levels):
-    once = fit("mixture", *levels, components=3)
-    torch.set_num_threads(3)
+def test_a_mixture_is_fitted_by_one_thread_whose_sums_are_the_same_everywhere(levels, monkeypatch):
+    used, plain = [], GaussianMixture.fit
+
+    def noting(self, codes):
+        used.extend(pool["num_threads"] for pool in threadpool_info())
+        return plain(self, codes)
+
+    monkeypatch.setattr(GaussianMixture, "fit", noting)
+    with threadpool_limits(2):
+        once = fit("mixture", *levels, components=3)
+        assert {pool["num_threads"] for pool in threadpool_info()} == {2}
     again = fit("mixture", *levels, components=3)
+    assert {*used} == {1}
     for name in ("bounds", "means", "factors"):
         assert torch.equal(getattr(once, name), getattr(again, name))
 

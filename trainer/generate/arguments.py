@@ -84,7 +84,7 @@ def _add_interpolate(command: CommandParser) -> None:
     command.add_argument("--format", choices=FORMATS, default="png", help="a strip, or a film (default: png)")
     steps = "pictures from an end to the next one, with both (default: 9 in a strip, 49 in a film)"
     command.add_argument("--steps", type=PositiveInt, help=steps)
-    command.add_argument("--fps", type=PositiveInt, default=24, help="pictures of a film in a second (default: 24)")
+    command.add_argument("--fps", type=PositiveInt, help="pictures of a film in a second (default: 24)")
 
 
 def _add_edit(command: CommandParser) -> None:

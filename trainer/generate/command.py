@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
             return
         kind = getattr(settings, "format", "png")
         if kind != "png":
-            written = write_films(pictures, out, kind, settings.fps)
+            written = write_films(pictures, out, kind, settings.fps or 24)
         elif getattr(settings, "grid", False):
             written = write_grid(pictures, out / f"{command}.png", strips=command in ("edit", "neighbours"))
         else:
@@ -48,8 +48,13 @@ def _check(settings: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} is a file: name a folder, new or existing")
     if given and out.resolve().is_relative_to(given.resolve()):
         raise ValueError(f"--out {out} lies in {'--images' if images else 'LATENTS'} {given}: name a folder outside it")
-    if getattr(settings, "shards", False) and settings.grid:
-        raise ValueError("--grid has no effect on --shards; leave one of them out")
+    if getattr(settings, "shards", False):
+        if settings.grid:
+            raise ValueError("--grid has no effect on --shards; leave one of them out")
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(f"--out {out} exists and is not empty: name a new folder for --shards")
+    if getattr(settings, "fps", None) and settings.format == "png":
+        raise ValueError("--fps has no effect on a strip: add --format gif or mp4, or leave it out")
     for option in ("sampler", "truncation", "components") if images else ():
         if getattr(settings, option, None):
             raise ValueError(f"--{option} has no effect on --images; leave one of them out")

@@ -1,6 +1,7 @@
 """Edits by attribute vectors: images with more and less of what a label stands for.
 
-As Larsen et al. 2016 do in section 4.2, by the difference between mean codes of images with and without the label.
+An attribute vector is the difference between the mean codes of images with and without the label (Larsen et al. 2016,
+"Visual attribute vectors").
 """
 
 from collections.abc import Iterator, Sequence

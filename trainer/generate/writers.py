@@ -102,10 +102,8 @@ def write_shards(pictures: Pictures, out: Path) -> int:
     The folder appears when it is complete.
 
     Raises:
-        ValueError: the folder exists and is not empty.
+        OSError: the folder exists and is not empty, or the disk is full.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"--out {out} exists and is not empty: name a new folder for --shards")
 
     def samples() -> Iterator[dict[str, Any]]:
         for names, panels in pictures:

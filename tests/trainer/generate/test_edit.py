@@ -1,5 +1,7 @@
 """Edits: the direction is the difference of mean codes, and images move along it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -39,13 +41,19 @@ def test_the_direction_is_the_difference_of_mean_codes(generator, digits, having
 
 
 def test_the_mean_is_exact_whatever_the_blocks(generator, digits, monkeypatch):
-    """Given the same codes; a convolution would round differently in blocks of another size."""
+    """Given the same codes, from e^-20 to e^20; a convolution would round differently in blocks of another size."""
     images = Shards(digits / "test")
-    monkeypatch.setattr(generator.system, "posterior", lambda image: 2 * [image.flatten(1)[:, 200:204] / 3])
+    monkeypatch.setattr(generator.system, "posterior", lambda image: 2 * [(20 * image.flatten(1)[:, 500:504]).exp()])
     whole = attribute_vector(generator, images, "3", None, None)
     generator.block = generator.encoder.block = 7
     assert torch.equal(attribute_vector(generator, images, "3", None, None), whole)
     assert not torch.equal(attribute_vector(generator, images, "3", None, 100), whole)
+    everything = read(images, np.arange(len(images)), 32, 1)
+    codes = generator.encoder(everything.image)[0].double()
+    sides = [codes[side].T.tolist() for side in (everything.label == 3, everything.label != 3)]
+    means = torch.tensor([[math.fsum(column) / len(column) for column in side] for side in sides], dtype=torch.float64)
+    # Each sum and each quotient is rounded once.
+    assert ((means[0] - means[1]) - whole).abs().le(2**-52 * means.sum(0)).all()
 
 
 def test_images_move_along_the_direction(generator, digits, capsys, tmp_path, tiny_run):

@@ -190,6 +190,7 @@ def test_the_command_line_as_a_program(run, tmp_path):
         ("GAN", ["sample", "RUN", "--sampler", "resample"], "GAN has no encoder"),
         ("GAN", ["sample", "RUN", "--truncation", "0"], "--truncation"),
         ("GAN", ["sample", "RUN", "--grid", "--shards"], "--grid has no effect on --shards"),
+        ("GAN", ["interpolate", "RUN", "--between", "1", "2", "--fps", "3"], "--fps has no effect on a strip"),
         ("GAN", ["edit", "RUN", "--with", "1"], "GAN cannot edit: choose sample or decode or interpolate"),
         ("VAEGAN", ["sample", "RUN", "--train", "PHOTOS"], "--train has no effect on --sampler prior"),
         ("VAEGAN", ["sample", "RUN", "--sampler", "resample", "--components", "3"], "--components has no effect"),
