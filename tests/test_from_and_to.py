@@ -12,7 +12,10 @@ from data.shards.reader import Shards, write
 
 PAGES = [
     ("README.md", "From and to other tools"),
-    *(("docs/using-models.md", title) for title in ("Start from weights", "Export a model")),
+    *(
+        ("docs/using-models.md", title)
+        for title in ("Start from weights", "Export a model", "Encode a data set to latents")
+    ),
 ]
 RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what stands for the runs that a page names
 SHORTER = {"trainer.export": ["--num", "16"], "trainer.encode": ["--workers", "0"]}

@@ -27,6 +27,7 @@ import models
 from data.errors import DataError
 from data.images import decode
 from data.inspect.__main__ import main as inspect_command
+from data.latents import FORMATS, pack, unpack
 from data.prepare import prepare
 from data.shards.reader import Shards
 from trainer.checkpoint import files as checkpoint_files
@@ -344,6 +345,13 @@ def test_statistics(fuzz, tmp_path, save, tries):
         reference.load(path, None)
 
     fuzz(file.getvalue(), read, 8 * tries, refused=ValueError)
+
+
+@pytest.mark.parametrize("tries", TRIES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_latents(fuzz, form, tries):
+    latents = {name: torch.zeros(1, 4, 2, 2) for name in ("mean", "log_variance")}
+    fuzz(pack(latents, form)[0], unpack, 8 * tries, refused=ValueError)
 
 
 @pytest.mark.parametrize("tries", TRIES)

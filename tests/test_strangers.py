@@ -16,13 +16,13 @@ from jsonargparse._common import parsing_settings
 import models
 from models import manifest
 from models.load import checkpoint_of
-from trainer import generate
 from trainer.checkpoint import files as checkpoint_files
 from trainer.compare.__main__ import configure as configure_comparison
 from trainer.compare.settings import plan_runs
 from trainer.config.parser import configure
 from trainer.distributed.exit import user_errors
 from trainer.evaluate import command as score_command
+from trainer.generate.command import main as generate
 from trainer.log.metrics_file import read_metrics
 
 SAMPLES = ["--num", "2"]
@@ -80,7 +80,7 @@ def each_use(capsys, run: Path, out: Path) -> dict[str, str]:
     sample = ["sample", str(run), "--out", str(out), *SAMPLES]
     return {
         "models.load": str(refused.value),
-        "generate": told(capsys, generate.main, sample),
+        "generate": told(capsys, generate, sample),
         "evaluate": told(capsys, score_command.main, [str(run), "--extractor", "demo-random", *SAMPLES]),
     }
 

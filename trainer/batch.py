@@ -11,7 +11,7 @@ from trainer.draws import draw
 
 def normalize(image: Tensor) -> Tensor:
     """Map uint8 to [-1, 1] in float32, contiguous by channel."""
-    return image.float().contiguous() / 127.5 - 1
+    return (image.float().contiguous() / 127.5).sub_(1)
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class LatentEncoder(Blocks):
             ValueError: a code is not finite.
         """
         parts = [
-            self.padded(lambda image: torch.stack(self.system.posterior(image), 1), normalize(part))
+            self.padded(lambda image: torch.stack(self.system.posterior(normalize(image)), 1), part)
             for part in pixels.split(self.block)
         ]
         mean, log_variance = torch.cat(parts).unbind(1)

@@ -223,8 +223,8 @@ def _serialized(content: dict[str, Tensor]) -> list[Any]:
 
 
 def _aligned(content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors in an order in which each starts at a multiple of its element size."""
-    return dict(sorted(content.items(), key=lambda item: -item[1].element_size()))
+    """Return the tensors in an order of names in which each starts at a multiple of its element size."""
+    return dict(sorted(content.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
 def _header(content: dict[str, Tensor]) -> bytes:

@@ -144,15 +144,15 @@ class LatentWriter:
         for copy in ("", MIRRORED) if self.mirror else ("",):
             mean = latents[f"{copy}mean"].float()
             sums.update(mean, torch.full_like(mean, -torch.inf) if self.mean_only else latents[f"{copy}log_variance"])
-        for row, label in enumerate(images.label.tolist()):
-            own = {name: values[row] for name, values in latents.items()}
-            (key, others), content = next(samples), pack(own, self.form)
+        description = describe({"mean": latents["mean"][0]}, self.form)
+        for content, label in zip(pack(latents, self.form), images.label.tolist(), strict=True):
+            key, others = next(samples)
             if self.form in others:
                 raise DataError(
                     f"sample {key} has a member .{self.form}, where its latents go: choose another --format"
                 )
             writer.write({"__key__": key, self.form: content, **others})
-            summary.count(key, content, label, describe(own, self.form))
+            summary.count(key, content, label, description)
 
 
 def _sha256(path: Path) -> str:

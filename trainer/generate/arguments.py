@@ -17,6 +17,7 @@ FORMATS = ("png", "gif", "mp4")
 COMMANDS = {
     "sample": "images that are drawn",
     "reconstruct": "images beside their reconstructions",
+    "decode": "images of latents, as python -m trainer.encode writes them",
     "interpolate": "a strip or a film from one image to the next",
     "edit": "images with more and less of a label, such as a smile",
     "neighbours": "images beside the training images whose codes are nearest",
@@ -42,6 +43,11 @@ def parser() -> CommandParser:
     commands["translate"].add_argument(
         "--direction", choices=["a2b", "b2a"], required=True, help="source and target domain"
     )
+    commands["decode"].add_argument("latents", metavar="LATENTS", type=Path, help="folder of WebDataset shards")
+    _add_num(commands["decode"], "all")
+    for name in ("sample", "decode"):
+        text = "write WebDataset shards into --out, a new folder"
+        commands[name].add_argument("--shards", action="store_true", help=text)
     _add_seed(commands["interpolate"])
     _add_interpolate(commands["interpolate"])
     _add_sample(commands["sample"])
@@ -70,7 +76,6 @@ def _add_sample(command: CommandParser) -> None:
     _add_num(command, "10000")
     _add_seed(command)
     add_sampler_options(command)
-    command.add_argument("--shards", action="store_true", help="write WebDataset shards into --out, a new folder")
 
 
 def _add_interpolate(command: CommandParser) -> None:

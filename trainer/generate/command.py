@@ -43,10 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _check(settings: argparse.Namespace) -> None:
     out, images = settings.out, getattr(settings, "images", None)
+    given = getattr(settings, "latents", images)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: name a folder, new or existing")
-    if images and out.resolve().is_relative_to(images.resolve()):
-        raise ValueError(f"--out {out} lies in --images {images}: name a folder outside it")
+    if given and out.resolve().is_relative_to(given.resolve()):
+        raise ValueError(f"--out {out} lies in {'--images' if images else 'LATENTS'} {given}: name a folder outside it")
     if getattr(settings, "shards", False):
         if settings.grid:
             raise ValueError("--grid has no effect on --shards; leave one of them out")
@@ -76,11 +77,13 @@ def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
     if settings.command == "sample":
         num = settings.num or (DRAWN if settings.grid else SAMPLES)
         return panels.sample(generator, num, settings.seed, _sampler(generator, settings))
+    if settings.command == "decode":
+        return panels.decode(generator, settings.latents, _num(settings))
     return panels.compare(generator, settings.images, _num(settings), getattr(settings, "direction", None))
 
 
 def _num(settings: argparse.Namespace) -> int | None:
-    """The number of images of --images; None for all."""
+    """The number of images of --images or LATENTS; None for all."""
     return settings.num or (DRAWN if settings.grid else None)
 
 

@@ -21,6 +21,7 @@ Ability = Literal["sample", "reconstruct", "posterior", "translate"]
 NEEDS: dict[str, Ability] = {
     "sample": "sample",
     "reconstruct": "reconstruct",
+    "decode": "sample",
     "interpolate": "sample",
     "edit": "posterior",
     "neighbours": "posterior",

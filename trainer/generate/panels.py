@@ -5,9 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from data.errors import DataError
+from data.latents import unpack
+from data.shards.reader import Shards
 from trainer.batch import normalize
 from trainer.draws import prior
 from trainer.generate.generator import Generator
@@ -48,6 +52,29 @@ def compare(generator: Generator, folder: Path, num: int | None, direction: Lite
             normalize(images),
         )
         yield names, {"original": images, title: made}
+
+
+def decode(generator: Generator, folder: Path, num: int | None) -> Pictures:
+    """Yield the images of the means in a folder of latents.
+
+    Raises:
+        DataError: a sample holds no latents, or those of other networks.
+    """
+    shards, system = Shards(folder), generator.system
+
+    def mean(position: int, content: bytes) -> Tensor:
+        try:
+            found = unpack(content)["mean"]
+            if found.shape != system.latent_shape:
+                raise ValueError(f"its latents are {[*found.shape]}, and the system's {[*system.latent_shape]}")
+        except ValueError as error:
+            raise DataError(f"cannot decode {shards.name(position)}: {error}") from error
+        return found.float()
+
+    for rows in generator.blocks(min(num or len(shards), len(shards))):
+        contents, _ = shards.images(np.array(rows))
+        z = torch.stack([mean(*one) for one in zip(rows, contents, strict=True)])
+        yield [f"{i:06d}" for i in rows], {"decoded": generator.images(system.sample, z)}
 
 
 def interpolate(generator: Generator, between: Sequence[str], steps: int, seed: int) -> Pictures:

@@ -51,6 +51,15 @@ def test_round_trip(tmp_path):
     assert torch.equal(loaded["encoder"]["weight"], tensors(12)["encoder"]["weight"])
 
 
+def test_the_bytes_do_not_depend_on_the_order_of_tensors(tmp_path):
+    content = {"b.step": torch.tensor(1.0), "a.exp_avg": torch.ones(3), "c": torch.ones(2, dtype=torch.float64)}
+    whole = {}
+    for name, names in ("forward", [*content]), ("backward", [*content][::-1]):
+        tensors = {"optimizer.a": {key: content[key] for key in names}}
+        whole[name] = writer.save(tmp_path / name, 1, tensors, {}) / "optimizer.a.safetensors"
+    assert whole["forward"].read_bytes() == whole["backward"].read_bytes()
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "another setting"])
 def test_damage_is_found(tmp_path, damage):
     path = save(tmp_path, 1)

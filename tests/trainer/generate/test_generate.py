@@ -164,7 +164,11 @@ def test_the_command_line_as_a_program(run, tmp_path):
 @pytest.mark.parametrize(
     ("system", "arguments", "words"),
     [
-        ("GAN", ["reconstruct", "RUN", "--images", "PHOTOS"], "GAN cannot reconstruct: choose sample or interpolate"),
+        (
+            "GAN",
+            ["reconstruct", "RUN", "--images", "PHOTOS"],
+            "GAN cannot reconstruct: choose sample or decode or interpolate",
+        ),
         (
             "GAN",
             ["interpolate", "RUN", "--between", "a.png", "b.png"],
@@ -187,7 +191,7 @@ def test_the_command_line_as_a_program(run, tmp_path):
         ("GAN", ["sample", "RUN", "--truncation", "0"], "--truncation"),
         ("GAN", ["sample", "RUN", "--grid", "--shards"], "--grid has no effect on --shards"),
         ("GAN", ["interpolate", "RUN", "--between", "1", "2", "--fps", "3"], "--fps has no effect on a strip"),
-        ("GAN", ["edit", "RUN", "--with", "1"], "GAN cannot edit: choose sample or interpolate"),
+        ("GAN", ["edit", "RUN", "--with", "1"], "GAN cannot edit: choose sample or decode or interpolate"),
         ("VAEGAN", ["sample", "RUN", "--train", "PHOTOS"], "--train has no effect on --sampler prior"),
         ("VAEGAN", ["sample", "RUN", "--sampler", "resample", "--components", "3"], "--components has no effect"),
         ("VAEGAN", ["sample", "RUN", "--sampler", "mixture", "--train_num", "14"], "than 14; there are 14"),
