@@ -12,7 +12,7 @@ import torch
 import webdataset
 from torch import Tensor
 
-from data.dataset import LatentStatistics, Split
+from data.dataset import Split
 from data.errors import DataError
 from data.files import atomically, parse, read
 from data.inspect.summary import DatasetSummary
@@ -83,7 +83,7 @@ class LatentWriter:
             # One thread writes a block while the encoder is at the next one.
             with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0) as writer, ThreadPoolExecutor(1) as pool:
                 written: Future[None] | None = None
-                for [images] in (next(arriving) for _ in self.encoder.rows(len(task.positions))):
+                for _, [images] in zip(self.encoder.rows(len(task.positions)), arriving, strict=False):
                     latents = self._encode(task.shards, images)
                     if written:
                         written.result()
@@ -110,8 +110,7 @@ class LatentWriter:
             report = parse(read(self.unfinished / task.report), Report)
             sums.parts += torch.tensor(report.sums, dtype=torch.float64)
             parts.append((self.unfinished / "out" / task.tar, DatasetSummary(**report.summary)))
-        latents: LatentStatistics = sums.compute()
-        return msgspec.structs.replace(describe_split(parts), latents=latents)
+        return msgspec.structs.replace(describe_split(parts), latents=sums.compute())
 
     def _sums(self) -> LatentSums:
         return LatentSums(self.encoder.system.latent_shape[0], "means" if self.mean_only else "draws")
@@ -142,8 +141,7 @@ class LatentWriter:
         sums: LatentSums,
     ) -> None:
         for copy in ("", MIRRORED) if self.mirror else ("",):
-            mean = latents[f"{copy}mean"].float()
-            sums.update(mean, torch.full_like(mean, -torch.inf) if self.mean_only else latents[f"{copy}log_variance"])
+            sums.update(latents[f"{copy}mean"], latents.get(f"{copy}log_variance"))
         description = describe({"mean": latents["mean"][0]}, self.form)
         for content, label in zip(pack(latents, self.form), images.label.tolist(), strict=True):
             key, others = next(samples)
