@@ -51,6 +51,10 @@ def attribute_vector(generator: Generator, images: Shards, having: str, lacking:
     labels, positions = images.labels, chosen(images, num)
     label = _label(images, "with", having)
     other = None if lacking is None else _label(images, "without", lacking)
+    if other == label:
+        raise ValueError(
+            f"--without {lacking} is the label of --with, and nothing remains: name another, or leave it out"
+        )
     found = labels[positions]
     sides = found == label, (found != label) & (found >= 0) if other is None else found == other
     means = []

@@ -176,6 +176,7 @@ def test_the_command_line_as_a_program(run, tmp_path):
         ),
         ("GAN", ["interpolate", "RUN"], "required: --between"),
         ("GAN", ["interpolate", "RUN", "--between", "1"], "--between needs two or more ends; got 1"),
+        ("GAN", ["interpolate", "RUN", "--between", "1", "2", "--steps", "1"], "--steps is 1, expected at least 2"),
         ("GAN", ["sample", "nowhere"], "nowhere is neither a checkpoint nor a run's folder"),
         ("GAN", ["sample", "RUN", "--num", "0"], "--num"),
         ("GAN", ["sample", "RUN", "--device", "abacus"], "--device abacus cannot be used"),
