@@ -188,7 +188,7 @@ def test_the_command_line_as_a_program(run, tmp_path):
         ("VAEGAN", ["reconstruct", "RUN", "--images", "nowhere"], "--images nowhere is not a folder"),
         ("VAEGAN", ["reconstruct", "RUN", "--images", "RUN/checkpoints"], "holds no images"),
         ("VAEGAN", ["reconstruct", "RUN", "--images", "PHOTOS", "--out", "PHOTOS"], "name a folder outside it"),
-        ("GAN", ["sample", "RUN", "--sampler", "resample"], "GAN has no encoder"),
+        ("GAN", ["sample", "RUN", "--sampler", "resample"], "--sampler resample is fitted to codes, and GAN has"),
         ("GAN", ["sample", "RUN", "--truncation", "0"], "--truncation"),
         ("GAN", ["sample", "RUN", "--grid", "--shards"], "--grid has no effect on --shards"),
         ("GAN", ["interpolate", "RUN", "--between", "1", "2", "--fps", "3"], "--fps has no effect on a strip"),
