@@ -1,6 +1,5 @@
 """The folder of an export, which appears when it is complete."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import msgspec
 import yaml
 
 import models
-from data.files import UNFINISHED, atomically
+from data.files import UNFINISHED, atomically, sha256
 from data.redact import redacted, redacted_all
 from models import System
 from models import manifest as manifests
@@ -91,6 +90,8 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Raise a ValueError if there is something at `out`, but for an empty folder, or an older export to overwrite."""
+    if not out.name:
+        raise ValueError(f"OUT {out} is the working directory: name a new folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -156,5 +157,4 @@ def _copy(source: Path, target: Path) -> str:
     if source.is_symlink() or not source.is_file():
         raise ValueError(f"--full: {source} is a link or another special file, and is not copied")
     shutil.copyfile(source, target, follow_symlinks=False)
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(target)
