@@ -8,8 +8,10 @@ ARGS ?=
 
 BIN := .venv/bin
 THREADS := $(shell n=$$(nproc); echo $$(( n > $(PROCESSES) ? n / $(PROCESSES) : 1 )))
-LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" accelerate launch --quiet --config_file launch/accelerate.yaml \
-	$(if $(filter-out 1,$(PROCESSES)),--multi_gpu) --num_processes $(PROCESSES) --num_cpu_threads_per_process $(THREADS)
+# One process needs no launcher, whose own imports take as long as the trainer's.
+LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 1,$(PROCESSES)),accelerate launch --quiet \
+	--config_file launch/accelerate.yaml --multi_gpu --num_processes $(PROCESSES) \
+	--num_cpu_threads_per_process $(THREADS),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} python)
 
 .PHONY: train compare test test-slow test-gpu test-slurm lint setup data board
 

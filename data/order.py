@@ -12,6 +12,7 @@ import numpy as np
 
 from data.errors import DataError
 
+WHOLE = 2**19  # samples that are shuffled as a whole by default
 KEPT = 2  # epochs and blocks in memory: a step may lie in the end of one and the beginning of the next
 
 
@@ -31,6 +32,14 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return random_bits(n, *key).argsort(kind="stable")
 
 
+def random_positions(n: int, count: int, *key: int) -> np.ndarray:
+    """Return `count` positions in range(n), or all if there are fewer, without a permutation of a large set."""
+    if n <= max(2**20, 4 * count):
+        return permutation(n, *key)[:count]
+    distinct = dict.fromkeys((random_bits(2 * count, *key) % np.uint64(n)).tolist())  # at least `count`, but for chance
+    return np.array(list(distinct)[:count])
+
+
 class EpochLine(NamedTuple):
     """An epoch's samples end to end: position 0 of the line is at `offset` of the concatenated shards."""
 
@@ -42,11 +51,11 @@ class EpochLine(NamedTuple):
 class Order:
     """Epochs over the samples of some shards in global batches; every sample at most once an epoch.
 
-    Up to `window` samples are shuffled as a whole. The shards of a larger set are laid end to end, in each epoch in
-    another order and from another place on. That line is cut into `lanes` (the interleave width), every lane into
-    blocks, and every block is shuffled, such that the blocks in use hold about `window` samples (the shuffle block). A
-    step takes equal parts of all lanes. So classes mix even if shards are sorted by class, and a rank, whose rows are
-    adjacent, reads from few shards at a time.
+    Up to `window` samples, or by default 2^19, are shuffled as a whole. The shards of a larger set are laid end to end,
+    in each epoch in another order and from another place on. That line is cut into `lanes` (the interleave width),
+    every lane into blocks, and every block is shuffled, such that the blocks in use hold about `window` samples (the
+    shuffle block). A step takes equal parts of all lanes. So classes mix even if shards are sorted by class, and a
+    rank, whose rows are adjacent, reads from few shards at a time.
 
     An epoch leaves out the n % batch samples at the end of its permutation or line, in each epoch others. Memory holds
     the blocks in use only: step ten million costs as much as step 0.
@@ -58,8 +67,8 @@ class Order:
         lanes: interleave width; the nearest number that divides the batch is taken. None: a quarter of the batch, at
             least 64
         window: shuffle block: samples among which those of a step are chosen. None: 2,048 times the batch, at least
-            2^19. With both defaults, batches of 10^7 samples in 10^4 shards sorted by class have at most 1.3 times the
-            class variance of a whole shuffle
+            2^19, while no set above 2^19 is shuffled as a whole. With both defaults, batches of 10^7 samples in 10^4
+            shards sorted by class have at most 1.3 times the class variance of a whole shuffle
 
     Raises:
         DataError: There are fewer samples than one batch.
@@ -75,7 +84,9 @@ class Order:
     ):
         self.counts = np.asarray(counts, dtype=np.int64)
         self.n, self.batch, self.seed = int(self.counts.sum()), batch, seed
-        self.window = max(window or max(2**19, 2048 * batch), batch)
+        self.window = max(window or max(WHOLE, 2048 * batch), batch)
+        # A whole shuffle has every process read from every shard, so no larger batch makes larger sets be shuffled so.
+        self.whole = self.n <= max(window or WHOLE, batch)
         if self.n < batch:
             raise DataError(
                 f"{self.n:,} training images fill no batch of trainer.batch_size {batch}: lower it, or add images"
@@ -96,7 +107,7 @@ class Order:
     def rows(self, step: int, rows: slice) -> np.ndarray:
         """Return int64 [rows]: some rows of the global batch; only the lanes of these rows are computed."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        if self.n <= self.window:
+        if self.whole:
             return self._keep(self._whole, epoch)[within * self.batch :][rows]
         first, last = rows.start // self.width, -(-rows.stop // self.width)
         places = self._places(epoch, first, last, within * self.width).reshape(-1)
@@ -106,14 +117,14 @@ class Order:
         return places + line.shifts[np.searchsorted(line.ends, places, side="right")]
 
     def __str__(self) -> str:
-        if self.n <= self.window:
+        if self.whole:
             return "the whole set is shuffled"
         return f"{self.lanes:,} lanes, shuffled in {len(self.edges) - 1:,} blocks each"
 
     def fingerprint(self) -> str:
         """Return a checksum of all that decides which samples a step sees."""
         settings = [self.n, self.batch, self.seed]
-        if self.n > self.window:
+        if not self.whole:
             settings += [self.lanes, self.window, *self.counts.tolist()]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 

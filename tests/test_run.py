@@ -485,6 +485,36 @@ def test_bf16_trains_and_says_so(here, tmp_path):
     assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_a_demo_cnn_is_trained_beside_the_first_steps(here, demo_cnn, tmp_path, monkeypatch, good):
+    """The first evaluation waits for it; what is wrong with it is told there, after a save, and costs no step."""
+    run, waits = tmp_path / "run", []
+
+    def start_fit(train, test, data, path):
+        def join() -> None:
+            waits.append((run / "metrics.jsonl").exists())
+            if good:
+                shutil.copy(demo_cnn, path)
+
+        return SimpleNamespace(join=join, kill=lambda: None)
+
+    def fit(*_):
+        raise ValueError("extractor demo-cnn classifies only 12.0%")
+
+    monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.start_fit", start_fit)
+    monkeypatch.setattr("trainer.evaluate.extractors.build.fit", fit)
+    command = ["--system", "VAE", "--trainer.steps", "4", "--evaluate.every", "4", "--evaluate.num", "64"]
+    command += ["--trainer.run_dir", run, "--evaluate.extractor"]
+    done = here(*command, "demo-cnn")
+    assert waits[0], "the run has made steps and logged them"
+    assert done.returncode == (0 if good else 1), done.stderr
+    name = "demo-cnn-v1" if good else "demo-random-v1"
+    if not good:
+        assert "classifies only 12.0%. Run the same command with another evaluate.extractor to resume" in done.stderr
+        assert here(*command, "demo-random").returncode == 0
+    assert [line["step"] for line in lines(run) if f"eval/fid64/{name}" in line] == [4]
+
+
 def test_a_budget_leaves_evaluations_out_and_changes_no_step(here, demo_cnn, tmp_path):
     """The first one, which nobody knows the length of, and the last are made."""
     scored = ["--evaluate.every", "2", "--evaluate.num", "64", "--evaluate.extractor", "demo-cnn"]

@@ -7,7 +7,7 @@ if not __package__:  # run as a file: put the repository on the path instead of 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 if __name__ == "__main__":  # data workers import this file, and need nothing of this
-    from trainer.distributed.launcher import follow_launcher
+    from trainer.distributed.launcher import follow_launcher, import_accelerate
     from trainer.distributed.stop import listen_early
 
     follow_launcher()
@@ -24,6 +24,7 @@ if __name__ == "__main__":  # data workers import this file, and need nothing of
 
     config = configure()
     # These imports take seconds: mistakes in the settings are reported first.
+    import_accelerate()
     if config.dry_run is None:
         from trainer.train import train as work
     else:

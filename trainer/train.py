@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -78,7 +79,9 @@ class Run:
 
         self.evaluator = PeriodicEvaluator(parts, folder.path, accelerator) if config.evaluate.every else None
         shown = parts.tests or parts.trains
-        self.grid_inputs = grid_inputs(shown, config.data, settings.seed, parts.system, accelerator.device)
+        self.grid_inputs = list[Any]()  # of the main process, which alone reads and draws them
+        inputs = shown, config.data, settings.seed, parts.system, accelerator.device
+        run_on_main(accelerator, lambda: self.grid_inputs.extend(grid_inputs(*inputs)))
         self.logger = RunLogger(
             folder.path, self.step, settings.steps, is_main, self.evaluation_pending, settings.trackers
         )
@@ -110,6 +113,8 @@ class Run:
             raise
         finally:
             self.logger.close()
+            if self.evaluator is not None:
+                self.evaluator.close()
         return finished
 
     def _train(self) -> bool:

@@ -128,7 +128,8 @@ class Shards:
         contents, labels = [b""] * len(positions), np.full(len(positions), -1)
         order = np.argsort(positions)
         shards = np.searchsorted(self.ends, positions[order], side="right")
-        for places in np.split(order, np.flatnonzero(np.diff(shards)) + 1) if len(order) else []:
+        parts_of_shards = np.split(order, np.flatnonzero(np.diff(shards)) + 1) if len(order) else []
+        for places in sorted(parts_of_shards, key=np.min):  # as `shards_of`
             shard, _ = self._place(int(positions[places[0]]))
             with self._opened(shard) as (file, table):
                 rows = table[positions[places] - (self.ends[shard] - self.counts[shard])]
@@ -183,8 +184,12 @@ class Shards:
         return found
 
     def shards_of(self, positions: np.ndarray) -> np.ndarray:
-        """Return the numbers of the shards that some positions lie in, each once."""
-        return np.unique(np.searchsorted(self.ends, positions, side="right"))
+        """Return the numbers of the shards that some positions lie in, each once, in the order of the positions.
+
+        So machines that need the same shards do not all begin with the first one.
+        """
+        shards, first = np.unique(np.searchsorted(self.ends, positions, side="right"), return_index=True)
+        return shards[first.argsort()]
 
     def bounds(self, position: int) -> tuple[int, int]:
         """Return the first position, and one past the last, of a sample's shard."""

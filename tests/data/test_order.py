@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.order import Order, permutation, random_bits, sample_checksum
+from data.order import Order, permutation, random_bits, random_positions, sample_checksum
 
 CASES = st.fixed_dictionaries(
     {
@@ -31,6 +31,14 @@ def test_permutation_is_pinned():
 def test_random_bits_from_any_place_on_are_those_of_the_whole():
     whole = random_bits(40, 1, 2)
     assert all((random_bits(5, 1, 2, start=start) == whole[start : start + 5]).all() for start in range(35))
+
+
+def test_some_positions_are_distinct_and_random():
+    assert random_positions(50, 8, 1).tolist() == permutation(50, 1)[:8].tolist()
+    assert sorted(random_positions(5, 8, 1).tolist()) == list(range(5))
+    chosen = random_positions(10**9, 1000, 1)
+    assert len({*chosen.tolist()}) == 1000
+    assert (chosen.min() < 10**7, chosen.max() > 99 * 10**7, 4e8 < chosen.mean() < 6e8) == (True, True, True)
 
 
 def test_the_order_is_pinned():

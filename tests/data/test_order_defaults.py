@@ -27,6 +27,16 @@ def test_a_steps_samples_are_chosen_among_2048_batches_from_a_quarter_as_many_pl
     assert (order.window, order.lanes, order.width) == (window, lanes, batch // lanes)
 
 
+def test_no_default_shuffles_a_large_set_as_a_whole():
+    """However large the batch is, ranks read from their own lanes: of a million images, each from 16 of 16,384."""
+    assert Order([2**9] * 2**10, 65_536, 0).whole
+    order = Order([2**9] * (2**10 + 1), 65_536, 0)
+    assert not order.whole
+    assert len(order.edges) == 2, "a lane is one block"
+    assert len({*order.rows(3, slice(64, 128)) // 2**9}) < 4
+    assert Order([2**9] * 2**11, 65_536, 0, window=2**20).whole
+
+
 def test_a_window_holds_a_batch():
     assert Order([10] * 10, 20, 0, window=3).window == 20
 

@@ -3,9 +3,8 @@
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 from data.images import LIMITS, Limits
@@ -16,6 +15,7 @@ from models.networks.perceptual import WeightsFile
 from trainer.distributed.stop import parse_time_limit
 from trainer.metrics import METRICS
 from trainer.profiler import parse_profile
+from trainer.schemas import ManifestData
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")  # of a model, and of a folder in it
 TENSORBOARD = "tensorboard"  # accelerate's name of the tracker that each run has by default
@@ -77,8 +77,8 @@ class DataConfig:
             and samples without an image, and replaces a damaged image by the next good one.
         max_skipped: Fraction of the images that may be replaced, from 0 to 1, before the run stops.
         window: Shuffle block: the number of samples among which a step's are chosen. Smaller training sets are shuffled
-            as a whole. null means 2,048 times trainer.batch_size, but at least 524,288. Lower it to read fewer shards
-            at once.
+            as a whole. null shuffles sets of up to 524,288 as a whole, and takes 2,048 times trainer.batch_size, but at
+            least 524,288, for larger ones. Lower it to read fewer shards at once.
         lanes: Interleave width: the number of places in a larger training set from which each step reads. null means a
             quarter of trainer.batch_size, but at least 64. Lower it to read fewer shards at once.
         cache: Folder on a local disk in which remote shards are kept. null keeps none.
@@ -119,6 +119,12 @@ class DataConfig:
         cache = Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
         limits = Limits(self.max_pixels, self.max_bytes, self.max_scans)
         return [Shards(source, on_error, cache, by_user, limits) for source in sources]
+
+    @classmethod
+    def of_manifest(cls, saved: ManifestData, **more: Any) -> "DataConfig":
+        """Return a run's data settings, without those that would run a command or write files on this machine."""
+        train, test = ([*map(Location, [at] if isinstance(at, str) else at or [])] for at in (saved.train, saved.test))
+        return cls(train, test, saved.size, saved.channels, **more)
 
     @property
     def trains(self) -> list[str]:
@@ -215,7 +221,9 @@ class TrainerConfig:
         parse_profile(self.profile, self.steps)
         if not self.init_averages and self.init_from is None:
             raise ValueError("trainer.init_averages has no effect while trainer.init_from is unset: leave it unset")
-        for name in self.trackers:
+        for name in self.trackers if self.trackers != [TENSORBOARD] else []:
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # takes a second
+
             if name not in LOGGER_TYPE_TO_CLASS:
                 known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
                 raise ValueError(

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 
 PR_SET_PDEATHSIG = 1
 
@@ -11,6 +12,17 @@ def follow_launcher() -> None:
     """Have the kernel send SIGTERM when the launcher ends, so that no process outlives it: see `StopSignal`."""
     if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:  # not started from a shell
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def import_accelerate() -> None:
+    """Import accelerate without boto3, which it uses for SageMaker, and which takes a tenth of a program's start."""
+    missing = "boto3" not in sys.modules
+    if missing:
+        sys.modules["boto3"] = None  # type: ignore[assignment]
+    import accelerate  # noqa: F401
+
+    if missing:
+        del sys.modules["boto3"]
 
 
 def is_local_main() -> bool:

@@ -1,6 +1,5 @@
 """Latents of a shard of images, as a shard of the same samples."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from data.dataset import Split
 from data.errors import DataError
-from data.files import atomically, parse, read
+from data.files import atomically, parse, read, sha256
 from data.inspect.summary import DatasetSummary
 from data.inspect.verify import describe_split
 from data.latents import MIRRORED, TYPES, describe, pack
@@ -91,7 +90,7 @@ class LatentWriter:
                     yield len(images.image)
                 if written:
                     written.result()
-            report = Report(_sha256(path), summary.to_json(), sums.parts.tolist())
+            report = Report(sha256(path), summary.to_json(), sums.parts.tolist())
             with atomically(self.unfinished / task.report) as beside:
                 beside.write_text(json.dumps(msgspec.to_builtins(report)))
 
@@ -99,7 +98,7 @@ class LatentWriter:
         """Return whether a shard is whole: its bytes are those of its report."""
         try:
             report = parse(read(self.unfinished / task.report), Report)
-            return report.sha256 == _sha256(self.unfinished / "out" / task.tar)
+            return report.sha256 == sha256(self.unfinished / "out" / task.tar)
         except (OSError, ValueError):
             return False
 
@@ -151,8 +150,3 @@ class LatentWriter:
                 )
             writer.write({"__key__": key, self.form: content, **others})
             summary.count(key, content, label, description)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

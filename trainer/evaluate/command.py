@@ -13,7 +13,6 @@ from data.redact import redacted_all
 from trainer.distributed.accelerator import command_accelerator
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.evaluate.arguments import parser
-from trainer.evaluate.audit import audit
 from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.target import TIMEOUT, Target, open_target
 from trainer.log.pictures import picture
@@ -111,6 +110,8 @@ def _audit(target: Target, scores: dict[str, float]) -> None:
         print(f"audit: KID and precision use {target.evaluator.kept:,} of the real images, and are not audited")
         scores = {name: value for name, value in scores.items() if name.startswith(("eval/fid", "eval/is"))}
     device = target.evaluator.accelerator.device
+    from trainer.evaluate.audit import audit  # torch-fidelity takes seconds to import
+
     results = audit(target.evaluator.extractor, target.images, target.evaluator.num, pixels, len(real), scores, device)
     for result in results:
         print(result, flush=True)

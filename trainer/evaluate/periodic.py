@@ -1,19 +1,26 @@
 """Evaluations while a run trains."""
 
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
 from trainer.build import check_held_out
+from trainer.errors import RunError
 from trainer.evaluate.hints import hints
 from trainer.log.metrics_file import read_metrics
 from trainer.parts import RunParts
 
+if TYPE_CHECKING:
+    from trainer.evaluate.evaluator import Evaluator
+
 
 class PeriodicEvaluator:
     """Scores the averaged networks of a run.
+
+    A demo-cnn without weights is trained by a process beside the run's first steps; all else is prepared at once.
 
     Raises:
         ValueError, DataError, OSError: there are no held-out images, or the extractor or the reference statistics
@@ -22,8 +29,45 @@ class PeriodicEvaluator:
 
     def __init__(self, parts: RunParts, folder: Path, accelerator: Accelerator):
         self.parts, self.folder, self.accelerator = parts, folder, accelerator
-        config, settings = parts.config, parts.config.evaluate
+        self._made: Evaluator | None = None
+        self._fitting: BaseProcess | None = None
+        settings, sets = parts.config.evaluate, (parts.trains, parts.tests)
         check_held_out(parts.tests)
+        if settings.extractor != "demo-cnn" or settings.weights:
+            self._made = self._make()
+            return
+        from trainer.evaluate.extractors import demo_cnn
+
+        demo_cnn.check_labels(*sets)
+        path = folder / demo_cnn.FILE
+        if accelerator.is_main_process and not demo_cnn.is_fit(path, *sets, parts.config.data):
+            self._fitting = demo_cnn.start_fit(*sets, parts.config.data, path)
+
+    @property
+    def evaluator(self) -> "Evaluator":
+        """The evaluator, once its extractor is there; all processes wait for it.
+
+        Raises:
+            RunError: a demo-cnn cannot be trained.
+        """
+        if self._made is None:
+            if self._fitting is not None:
+                self._fitting.join()
+            try:
+                self._made = self._make()
+            except ValueError as error:
+                raise RunError(f"{error}. Run the same command with another evaluate.extractor to resume") from error
+        return self._made
+
+    def close(self) -> None:
+        """End the process that trains a demo-cnn, if it still does."""
+        if self._fitting is not None:
+            self._fitting.kill()
+            self._fitting.join()
+
+    def _make(self) -> "Evaluator":
+        parts, accelerator, folder, config = self.parts, self.accelerator, self.folder, self.parts.config
+        settings = config.evaluate
         if accelerator.is_main_process:
             held_out = sum(len(shards) for shards in parts.tests)
             print(f"preparing {settings.extractor} and {held_out:,} held-out images", file=sys.stderr, flush=True)
@@ -31,7 +75,7 @@ class PeriodicEvaluator:
         from trainer.evaluate.extractors.build import build_extractor
         from trainer.evaluate.extractors.lpips import LPIPS
 
-        self.evaluator = Evaluator(
+        evaluator = Evaluator(
             accelerator,
             build_extractor(settings, config.data, folder, parts.trains, parts.tests, accelerator),
             parts.tests,
@@ -43,15 +87,16 @@ class PeriodicEvaluator:
             statistics=Path(settings.statistics or folder / "statistics"),
             lpips=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         )
-        self.evaluator.budget.resume(self._past())
+        evaluator.budget.resume(self._past())
+        return evaluator
 
     @property
     def measured(self) -> set[str]:
         """What is scored, as `chart_layout` has it."""
-        system, evaluator = self.parts.system, self.evaluator
+        system, made = self.parts.system, self._made
         measured = {use for use in ("sample", "reconstruct", "translate") if system.can(use)}
         if "sample" in measured:
-            measured |= {*evaluator.sample_metrics}
+            measured |= {*(made.sample_metrics if made else self.parts.config.evaluate.metrics)}
         return measured
 
     @property

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from data.loader import Samples, read
-from data.order import permutation
+from data.order import random_positions
 from models import System
 from trainer.batch import normalize, to_uint8
 from trainer.config.settings import DataConfig
@@ -22,7 +22,9 @@ def grid_inputs(
     sets: Sequence[Samples], data: DataConfig, seed: int, system: System, device: torch.device
 ) -> tuple[list[Tensor], Tensor]:
     """Return real images of each dataset, uint8, and prior draws [GRID, *latent_shape]: the same for all of a run."""
-    real = [read(one, permutation(len(one), seed)[:GRID], data.size, data.channels).image.to(device) for one in sets]
+    real = [
+        read(one, random_positions(len(one), GRID, seed), data.size, data.channels).image.to(device) for one in sets
+    ]
     z = torch.randn(GRID, *system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
     return real, z.to(device)
 

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from trainer.exact_sum import ExactSum
 
@@ -51,6 +50,8 @@ def laplacian_variance(image: Tensor) -> Tensor:
 
 def ssim(image: Tensor, other: Tensor) -> Tensor:
     """Return the structural similarity [n] of uint8 images [n, c, h, w] (Wang et al. 2004)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds
+
     # Its variances are differences of squares: float32 has too few digits for that.
     values = structural_similarity_index_measure(image.double(), other.double(), data_range=255.0, reduction="none")
     assert isinstance(values, Tensor)

@@ -20,7 +20,7 @@ from trainer.batch import to_uint8
 from trainer.config.settings import DataConfig, EvaluateConfig
 from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.extractors.build import build_extractor
-from trainer.evaluate.extractors.demo_cnn import demo_random, fit
+from trainer.evaluate.extractors.demo_cnn import demo_random, fit, is_fit, start_fit
 from trainer.evaluate.extractors.inception import inception
 from trainer.evaluate.extractors.lpips import LPIPS
 
@@ -180,6 +180,18 @@ def test_demo_cnn_is_the_same_when_trained_again(data, tmp_path):
         fit([Shards(data.train)], [Shards(data.test)], data, tmp_path / name, steps=20)
         torch.rand(1)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "one").read_bytes()
+
+
+def test_a_process_beside_the_run_trains_the_same_demo_cnn(data, tmp_path, capfd):
+    """One whose network is not good enough leaves no file, and says nothing: the run meets the same error."""
+    train, test = [Shards(data.train)], [Shards(data.test)]
+    for steps in (60, 1):
+        process = start_fit(train, test, data, tmp_path / f"{steps}", 20_000, steps)
+        process.join()
+        assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["60"]
+    assert is_fit(tmp_path / "60", train, test, data)
 
 
 def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path, monkeypatch):

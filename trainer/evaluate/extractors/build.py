@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.config.settings import DataConfig, EvaluateConfig
 from trainer.distributed.ranks import run_on_main
-from trainer.evaluate.extractors.demo_cnn import Sets, demo_random, fit, is_fit, load_demo_cnn
+from trainer.evaluate.extractors.demo_cnn import FILE, Sets, demo_random, fit, is_fit, load_demo_cnn
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.file import FileExtractor
 from trainer.evaluate.extractors.inception import inception
@@ -38,7 +38,7 @@ def build_extractor(
     elif kind == "file":
         extractor = FileExtractor(weights, data.size, device, f"{prefix}weights")
     elif kind == "demo-cnn":
-        path = Path(weights or run_dir / "demo-cnn-v1.safetensors")
+        path = Path(weights or run_dir / FILE)
         if weights is None:
             run_on_main(accelerator, lambda: None if is_fit(path, train, test, data) else fit(train, test, data, path))
         extractor = load_demo_cnn(path, data.channels)

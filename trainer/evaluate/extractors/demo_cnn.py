@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from data import files
 from data.errors import DataError
 from data.files import atomically
 from data.loader import Samples, read
-from data.order import Order, permutation
+from data.order import Order, random_positions
+from data.processes import PROCESSES, end_with_parent, prepare_workers
 from models.manifest import check_tensors
 from trainer.config.settings import DataConfig
 from trainer.evaluate.extractors.extractor import resize
 
 MIN_ACCURACY = 0.9
+FILE = "demo-cnn-v1.safetensors"  # in a run's folder
 Sets = Sequence[Samples]  # data sets; if there are several, the label of an image is the number of its set
 
 
@@ -155,6 +159,21 @@ def fit(train: Sets, test: Sets, data: DataConfig, path: Path, images: int = 20_
         unfinished.write_bytes(safetensors.torch.save(network.state_dict(), {"demo-cnn": json.dumps(facts)}))
 
 
+def start_fit(train: Sets, test: Sets, data: DataConfig, path: Path, *how: int) -> BaseProcess:
+    """Do what `fit` does in a process beside this one; if that fails, the file is missing, and `fit` tells why."""
+    prepare_workers()
+    process = PROCESSES.Process(target=_fit_beside, args=(train, test, data, path, *how), daemon=True)
+    process.start()
+    return process
+
+
+def _fit_beside(*arguments: Any) -> None:
+    end_with_parent()
+    os.nice(10)  # the run goes first
+    with suppress(ValueError, OSError):
+        fit(*arguments)
+
+
 def check_labels(train: Sets, test: Sets) -> None:
     """Check that every image has a label, which a demo-cnn needs; raise ValueError if some have none."""
     if min(labels.min() for labels in (*_labels(train), *_labels(test))) < 0:
@@ -187,7 +206,7 @@ def _some(sets: Sets, count: int, data: DataConfig) -> tuple[Tensor, Tensor]:
     """Up to `count` images at 32 pixels, equally many of each set, and their labels."""
     pixels, labels = [], []
     for images, known in zip(sets, _labels(sets), strict=True):
-        positions = permutation(len(images), 0)[: min(count // len(sets), *map(len, sets))]
+        positions = random_positions(len(images), min(count // len(sets), *map(len, sets)), 0)
         ordered = np.sort(positions)  # in another order remote shards would be fetched again and again
         parts = np.array_split(ordered, max(1, len(ordered) // 256))
         resized = torch.cat([_resize(read(images, part, data.size, data.channels).image) for part in parts])
