@@ -76,13 +76,15 @@ class Training:
     Args:
         config: A run's configuration, whose `trainer.batch_size` is taken as that of one process. No data is read.
         accelerator: The device, the precision and the processes.
+        channels_last: Take the memory format that a run takes.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator):
+    def __init__(self, config: Config, accelerator: Accelerator, channels_last: bool = True):
         torch.manual_seed(0)
         settings, rank, world = config.trainer, accelerator.process_index, accelerator.num_processes
         self.system = config.system().to(accelerator.device)
-        set_memory_format(self.system)
+        if channels_last:
+            set_memory_format(self.system)
         self.ema = EMA(self.system, settings.ema_half_life, world * settings.batch_size, settings.ema_ramp)
         self.system.hold(
             slice(rank * settings.batch_size, (rank + 1) * settings.batch_size), world * settings.batch_size

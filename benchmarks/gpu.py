@@ -1,7 +1,9 @@
 """Training on one GPU: `python -m benchmarks.gpu`; `--device cpu` only tries the benchmark itself.
 
-For each recipe, and for two systems that a CPU would train for days: images a second, milliseconds a step and peak
-memory, in fp32 (with TF32 where torch's defaults allow it) and bf16, eager and compiled. The training step works on one
+For each recipe, and for three systems that a CPU would train for days: images a second, milliseconds a step, TFLOP/s of
+the passes that the mathematics needs, their share of the GPU's peak (MFU, `trainer/flops.py`) and peak memory, in fp32
+(with TF32 where torch's defaults allow it), bf16 and fp16: eager in torch's default memory format, eager in
+channels_last, which is what runs do, and compiled. The training step works on one
 batch in memory: no data is read, and nothing is evaluated. Times are medians over --rounds of --steps steps each,
 between two synchronizations, after --warmup steps; memory is the allocator's peak since the system was built.
 """
@@ -16,6 +18,7 @@ import torch
 
 from benchmarks.common import Training, accelerator, parser, print_table, seconds
 from trainer.config.parser import configure
+from trainer.flops import StepFlops, peak_tflops
 
 FOLDER = Path(__file__).parents[1] / "launch" / "recipes"
 RECIPES = {path.stem: f"--config {path}" for path in sorted(FOLDER.glob("*-*.yaml")) if "compare-" not in path.stem}
@@ -25,20 +28,27 @@ SYSTEMS = {
     "--trainer.batch_size 64",
     "tokenizer-256-pixels": f"{LARGE_VAEGAN} --system.networks.latent_stride 16 --system.networks.patches true "
     "--system.latent_dim 8 --system.kl_weight 1e-6 --data.size 256 --trainer.batch_size 16",
+    # The network of VA-VAE (Yao et al. 2025) and of LDM's f16 autoencoders.
+    "va-vae-f16-256-pixels": "--system VAEGAN --data.channels 3 --data.size 256 --trainer.batch_size 16 "
+    "--system.networks.family kl --system.networks.width 128 --system.networks.multipliers [1,1,2,2,4] "
+    "--system.networks.patches true --system.latent_dim 32 --system.kl_weight 1e-6 --system.binary.r1_weight 0",
     **RECIPES,
 }
+VARIANTS = ("default format", "channels_last", "compiled")
 
 
-def measure(settings: list[str], options: argparse.Namespace) -> tuple[float, int, int]:
-    """Return the seconds of a step, the peak memory in bytes (0 on a CPU), and the images of a step."""
+def measure(settings: list[str], variant: str, options: argparse.Namespace) -> list[object]:
+    """Return the seconds of a step, and the figures of a row."""
     torch.compiler.reset()
     gc.collect()  # frees the system measured before
     cuda = options.device == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    config = configure([*settings, "--data.train", "none", "--evaluate.every", "0"])
-    training = Training(config, accelerator(config.trainer.precision, cpu=not cuda))
+    compiled = ["--trainer.compile", str(variant == "compiled").lower()]
+    config = configure([*settings, *compiled, "--data.train", "none", "--evaluate.every", "0"])
+    images, precision = config.trainer.batch_size, config.trainer.precision
+    training = Training(config, accelerator(precision, cpu=not cuda), variant != "default format")
 
     def take(count: int) -> None:
         for _ in range(count):
@@ -47,22 +57,24 @@ def measure(settings: list[str], options: argparse.Namespace) -> tuple[float, in
             torch.cuda.synchronize()
 
     take(options.warmup)
-    times = [seconds(take, options.steps) / options.steps for _ in range(options.rounds)]
+    first = training.done
+    took = statistics.median(seconds(take, options.steps) / options.steps for _ in range(options.rounds))
     training.check()
-    return statistics.median(times), torch.cuda.max_memory_allocated() if cuda else 0, config.trainer.batch_size
+    tflops = StepFlops(config, images)(range(first, training.done)) / took / 1e12
+    peak = peak_tflops(torch.cuda.get_device_name(), precision) if cuda else None
+    share, memory = f"{tflops / peak:.2f}" if peak else "", torch.cuda.max_memory_allocated() if cuda else 0
+    return [took, f"{images / took:,.0f}", f"{1e3 * took:.2f}", f"{tflops:.2f}", share, f"{memory / 2**30:.2f}"]
 
 
 def rows(options: argparse.Namespace) -> Iterator[list[object]]:
     for name in options.only:
         first = 0.0
-        for precision in ("no", "bf16"):
-            for compiled in [False] if options.eager else [False, True]:
-                given = ["--trainer.precision", precision, "--trainer.compile", str(compiled).lower()]
-                took, memory, images = measure([*SYSTEMS[name].split(), *given], options)
+        for precision in ("no", "bf16", "fp16") if options.device == "cuda" else ("no", "bf16"):
+            for variant in VARIANTS[:2] if options.eager else VARIANTS:
+                took, *figures = measure([*SYSTEMS[name].split(), "--trainer.precision", precision], variant, options)
+                assert isinstance(took, float)
                 first = first or took
-                of = [name, "fp32" if precision == "no" else precision, "compiled" if compiled else "eager"]
-                figures = [f"{images / took:,.0f}", f"{1e3 * took:.2f}", f"{first / took:.2f}", f"{memory / 2**30:.2f}"]
-                yield [*of, *figures]
+                yield [name, "fp32" if precision == "no" else precision, variant, *figures, f"{first / took:.2f}"]
 
 
 def main() -> None:
@@ -78,7 +90,9 @@ def main() -> None:
         options.error("torch finds no NVIDIA GPU; --device cpu only tries the benchmark itself")
     where = torch.cuda.get_device_name() if given.device == "cuda" else "a CPU, which says nothing about a GPU"
     print(f"On {where}, torch {torch.__version__}; medians of {given.rounds} x {given.steps} steps.\n")
-    print_table("system | precision | networks | images/s | ms a step | times fp32 eager | peak GiB", rows(given))
+    print_table(
+        "system | precision | networks | images/s | ms a step | TFLOP/s | MFU | peak GiB | times the first", rows(given)
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Files: those of strangers are read within bounds, and ours are written whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -42,6 +43,12 @@ def read(path: str | os.PathLike[str], limit: int = MAX_JSON) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", os.fspath(path))
     return content
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse(content: bytes, kind: type[Content]) -> Content:

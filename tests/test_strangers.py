@@ -220,6 +220,22 @@ def test_commands_in_a_manifest_are_not_run(capsys, run, tmp_path, name):
     assert not (tmp_path / "ran").exists()
 
 
+def test_settings_that_a_runs_first_weights_implied_are_those_of_its_networks_alone(run, program):
+    stated = {"networks": {"width": 16}, "autoencoder": {"lr": 9.0}}
+    settings = {
+        "data": {"size": 64, "test": "pipe:ls"},
+        "system": {"class_path": "GAN", "init_args": stated},
+        "evaluate": {"extractor": "file", "weights": str(program)},
+    }
+    reseal(checkpoint_of(run), initial={"sha256": {}, "settings": settings})
+    start = ["--system", "VAE", "--data.train", "x", "--trainer.init_from", "hf://a/b", "--trainer.run_dir", str(run)]
+    config = configure(start)
+    arguments = config.resolved()["system"]["init_args"]
+    assert (config.data.size, arguments["networks"]["width"]) == (64, 16)
+    assert (config.data.test, config.evaluate.extractor, config.evaluate.weights) == (None, "inception", None)
+    assert arguments["autoencoder"]["lr"] < 1
+
+
 def test_nothing_is_cached_where_a_manifest_says(capsys, run, tmp_path):
     shard = {"url": "http://127.0.0.1:9/0.tar", "nsamples": 9, "filesize": 20480}
     (tmp_path / "index.json").write_text(json.dumps({"shardlist": [shard]}))

@@ -71,10 +71,11 @@ class LatentSums(ExactSum):
         super().__init__((4, channels), torch.device("cpu"))
         self.of = of
 
-    def update(self, mean: Tensor, log_variance: Tensor) -> None:
-        """Add the means and log-variances [n, channels, ...] of images."""
-        variance = log_variance.double().exp() if self.of == "draws" else torch.zeros_like(mean).double()
-        moments = torch.stack([mean.double(), mean.double().square(), variance], 1)
+    def update(self, mean: Tensor, log_variance: Tensor | None) -> None:
+        """Add the means and log-variances [n, channels, ...] of images; the latter only count for draws."""
+        mean = mean.double()
+        variance = torch.zeros_like(mean) if self.of == "means" or log_variance is None else log_variance.double().exp()
+        moments = torch.stack([mean, mean.square(), variance], 1)
         # numpy's sums do not depend on the number of threads.
         averages = torch.from_numpy(moments.reshape(*moments.shape[:3], -1).numpy().mean(-1))
         self.add(torch.cat([averages, torch.ones_like(averages[:, :1])], 1))

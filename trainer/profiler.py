@@ -54,6 +54,7 @@ class StepProfiler:
     def __init__(self, steps: range, folder: Path, tell: Callable[[str], None]):
         self.steps, self.folder, self.tell = steps, folder, tell
         self.profile: profile | None = None
+        self.recorded = False
 
     def before(self, step: int) -> None:
         """Begin or end where it is time, before `step`, or after the last one."""
@@ -67,7 +68,12 @@ class StepProfiler:
     def finish(self, step: int) -> None:
         """Write what was profiled up to `step`, if a profile is being taken."""
         if self.profile is None:
+            if self.steps and not self.recorded:
+                self.tell(
+                    f"trainer.profile: steps {self.steps.start + 1} to {self.steps.stop} were not taken this time"
+                )
             return
+        self.recorded = True
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds, count = time.perf_counter() - self.began, step - self.first

@@ -198,6 +198,10 @@ def open_sampler(
             raise ValueError(f"--{option} has no effect on --sampler {kind}; leave it out")
     if kind == "prior":
         return Sampler(kind, system.latent_shape, truncation)
+    if not system.can("posterior"):
+        raise ValueError(
+            f"--sampler {kind} is fitted to codes, and {type(system).__name__} has no encoder; leave it out"
+        )
     encoder = LatentEncoder(system, data.size, data.channels, device)
     images = training_images(settings.train, data)
     made = fit(kind, encoder, images, settings.train_num or TRAIN_NUM, settings.components or COMPONENTS)

@@ -85,11 +85,22 @@ class ScalerState(Struct, rename={"growth_tracker": "_growth_tracker"}):
     overflows: Natural
 
 
+class ImpliedSystem(Struct):
+    init_args: dict[str, Any] = {}
+
+
+class ImpliedSettings(Struct):
+    """Settings as a recipe has them."""
+
+    data: dict[str, Any] = {}
+    system: ImpliedSystem = msgspec.field(default_factory=ImpliedSystem)
+
+
 class InitialWeights(Struct):
     """The weights that a run started from: sha256 of their files, and the settings that they implied."""
 
     sha256: dict[str, manifest.Digest]
-    settings: dict[str, dict[str, Any]]
+    settings: ImpliedSettings
 
 
 class ResumeManifest(Struct):

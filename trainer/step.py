@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from models import Player, System
-from models.system import freeze_all_but
 from trainer.batch import Batch
 
 
@@ -50,10 +49,18 @@ class TermMeans:
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
 
-    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
-        value = value.detach().to(torch.float64 if value.device.type != "mps" else torch.float32) * weight
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.counts[name] = self.counts.get(name, 0.0) + weight
+    @torch.no_grad()
+    def add(self, terms: dict[str, Tensor], weight: float = 1.0) -> None:
+        """Add scalars by their names, in a few operations on the device for all of them."""
+        together = torch.stack(list(terms.values()))
+        together = together.to(torch.float64 if together.device.type != "mps" else torch.float32) * weight
+        values = dict(zip(terms, together.unbind(), strict=True))
+        known = [name for name in terms if name in self.sums]
+        if known:
+            torch._foreach_add_([self.sums[name] for name in known], [values[name] for name in known])
+        self.sums = values | self.sums
+        for name in terms:
+            self.counts[name] = self.counts.get(name, 0.0) + weight
 
     def state(self) -> dict[str, tuple[float, float]]:
         """Return this process's sums and counts by name."""
@@ -63,7 +70,7 @@ class TermMeans:
         """Continue from the mean of the sums that some processes' `state` returned."""
         for name, (_, count) in states[0].items():
             sums = torch.tensor([state[name][0] for state in states], dtype=torch.float64, device=device)
-            self.add(name, sums.mean())
+            self.add({name: sums.mean()})
             self.counts[name] = count
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
@@ -135,6 +142,7 @@ class TrainStep:
             PlayerState.create(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
             for player in players_without(system, frozen)
         ]
+        self.weights = {name: [*network.parameters()] for name, network in system.networks().items()}
         self.meter = TermMeans()
         self.failure = torch.full((), -1, dtype=torch.int64, device=accelerator.device)
 
@@ -149,11 +157,11 @@ class TrainStep:
         shared = None
         if self.share_passes and len(batches) == 1:
             # The graph covers the networks of all players that move; each backward pass stops at its player's weights.
-            freeze_all_but(self.system, [name for state in moving for name in state.player.networks])
+            self._freeze_all_but([name for state in moving for name in state.player.networks])
             with self.accelerator.autocast():
                 shared = self.system.passes(batches[0])
         for state in moving:
-            freeze_all_but(self.system, state.player.networks)
+            self._freeze_all_but(state.player.networks)
             statistics: dict[str, Tensor] = {}
             rows: dict[str, list[Tensor]] = {}
             for i, batch in enumerate(batches):
@@ -181,12 +189,11 @@ class TrainStep:
             passes = self.system.passes(batch) if shared is None else shared
             loss, terms, observed, own = state.player.loss(batch, passes)
         self._block(~loss.isfinite(), state, step)
-        scaled = loss * torch.where(self.failure < 0, 1.0, torch.nan) / parts
+        scaled = loss * torch.where(self.failure < 0, 1 / parts, torch.nan)
         if state.scaler is not None:
             scaled = state.scaler.scale(scaled)
         torch.autograd.backward(scaled, inputs=list(state.parameters.values()))
-        for name, value in terms.items():
-            self.meter.add(f"{state.player.name}/{name}", value, 1 / parts)
+        self.meter.add({f"{state.player.name}/{name}": value for name, value in terms.items()}, 1 / parts)
         return observed, own
 
     @torch.no_grad()
@@ -221,7 +228,12 @@ class TrainStep:
             optimizer.grad_scale, optimizer.found_inf = None, (self.failure >= 0).float()  # type: ignore[attr-defined]
             optimizer.step()
         optimizer.zero_grad()
-        self.meter.add(f"{state.player.name}/grad_norm", norm)
+        self.meter.add({f"{state.player.name}/grad_norm": norm})
+
+    def _freeze_all_but(self, names: Collection[str]) -> None:
+        for name, weights in self.weights.items():
+            for weight in weights:
+                weight.requires_grad = name in names
 
     def _block(self, bad: Tensor, state: PlayerState, step: int) -> None:
         code = step * len(self.player_states) + self.player_states.index(state)

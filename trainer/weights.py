@@ -60,7 +60,7 @@ class DiffusersFolder:
     def settings(self, kind: type[System]) -> dict[str, Any]:
         config = parse(read(self.folder / diffusers.CONFIG_FILE, 2**20), dict)
         implied = diffusers.settings_of(config)
-        return {"data": {"channels": implied.pop("channels")}, "system": {"init_args": _known(kind, implied)}}
+        return implied_recipe(kind, implied, implied)
 
     def read(self, networks: Collection[str]) -> Found:
         whole = self.folder / diffusers.WEIGHTS_FILE
@@ -92,9 +92,7 @@ class Checkpoint:
             networks = asdict(msgspec.convert(architecture["networks"], NetworkConfig))
             architecture["networks"] = {name: value for name, value in networks.items() if value is not None}
         # JSON has lists alone, as the settings that these are compared with.
-        return msgspec.json.decode(
-            msgspec.json.encode({"data": data, "system": {"init_args": _known(kind, architecture)}})
-        )
+        return msgspec.json.decode(msgspec.json.encode(implied_recipe(kind, data, architecture)))
 
     def read(self, networks: Collection[str]) -> Found:
         saved = manifest.read(self.folder)
@@ -240,6 +238,13 @@ def implied_settings(name: str, averages: bool, kind: type[System]) -> dict[str,
         return open_weights(name, averages).settings(kind)
 
 
+def implied_recipe(kind: type[System], data: dict[str, Any], system: dict[str, Any]) -> dict[str, Any]:
+    """Return those of some settings that weights may imply, as a recipe; others, in a stranger's file, are left out."""
+    parts = ((data, ("size", "channels")), (system, kind.architecture))
+    images, arguments = ({name: given[name] for name in names if name in given} for given, names in parts)
+    return {"data": images, "system": {"init_args": arguments}}
+
+
 @contextmanager
 def naming(name: str) -> Iterator[None]:
     """Name trainer.init_from in errors of reading it."""
@@ -255,10 +260,6 @@ def _listed(network: str, names: list[str], sizes: dict[str, int]) -> str:
         return f"{network} ({len(names)} tensors)" if names else network
     more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return f"{network}: {', '.join([*names[:SHOWN], *more])}" if network else ", ".join([*names[:SHOWN], *more])
-
-
-def _known(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name in kind.architecture}
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], str]:

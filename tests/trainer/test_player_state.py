@@ -216,8 +216,8 @@ def test_passes_are_made_once_a_step_only_where_they_may_be_shared():
 
 def test_a_meter_sums_in_double_precision():
     meter = TermMeans()
-    meter.add("a", torch.tensor(2.0**24, requires_grad=True))
-    meter.add("a", torch.tensor(1.0))
+    meter.add({"a": torch.tensor(2.0**24, requires_grad=True)})
+    meter.add({"a": torch.tensor(1.0)})
     assert meter.state() == {"a": (2.0**24 + 1, 2.0)}
     assert not meter.sums["a"].requires_grad
     assert meter.read(make_accelerator()) == {"a": (2.0**24 + 1) / 2}
@@ -228,13 +228,13 @@ def test_a_meter_goes_on_from_the_mean_of_all_processes_sums():
     meters = [TermMeans(), TermMeans()]
     for i, meter in enumerate(meters):
         for value in (1.0, 2.0, 4.0):
-            meter.add("a", torch.tensor(value + i))
-        meter.add("b", torch.tensor(5.0), 0.5)
+            meter.add({"a": torch.tensor(value + i)})
+        meter.add({"b": torch.tensor(5.0)}, 0.5)
     restored = TermMeans()
     restored.load([meter.state() for meter in meters], CPU)
     assert restored.state() == {"a": ((7.0 + 10.0) / 2, 3.0), "b": (2.5, 0.5)}
     alone = TermMeans()
     alone.load([{"a": (2.0**24 + 1, 3.0)}], CPU)
     assert alone.state() == {"a": (2.0**24 + 1, 3.0)}, "in double precision, of one process"
-    restored.add("a", torch.tensor(11.5))
+    restored.add({"a": torch.tensor(11.5)})
     assert restored.read(make_accelerator(factor=3.0)) == {"a": 3 * 20.0 / 4, "b": 3 * 5.0}

@@ -38,8 +38,8 @@ def train(
     """
     torch.manual_seed(0)
     system = SYSTEMS[name]().double()
-    if parts == 2:
-        system.to(memory_format=torch.channels_last)
+    for network in system.children() if parts == 2 else ():
+        network.to(memory_format=torch.channels_last)
     ema = EMA(system, 20, 8)
     checkpoint_activations(system, again)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_SETTINGS])
@@ -228,9 +228,9 @@ def test_ema_holds_averaged_networks_only():
 def test_meter_averages_since_its_last_reading():
     meter, accelerator = TermMeans(), Accelerator(cpu=True)
     for value in (1.0, 2.0, 6.0):
-        meter.add("a", torch.tensor(value))
-    meter.add("b", torch.tensor(4.0), 0.5)
-    meter.add("b", torch.tensor(2.0), 0.5)
+        meter.add({"a": torch.tensor(value)})
+    meter.add({"b": torch.tensor(4.0)}, 0.5)
+    meter.add({"b": torch.tensor(2.0)}, 0.5)
     assert meter.read(accelerator) == {"a": 3.0, "b": 3.0}
     assert meter.read(accelerator) == {}
 

@@ -1,6 +1,5 @@
 """Reading checkpoints: the newest whole one, its scores, its checksums."""
 
-import hashlib
 import json
 import shutil
 import sys
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 import safetensors
 from torch import Tensor
 
-from data.files import UNFINISHED
+from data.files import UNFINISHED, sha256
 from models import manifest as manifests
 from models.manifest import checkpoints as list_checkpoints
 from trainer import schemas
@@ -101,8 +100,7 @@ def _verify(path: Path) -> dict[str, Any]:
         manifest = _manifest(path)
         for name, digest in manifest["files"].items():
             manifests.check_regular(path / name)
-            with (path / name).open("rb") as file:
-                manifests.check_digest(name, hashlib.file_digest(file, "sha256").hexdigest(), digest)
+            manifests.check_digest(name, sha256(path / name), digest)
         return manifest
 
 

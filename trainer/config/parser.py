@@ -22,7 +22,7 @@ from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
-from trainer.weights import FREE_SETTINGS, HUB, implied_settings
+from trainer.weights import FREE_SETTINGS, HUB, implied_recipe, implied_settings
 
 
 def _load_bounded_yaml(text: str) -> Any:
@@ -205,15 +205,18 @@ def _start(namespace: Namespace) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: there are no weights, or their settings are not understood.
     """
-    settings, class_path = namespace.trainer, namespace.system.class_path
+    settings, class_path, implied = namespace.trainer, namespace.system.class_path, dict[str, Any]()
+    kind = find_system(class_path)
     if saved := schemas.newest_start(Path(settings.run_dir) / "checkpoints"):
-        source, implied = saved.configuration.trainer.init_from, saved.initial.settings if saved.initial else {}
+        source = saved.configuration.trainer.init_from
+        if saved.initial:
+            implied = implied_recipe(kind, saved.initial.settings.data, saved.initial.settings.system.init_args)
         # While it was there, its path was not taken for a name of the hub.
         same = source == os.path.abspath(settings.init_from.removeprefix(HUB))
         source = source if same and source is not None else settings.init_from
     else:
         source = settings.init_from
-        implied = implied_settings(source, settings.init_averages, find_system(class_path))
+        implied = implied_settings(source, settings.init_averages, kind)
     implied.get("system", {})["class_path"] = class_path
     return source, implied
 

@@ -3,7 +3,7 @@
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
@@ -15,6 +15,7 @@ from models.networks.perceptual import WeightsFile
 from trainer.distributed.stop import parse_time_limit
 from trainer.metrics import METRICS
 from trainer.profiler import parse_profile
+from trainer.schemas import ManifestData
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")  # of a model, and of a folder in it
 TENSORBOARD = "tensorboard"  # accelerate's name of the tracker that each run has by default
@@ -118,6 +119,12 @@ class DataConfig:
         cache = Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
         limits = Limits(self.max_pixels, self.max_bytes, self.max_scans)
         return [Shards(source, on_error, cache, by_user, limits) for source in sources]
+
+    @classmethod
+    def of_manifest(cls, saved: ManifestData, **more: Any) -> "DataConfig":
+        """Return a run's data settings, without those that would run a command or write files on this machine."""
+        train, test = ([*map(Location, [at] if isinstance(at, str) else at or [])] for at in (saved.train, saved.test))
+        return cls(train, test, saved.size, saved.channels, **more)
 
     @property
     def trains(self) -> list[str]:

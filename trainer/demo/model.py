@@ -15,11 +15,10 @@ from data.order import permutation
 from models.load import checkpoint_of
 from trainer import schemas
 from trainer.batch import normalize
-from trainer.config.settings import DataConfig, Location
 from trainer.draws import prior
 from trainer.generate import panels
 from trainer.generate.generator import Generator
-from trainer.generate.images import decode_file, open_images
+from trainer.generate.images import decode_file, open_folder
 from trainer.log.pictures import grid, picture
 from trainer.samplers import Sampler
 
@@ -66,7 +65,7 @@ class Model:
         saved = schemas.checkpoint(checkpoint)
         self.title = f"{type(self.system).__name__} of {path.resolve().name}, step {saved.step:,}"
         needed = self.can("reconstruct") or self.can("translate")
-        self.images = self._read(images, saved.configuration.data, num) if needed or images else []
+        self.images = self._read(images, num) if needed or images else []
         self.axes = self._axes(num) if self.can("sample") else None
 
     def can(self, use: Literal["sample", "reconstruct", "posterior", "translate"]) -> bool:
@@ -121,16 +120,15 @@ class Model:
         images = self.decode(torch.stack(codes)).unflatten(0, (len(own), len(stops)))
         return grid({f"direction {axis + 1}": row for axis, row in enumerate(images)}, columns=len(stops), pixels=64)
 
-    def _read(self, folder: Path | None, saved: schemas.ManifestData, num: int) -> list[Tensor]:
+    def _read(self, folder: Path | None, num: int) -> list[Tensor]:
         """Return some images of each data set, always the same, uint8."""
         size, channels = self.generator.size, self.generator.channels
         if folder:
-            names, images = open_images(folder, size, channels)
+            names, images = open_folder(folder, size, channels)
             return [torch.cat([images(range(i, i + 1)) for i in permutation(len(names), 0)[:num]])]
-        named = saved.test or saved.train
+        data = self.generator.data
         try:
-            data = DataConfig([*map(Location, [named] if isinstance(named, str) else named)], None, size, channels)
-            sets = data.open(data.trains, by_user=False)  # the checkpoint's manifest names them
+            sets = data.open(data.tests or data.trains, by_user=False)  # the checkpoint's manifest names them
             return [read(one, permutation(len(one), 0)[:num], size, channels).image for one in sets]
         except DataError as error:
             raise DataError(f"the run's images: {error}. Name others with --images FOLDER") from error

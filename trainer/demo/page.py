@@ -86,13 +86,13 @@ def user_facing(use: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function whose errors of the user's are shown on the page."""
 
     @wraps(use)
-    def shown(*given: Any) -> Any:
+    def guarded(*given: Any) -> Any:
         try:
             return use(*given)
         except (DataError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    return shown
+    return guarded
 
 
 def shown(title: str, buttons: Sequence[Any] = ()) -> gr.Image:

@@ -26,8 +26,10 @@ from trainer import schemas
 from trainer.distributed.accelerator import command_accelerator
 from trainer.distributed.exit import user_errors
 from trainer.distributed.ranks import run_on_main
+from trainer.distributed.rendezvous import is_network_error
 from trainer.encode.arguments import parse
 from trainer.encode.writer import LatentWriter, Task
+from trainer.errors import RunError
 from trainer.latents import LatentEncoder
 
 TIMEOUT = timedelta(days=1)  # for processes that wait while another encodes its last shard
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         writer = LatentWriter(encoder, unfinished_of(settings.out), form=settings.format, **options)
         tasks = [Task(split, shards, i) for split, shards in splits.items() for i in range(len(shards.shards))]
         encode(writer, tasks[accelerator.process_index :: accelerator.num_processes], settings.workers, accelerator)
-        accelerator.wait_for_everyone()
+        _wait(accelerator)
         if accelerator.is_main_process:
             print(finish(settings.out, writer, tasks, classes, planned, checkpoint))
     if torch.distributed.is_initialized():
@@ -73,9 +75,8 @@ def open_splits(settings: argparse.Namespace) -> tuple[dict[str, Shards], list[s
     if whole:
         places = {split: str(folder / split) for split in whole.splits}
     else:
-        places = {
-            folder.resolve().name if folder.is_dir() and folder.resolve().name.isidentifier() else "train": source
-        }
+        name = folder.resolve().name if folder.is_dir() else ""
+        places = {name if name.isidentifier() else "train": source}
     described = whole or (read_dataset(folder.resolve().parent) if folder.is_dir() else None)
     classes = described.classes if described else []
     return {split: Shards(place, cache=cache, limits=limits) for split, place in places.items()}, classes
@@ -109,7 +110,8 @@ def encode(writer: LatentWriter, tasks: list[Task], workers: int, accelerator: A
     todo = [task for task in tasks if not writer.is_finished(task)]
     total = sum(len(task.positions) for task in tasks)
     done = total - sum(len(task.positions) for task in todo)
-    with tqdm(total=total, initial=done, desc="encoding", unit="image", disable=_hidden(accelerator)) as bar:
+    hidden = None if accelerator.is_main_process else True
+    with tqdm(total=total, initial=done, desc="encoding", unit="image", disable=hidden) as bar:
         if todo:
             arriving = read_ahead(todo, writer.encoder, workers)
             for task in todo:
@@ -165,5 +167,11 @@ def _encoder(checkpoint: Path, device: str) -> LatentEncoder:
     return LatentEncoder(models.load(checkpoint), data.size, data.channels, device)
 
 
-def _hidden(accelerator: Accelerator) -> bool | None:
-    return None if accelerator.is_main_process else True
+def _wait(accelerator: Accelerator) -> None:
+    """Wait until all processes have finished their shards; raise RunError if one is gone."""
+    try:
+        accelerator.wait_for_everyone()
+    except RuntimeError as error:
+        if not is_network_error(error):
+            raise
+        raise RunError("another process is gone: see its own message. The same command continues") from error

@@ -1,6 +1,5 @@
 """Latents of a shard of images, as a shard of the same samples."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +11,9 @@ import torch
 import webdataset
 from torch import Tensor
 
-from data.dataset import LatentStatistics, Split
+from data.dataset import Split
 from data.errors import DataError
-from data.files import atomically, parse, read
+from data.files import atomically, parse, read, sha256
 from data.inspect.summary import DatasetSummary
 from data.inspect.verify import describe_split
 from data.latents import MIRRORED, TYPES, describe, pack
@@ -83,7 +82,7 @@ class LatentWriter:
             # One thread writes a block while the encoder is at the next one.
             with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0) as writer, ThreadPoolExecutor(1) as pool:
                 written: Future[None] | None = None
-                for [images] in (next(arriving) for _ in self.encoder.rows(len(task.positions))):
+                for _, [images] in zip(self.encoder.rows(len(task.positions)), arriving, strict=False):
                     latents = self._encode(task.shards, images)
                     if written:
                         written.result()
@@ -91,7 +90,7 @@ class LatentWriter:
                     yield len(images.image)
                 if written:
                     written.result()
-            report = Report(_sha256(path), summary.to_json(), sums.parts.tolist())
+            report = Report(sha256(path), summary.to_json(), sums.parts.tolist())
             with atomically(self.unfinished / task.report) as beside:
                 beside.write_text(json.dumps(msgspec.to_builtins(report)))
 
@@ -99,7 +98,7 @@ class LatentWriter:
         """Return whether a shard is whole: its bytes are those of its report."""
         try:
             report = parse(read(self.unfinished / task.report), Report)
-            return report.sha256 == _sha256(self.unfinished / "out" / task.tar)
+            return report.sha256 == sha256(self.unfinished / "out" / task.tar)
         except (OSError, ValueError):
             return False
 
@@ -110,8 +109,7 @@ class LatentWriter:
             report = parse(read(self.unfinished / task.report), Report)
             sums.parts += torch.tensor(report.sums, dtype=torch.float64)
             parts.append((self.unfinished / "out" / task.tar, DatasetSummary(**report.summary)))
-        latents: LatentStatistics = sums.compute()
-        return msgspec.structs.replace(describe_split(parts), latents=latents)
+        return msgspec.structs.replace(describe_split(parts), latents=sums.compute())
 
     def _sums(self) -> LatentSums:
         return LatentSums(self.encoder.system.latent_shape[0], "means" if self.mean_only else "draws")
@@ -142,8 +140,7 @@ class LatentWriter:
         sums: LatentSums,
     ) -> None:
         for copy in ("", MIRRORED) if self.mirror else ("",):
-            mean = latents[f"{copy}mean"].float()
-            sums.update(mean, torch.full_like(mean, -torch.inf) if self.mean_only else latents[f"{copy}log_variance"])
+            sums.update(latents[f"{copy}mean"], latents.get(f"{copy}log_variance"))
         description = describe({"mean": latents["mean"][0]}, self.form)
         for content, label in zip(pack(latents, self.form), images.label.tolist(), strict=True):
             key, others = next(samples)
@@ -153,8 +150,3 @@ class LatentWriter:
                 )
             writer.write({"__key__": key, self.form: content, **others})
             summary.count(key, content, label, description)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

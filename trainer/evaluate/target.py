@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -203,14 +203,10 @@ def _run_of(checkpoint: Path) -> Path | None:
 
 
 def _data(settings: argparse.Namespace, saved: schemas.ManifestData) -> DataConfig:
-    """A run's data settings, without those that would run a command or write files on this machine."""
-    train, test = (
-        [*map(Location, [named] if isinstance(named, str) else named or [])] for named in (saved.train, saved.test)
-    )
     cache = Location(os.path.abspath(settings.cache)) if settings.cache else None
     cache_gb = settings.cache_gb or saved.cache_gb
-    data = DataConfig(train, test, saved.size, saved.channels, cache=cache, cache_gb=cache_gb)
-    return replace(data, **{f"max_{name}": limit for name, limit in _limits(settings)._asdict().items()})
+    limits = {f"max_{name}": limit for name, limit in _limits(settings)._asdict().items()}
+    return DataConfig.of_manifest(saved, cache=cache, cache_gb=cache_gb, **limits)
 
 
 def _extractor_config(

@@ -50,7 +50,7 @@ def export(settings: argparse.Namespace) -> str:
     if settings.push:
         hub.check_push(settings.push)
     kinds: list[Kind] = [kind for kind in ("onnx", "torch_export") if getattr(settings, kind)]
-    source = folder.Source.open(settings.run)
+    source = folder.TrainedCheckpoint.open(settings.run)
     measured, shown = images.open_sets(source, settings.images, settings.num)
     with folder.new_folder(out, settings.overwrite) as unfinished:
         if settings.full:  # first: a run that is still training removes its old checkpoints
@@ -69,7 +69,11 @@ def export(settings: argparse.Namespace) -> str:
 
 
 def card_of(
-    source: folder.Source, settings: argparse.Namespace, out: Path, shown: list[str], latents: LatentStatistics | None
+    source: folder.TrainedCheckpoint,
+    settings: argparse.Namespace,
+    out: Path,
+    shown: list[str],
+    latents: LatentStatistics | None,
 ) -> str:
     """Return the model card of the files in `out`."""
     system, diffusers = source.system, (out / WEIGHTS_FILE).exists()

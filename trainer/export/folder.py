@@ -1,6 +1,5 @@
 """The folder of an export, which appears when it is complete."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import msgspec
 import yaml
 
 import models
-from data.files import UNFINISHED, atomically
+from data.files import UNFINISHED, atomically, sha256
 from data.redact import redacted, redacted_all
 from models import System
 from models import manifest as manifests
@@ -22,7 +21,7 @@ from models.load import checkpoint_of
 from trainer import schemas
 from trainer.checkpoint.files import read_scores
 from trainer.checkpoint.writer import write_files
-from trainer.config.settings import DataConfig, Location
+from trainer.config.settings import DataConfig
 from trainer.latents import LatentStatistics
 
 AVERAGED = "averaged"  # what an export's manifest says of its weights
@@ -32,7 +31,7 @@ DEMO_CNN = "demo-cnn-v1.safetensors"
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedCheckpoint:
     """A checkpoint that is exported."""
 
     path: Path  # its folder
@@ -42,7 +41,7 @@ class Source:
     system: System  # with its averaged weights
 
     @classmethod
-    def open(cls, path: Path) -> "Source":
+    def open(cls, path: Path) -> "TrainedCheckpoint":
         """Read a checkpoint, or the newest one of a run.
 
         Raises:
@@ -60,10 +59,7 @@ class Source:
 
     @property
     def data_config(self) -> DataConfig:
-        """The run's data settings, without those that would write files on this machine."""
-        saved = self.saved.configuration.data
-        train, test = ([*map(Location, [at] if isinstance(at, str) else at or [])] for at in (saved.train, saved.test))
-        return DataConfig(train, test, saved.size, saved.channels)
+        return DataConfig.of_manifest(self.saved.configuration.data)
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -94,6 +90,8 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Raise a ValueError if there is something at `out`, but for an empty folder, or an older export to overwrite."""
+    if not out.name:
+        raise ValueError(f"OUT {out} is the working directory: name a new folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -110,7 +108,7 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} is an export already: replace it with --overwrite, or name a new folder")
 
 
-def write_weights(source: Source, folder: Path, latents: LatentStatistics | None) -> None:
+def write_weights(source: TrainedCheckpoint, folder: Path, latents: LatentStatistics | None) -> None:
     """Write the averaged networks with their manifest, config.json and scores.json."""
     system, (channels, size, _) = source.system, source.image_shape
     measured = {name: getattr(latents, name) for name in STATISTICS} if latents else {}
@@ -132,7 +130,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def copy_training(source: Source, folder: Path) -> None:
+def copy_training(source: TrainedCheckpoint, folder: Path) -> None:
     """Copy a checkpoint with all that training goes on from, as the folder of a run.
 
     Raises:
@@ -159,5 +157,4 @@ def _copy(source: Path, target: Path) -> str:
     if source.is_symlink() or not source.is_file():
         raise ValueError(f"--full: {source} is a link or another special file, and is not copied")
     shutil.copyfile(source, target, follow_symlinks=False)
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(target)

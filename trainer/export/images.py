@@ -8,12 +8,12 @@ from data.loader import Samples
 from trainer.batch import to_uint8
 from trainer.blocks import Blocks
 from trainer.evaluate.target import open_images
-from trainer.export.folder import Source
+from trainer.export.folder import TrainedCheckpoint
 from trainer.latents import LatentEncoder, LatentStatistics, latent_statistics
 from trainer.log.pictures import Panels, grid_inputs, panels
 
 
-def open_sets(source: Source, named: str | None, num: int) -> tuple[list[Samples], list[Samples]]:
+def open_sets(source: TrainedCheckpoint, named: str | None, num: int) -> tuple[list[Samples], list[Samples]]:
     """Return the sets of images to measure latents on, and those to show.
 
     They are `named`, a folder of images or shards, or else the run's training and held-out sets; none if `num` is 0.
@@ -41,7 +41,7 @@ def open_sets(source: Source, named: str | None, num: int) -> tuple[list[Samples
         ) from error
 
 
-def measure(source: Source, sets: list[Samples], num: int, device: str | None) -> LatentStatistics | None:
+def measure(source: TrainedCheckpoint, sets: list[Samples], num: int, device: str | None) -> LatentStatistics | None:
     """Return the statistics of the latents of images; None without images or without an encoder."""
     if not sets or not source.system.can("posterior"):
         return None
@@ -49,7 +49,7 @@ def measure(source: Source, sets: list[Samples], num: int, device: str | None) -
     return latent_statistics(LatentEncoder(source.system, size, channels, device), sets, num)
 
 
-def pictures(source: Source, sets: list[Samples], device: str | None) -> Panels:
+def pictures(source: TrainedCheckpoint, sets: list[Samples], device: str | None) -> Panels:
     """Return images and what the system makes of them; without images, samples alone.
 
     Raises:

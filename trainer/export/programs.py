@@ -14,7 +14,7 @@ from trainer.extras import needs
 from trainer.precision import strict_fp32
 
 Kind = Literal["onnx", "torch_export"]
-Run = Callable[[Tensor], Sequence[Tensor]]
+Execute = Callable[[Tensor], Sequence[Tensor]]
 TRACED, COMPARED = 2, 3  # images with which a program is traced and compared: a program must not know their number
 # How much further from the exact outputs a program may be than the network is, whose own rounding is measured against
 # float64. Another order of the same sums rounds as much; the margin is for runtimes with more terms in a sum.
@@ -90,7 +90,7 @@ def write_programs(system: System, image_shape: tuple[int, ...], folder: Path, k
 
 
 @torch.no_grad()
-def check(program: Program, run: Run, given: Tensor, what: str) -> None:
+def check(program: Program, run: Execute, given: Tensor, what: str) -> None:
     """Compare a program with the network on a batch of another size than it was traced with.
 
     Raises:
@@ -109,7 +109,7 @@ def check(program: Program, run: Run, given: Tensor, what: str) -> None:
             )
 
 
-def _write_onnx(program: Program, example: Tensor, path: Path) -> Run:
+def _write_onnx(program: Program, example: Tensor, path: Path) -> Execute:
     import onnxruntime
 
     names: dict[str, Any] = dict(input_names=[program.use.given], output_names=[*program.use.made])
@@ -123,11 +123,14 @@ def _write_onnx(program: Program, example: Tensor, path: Path) -> Run:
     return lambda given: [*map(torch.from_numpy, session.run(None, {program.use.given: given.numpy()}))]
 
 
-def _write_torch_export(program: Program, example: Tensor, path: Path) -> Run:
+def _write_torch_export(program: Program, example: Tensor, path: Path) -> Execute:
     exported = torch.export.export(program, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(exported, path)
     return torch.export.load(path).module()
 
 
 SUFFIX: dict[Kind, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
-WRITERS: dict[Kind, Callable[[Program, Tensor, Path], Run]] = {"onnx": _write_onnx, "torch_export": _write_torch_export}
+WRITERS: dict[Kind, Callable[[Program, Tensor, Path], Execute]] = {
+    "onnx": _write_onnx,
+    "torch_export": _write_torch_export,
+}

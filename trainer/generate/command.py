@@ -51,8 +51,9 @@ def _check(settings: argparse.Namespace) -> None:
     if getattr(settings, "shards", False):
         if settings.grid:
             raise ValueError("--grid has no effect on --shards; leave one of them out")
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"--out {out} exists and is not empty: name a new folder for --shards")
+        if not out.name or (out.exists() and any(out.iterdir())):
+            why = "exists and is not empty" if out.name else "is the working directory"
+            raise ValueError(f"--out {out} {why}: name a new folder for --shards")
     if getattr(settings, "fps", None) and settings.format == "png":
         raise ValueError("--fps has no effect on a strip: add --format gif or mp4, or leave it out")
     for option in ("sampler", "truncation", "components") if images else ():

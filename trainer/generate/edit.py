@@ -51,6 +51,10 @@ def attribute_vector(generator: Generator, images: Shards, having: str, lacking:
     labels, positions = images.labels, chosen(images, num)
     label = _label(images, "with", having)
     other = None if lacking is None else _label(images, "without", lacking)
+    if other == label:
+        raise ValueError(
+            f"--without {lacking} is the label of --with, and nothing remains: name another, or leave it out"
+        )
     found = labels[positions]
     sides = found == label, (found != label) & (found >= 0) if other is None else found == other
     means = []
@@ -67,8 +71,7 @@ def _mean_code(generator: Generator, images: Shards, positions: np.ndarray) -> T
     total = ExactSum(generator.system.latent_shape, torch.device("cpu"))
     for rows in generator.blocks(len(positions)):
         mean, _ = encoder(read(images, positions[rows.start : rows.stop], encoder.size, encoder.channels).image)
-        for code in mean.double():
-            total.add(code)
+        total.add(mean.double())
     return total.parts.sum(0) / len(positions)
 
 

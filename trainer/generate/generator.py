@@ -13,7 +13,7 @@ from models.load import checkpoint_of
 from trainer import schemas
 from trainer.batch import to_uint8
 from trainer.blocks import Blocks
-from trainer.config.settings import DataConfig, Location
+from trainer.config.settings import DataConfig
 from trainer.latents import LatentEncoder
 
 Ability = Literal["sample", "reconstruct", "posterior", "translate"]
@@ -50,8 +50,7 @@ class Generator(Blocks):
         saved = schemas.checkpoint(checkpoint).configuration.data
         super().__init__(system, saved.size, device)
         self.channels = saved.channels
-        train = [saved.train] if isinstance(saved.train, str) else saved.train
-        self.data = DataConfig([*map(Location, train)], None, saved.size, saved.channels)
+        self.data = DataConfig.of_manifest(saved)
 
     @cached_property
     def encoder(self) -> LatentEncoder:

@@ -16,7 +16,7 @@ from data.shards.reader import Shards
 from data.sources import find
 
 
-def open_images(folder: Path, size: int, channels: int) -> tuple[list[str], Callable[[range], Tensor]]:
+def open_folder(folder: Path, size: int, channels: int) -> tuple[list[str], Callable[[range], Tensor]]:
     """Return the names of a folder's images, in order, and a function that reads some of them as uint8.
 
     Raises:

@@ -15,7 +15,7 @@ from data.shards.reader import Shards
 from trainer.batch import normalize
 from trainer.draws import prior
 from trainer.generate.generator import Generator
-from trainer.generate.images import decode_file, open_images
+from trainer.generate.images import decode_file, open_folder
 from trainer.log.pictures import Panels
 from trainer.log.pictures import interpolate as path_between
 from trainer.samplers import Sampler
@@ -37,7 +37,7 @@ def draws(generator: Generator, num: int, seed: int, sampler: Sampler) -> Iterat
 
 def given(generator: Generator, folder: Path, num: int | None) -> Iterator[tuple[list[str], Tensor]]:
     """Yield blocks of names and images of a folder, uint8 [n, channels, size, size]."""
-    names, images = open_images(folder, generator.size, generator.channels)
+    names, images = open_folder(folder, generator.size, generator.channels)
     for rows in generator.blocks(min(num or len(names), len(names))):
         yield names[rows.start : rows.stop], images(rows)
 
@@ -80,6 +80,8 @@ def decode(generator: Generator, folder: Path, num: int | None) -> Pictures:
 def interpolate(generator: Generator, between: Sequence[str], steps: int, seed: int) -> Pictures:
     """Yield one strip from each end to the next: codes of image files, or draws of the prior, by their numbers."""
     system = generator.system
+    if steps < 2:
+        raise ValueError(f"--steps is {steps}, expected at least 2: both ends are among the pictures")
     if len(between) < 2:
         raise ValueError(f"--between needs two or more ends; got {' '.join(between)}")
     drawn = all(end.isdecimal() for end in between)

@@ -132,7 +132,10 @@ class Tracker(threading.Thread):
                 self._news.wait()
                 self._news.clear()
                 closing = self._closing
-                self._send()
+                try:
+                    self._send()
+                except Exception as error:  # a full disk
+                    self._fail(error)
                 if closing:
                     break
             self.tracker.finish()
@@ -152,7 +155,7 @@ class Tracker(threading.Thread):
         self.tracker.start()
         if self.kind.run is not None:
             self.sent.run = self.kind.run(self.tracker.tracker)
-        self.sent.place = self._has()
+        self.sent.place = self._had = self._has()
         self._write()
         plain = {
             name: value if isinstance(value, str | float | int | None) else str(value)
@@ -165,11 +168,12 @@ class Tracker(threading.Thread):
 
     def _send(self) -> None:
         """Send what is new. What fails is tried once more at the next notification."""
-        self._waiting = sorted([*self._waiting, *self._lines(), *self._pictures()], key=lambda event: event.place)
+        pictures = self._pictures()  # first: their lines were written before them
+        self._waiting = sorted([*self._waiting, *self._lines(), *pictures], key=lambda event: event.place)
         while self._waiting:
             event = self._waiting[0]
             try:
-                if event.place > self.sent.place:
+                if event.place > self._had:
                     self._log(event)
             except Exception as error:
                 self._fail(error)
@@ -181,7 +185,10 @@ class Tracker(threading.Thread):
 
     def _lines(self) -> list[Event]:
         """Return the new lines of metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "rb") as file:
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():  # before the first line
+            return []
+        with open(path, "rb") as file:
             file.seek(self._offset)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]

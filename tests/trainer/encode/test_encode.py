@@ -239,6 +239,18 @@ def test_a_damaged_image_is_named(encode, run, photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_process_tells_why_all_end(forked, run, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    corrupt(Shards(tmp_path / "photos"), 55)  # of the second shard, and so the second process
+    arguments = [str(run), str(tmp_path / "photos"), str(tmp_path / "out"), "--workers", "0"]
+    done = forked(RUN.format(arguments=arguments), processes=2).wait()
+    assert done.codes == [1, 2]
+    assert done.stderr.startswith("error: cannot decode an image")
+    assert len(done.stderr.splitlines()) == 1
+    finished = sorted(path.name for path in (tmp_path / ".out.unfinished" / "out" / "photos").iterdir())
+    assert finished == ["00000.tar", "00002.tar"], "of the first process"
+
+
 def test_latents_too_large_for_their_type_are_refused(encode, run, photos, tmp_path, monkeypatch):
     plain = LatentEncoder.__call__
     monkeypatch.setattr(LatentEncoder, "__call__", lambda self, pixels: [1e6 * part for part in plain(self, pixels)])

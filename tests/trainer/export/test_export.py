@@ -208,6 +208,7 @@ def test_a_failure_leaves_nothing_behind_and_the_older_export_in_place(export, t
     ("name", "arguments", "words"),
     [
         ("GAN", ["--images", "x", "--num", "0"], "--images has no effect with --num 0"),
+        ("GAN", ["--overwrite"], "is the working directory: name a new folder"),
         ("GAN", ["--private"], "--private has no effect without --push"),
         ("GAN", ["--num", "-1"], "--num"),
         ("GAN", ["--images", "nowhere"], "nowhere"),
@@ -215,7 +216,7 @@ def test_a_failure_leaves_nothing_behind_and_the_older_export_in_place(export, t
     ],
 )
 def test_mistakes_are_named(export, tiny_run, tmp_path, name, arguments, words):
-    done = export(tiny_run(name), tmp_path / "out", *arguments)
+    done = export(tiny_run(name), "." if "working directory" in words else tmp_path / "out", *arguments)
     assert done.returncode == 2
     assert words in done.err
     assert "Traceback" not in done.err

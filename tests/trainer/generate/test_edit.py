@@ -107,3 +107,5 @@ def test_labels_may_be_named(generator, tmp_path):
     assert torch.equal(attribute_vector(generator, indexed, "dogs", "cats", None), named)
     with pytest.raises(ValueError, match="--with cows: expected the number of a label or one of cats, dogs"):
         attribute_vector(generator, images, "cows", None, None)
+    with pytest.raises(ValueError, match="--without cats is the label of --with"):
+        attribute_vector(generator, images, "0", "cats", None)

@@ -69,6 +69,8 @@ def test_samples_are_written_as_shards(tiny_run, capsys, tmp_path):
     assert again.returncode == 2
     assert "exists and is not empty: name a new folder for --shards" in again.err
     assert len(Shards(tmp_path / "some")) == 70
+    here = generate(capsys, *command, "--num", 2, "--shards", "--out", ".")
+    assert "--out . is the working directory: name a new folder for --shards" in here.err
 
 
 def test_unfinished_shards_are_not_left_behind(tiny_run, capsys, tmp_path, monkeypatch):

@@ -4,11 +4,13 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from conftest import wait_until
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 
@@ -133,6 +135,54 @@ def test_what_a_tracker_does_not_take_is_left_out(memory, tmp_path, capsys):
     assert capsys.readouterr().err.count("memory failed") == 1
 
 
+def test_a_run_that_ends_before_its_first_line_is_no_failure(memory, tmp_path, capsys):
+    logged(tmp_path, 0, 0)
+    assert len(memory.started) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_picture_does_not_overtake_its_line(memory, tmp_path, monkeypatch):
+    """The tracker's thread looks for news while the run writes a line, and then a picture."""
+    read, looked, written = trackers.Tracker._lines, threading.Event(), threading.Event()
+
+    def slow(self):
+        found = read(self)
+        looked.set()
+        written.wait()
+        return found
+
+    monkeypatch.setattr(trackers.Tracker, "_lines", slow)
+    logger = logged(tmp_path, 0, 0, close=False)
+    logger.trackers.notify()
+    looked.wait()
+    logger.scalars(2, {"a/b": 1.0})
+    logger.pictures(2, {"real": torch.zeros(3, 1, 8, 8, dtype=torch.uint8)})
+    written.set()
+    logger.close()
+    assert memory.metrics == [(2, {"a/b": 1.0})]
+    assert len(memory.pictures) == 1
+
+
+def test_a_full_disk_ends_no_tracker(memory, tmp_path, capsys, monkeypatch):
+    logger = logged(tmp_path, 0, 0, close=False)
+    wait_until((tmp_path / "tracker.memory.json").exists)
+    full = [OSError("No space left on device")]
+    written = trackers.write_atomically
+    monkeypatch.setattr(trackers, "write_atomically", lambda *to: written(*to) if not full else raise_(full.pop()))
+    for step in (1, 2):
+        logger.scalars(step, {"a/b": step / 2})
+        wait_until(lambda step=step: len(memory.metrics) == step)
+    wait_until(lambda: not full)
+    logger.close()
+    assert [step for step, _ in memory.metrics] == [1, 2]
+    assert capsys.readouterr().err.count("memory failed: No space left on device") == 1
+    assert json.loads((tmp_path / "tracker.memory.json").read_text())["place"] == [2, 0]
+
+
+def raise_(error):
+    raise error
+
+
 @pytest.mark.parametrize("method", ["start", "finish"])
 def test_a_tracker_that_does_not_start_or_end_stops_nothing(memory, tmp_path, capsys, method):
     memory.faults[method] = [SystemExit(1)]
@@ -192,6 +242,8 @@ TrainStep.__call__ = killed
 """
     killed = ranks(*run, faults={0: kill}, env={"WANDB_MODE": "offline"}).wait()
     assert killed.returncode == -9, killed.stderr
+    time.sleep(1)  # wandb names its folders by the second
+    monkeypatch.setattr(trackers, "CLOSING", 300)  # beside a busy neighbour
     identity = json.loads((folder / "tracker.wandb.json").read_text())["run"]
     done = here(*run, "--trainer.steps", "8")
     assert done.returncode == 0, done.stderr

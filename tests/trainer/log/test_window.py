@@ -35,7 +35,7 @@ def test_a_window_sums_checksums_and_averages_terms():
     window.start(4)
     for step in (4, 5):
         window.add_samples(step, rows, [images([step, 7]), images([1, 2], skipped=["x.png is damaged"])])
-        window.meter.add("player/loss", torch.tensor(float(step)))
+        window.meter.add({"player/loss": torch.tensor(float(step))})
     with window.waiting_for_data():
         pass
     checksum = sum(
