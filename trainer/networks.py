@@ -27,7 +27,7 @@ def set_memory_format(system: System) -> None:
     computes in the default format anyway.
     """
     for network in system.children():
-        modules, cpu = [*network.modules()], next(network.parameters()).device.type == "cpu"
+        modules, cpu = [*network.modules()], all(weight.device.type == "cpu" for weight in network.parameters())
         pays = not cpu or any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in modules)
         if pays and not any(isinstance(module, nn.InstanceNorm2d) for module in modules):
             for weight in (weight for weight in network.parameters() if weight.dim() == 4):
