@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -252,8 +253,15 @@ TrainStep.__call__ = killed
 
     folders = sorted(tmp_path.glob("wandb/offline-run-*"))
     assert [path.name.rpartition("-")[2] for path in folders] == [identity] * 2
-    found = rows(folders[-1])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    def written() -> bool:  # by a process of its own, which may still write when the run has ended
+        with suppress(AssertionError):
+            return len(rows(folders[-1])) >= len(lines)
+        return False
+
+    wait_until(written)
+    found = rows(folders[-1])
     metrics = [{name: value for name, value in line.items() if name == "step" or "/" in name} for line in lines]
     assert [row for row in found if "samples" not in row and len(row) > 1] == metrics
     assert [line["step"] for line in lines] == list(range(1, 9))
