@@ -1,4 +1,4 @@
-"""Runs of `python -m trainer.generate`, in this process."""
+"""Runs of `python -m trainer.generate`, and of other commands, in this process."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +11,14 @@ from trainer.generate.command import main
 
 
 def generate(capsys, *arguments) -> SimpleNamespace:
+    return run_command(main, capsys, *arguments)
+
+
+def run_command(command, capsys, *arguments) -> SimpleNamespace:
+    """Exit code and outputs of a command's `main`."""
     capsys.readouterr()
     try:
-        main([*map(str, arguments)])
+        command([*map(str, arguments)])
         code = 0
     except SystemExit as stopped:
         code = stopped.code

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, wait_until
+from generating import run_command
 from PIL import Image
 from sample_images import encoded, flat
 
@@ -71,13 +72,8 @@ def described(out: Path) -> dict:
 
 def run(main, *arguments, capsys) -> tuple[int, str]:
     """Exit code and output of a command, in this process."""
-    capsys.readouterr()
-    try:
-        main([*map(str, arguments)])
-        code = 0
-    except SystemExit as stopped:
-        code = stopped.code
-    return code, "".join(capsys.readouterr())
+    done = run_command(main, capsys, *arguments)
+    return done.returncode, done.out + done.err
 
 
 def test_the_digits_are_what_they_always_were(digits, tmp_path):

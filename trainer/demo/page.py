@@ -95,6 +95,13 @@ def user_facing(use: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def whole(number: float | None) -> int:
+    """Return the content of a number field; raise a ValueError if the field is empty."""
+    if number is None:
+        raise ValueError("A number field is empty: enter a whole number, such as 0")
+    return int(number)
+
+
 def shown(title: str, buttons: Sequence[Any] = ()) -> gr.Image:
     """Return a place for a picture, below its title: Gradio's own label would cover a corner."""
     with gr.Column(min_width=150):
@@ -193,11 +200,11 @@ def interpolate_tab(model: Model, examples: list[list[str]]) -> None:
 
 
 def samples_tab(model: Model, page: gr.Blocks) -> None:
-    def samples(seed: float, num: float, truncation: float) -> Image.Image:
-        return model.samples(int(seed), int(num), truncation)
+    def samples(seed: float | None, num: float, truncation: float) -> Image.Image:
+        return model.samples(whole(seed), int(num), truncation)
 
-    def interpolate(seed: float, a: float, b: float) -> Image.Image:
-        return model.interpolate([str(int(a)), str(int(b))], 9, int(seed))
+    def interpolate(seed: float | None, a: float | None, b: float | None) -> Image.Image:
+        return model.interpolate([str(whole(a)), str(whole(b))], 9, whole(seed))
 
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)

@@ -199,6 +199,12 @@ def test_what_is_no_image_or_too_large_is_refused(served, model, tmp_path, conte
     assert str(tmp_path) not in str(refused.value)
 
 
+def test_an_empty_number_is_named(served, model):
+    client = Client(served(model("VAE")), verbose=False)
+    with pytest.raises(AppError, match="number field is empty"):
+        client.predict(None, 4, 1, api_name="/samples")
+
+
 def test_files_of_this_machine_are_not_read(served, model):
     """A visitor may name a path instead of an upload."""
     url, path = served(model("VAE")), str(ROOT / "docs" / "digits.png")

@@ -2,13 +2,14 @@
 
 import json
 import shutil
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import reseal
 from diffusers import AutoencoderKL
+from generating import run_command
 from PIL import Image
 
 import models
@@ -26,17 +27,7 @@ from trainer.generate.command import main as generate
 def export(capsys):
     """Run the command: its exit code, and what it said."""
 
-    def run(*arguments) -> SimpleNamespace:
-        capsys.readouterr()
-        try:
-            main([*map(str, arguments)])
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code
-        said = capsys.readouterr()
-        return SimpleNamespace(returncode=code, out=said.out, err=said.err)
-
-    return run
+    return partial(run_command, main, capsys)
 
 
 def outputs(system: models.System) -> list[torch.Tensor]:
