@@ -13,8 +13,7 @@ if __name__ == "__main__":
 import os
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -45,8 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
         shards, bar = [], tqdm(desc="indexing", total=len(urls), unit="shard", disable=None)
         with bar, ThreadPoolExecutor(max(1, settings.jobs)) as pool:
             try:
-                for shard in pool.map(partial(_scan, folder=out.parent), urls):
-                    shards.append(shard)
+                for scanned in [pool.submit(_scan, url, out.parent) for url in urls]:
+                    # A Ctrl-C just before a wait is noticed after it, hence short waits.
+                    while wait([scanned], timeout=0.2).not_done:
+                        pass
+                    shards.append(scanned.result())
                     bar.update()
             except KeyboardInterrupt:
                 print("stopped", file=sys.stderr, flush=True)
