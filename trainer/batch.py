@@ -48,6 +48,10 @@ class Batch:
         """Return the draw `name` from U[0, 1), [n, *shape]."""
         return self._draw(torch.rand, name, shape)
 
+    def common(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return the draw `name` from U[0, 1) that all images of a step share, [*shape], on the CPU."""
+        return draw(torch.rand, self.seed, self.step, name, slice(0, 1), shape, torch.device("cpu"))[0]
+
     def _draw(self, distribution: Callable[..., Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
         image = self.image
         return draw(distribution, self.seed, self.step, name, self.rows, shape, image.device).to(image.dtype)

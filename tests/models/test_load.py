@@ -130,7 +130,7 @@ def test_a_system_has_the_names_that_it_is_imported_by():
 
 
 def test_settings_within_settings_are_found():
-    assert settings_types(VAE) == [NetworkConfig, OptimizerConfig]
+    assert settings_types(VAE) == [NetworkConfig, OptimizerConfig, CodesConfig]
     assert settings_types(VAEGAN) == [NetworkConfig, OptimizerConfig, DiscriminatorConfig, DiscriminatorConfig], (
         "those that may be unset, too"
     )

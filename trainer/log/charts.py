@@ -10,6 +10,7 @@ SCORES = {  # title: (what is scored, tags)
     "density and coverage": ("prdc", "eval/density.*", "eval/coverage.*"),
     "PSNR": ("reconstruct", "eval/psnr.*"),
     "prior gap": ("reconstruct", "eval/prior_gap.*"),
+    "spectrum of codes": ("reconstruct", "eval/spectrum.*"),
     "FID of translations": ("translate", "eval/fid.*"),
     "PSNR of cycles": ("translate", "eval/cycle_psnr.*"),
 }
