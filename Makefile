@@ -21,9 +21,10 @@ train: setup
 compare: setup
 	$(BIN)/python -m trainer.compare --config launch/recipes/$(COMPARISON).yaml $(ARGS)
 
-# Three processes on two cores: for a fifth of their time tests wait for other processes.
+# Three processes on two cores: for a fifth of their time tests wait for other processes. Those that they start would
+# compile the project each, if bytecode were not written.
 test: setup lint
-	$(BIN)/pytest -q -n 3 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n 3 --dist worksteal $(ARGS)
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow $(ARGS)

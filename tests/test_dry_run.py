@@ -58,11 +58,11 @@ def run(settings, capsys):
 
 def test_it_is_no_setting_and_may_stand_anywhere():
     recipe, rest = ["--config", str(ROOT / "launch" / "recipes" / "digits-vae.yaml")], ["--trainer.steps", "9"]
-    plain = configure([*recipe, *rest]).yaml()
+    plain = configure([*recipe, *rest]).yaml
     for words, processes in ((["--dry_run"], 0), (["--dry_run", "4"], 4), (["--dry_run=4"], 4), ([], None)):
         for arguments in ([*words, *recipe, *rest], [*recipe, *words, "--system=VAE", *rest], [*rest, *recipe, *words]):
             config = configure(arguments)
-            assert (config.dry_run, config.yaml()) == (processes, plain)
+            assert (config.dry_run, config.yaml) == (processes, plain)
 
 
 def test_its_mistakes_are_named(capsys, tmp_path):

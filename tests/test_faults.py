@@ -250,7 +250,7 @@ def test_a_time_limit_is_kept(ranks, tmp_path):
     assert word(tmp_path) == "preempted"
 
 
-@pytest.mark.parametrize("then", [1, 4])
+@pytest.mark.parametrize("then", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_processes_go_on_as_one_or_four(ranks, tmp_path, then):
     """Same samples, same noise, and weights that agree to the rounding of sums in another order."""
     run = [*TERNARY, "--trainer.steps", "8", "--trainer.micro_batch", "3"]

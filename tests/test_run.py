@@ -129,6 +129,7 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
     assert "trainer.steps: 8 in the checkpoint, 9 now" in longer.stderr
 
 
+@pytest.mark.slow
 def test_a_cyclegans_pool_follows_its_positions_to_any_processes(ranks, here, digits, tmp_path):
     """Saved by one process, it goes on with two; saved by two, with two bit for bit, and with one and micro-batches."""
     sets = f'["{digits}/train", "{digits}/train"]'

@@ -9,6 +9,8 @@ import os
 import sys
 
 import torch
+import torch._dynamo  # which the first optimizer imports
+import torchmetrics.image  # noqa: F401 (which the first evaluation imports)
 
 import trainer.encode.command
 import trainer.evaluate

@@ -82,7 +82,7 @@ def test_a_recipe_without_credentials_is_as_readable_as_other_files(tmp_path):
     config.write(tmp_path / "config.yaml")
     (tmp_path / "other").touch()
     assert (tmp_path / "config.yaml").stat().st_mode == (tmp_path / "other").stat().st_mode
-    assert config.redacted_yaml() == config.yaml() == (tmp_path / "config.yaml").read_text()
+    assert config.redacted_yaml() == config.yaml == (tmp_path / "config.yaml").read_text()
     secret = configure(["--system", "AE", "--data.train", "https://me:word@host/train"])
     assert yaml.safe_load(secret.redacted_yaml()) == secret.resolved()
     assert list(yaml.safe_load(secret.redacted_yaml())) == list(yaml.safe_load(config.redacted_yaml()))

@@ -15,7 +15,7 @@ from trainer.ema import EMA
 from trainer.networks import checkpoint_activations
 from trainer.step import TermMeans, TrainStep, frozen_networks
 
-STEPS = 4
+STEPS = 3
 # How far sums in another order may lead. Of float64 gradients, clipped to a norm of 1 and with terms that are a hundred
 # in all at most, rounding leaves 100 * 2^-53; where a gradient is 0 otherwise, Adam divides that by its 1e-8 alone, and
 # a step is the learning rate of 1e-3 times the quotient. What a missed gradient does is of the order of 1e-3.

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,22 +61,23 @@ class Config:
         """
         return self.parser.instantiate(self.namespace).system
 
+    @cached_property
     def yaml(self) -> str:
-        """Return all settings as a recipe, credentials included."""
+        """All settings as a recipe, credentials included; it takes longer to write than a small step."""
         return self.parser.dump(self.namespace, skip_link_targets=False, skip_unset=False)
 
     def resolved(self) -> dict[str, Any]:
         """Return all settings as plain data without credentials, as checkpoints keep and compare them."""
-        return redacted_all(yaml.safe_load(self.yaml()))
+        return redacted_all(yaml.safe_load(self.yaml))
 
     def redacted_yaml(self) -> str:
         """Return all settings as a recipe without credentials."""
-        text, resolved = self.yaml(), self.resolved()
+        text, resolved = self.yaml, self.resolved()
         return text if yaml.safe_load(text) == resolved else yaml.safe_dump(resolved, sort_keys=False)
 
     def write(self, path: Path) -> None:
         """Write all settings as a recipe; only its owner can read it if it has credentials."""
-        text = self.yaml()
+        text = self.yaml
         if text != self.redacted_yaml():
             path.touch(0o600)
             path.chmod(0o600)  # the file may have existed
@@ -84,6 +86,7 @@ class Config:
     def settle_precision(self, precision: str) -> None:
         """Replace an unset precision by the launcher's, so that it is printed, saved and compared."""
         self.trainer.precision = self.namespace.trainer.precision = precision  # type: ignore[assignment]
+        vars(self).pop("yaml", None)
 
     @property
     def run_dir(self) -> Path:

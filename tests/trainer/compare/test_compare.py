@@ -74,7 +74,7 @@ def compared(tmp_path_factory, digits, warm):
 
     def start(run, environment):
         run.folder.mkdir(parents=True)
-        (run.folder / "recipe.yaml").write_text(run.config.yaml())
+        (run.folder / "recipe.yaml").write_text(run.config.yaml)
         arguments = f"arguments = ['--config', {str(run.folder / 'recipe.yaml')!r}]"
         return Forked(warm, run.folder / "log.txt", f"{arguments}\n{TRAIN}", env=environment)
 

@@ -121,7 +121,7 @@ def test_a_perceptual_networks_file_is_found_like_other_paths(tmp_path, monkeypa
 
 def test_the_resolved_configuration_gives_the_same_run(tmp_path):
     config = configure([*DATA, "--system", "VAEGAN", "--system.binary.r1_weight", "3", "--trainer.seed", "5"])
-    (tmp_path / "config.yaml").write_text(config.yaml())
+    (tmp_path / "config.yaml").write_text(config.yaml)
     again = configure(["--config", str(tmp_path / "config.yaml")])
     assert again.resolved() == config.resolved()
 
@@ -177,7 +177,7 @@ def test_differences_name_settings_that_matter():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_configuration_that_was_written_is_read_as_the_same(recipe, tmp_path):
     config = configure(["--config", str(recipe)])
-    (tmp_path / "config.yaml").write_text(config.yaml())
+    (tmp_path / "config.yaml").write_text(config.yaml)
     again = configure(["--config", str(tmp_path / "config.yaml")])
     assert again.resolved() == config.resolved()
     kept = config.resolved()["data"]

@@ -12,8 +12,6 @@ import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from conftest import wait_until
-from wandb.proto.wandb_internal_pb2 import Record
-from wandb.sdk.internal.datastore import DataStore
 
 from trainer.log import trackers
 from trainer.log.logger import RunLogger
@@ -206,6 +204,9 @@ def test_a_tracker_that_hangs_holds_nobody_up(memory, tmp_path, capsys, monkeypa
 def rows(folder: Path) -> list[dict]:
     """The rows of an offline run of Weights & Biases, with values of our names."""
     (path,) = folder.glob("*.wandb")
+    from wandb.proto.wandb_internal_pb2 import Record  # they take a second to import, in each worker of pytest
+    from wandb.sdk.internal.datastore import DataStore
+
     store, found = DataStore(), []
     store.open_for_scan(str(path))
     while content := store.scan_data():
