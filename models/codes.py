@@ -17,9 +17,9 @@ class CodesConfig:
     """What makes codes easier for a model that is trained on them. docs/using-models.md says when each helps.
 
     Args:
-        equivariance: weight of the reconstruction of a turned and scaled image from its code, turned and scaled alike, as
-            a multiple of the reconstruction's own weight (EQ-VAE, Kouzelis et al. 2025). Usual are 0.25 to 1; raise it
-            if `eval/spectrum` is high. 0 turns it off
+        equivariance: weight of the reconstruction of a turned and scaled image from its code, turned and scaled alike,
+            as a multiple of the reconstruction's own weight (EQ-VAE, Kouzelis et al. 2025). Usual are 0.25 to 1; raise
+            it if `eval/spectrum` is high. 0 turns it off
         scale_equivariance: the same for images at half or a quarter of their size, without turns (Skorokhodov et al.
             2025); usual is 0.25. 0 turns it off
         noise: tau of the noise sigma * n on codes before they are decoded in training, with n from N(0, I) and sigma
@@ -75,7 +75,7 @@ class CodeTerms:
 
 
 def add_noise(z: Tensor, noise: Tensor, deviation: Tensor) -> Tensor:
-    """Return z + |deviation| * noise of codes [n, ...] and deviations [n] (RAE, Zheng et al. 2025, arXiv 2510.11690)."""
+    """Return z + |deviation| * noise of codes [n, ...], deviations [n] (RAE, Zheng et al. 2025, arXiv 2510.11690)."""
     return z + deviation.abs().view(-1, *[1] * (z.dim() - 1)) * noise
 
 
@@ -92,7 +92,8 @@ def equivariance(
     With turns it is the term of EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509), without them that of scale
     equivariance (Skorokhodov et al. 2025, arXiv 2502.14831).
 
-    It is scaled by the area of x over that of t(x), so that a distance that is a sum over pixels counts as at full size.
+    It is scaled by the area of x over that of t(x), so that a distance that is a sum over pixels counts as at full
+    size.
 
     Args:
         decode: D

@@ -5,7 +5,18 @@ import torch
 from systems_under_test import SMALL, cyclegan, vaegan
 from torch import nn
 
-from models import AE, GAN, GANVAE, VAE, VAEGAN, CodesConfig, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
+from models import (
+    AE,
+    GAN,
+    GANVAE,
+    VAE,
+    VAEGAN,
+    CodesConfig,
+    CycleGAN,
+    DiscriminatorConfig,
+    NetworkConfig,
+    OptimizerConfig,
+)
 
 NOT_NEGATIVE = {
     "vae": (lambda **one: VAE(32, 1, 4, SMALL, **one), ("kl_weight", "kl_warmup", "free_bits")),

@@ -221,7 +221,9 @@ class Evaluator:
 
         statistics, count = self._statistics(images, len(held_out)), short(len(held_out))
         gap, active = codes.compute(self.ranks.sum(codes.parts))
-        high = {f"eval/spectrum{count}": spectrum.compute(self.ranks.sum(spectrum.parts), len(held_out))} if maps else {}
+        high = (
+            {f"eval/spectrum{count}": spectrum.compute(self.ranks.sum(spectrum.parts), len(held_out))} if maps else {}
+        )
         return {
             **self._start_fid(f"rfid{count}", statistics, reference),
             **{f"eval/{name}{count}": self.ranks.total(value) / len(held_out) for name, value in sums.items()},

@@ -60,7 +60,8 @@ class Spectrum(ExactSum):
         """Return the share of high frequencies in the codes' power, as a multiple of that in white noise.
 
         High are those above a quarter of a cycle per position, in height or width, which half the size cannot hold.
-        The mean of each code's map does not count. 0 is smooth, 1 is white noise (Skorokhodov et al. 2025 look at the same in a DCT).
+        The mean of each code's map does not count. 0 is smooth, 1 is white noise. Skorokhodov et al. 2025
+        look at the same by a DCT.
         """
         high, whole, white = parts.sum(0).tolist()
         return high / whole / (white / count) if whole else 0.0
