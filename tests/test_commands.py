@@ -17,11 +17,12 @@ COMMANDS = [
     "trainer.compare",
     "trainer.prefetch",
     "trainer.export",
+    "trainer.report",
     "trainer.encode",
     *DATA,
 ]
 # What a command imports first, once Ctrl-C is taken care of; others import trainer.distributed.exit.
-FIRST_IMPORT = {f"trainer.{name}": f"trainer.{name}.command" for name in ("evaluate", "generate", "export", "encode")}
+FIRST_IMPORT = {f"trainer.{name}": f"trainer.{name}.command" for name in ("evaluate", "generate", "export", "encode", "report")}
 FIRST_IMPORT |= {"trainer.main": "trainer.config.parser"}
 FIRST_IMPORT |= dict.fromkeys(DATA, "data.command")
 

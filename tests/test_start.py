@@ -18,6 +18,7 @@ MISTAKES = {
     "trainer.export": ["nowhere", "OUT"],
     "trainer.generate": ["nowhere", "--out", "OUT"],
     "trainer.prefetch": ["--nowhere"],
+    "trainer.report": ["nowhere"],
     "data.index": ["nowhere", "OUT.json"],
     "data.inspect": ["nowhere"],
     "data.prepare": ["nowhere", "OUT"],

@@ -24,7 +24,6 @@ from trainer.distributed.stop import StopSignal, exit_code, listening
 from trainer.evaluate.periodic import PeriodicEvaluator
 from trainer.flops import StepFlops
 from trainer.log.board import hide_tensorboard_tracebacks
-from trainer.log.charts import chart_layout
 from trainer.log.data_health import DataHealth
 from trainer.log.failures import FailureReports
 from trainer.log.logger import RunLogger
@@ -245,9 +244,7 @@ class Run:
     def _announce(self) -> None:
         if self.accelerator.is_main_process:
             self.config.write(self.folder.path / "config.yaml")
-        players = [player_state.player.name for player_state in self.train_step.player_states]
-        charts = chart_layout(players, self.evaluator.measured if self.evaluator else set())
-        self.logger.start(self.config.redacted_yaml(), charts)
+        self.logger.start(self.config.redacted_yaml())
         self.logger.message(run_summary(self.parts, self.accelerator, self.step))
         for problem in [problem for shards in self.parts.trains for problem in shards.problems]:
             self.logger.message(f"left out: {problem}")

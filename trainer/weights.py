@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -273,18 +274,18 @@ def _download(name: str) -> Path:
     owner, _, rest = name.removeprefix(HUB).partition("/")
     model, _, folder = rest.partition("/")
     within = f"{folder}/" if folder else ""
+    unwanted = [f"{within}*/*", "*.fp16.safetensors", "*.non_ema.safetensors"]
+    download = partial(hub.snapshot_download, f"{owner}/{model}", ignore_patterns=unwanted)
     try:
-        root = hub.snapshot_download(
-            f"{owner}/{model}",
-            allow_patterns=[f"{within}*.json", f"{within}*.safetensors"],
-            ignore_patterns=[f"{within}*/*", "*.fp16.safetensors", "*.non_ema.safetensors"],
-        )
+        path = Path(download(allow_patterns=f"{within}*.json"), folder)
+        if not (path / "model_index.json").exists():  # that of a pipeline, whose weights are not wanted
+            download(allow_patterns=f"{within}*.safetensors")
     except Exception as error:  # of many types, for names, permissions and networks
         raise ValueError(
             f"it cannot be had from the Hugging Face hub ({str(error).strip().splitlines()[0]}): download it where "
             "there is a network, and name its folder"
         ) from error
-    return Path(root, folder)
+    return path
 
 
 def _nothing(folder: Path, expected: str) -> str:

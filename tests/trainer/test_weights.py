@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import unittest.mock
 from pathlib import Path
 
+import huggingface_hub
 import msgspec
 import pytest
 import safetensors.torch
@@ -216,6 +218,13 @@ def test_weights_of_the_hub_are_those_of_its_cache_where_there_is_no_network(gre
     assert settings["system"]["init_args"]["latent_dim"] == 2
     with pytest.raises(ValueError, match="has no config"):
         implied_settings("hf://some/vae", True, VAEGAN)
+    (tmp_path / "models--some--vae" / "snapshots" / revision / "model_index.json").write_text("{}")
+    with (
+        unittest.mock.patch("huggingface_hub.snapshot_download", wraps=huggingface_hub.snapshot_download) as download,
+        pytest.raises(ValueError, match="is a pipeline of diffusers: name its autoencoder, such as hf://some/vae/vae"),
+    ):
+        implied_settings("hf://some/vae", True, VAEGAN)
+    assert [call.kwargs["allow_patterns"] for call in download.mock_calls] == ["*.json"], "not the pipeline's weights"
 
 
 def test_a_name_of_the_hub_is_told_from_a_path(tmp_path, monkeypatch):

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 
 from data.errors import DataError
-from trainer.compare.results import Entry, EvaluatedRun, check_same_evaluation
 from trainer.compare.runs import train_missing
 from trainer.compare.settings import Compare, ComparisonSettings, PlannedRun, plan_runs, shown_settings
 from trainer.config.parser import Parser, bound_imports, in_order
 from trainer.config.settings import DataConfig, EvaluateConfig, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
+from trainer.report.results import Entry, Run, differently_scored
 from trainer.run_folder import refuse_links
 
 
@@ -68,7 +68,7 @@ def write(runs: list[PlannedRun], failed: dict[str, str], settings: ComparisonSe
     entries = []
     for name in settings.compare.systems:
         own = [run for run in runs if run.name == name]
-        complete = [EvaluatedRun(run.seed, run.folder) for run in own if str(run) not in failed and run.is_complete()]
+        complete = [Run(run.folder) for run in own if str(run) not in failed and run.is_complete()]
         system = own[0].config.resolved()["system"]
         entries.append(Entry(name, system["class_path"].rpartition(".")[2], system["init_args"], complete))
     if not any(entry.runs for entry in entries):
@@ -76,7 +76,11 @@ def write(runs: list[PlannedRun], failed: dict[str, str], settings: ComparisonSe
     from trainer.compare.page import write_page  # importing matplotlib takes seconds
 
     try:
-        check_same_evaluation(entries)
+        if folders := differently_scored(entries):
+            raise ValueError(
+                f"{' and '.join(map(str, folders))} were evaluated with different extractor weights or held-out "
+                "images, so their scores are not comparable. Remove the older runs, and run the same command again"
+            )
         write_page(entries, failed, settings.data, shown_settings(runs[0], settings.compare), settings.out)
     except (ValueError, DataError, OSError) as error:
         exit_with_error(str(error), code=1)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from trainer.compare.results import MEASURES, Entry
+from trainer.report.results import MEASURES, Entry
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided: the seeds overlap"
 FID_RATIO = 2.0  # from which an autoencoder's FID counts as far worse than a VAE's

@@ -1,24 +1,22 @@
-"""The page of a comparison, which needs no other file, an overview as a picture, and all numbers as JSON."""
+"""The page of a comparison, an overview as a picture, and all numbers as JSON."""
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
-from PIL import Image
-
 from data.redact import redacted
-from trainer.compare.figures import IMAGES_PER_ROW, draw_curves, draw_overview, draw_panels
+from trainer.compare.figures import IMAGES_PER_ROW, draw_overview, draw_panels
 from trainer.compare.findings import FAILS, HOLDS, Finding, find
-from trainer.compare.results import COLUMNS, KINDS, MEASURES, MISSING, Entry, score_table
 from trainer.config.settings import DataConfig
 from trainer.log.pictures import grid
+from trainer.report.page import Frame, Page, as_png
+from trainer.report.results import MEASURES, Entry, score_table
 
-TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+ABOUT_IMAGES = (
+    "All images are from each system's first seed. Every system gets the same held-out images and the same draws from "
+    "the prior. An interpolation is a straight line between the codes of two held-out images. A system without an "
+    "encoder interpolates between two draws from the prior instead, along a path whose points are such draws, too."
+)
 
 
 def write_page(
@@ -37,30 +35,30 @@ def write_page(
         ValueError, DataError, OSError: a checkpoint or the held-out images cannot be read, or nothing can be written.
     """
     trained = [entry for entry in entries if entry.runs]
-    pictures = {entry.name: draw_panels(entry, data) for entry in trained}
-    findings, rows, curves = find(trained), score_table(entries), draw_curves(trained)
+    pictures, findings = {entry.name: draw_panels(entry, data) for entry in trained}, find(trained)
     (out / "results.json").write_text(json.dumps(_numbers(entries, findings, failed), indent=1, ensure_ascii=False))
-    draw_overview(rows, pictures).savefig(out / "compare.png", dpi=110)
-    page = TEMPLATES.get_template("page.html.j2").render(
+    draw_overview(score_table(entries), pictures).savefig(out / "compare.png", dpi=110)
+    page = Page(
+        title=f"{_count(len(entries), 'system')} on {Path(redacted(data.trains[0])).parent.name}",
+        intro=f"Each system was trained for {settings['trainer']['steps']:,} steps of "
+        f"{_count(settings['trainer']['batch_size'], 'image')} of {data.size} by {data.size} pixels, "
+        f"from {_count(len(settings['compare']['seeds']), 'seed')}.",
         entries=entries,
-        trained=trained,
-        failed=failed,
-        settings=settings,
-        settings_yaml=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
-        data_set=Path(redacted(data.trains[0])).parent.name,
-        size=data.size,
-        last=trained[0].runs[0].evaluations[-1],
+        images={
+            name: [Frame(settings["trainer"]["steps"], as_png(grid(panels, IMAGES_PER_ROW)))]
+            for name, panels in pictures.items()
+        },
+        about_images=ABOUT_IMAGES,
         findings=findings,
         classes={HOLDS: "holds", FAILS: "fails"},
-        measures=COLUMNS,
-        missing=MISSING,
-        rows=rows,
-        images={name: _base64(grid(panels, IMAGES_PER_ROW)) for name, panels in pictures.items()},
-        curves=curves and _base64(curves),
-        kinds=KINDS,
-        confusions={entry.name: found for entry in trained if (found := entry.confusions())},
+        failed=failed,
+        settings=settings,
     )
-    (out / "index.html").write_text(page, encoding="utf-8")
+    (out / "index.html").write_text(page.render(), encoding="utf-8")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _numbers(entries: list[Entry], findings: list[Finding], failed: dict[str, str]) -> dict[str, Any]:
@@ -79,13 +77,3 @@ def _numbers(entries: list[Entry], findings: list[Finding], failed: dict[str, st
         ],
         "failed": failed,
     }
-
-
-def _base64(picture: Image.Image | Figure) -> str:
-    """Encode a picture as PNG, for a data URL."""
-    content = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(content, dpi=140)
-    else:
-        picture.save(content, "PNG", optimize=True)
-    return base64.b64encode(content.getvalue()).decode()

@@ -91,15 +91,6 @@ class PeriodicEvaluator:
         return evaluator
 
     @property
-    def measured(self) -> set[str]:
-        """What is scored, as `chart_layout` has it."""
-        system, made = self.parts.system, self._made
-        measured = {use for use in ("sample", "reconstruct", "translate") if system.can(use)}
-        if "sample" in measured:
-            measured |= {*(made.sample_metrics if made else self.parts.config.evaluate.metrics)}
-        return measured
-
-    @property
     def comparable(self) -> dict[str, Any]:
         """What two evaluations must share for their scores to be comparable."""
         return self.evaluator.facts

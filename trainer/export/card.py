@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.redact import printable
 from models import System
-from trainer.compare.results import MEASURES
+from trainer.report.results import MEASURES
 
 SCORE = re.compile(r"eval/([a-z_]+?)(\d+)(k?)((?:/[^/]+)*)")  # what was measured, on how many images, by what
 # How Markdown marks up: punctuation, but for what is harmless within a line.

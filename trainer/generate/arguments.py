@@ -64,7 +64,9 @@ def parser() -> CommandParser:
 
 
 def _add_num(command: CommandParser, usual: str) -> None:
-    command.add_argument("--num", type=PositiveInt, help=f"number of images (default: {usual}, or 64 in a grid)")
+    command.add_argument(
+        "--num", type=PositiveInt, help=f"number of images, if there are as many (default: {usual}, or 64 in a grid)"
+    )
     command.add_argument("--grid", action="store_true", help="write a single PNG that shows all images")
 
 

@@ -46,7 +46,8 @@ def write_grid(pictures: Pictures, path: Path, strips: bool) -> set[Path]:
         drawn = grid({"": torch.stack([*whole.values()], 1).flatten(0, 1)}, len(whole), headings=[*whole])
     else:
         drawn = grid(whole, columns=math.ceil(math.sqrt(len(next(iter(whole.values()))))))
-    drawn.save(path)
+    with atomically(path) as unfinished:
+        drawn.save(unfinished, "PNG")
     return {path}
 
 

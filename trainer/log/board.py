@@ -1,6 +1,7 @@
 """A run's curves and pictures in TensorBoard."""
 
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from trainer.log.charts import chart_layout
 from trainer.log.metrics_file import Line
 
 
@@ -17,22 +19,26 @@ class Board:
     Args:
         folder: the run's folder
         step: the step at which the run starts or resumes; TensorBoard no longer shows later points
+        tags: names of what was plotted before
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, tags: Collection[str] = ()):
         self.folder, self.flushed_step = folder, step  # of the last line whose curves are on the disk
+        self.tags = {*tags}
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def start(self, configuration: str, charts: dict[str, Any]) -> None:
-        """Record the configuration and the layout of charts, as `chart_layout` returns it."""
+    def start(self, configuration: str) -> None:
+        """Record the configuration."""
         self.writer.add_text("configuration", f"```yaml\n{configuration}\n```", 0)
-        self.writer.add_custom_scalars(charts)
 
     def plot(self, step: int, values: dict[str, Any]) -> None:
-        """Plot the values that have a slash in their names."""
-        for name, value in values.items():
-            if "/" in name:
-                self.writer.add_scalar(name, value, step)
+        """Plot the values that have a slash in their names; new ones get into the layout of charts."""
+        plotted = {name: value for name, value in values.items() if "/" in name}
+        for name, value in plotted.items():
+            self.writer.add_scalar(name, value, step)
+        if not plotted.keys() <= self.tags:
+            self.tags |= plotted.keys()
+            self.writer.add_custom_scalars(chart_layout(self.tags))  # TensorBoard takes the last
 
     def plot_again(self, lines: list[Line]) -> None:
         """Start a new file with all curves since the last flush, after the old one could not be written."""

@@ -1,39 +1,74 @@
-"""TensorBoard's layout of charts."""
+"""The charts of a run by the question that they answer: TensorBoard's layout, and the curves of a report."""
 
-from typing import Any
+import re
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
-SCORES = {  # title: (what is scored, tags)
-    "FID and rFID": ("fid", "eval/fid.*", "eval/rfid.*"),
-    "KID": ("kid", r"eval/kid\d.*"),
-    "inception score": ("is", r"eval/is\d.*"),
-    "precision and recall": ("prdc", "eval/precision.*", "eval/recall.*"),
-    "density and coverage": ("prdc", "eval/density.*", "eval/coverage.*"),
-    "PSNR": ("reconstruct", "eval/psnr.*"),
-    "prior gap": ("reconstruct", "eval/prior_gap.*"),
-    "FID of translations": ("translate", "eval/fid.*"),
-    "PSNR of cycles": ("translate", "eval/cycle_psnr.*"),
+KINDS = ("real", "reconstructed", "generated")
+
+
+class Chart(NamedTuple):
+    """One or more curves over the steps: its title with units, regular expressions of the beginnings of the curves'
+    names, and whether the values span orders of magnitude."""
+
+    title: str
+    tags: tuple[str, ...]
+    log: bool = False
+
+    def of(self, tags: Collection[str]) -> list[str]:
+        """Return those of the tags that the chart shows."""
+        return [tag for tag in tags if any(re.match(pattern, tag) for pattern in self.tags)]
+
+
+def _of_discriminator(mode: str) -> list[Chart]:
+    loss = (f"{mode}/(./)?discriminator_loss", f"{mode}/(./)?chance")
+    return [
+        Chart(f"loss of the {mode} discriminator, and its chance level", loss),
+        Chart(f"accuracy of the {mode} discriminator", (f"{mode}/.*accuracy/",)),
+    ]
+
+
+QUESTIONS: dict[str, list[Chart]] = {
+    "How good is it?": [
+        Chart("FID and rFID", (r"eval/r?fid\d",), log=True),
+        Chart("KID", (r"eval/kid\d",), log=True),
+        Chart("inception score", (r"eval/is\d",)),
+        Chart("precision and recall", ("eval/precision", "eval/recall")),
+        Chart("density and coverage", ("eval/density", "eval/coverage")),
+        Chart("PSNR of reconstructions (dB)", ("eval/psnr",)),
+        Chart("PSNR of cycles (dB)", ("eval/cycle_psnr",)),
+    ],
+    "Is it learning?": [
+        Chart("reconstruction loss", (".*/reconstruction", ".*/perceptual$")),
+        Chart("loss of cycles and of identity", (".*/cycle$", ".*/identity$")),
+        Chart("norms of gradients", (".*/grad_norm$",), log=True),
+        Chart("learning rates", (".*/lr$",)),
+    ],
+    "Who is winning?": [
+        *_of_discriminator("binary"),
+        *_of_discriminator("ternary"),
+        *(Chart(f"{kind} images are named", (f"ternary/named/{kind}/",)) for kind in KINDS),
+        Chart("loss of the discriminators' opponents", (".*/generator_loss",)),
+    ],
+    "Are the codes healthy?": [
+        Chart("KL of posterior and prior (nats per image)", (".*/kl$",)),
+        Chart("active units", ("eval/active_units",)),
+        Chart("prior gap", ("eval/prior_gap",), log=True),
+        Chart("share of z recovered from G(z)", ("eval/z_recovered",)),
+    ],
+    "Is the machine busy?": [
+        Chart("images per second", ("speed/images_per_second",)),
+        Chart("share of the time spent waiting for data", ("speed/data_wait",)),
+        Chart("peak memory of the main process (GB)", ("speed/.*_gb$",)),
+        Chart("TFLOPS of a process", ("speed/tflops",)),
+    ],
 }
 
 
-def chart_layout(players: list[str], scored: set[str]) -> dict[str, Any]:
-    """Return a layout for `SummaryWriter.add_custom_scalars`.
-
-    It shows related scores in one chart, each discriminator's loss with its chance level and its accuracies, and each
-    row of a ternary discriminator's confusion matrix.
-
-    Args:
-        players: names of the system's players
-        scored: what evaluations score: reconstruct, translate, and of samples fid, is, kid, prdc
-    """
-    charts = {title: ["Multiline", tags] for title, (use, *tags) in SCORES.items() if use in scored}
-    layout = {"scores": charts} if charts else {}
-    for mode in ("binary", "ternary"):
-        if mode in players:
-            layout[mode] = {
-                "loss and chance": ["Multiline", [f"{mode}/(./)?discriminator_loss", f"{mode}/(./)?chance"]],
-                "accuracy": ["Multiline", [f"{mode}/.*accuracy/.*"]],
-            }
-    if "ternary" in players:
-        for kind in ("real", "reconstructed", "generated"):
-            layout["ternary"][f"{kind} images are named"] = ["Multiline", [f"ternary/named/{kind}/.*"]]
+def chart_layout(tags: Collection[str]) -> dict[str, Any]:
+    """Return a layout for `SummaryWriter.add_custom_scalars`: by question, the charts that show any of the tags."""
+    layout = {}
+    for question, charts in QUESTIONS.items():
+        if shown := {chart.title: ["Multiline", [*chart.tags]] for chart in charts if chart.of(tags)}:
+            layout[question] = shown
     return layout

@@ -2,8 +2,8 @@
 
 from trainer.config.parser import Config
 from trainer.errors import RunError
+from trainer.log.health import WAITING
 
-SLOW = 0.1  # share of the time waiting for data above which a run warns
 LEAST = 1000  # images; data.max_skipped is a share of at least this many
 
 
@@ -37,7 +37,7 @@ class DataHealth:
         None in the first log lines, and after the first warning.
         """
         data = self.config.data
-        if data_wait <= SLOW or self.warned or step <= self.first_step + self.config.trainer.log_every:
+        if data_wait <= WAITING or self.warned or step <= self.first_step + self.config.trainer.log_every:
             return None
         self.warned = True
         return (

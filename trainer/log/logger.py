@@ -60,20 +60,22 @@ class RunLogger:
         self._unwritten = ""  # lines of metrics.jsonl that are not on the disk yet
         self._last_step = 0  # of the last line
         self._failed_outputs: set[str] = set()
+        kept = list[Line]()
         if self.metrics.exists():
             kept = [line for line in read_metrics(folder) if _is_kept(line, step, evaluation_pending)]
             write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
             self._last_step = kept[-1]["step"] if kept else 0
-        self.board = Board(folder, step) if TENSORBOARD in trackers else None
+        tags = {name for line in kept for name in line if "/" in name}
+        self.board = Board(folder, step, tags) if TENSORBOARD in trackers else None
         self.trackers = Trackers(trackers, folder, step, self.message)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self.began, self.first = time.monotonic(), step
 
-    def start(self, configuration: str, charts: dict[str, Any]) -> None:
-        """Record the configuration, without credentials, and TensorBoard's layout, as `chart_layout` returns it."""
+    def start(self, configuration: str) -> None:
+        """Record the configuration, without credentials."""
         if self.is_main:
             if self.board:
-                self.board.start(configuration, charts)
+                self.board.start(configuration)
             self.trackers.start(flatten(yaml.safe_load(configuration)))
 
     def advance(self) -> None:

@@ -1,15 +1,21 @@
-"""The scores of a comparison's runs: what is measured, and the values of each run and of each system."""
+"""What runs have logged: the measures, and the values of each run and of each entry of a page."""
 
 import re
 import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import yaml
+
+from data.files import check_yaml, read
+from data.redact import redacted_all
+from trainer.config.resume import flatten
+from trainer.log.charts import KINDS
 from trainer.log.metrics_file import Line, is_evaluation, read_metrics
+from trainer.run_folder import RunStatus
 
-KINDS = ("real", "reconstructed", "generated")
 MISSING = "\N{EN DASH}"  # in place of a score that a system cannot have
 
 
@@ -64,36 +70,74 @@ MEASURES = {measure.key: measure for measure in COLUMNS}
 
 
 @dataclass(frozen=True)
-class EvaluatedRun:
-    """A complete run."""
+class Run:
+    """A run, as its folder has it; others may have written the folder, so nothing in it is trusted."""
 
-    seed: int
     folder: Path
 
     @cached_property
+    def lines(self) -> list[Line]:
+        return read_metrics(self.folder)
+
+    @cached_property
     def evaluations(self) -> list[Line]:
-        return [line for line in read_metrics(self.folder) if is_evaluation(line)]
+        return [line for line in self.lines if is_evaluation(line)]
 
     @cached_property
     def logs(self) -> list[Line]:
-        return [line for line in read_metrics(self.folder) if "speed/images_per_second" in line]
+        return [line for line in self.lines if "speed/images_per_second" in line]
 
     @cached_property
     def scores(self) -> dict[str, float]:
         """The last evaluation's values and the training speed, by measure."""
-        found = {measure.key: measure.value(self.evaluations[-1]) for measure in COLUMNS}
-        found["images_per_second"] = statistics.median(line["speed/images_per_second"] for line in self.logs)
+        last = self.evaluations[-1] if self.evaluations else {}
+        found = {measure.key: measure.value(last) for measure in COLUMNS}
+        found["images_per_second"] = self.median("speed/images_per_second")
         return {key: value for key, value in found.items() if value is not None}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings of config.yaml as plain data without credentials; empty without the file.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            return {}
+        try:
+            check_yaml(text := read(path).decode())
+            settings = yaml.safe_load(text)
+            flatten(settings)
+        except (yaml.YAMLError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is not the configuration of a run: {error}") from error
+        return redacted_all(settings)
+
+    @property
+    def status(self) -> str:
+        """One of trainer.run_folder's, or "" if the folder has none."""
+        path = self.folder / "state"
+        found = read(path, 100).decode(errors="replace").strip() if path.exists() else ""
+        return found if found in get_args(RunStatus) else ""
+
+    @property
+    def seed(self) -> int | None:
+        return flatten(self.settings).get("trainer.seed")
+
+    def median(self, term: str) -> float | None:
+        """Return the median of a term of the log lines, None if there is none."""
+        values = [line[term] for line in self.logs if term in line]
+        return statistics.median(values) if values else None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A system of the comparison: its name, its class, its settings and its complete runs."""
+    """A column of the page: its name, its system's class and settings, and its runs, which differ in their seeds."""
 
     name: str
     kind: str
     settings: dict[str, Any] = field(default_factory=dict)
-    runs: list[EvaluatedRun] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
 
     def values(self, key: str) -> list[float]:
         """Return a measure's values, one per seed; empty if the system cannot have it."""
@@ -104,14 +148,13 @@ class Entry:
         values = self.values(key)
         return statistics.mean(values) if values else None
 
-    def curve(self, key: str) -> tuple[list[int], list[float]]:
-        """Return the steps and the means over the seeds of a measure, or of a term of the log lines."""
+    def curve(self, tag: str) -> tuple[list[int], list[float]]:
+        """Return the steps and the means over the runs of a score or a term, where all runs have it."""
         found: dict[int, list[float]] = {}
         for run in self.runs:
-            for line in run.evaluations if key in MEASURES else run.logs:
-                value = MEASURES[key].value(line) if key in MEASURES else line.get(key)
-                if value is not None:
-                    found.setdefault(line["step"], []).append(value)
+            for line in run.lines:
+                if tag in line:
+                    found.setdefault(line["step"], []).append(line[tag])
         steps = sorted(step for step, values in found.items() if len(values) == len(self.runs))
         return steps, [statistics.mean(found[step]) for step in steps]
 
@@ -166,18 +209,10 @@ def best(entries: list[Entry], measure: Measure) -> set[str]:
     return {name for name, text in texts.items() if text == texts[top]}
 
 
-def check_same_evaluation(entries: list[Entry]) -> None:
-    """Check that all runs were evaluated with the same extractor weights and held-out images.
-
-    Raises:
-        ValueError: they were not; names a run of each kind.
-    """
+def differently_scored(entries: list[Entry]) -> list[Path]:
+    """Return a run of each kind if last evaluations had other extractor weights or held-out images, else nothing."""
     folders: dict[tuple[str, str], Path] = {}
-    for run in (run for entry in entries for run in entry.runs):
+    for run in (run for entry in entries for run in entry.runs if run.evaluations):
         last = run.evaluations[-1]
         folders.setdefault((last["extractor_sha256"], last["held_out"]), run.folder)
-    if len(folders) > 1:
-        raise ValueError(
-            f"{' and '.join(map(str, folders.values()))} were evaluated with different extractor weights or held-out "
-            "images, so their scores are not comparable. Remove the older runs, and run the same command again"
-        )
+    return [*folders.values()] if len(folders) > 1 else []

@@ -1,0 +1,195 @@
+"""The page about runs shows all names as text, leaves out what is not there, and holds all that it shows."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from trainer.compare import page as comparison
+from trainer.config.settings import DataConfig
+from trainer.report.command import main
+from trainer.report.results import Entry, Run
+
+HOSTILE = "<script>alert(1)</script>"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TERMS = {"speed/images_per_second": 100.0, "speed/data_wait": 0.5, "binary/accuracy/real": 0.9}
+SCORES = {"extractor": HOSTILE, "extractor_sha256": "0", "held_out": "1", "held_out_images": 359, "num": 2000}
+
+
+class Parsed(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += " ".join(data.split()) + " "
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def run(folder: Path, fid: float, steps: int = 9, **settings) -> Path:
+    """Write what a run of `steps` steps leaves: a log, scores, settings and sample grids."""
+    (folder / "samples").mkdir(parents=True)
+    lines = [{"step": step, **TERMS} for step in range(1, steps + 1)]
+    lines += [
+        {"step": step, f"eval/fid2k/{HOSTILE}": fid * steps / step, **SCORES} for step in {max(1, steps - 1), steps}
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    system = {"class_path": HOSTILE, "init_args": settings}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"system": system, "trainer": {"steps": steps, "seed": 3}}))
+    (folder / "state").write_text("finished\n")
+    for step in (1, steps):
+        Image.new("RGB", (64, 64)).save(folder / "samples" / f"step_{step:08d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory) -> Path:
+    """A page about three runs, whose names, settings and files are a stranger's."""
+    at = tmp_path_factory.mktemp("report")
+    runs = [run(at / "a", 3, kl_weight=1, note=HOSTILE), run(at / "<b>$\\frac{", 2, steps=12, kl_weight=7, note="n")]
+    (runs[0] / "samples" / "step_00000005.png").write_text(HOSTILE)
+    with open(runs[0] / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 9, f"ternary/accuracy/{HOSTILE}$\\frac{{": 1.0}) + "\nno JSON\n")
+    main([*map(str, [*runs, run(at / "c" / "a", 4)]), "--out", str(at / "report.html")])
+    return at / "report.html"
+
+
+def test_the_page_holds_all_that_it_shows_and_no_text_becomes_markup(reported):
+    page = Parsed(reported)
+    assert len(page.all("script")) == 1
+    assert "alert(1)" in page.text
+    assert all(source["src"].startswith("data:image/png;base64,") for source in page.all("img"))
+    assert not page.all("link")
+    assert "url(" not in reported.read_text()
+    assert "default-src 'none'" in next(tag["content"] for tag in page.all("meta") if "http-equiv" in tag)
+
+
+def test_runs_stand_side_by_side(reported):
+    page = Parsed(reported)
+    for words in (
+        "3 runs",
+        "step 9 of 9, finished",
+        f"2000 samples 359 held out {HOSTILE}",
+        "FID ↓",
+        "Starved by data : the device idles until images are read. Steps wait for data 50% of the time.",
+        "raise --data.workers",
+        "How good is it?",
+        "images per second 100 100 100",
+        "system.kl_weight 1 7",
+        "system.note",
+        "All settings",
+    ):
+        assert words in page.text, words
+    assert "kind ↓ called" not in page.text  # no ternary discriminator
+    (slider,) = page.all("input")
+    assert slider["data-steps"] == "1 9 12"
+    frames = [image for image in page.all("img") if "data-step" in image]
+    assert [image["data-step"] for image in frames if "hidden" not in image] == ["9", "12", "9"]
+    assert len(frames) == 6  # what is no PNG is left out
+    assert "c/a, step 9" in {image["alt"] for image in frames}  # two runs have one name
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"step": 50, **TERMS}) + "\n")
+    main([str(tmp_path / "run"), "--out", str(tmp_path / "page.html")])
+    page = Parsed(tmp_path / "page.html")
+    assert "step 50." in page.text
+    assert not page.all("img") + page.all("script")
+    assert not any(title in page.text for title in ("Scores", "Images", "Training"))
+
+
+def test_mistakes_are_named(tmp_path, capsys):
+    made, page = run(tmp_path / "run", 3), str(tmp_path / "page.html")
+    damaged = run(tmp_path / "damaged", 3)
+    (damaged / "config.yaml").write_text("- 1")
+    linked = run(tmp_path / "linked", 3)
+    (tmp_path / "empty").mkdir()
+    (linked / "samples" / "step_00000003.png").symlink_to("/etc/hostname")
+    for arguments, words in (
+        ([tmp_path / "empty", "--out", page], "holds neither config.yaml nor metrics.jsonl"),
+        ([tmp_path / "none", "--out", page], "is not a folder"),
+        ([made, made, "--out", page], "the same folder twice"),
+        ([made, "--out", tmp_path], "is a folder"),
+        ([made, "--out", tmp_path / "no" / "page.html"], "does not exist"),
+        ([damaged, "--out", page], "is not the configuration of a run"),
+        ([linked, "--out", page], "is a link"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*map(str, arguments)])
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+    assert not Path(page).exists()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed")
+def test_the_slider_moves_all_runs_to_a_step(reported):
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page, errors = browser.new_page(), []
+        page.on("console", lambda message: errors.append(message.text))
+        page.goto(f"file://{reported}")
+        page.locator("#step").fill("1")
+        shown = [image.get_attribute("data-step") for image in page.locator("figure.grids img:visible").all()]
+        assert shown == ["9", "1", "9"]
+        assert page.locator("#shown").text_content() == "9"
+        assert errors == []
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# ---- of a comparison
+
+SETTINGS = {
+    "trainer": {"steps": 1000, "batch_size": 8},
+    "evaluate": {"num": 64},
+    "compare": {"seeds": [0], "systems": {"<i>": {"class_path": "VAE"}}},
+}
+
+
+@pytest.fixture
+def compared(monkeypatch, tmp_path):
+    """Write a comparison's page of entries with made-up scores and images; returns it parsed."""
+    image = torch.zeros(24, 1, 32, 32, dtype=torch.uint8)
+    monkeypatch.setattr(comparison, "draw_panels", lambda entry, data: {"real": image, "generated": image})
+
+    def write(entries: list[Entry], failed: dict[str, str]) -> Parsed:
+        comparison.write_page(entries, failed, DataConfig("digits/train", "digits/test"), SETTINGS, tmp_path)
+        return Parsed(tmp_path / "index.html")
+
+    return write
+
+
+def test_no_text_of_a_comparison_becomes_markup(compared, tmp_path):
+    page = compared(
+        [Entry(HOSTILE, "VAE", runs=[Run(run(tmp_path / "run", 3))])], {"<img src=x>, seed 0": "</div><script>"}
+    )
+    assert not page.all("script") + page.all("i")
+    assert all("base64" in image["src"] for image in page.all("img"))
+    assert page.text.count(HOSTILE) >= 2  # beside its scores and above its images
+    assert "1 run failed" in page.text
+    assert "1 systems" not in page.text
+
+
+def test_a_comparison_of_one_evaluation_makes_no_claims(compared, tmp_path):
+    page = compared([Entry("VAE", "VAE", runs=[Run(run(tmp_path / "run", 3, steps=1))]), Entry("GAN", "GAN")], {})
+    assert "2 systems on digits" in page.text
+    assert "1,000 steps of 8 images of 32 by 32 pixels, from 1 seed." in page.text
+    assert "failed. The" not in page.text
+    assert not any(title in page.text for title in ("What the scores show", "ternary discriminators"))

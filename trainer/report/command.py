@@ -1,0 +1,72 @@
+"""Write one page about runs, which needs no other file: `python -m trainer.report RUN [RUN ...]`.
+
+It shows how their settings differ, their scores, sample grids, curves, speed and memory, and whether they look healthy.
+The runs may still be training.
+"""
+
+import argparse
+from pathlib import Path
+
+from trainer.distributed.exit import CommandParser, user_errors
+from trainer.report.results import Entry, Run
+from trainer.run_folder import refuse_links
+
+MOST = 10  # runs on a page: as many colours as curves can have
+
+
+def parser() -> CommandParser:
+    """Return the parser of the command line."""
+    made = CommandParser(
+        prog="python -m trainer.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("runs", metavar="RUN", nargs="+", type=Path, help=f"a run's folder; up to {MOST}")
+    made.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=Path("report.html"),
+        help="the page to write; one that is there is replaced (default: report.html)",
+    )
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
+    settings = parser().parse_args(arguments)
+    with user_errors():
+        if settings.out.is_dir() or not settings.out.parent.is_dir():
+            what = "is a folder" if settings.out.is_dir() else f"lies in {settings.out.parent}, which does not exist"
+            raise ValueError(f"--out {settings.out} {what}: name a file in an existing folder, such as report.html")
+        entries = open_entries(settings.runs)
+        from trainer.files import write_atomically
+        from trainer.report.page import report  # importing matplotlib takes a second
+
+        write_atomically(settings.out, report(entries))
+    print(f"{settings.out}: {len(entries)} run{'s' * (len(entries) > 1)}")
+
+
+def open_entries(folders: list[Path]) -> list[Entry]:
+    """Return an entry for each run's folder, under its shortest name that is not another's as well.
+
+    Raises:
+        ValueError: a folder is not a run, or there are too many or the same twice.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    if len({*paths}) < len(paths):
+        raise ValueError(f"RUN names the same folder twice: {', '.join(map(str, folders))}")
+    if len(paths) > MOST:
+        raise ValueError(f"RUN names {len(paths)} folders, expected at most {MOST}")
+    names = [path.name for path in paths]
+    entries = list[Entry]()
+    for path in paths:
+        refuse_links(path)
+        run = Run(path)
+        if not run.lines and not run.settings:
+            there = "holds neither config.yaml nor metrics.jsonl" if path.is_dir() else "is not a folder"
+            raise ValueError(f"RUN {path} {there}: expected the folder of a run (trainer.run_dir)")
+        system = run.settings.get("system") or {}
+        kind = str(system.get("class_path", "")).rpartition(".")[2]
+        name = path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}"
+        name = str(path) if name in [entry.name for entry in entries] else name
+        entries.append(Entry(name, kind, system.get("init_args") or {}, [run]))
+    return entries

@@ -1,0 +1,84 @@
+"""The curves of runs, one picture for each chart."""
+
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from trainer.log.charts import QUESTIONS, Chart
+from trainer.report.results import Entry
+
+matplotlib.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+matplotlib.rcParams |= {"grid.alpha": 0.25, "legend.frameon": False, "text.parse_math": False}
+STYLES = ("-", "--", ":", "-.")
+HEIGHT, ROW, LABELS = 2.6, 0.16, 0.45  # inches: of a chart, a row of its legend, and the text below its axis
+TAGS = 12  # in a chart
+MARKED = 30  # points, up to which each is marked
+
+
+class Curves(NamedTuple):
+    """A chart's title and its picture."""
+
+    title: str
+    figure: Figure
+
+
+def colour(index: int) -> str:
+    """Return the colour of the entry at an index as CSS has it."""
+    return matplotlib.colors.to_hex(f"C{index % 10}")
+
+
+def draw_curves(entries: list[Entry]) -> dict[str, list[Curves]]:
+    """Return by question the charts that have any curve. Colours are entries; of a single one, they are tags."""
+    tags = list(dict.fromkeys(tag for entry in entries for run in entry.runs for line in run.lines for tag in line))
+    drawn = {}
+    for question, charts in QUESTIONS.items():
+        figures = [Curves(chart.title, _draw(chart, chart.of(tags)[:TAGS], entries)) for chart in charts]
+        if found := [curves for curves in figures if curves.figure.axes]:
+            drawn[question] = found
+    return drawn
+
+
+def _draw(chart: Chart, tags: list[str], entries: list[Entry]) -> Figure:
+    """Return a chart, which has no axes if no curve has two points."""
+    figure, lines, one = Figure((4.8, HEIGHT)), dict[str, Line2D](), len(entries) == 1
+    for i, entry in enumerate(entries):
+        for k, tag in enumerate(tags):
+            steps, values = entry.curve(tag)
+            if len(steps) > 1:
+                axis = figure.gca()
+                colour, style = (f"C{k}", "-") if one else (f"C{i}", STYLES[k % len(STYLES)])
+                marker = "o" if len(steps) <= MARKED else ""
+                (line,) = axis.plot(steps, values, style, color=colour, linewidth=1.3, marker=marker, ms=2.5)
+                lines.setdefault(tag, line)
+    if lines:
+        axis.set_xlabel("step")
+        if chart.log and all(np.min(line.get_ydata()) > 0 for line in axis.lines):
+            _set_log_scale(axis)
+        _lay_out(figure, lines, one)
+    return figure
+
+
+def _lay_out(figure: Figure, lines: dict[str, Line2D], colours: bool) -> None:
+    """Make room for labels and, of several lines, a legend below; Matplotlib's own layouts take twice the time."""
+    names = lines if len(lines) > 1 else {}
+    height = HEIGHT + ROW * len(names)
+    figure.set_size_inches(4.8, height)
+    figure.subplots_adjust(0.12, (LABELS + ROW * len(names)) / height, 0.98, 1 - 0.08 / height)
+    handles = [
+        Line2D([], [], color=line.get_color() if colours else "black", linestyle=line.get_linestyle())
+        for line in names.values()
+    ]
+    if handles:
+        figure.legend(handles, names, loc="lower left", fontsize=8, borderaxespad=0)
+
+
+def _set_log_scale(axis: Axes) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
