@@ -60,6 +60,8 @@ class CodeTerms:
 
         All images of a step are transformed alike.
         """
+        if not (self.config.equivariance or self.config.scale_equivariance):
+            return {}
         u = batch.common("code transform", (3,)).tolist()
         eighths, turns, coarse = 2 + int(6 * u[0]), int(4 * u[1]), (2, 4)[int(2 * u[2])]
         apart = partial(equivariance, self.system.get_submodule("decoder"), batch.image, z, distance)
