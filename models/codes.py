@@ -62,7 +62,7 @@ class CodeTerms:
         """
         if not (self.config.equivariance or self.config.scale_equivariance):
             return {}
-        u = batch.common("code transform", (3,)).tolist()
+        u = batch.common("code transform", 3)
         eighths, turns, coarse = 2 + int(6 * u[0]), int(4 * u[1]), (2, 4)[int(2 * u[2])]
         apart = partial(equivariance, self.system.get_submodule("decoder"), batch.image, z, distance)
         terms = {}

@@ -45,8 +45,8 @@ class Batch(Protocol):
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the draw `name` from U[0, 1), [n, *shape]: the same for every player of a step."""
 
-    def common(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return the draw `name` from U[0, 1) that all images of a step share, [*shape], on the CPU."""
+    def common(self, name: str, count: int) -> list[float]:
+        """Return the draw `name` of numbers from U[0, 1) that all images of a step share; no device computes them."""
 
     def ramp(self, start: int, steps: int) -> float:
         """Return 0 before step `start`, then a linear rise to 1 in `steps` more; a jump to 1 if `steps` is 0."""

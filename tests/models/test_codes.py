@@ -62,6 +62,10 @@ def test_a_transform_is_a_steps_and_without_settings_nothing_changes():
     one, other = (system.loss(batch, system.passes(batch)) for system in (plain, off))
     assert torch.equal(one.value, other.value)
     assert one.terms.keys() == other.terms.keys()
-    drawn = [batch_of(step=step).common("name", (2,)) for step in (3, 4)]
-    assert not torch.equal(*drawn)
-    assert all(torch.equal(part.common("name", (2,)), drawn[0]) for part in batch_of(step=3).split(2))
+    drawn = [batch_of(step=step).common("name", 99) for step in range(99)]
+    assert all(part.common("name", 99) == drawn[3] for part in batch_of(step=3).split(2))
+    numbers = torch.tensor(drawn, dtype=F64).flatten().sort().values
+    # Of 9,801 uniform numbers the distribution function is further than 0.02 from the line once in 1,000 seeds, and
+    # this seed is fixed (Kolmogorov: 1.95 / sqrt(9801)).
+    assert (numbers - torch.linspace(0, 1, len(numbers))).abs().max() < 0.02
+    assert 0 <= numbers[0] < numbers[-1] < 1
