@@ -68,7 +68,7 @@ SYSTEMS = {
     ),
     "decoder only": lambda: vaegan("ternary", encoder_adversarial=False, class_weights=(2.0, 1.0, 1.0)),
     "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 8, attention=(8,), blocks=1)),
-    "kl": lambda: kl_vaegan(encoder_adversarial=False, adaptive=True),
+    "kl": lambda: kl_vaegan(encoder_adversarial=False, adaptive=True, samples=False),
     "maps": lambda: vaegan(networks=NetworkConfig("dcgan", 8, latent_stride=8, patches=True), likelihood="laplace"),
     "hinge, lecam, spectral": lambda: vaegan(
         "ternary",

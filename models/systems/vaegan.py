@@ -20,7 +20,7 @@ class Passes(NamedTuple):
     mean: Tensor
     log_variance: Tensor
     reconstructed: Tensor
-    generated: Tensor
+    generated: Tensor | None  # None without `samples`
     adversarial: Tensor  # the reconstructions that carry the adversarial gradient
     decoded: Tensor  # all of these images, in one tensor, as the decoder returned it
 
@@ -57,6 +57,8 @@ class VAEGAN(Autoencoding, System):
         encoder_adversarial: let the adversarial gradient reach the encoder, too; off costs one more decoder pass
         opponent: class that the ternary discriminator is made to predict for fakes: real, or any but their own
             (not_own)
+        samples: show the discriminators samples from the prior, too. Turn it off for a tokenizer, whose codes another
+            model will draw, and whose kl_weight is too small for good samples: it saves a decoder pass
         class_weights: relative weights of real, reconstructed and generated images in the ternary discriminator's loss
         binary: settings of the binary discriminator; null takes the defaults
         ternary: settings of the ternary discriminator; null takes the defaults
@@ -87,6 +89,7 @@ class VAEGAN(Autoencoding, System):
         adaptive_limit: float = 1e4,
         encoder_adversarial: bool = True,
         opponent: Opponent = "real",
+        samples: bool = True,
         class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
         autoencoder: OptimizerConfig = OptimizerConfig(),
         binary: DiscriminatorConfig | None = None,
@@ -97,7 +100,7 @@ class VAEGAN(Autoencoding, System):
         self.reconstruction_weight, self.perceptual_weight = reconstruction_weight, perceptual_weight
         self.kl_weight, self.kl_warmup, self.free_bits = kl_weight, kl_warmup, free_bits
         self.adversarial_weight, self.encoder_adversarial = adversarial_weight, encoder_adversarial
-        self.adaptive, self.adaptive_limit = adaptive, adaptive_limit
+        self.adaptive, self.adaptive_limit, self.samples = adaptive, adaptive_limit, samples
         self._check_weights()
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
@@ -105,6 +108,8 @@ class VAEGAN(Autoencoding, System):
         idle = f"while system.discriminator is {discriminator}"
         if discriminator == "binary":
             check_unused(idle, opponent=(opponent, "real"), class_weights=(class_weights, (1, 1, 1)))
+        expected = "true, as the ternary discriminator tells them from reconstructions"
+        check(samples or discriminator == "binary", "samples", "false", expected)
         self.adversaries: dict[Mode, Adversary] = {}
         configs: dict[Mode, DiscriminatorConfig | None] = {"binary": binary, "ternary": ternary}
         for mode, config in configs.items():
@@ -122,16 +127,20 @@ class VAEGAN(Autoencoding, System):
     def passes(self, batch: Batch) -> Passes:
         mean, log_variance = self.posterior(batch.image)
         z = losses.reparameterize(mean, log_variance, batch.normal("posterior", self.latent_shape))
-        prior = batch.normal("prior", self.latent_shape)
-        # To keep it from the encoder, the adversarial gradient enters the decoder through another pass on fixed codes.
-        codes = [z, prior] if self.encoder_adversarial else [z, prior, z.detach()]
+        codes = [z]
+        if self.samples:
+            codes.append(batch.normal("prior", self.latent_shape))
+        if not self.encoder_adversarial:  # the adversarial gradient enters the decoder by another pass on fixed codes
+            codes.append(z.detach())
         decoded = self.decoder(torch.cat(codes))
         images = decoded.chunk(len(codes))
-        adversarial = images[0] if self.encoder_adversarial else images[2]
-        return Passes(mean, log_variance, images[0], images[1], adversarial, decoded)
+        generated = images[1] if self.samples else None
+        adversarial = images[0] if self.encoder_adversarial else images[-1]
+        return Passes(mean, log_variance, images[0], generated, adversarial, decoded)
 
     def fakes(self, passes: Passes) -> Fakes:
-        return {"reconstructed": passes.reconstructed, "generated": passes.generated}
+        fakes = {"reconstructed": passes.reconstructed}
+        return fakes if passes.generated is None else fakes | {"generated": passes.generated}
 
     def discriminator_loss(self, mode: Mode, batch: Batch, passes: Passes) -> Loss:
         return self.adversaries[mode].discriminator_loss(batch, batch.image, self.fakes(passes))

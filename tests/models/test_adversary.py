@@ -78,13 +78,21 @@ def test_only_a_relativistic_opponent_looks_at_real_images(kind):
 
 
 @pytest.mark.parametrize(
-    ("setting", "adversarial"), [({}, True), *[({"encoder_adversarial": on}, on) for on in (0, 1)]]
+    ("settings", "decodings"),
+    [
+        ({}, 8),
+        ({"encoder_adversarial": False}, 12),
+        ({"samples": False}, 4),
+        ({"encoder_adversarial": False, "samples": False}, 8),
+    ],
 )
-def test_only_an_encoder_without_the_adversarial_gradient_costs_a_second_pass(setting, adversarial):
-    system, decoded = vaegan(**setting), []
+def test_only_codes_whose_images_count_are_decoded(settings, decodings):
+    """Four images' codes and as many samples, without the adversarial gradient in the encoder the codes once more."""
+    system, decoded, shown = vaegan(**settings), [], []
     system.decoder.register_forward_hook(lambda network, codes, images: decoded.append(len(codes[0])))
-    system.passes(batch_of())
-    assert decoded == [8 if adversarial else 12]
+    system.discriminator_binary.register_forward_hook(lambda network, images, logits: shown.append(len(images[0])))
+    system.loss(batch_of(), system.passes(batch_of()))
+    assert (decoded, shown) == ([decodings], [8 if settings.get("samples", True) else 4])
 
 
 def test_every_kind_of_image_is_changed_by_draws_of_its_own_name():

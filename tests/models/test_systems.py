@@ -403,6 +403,7 @@ def test_systems_say_what_they_can():
         (lambda: VAEGAN(32, 1, opponent="not_own"), "system.opponent has no effect"),
         (lambda: VAEGAN(32, 1, class_weights=(1, 2, 1)), "system.class_weights has no effect"),
         (lambda: vaegan("ternary", class_weights=(1, 0, 1)), "system.class_weights is"),
+        (lambda: vaegan("ternary", samples=False), "system.samples is false, expected true, as the ternary"),
         (
             lambda: vaegan("ternary", opponent="not_own", config=DiscriminatorConfig(adversarial="hinge")),
             "ternary.adversarial",
