@@ -154,12 +154,12 @@ class VAEGAN(Autoencoding, System):
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
         loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
         fakes = self.fakes(passes._replace(reconstructed=passes.adversarial))
-        started = {mode: game for mode, game in self.adversaries.items() if batch.ramp(game.config.start, 0)}
-        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in started.items()}
+        counting = {mode: game for mode, game in self.adversaries.items() if game.counts(batch)}
+        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in counting.items()}
         terms |= {"kl": kl} | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
-        if not started:
+        if not counting:
             return Loss(loss, terms)
-        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in started.items()]
+        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in counting.items()]
         generator_loss = torch.stack(weighted).mean()
         if not self.adaptive:
             return Loss(loss + self.adversarial_weight * generator_loss, terms)
