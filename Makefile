@@ -13,7 +13,7 @@ LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 1,$(PROCESSES)),accel
 	--config_file launch/accelerate.yaml --multi_gpu --num_processes $(PROCESSES) \
 	--num_cpu_threads_per_process $(THREADS),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} python)
 
-.PHONY: train compare test test-slow test-gpu test-slurm lint setup data board
+.PHONY: train compare test test-slow test-gpu test-slurm lint docs setup data board
 
 train: setup
 	$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
@@ -36,12 +36,17 @@ test-slurm: setup
 	sh tests/slurm/install.sh
 	$(BIN)/pytest -q -m slurm -rs $(ARGS)
 
-lint: setup
+lint: setup docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck --external-sources .ci/run launch/*.sh launch/slurm/*.sh tests/slurm/*.sh
+	$(BIN)/shellcheck --external-sources .ci/run launch/*.sh launch/*/*.sh tests/slurm/*.sh
+	$(BIN)/hadolint launch/container/Dockerfile
+
+# Strict: a link that leads nowhere is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 setup: .venv/.done datasets/digits
 

@@ -45,6 +45,9 @@ class Batch(Protocol):
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the draw `name` from U[0, 1), [n, *shape]: the same for every player of a step."""
 
+    def common(self, name: str, count: int) -> list[float]:
+        """Return the draw `name` of numbers from U[0, 1) that all images of a step share; no device computes them."""
+
     def ramp(self, start: int, steps: int) -> float:
         """Return 0 before step `start`, then a linear rise to 1 in `steps` more; a jump to 1 if `steps` is 0."""
 
@@ -98,6 +101,7 @@ class System(nn.Module, ABC):
         kl_warmup: steps in which kl_weight rises linearly from 0; raise it if the KL term falls to 0 early
         free_bits: nats per number of a code below which the KL term does not count, against codes that carry nothing
             (Kingma et al. 2016)
+        codes: what makes codes easier for a model that is trained on them; null adds nothing
         autoencoder: optimizer of encoder and decoder
         generator: optimizer of the decoder, and of the encoder if there is one
         binary: settings of the binary discriminator

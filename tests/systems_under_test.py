@@ -14,6 +14,7 @@ from models import (
     GANVAE,
     VAE,
     VAEGAN,
+    CodesConfig,
     CycleGAN,
     DiscriminatorConfig,
     Loss,
@@ -26,6 +27,8 @@ from models.networks import kl
 from trainer.batch import Batch
 
 SMALL = NetworkConfig("dcgan", 8, "group")
+MAPS = NetworkConfig("dcgan", 8, latent_stride=8)
+CODES = CodesConfig(equivariance=0.5, scale_equivariance=0.25, noise=0.3)
 STEADY = OptimizerConfig(lr=1e-3, clip=1.0)
 DISCRIMINATOR = DiscriminatorConfig(lr=1e-3, clip=1.0, r1_weight=1.0)
 SILENT = replace(DISCRIMINATOR, r1_weight=0.0)
@@ -56,7 +59,7 @@ SYSTEMS = {
     "ae": lambda: AE(32, 1, 4, SMALL, STEADY),
     "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=STEADY),
     "vae, bernoulli": lambda: VAE(32, 1, 4, SMALL, "bernoulli", autoencoder=STEADY),
-    "vae, all options": lambda: VAE(32, 1, 4, SMALL, "laplace", True, 2.0, 3, 0.1, STEADY),
+    "vae, all options": lambda: VAE(32, 1, 4, MAPS, "laplace", True, 2.0, 3, 0.1, STEADY, CODES),
     "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, DISCRIMINATOR),
     "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, DISCRIMINATOR),
     "binary": lambda: vaegan(),
@@ -69,7 +72,7 @@ SYSTEMS = {
     "decoder only": lambda: vaegan("ternary", encoder_adversarial=False, class_weights=(2.0, 1.0, 1.0)),
     "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 8, attention=(8,), blocks=1)),
     "kl": lambda: kl_vaegan(encoder_adversarial=False, adaptive=True, samples=False),
-    "maps": lambda: vaegan(networks=NetworkConfig("dcgan", 8, latent_stride=8, patches=True), likelihood="laplace"),
+    "maps": lambda: vaegan(networks=replace(MAPS, patches=True), likelihood="laplace", codes=CODES),
     "hinge, lecam, spectral": lambda: vaegan(
         "ternary",
         config=DiscriminatorConfig(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0),

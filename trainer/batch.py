@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trainer.draws import draw
+from trainer.draws import draw, key
 
 
 def normalize(image: Tensor) -> Tensor:
@@ -47,6 +47,10 @@ class Batch:
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the draw `name` from U[0, 1), [n, *shape]."""
         return self._draw(torch.rand, name, shape)
+
+    def common(self, name: str, count: int) -> list[float]:
+        """Return the draw `name` of numbers from U[0, 1) that all images of a step share; no device computes them."""
+        return [(key(self.seed, self.step, name, i) >> 10) / 2**53 for i in range(count)]
 
     def _draw(self, distribution: Callable[..., Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
         image = self.image

@@ -1,11 +1,13 @@
 """The variational autoencoder: a KL term pulls the posterior to N(0, I), from which samples are drawn."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models import losses
+from models.codes import CodesConfig, CodeTerms
 from models.losses import Likelihood
 from models.networks import NetworkConfig, build_decoder, build_encoder
 from models.networks.families import family_of
@@ -16,6 +18,7 @@ from models.system import Autoencoding, Batch, Loss, Player, System
 class Passes(NamedTuple):
     mean: Tensor
     log_variance: Tensor
+    z: Tensor
     reconstructed: Tensor
 
 
@@ -55,6 +58,7 @@ class VAE(Autoencoding, System):
         kl_warmup: int = 0,
         free_bits: float = 0.0,
         autoencoder: OptimizerConfig = OptimizerConfig(),
+        codes: CodesConfig | None = None,
     ):
         super().__init__()
         check_kl(kl_weight, kl_warmup, free_bits)
@@ -71,19 +75,23 @@ class VAE(Autoencoding, System):
         self.decoder = build_decoder(networks, image_size, channels, latent_dim)
         if learned_scale:
             self.scale = LogScale()
+        self.code_terms = CodeTerms(self, codes)
 
     def passes(self, batch: Batch) -> Passes:
         mean, log_variance = self.posterior(batch.image)
         z = losses.reparameterize(mean, log_variance, batch.normal("posterior", self.latent_shape))
-        return Passes(mean, log_variance, self.decoder(z))
+        return Passes(mean, log_variance, z, self.decoder(self.code_terms.noised(batch, z)))
 
     def loss(self, batch: Batch, passes: Passes) -> Loss:
         log_scale = self.scale(passes.reconstructed) if hasattr(self, "scale") else None
-        reconstruction = losses.likelihood(self.likelihood, batch.image, passes.reconstructed, log_scale)
+        distance = partial(losses.likelihood, self.likelihood, log_scale=log_scale)
+        reconstruction = distance(batch.image, passes.reconstructed)
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
         loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
+        terms = self.code_terms.terms(batch, passes.z, distance)
+        loss = sum(self.code_terms.weighted(terms), loss)
         scale = {} if log_scale is None else {"scale": log_scale.exp()}
-        return Loss(loss, {"reconstruction": reconstruction, "kl": kl} | scale)
+        return Loss(loss, {"reconstruction": reconstruction, "kl": kl} | terms | scale)
 
     def players(self) -> list[Player]:
         return [Player("autoencoder", tuple(self.networks()), self.loss, self.optimizer)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models import losses
 from models.adversary import Adversary, Fakes
+from models.codes import CodesConfig, CodeTerms
 from models.losses import Mode, Opponent
 from models.networks import NetworkConfig, build_decoder, build_encoder
 from models.networks.perceptual import Perceptual, PerceptualKind, WeightsFile
@@ -19,6 +20,7 @@ from models.system import Autoencoding, Batch, Loss, Player, System, Terms, last
 class Passes(NamedTuple):
     mean: Tensor
     log_variance: Tensor
+    z: Tensor
     reconstructed: Tensor
     generated: Tensor | None  # None without `samples`
     adversarial: Tensor  # the reconstructions that carry the adversarial gradient
@@ -94,6 +96,7 @@ class VAEGAN(Autoencoding, System):
         autoencoder: OptimizerConfig = OptimizerConfig(),
         binary: DiscriminatorConfig | None = None,
         ternary: DiscriminatorConfig | None = None,
+        codes: CodesConfig | None = None,
     ):
         super().__init__()
         self.reconstruction, self.likelihood, self.optimizer = reconstruction, likelihood, autoencoder
@@ -123,20 +126,22 @@ class VAEGAN(Autoencoding, System):
         if adaptive:
             self.register_buffer("adaptive_weight", torch.zeros(()))  # from the gradients of the step before
         self._add_perceptual(perceptual, perceptual_weights)
+        self.code_terms = CodeTerms(self, codes)
 
     def passes(self, batch: Batch) -> Passes:
         mean, log_variance = self.posterior(batch.image)
         z = losses.reparameterize(mean, log_variance, batch.normal("posterior", self.latent_shape))
-        codes = [z]
+        decodable = self.code_terms.noised(batch, z)
+        codes = [decodable]
         if self.samples:
             codes.append(batch.normal("prior", self.latent_shape))
         if not self.encoder_adversarial:  # the adversarial gradient enters the decoder by another pass on fixed codes
-            codes.append(z.detach())
+            codes.append(decodable.detach())
         decoded = self.decoder(torch.cat(codes))
         images = decoded.chunk(len(codes))
         generated = images[1] if self.samples else None
         adversarial = images[0] if self.encoder_adversarial else images[-1]
-        return Passes(mean, log_variance, images[0], generated, adversarial, decoded)
+        return Passes(mean, log_variance, z, images[0], generated, adversarial, decoded)
 
     def fakes(self, passes: Passes) -> Fakes:
         fakes = {"reconstructed": passes.reconstructed}
@@ -153,10 +158,12 @@ class VAEGAN(Autoencoding, System):
             reconstruction = reconstruction + self.perceptual_weight * terms["perceptual"]
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
         loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
+        of_codes = self.code_terms.terms(batch, passes.z, self._pixels)
+        loss = sum(self.code_terms.weighted(of_codes), loss)
         fakes = self.fakes(passes._replace(reconstructed=passes.adversarial))
         counting = {mode: game for mode, game in self.adversaries.items() if game.counts(batch)}
         generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in counting.items()}
-        terms |= {"kl": kl} | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
+        terms |= {"kl": kl} | of_codes | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
         if not counting:
             return Loss(loss, terms)
         weighted = [game.weight(batch) * generator_losses[mode] for mode, game in counting.items()]
@@ -181,6 +188,9 @@ class VAEGAN(Autoencoding, System):
         if self.perceptual_weight:
             terms["perceptual"] = self.perceptual(batch.image, reconstructed)
         return terms
+
+    def _pixels(self, image: Tensor, reconstructed: Tensor) -> Tensor:
+        return self.reconstruction_weight * losses.likelihood(self.likelihood, image, reconstructed)
 
     def players(self) -> list[Player]:
         players = [game.player(partial(self.discriminator_loss, mode)) for mode, game in self.adversaries.items()]

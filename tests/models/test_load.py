@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import models
-from models import GAN, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
+from models import GAN, VAE, VAEGAN, CodesConfig, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
 from models.load import checkpoint_of, find_system, import_paths, settings_types, system_names
 from trainer.checkpoint import writer
 from trainer.ema import EMA
@@ -130,7 +130,7 @@ def test_a_system_has_the_names_that_it_is_imported_by():
 
 
 def test_settings_within_settings_are_found():
-    assert settings_types(VAE) == [NetworkConfig, OptimizerConfig]
-    assert settings_types(VAEGAN) == [NetworkConfig, OptimizerConfig, DiscriminatorConfig, DiscriminatorConfig], (
-        "those that may be unset, too"
-    )
+    assert settings_types(VAE) == [NetworkConfig, OptimizerConfig, CodesConfig]
+    discriminators = [DiscriminatorConfig, DiscriminatorConfig]
+    of_vaegan = [NetworkConfig, OptimizerConfig, *discriminators, CodesConfig]
+    assert settings_types(VAEGAN) == of_vaegan, "those that may be unset, too"

@@ -5,7 +5,18 @@ import torch
 from systems_under_test import SMALL, cyclegan, vaegan
 from torch import nn
 
-from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
+from models import (
+    AE,
+    GAN,
+    GANVAE,
+    VAE,
+    VAEGAN,
+    CodesConfig,
+    CycleGAN,
+    DiscriminatorConfig,
+    NetworkConfig,
+    OptimizerConfig,
+)
 
 NOT_NEGATIVE = {
     "vae": (lambda **one: VAE(32, 1, 4, SMALL, **one), ("kl_weight", "kl_warmup", "free_bits")),
@@ -115,6 +126,14 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
             lambda: vaegan("ternary", binary=DiscriminatorConfig()),
         ),
         ("perceptual_weight is 0.0", lambda: vaegan(perceptual_weights="vgg16.pth")),
+        ("codes.noise is -1, expected 0 or more", lambda: vaegan(codes=CodesConfig(noise=-1))),
+        *[
+            (
+                rf"networks.latent_stride is null, expected .* while system.codes.{name} is 0.5",
+                lambda name=name: VAE(32, 1, 4, SMALL, codes=CodesConfig(**{name: 0.5})),
+            )
+            for name in ("equivariance", "scale_equivariance")
+        ],
     ],
 )
 def test_what_is_out_of_its_range_is_refused(words, build):

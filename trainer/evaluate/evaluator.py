@@ -25,7 +25,7 @@ from trainer.evaluate.ranks import BLOCK, EvaluationRanks
 from trainer.exact_sum import ExactSum
 from trainer.metrics import METRICS, OF_SUMS
 from trainer.metrics.fid import frechet
-from trainer.metrics.images import Codes, psnr, ssim
+from trainer.metrics.images import Codes, Spectrum, psnr, ssim
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.statistics import FeatureStatistics, ReferenceStatistics, short
 from trainer.precision import strict_fp32
@@ -202,7 +202,8 @@ class Evaluator:
         """FID, PSNR, SSIM and sharpness of held-out images' reconstructions, and how their codes fit the prior."""
         device, reference = self.ranks.device, self.references[0]
         sums = {name: self._sum() for name in ("psnr", "ssim", *([self.lpips.name] if self.lpips else []))}
-        codes = Codes(system.latent_shape[0], device)
+        codes, spectrum = Codes(system.latent_shape[0], device), Spectrum(device)
+        maps = len(system.latent_shape) == 3 and min(system.latent_shape[1:]) > 1
 
         def images(index: Tensor) -> Tensor:
             image = self._read(held_out, index)
@@ -213,17 +214,23 @@ class Evaluator:
                 values[self.lpips.name] = self.lpips(image, reconstructed)
             for name, value in values.items():
                 sums[name].add(value.to(device).double().sum())
-            codes.update(*(part.to(device) for part in system.posterior(normalize(image))))
+            posterior = [part.to(device) for part in system.posterior(normalize(image))]
+            for sums_of_codes in (codes, spectrum) if maps else (codes,):
+                sums_of_codes.update(*posterior)
             return reconstructed
 
         statistics, count = self._statistics(images, len(held_out)), short(len(held_out))
         gap, active = codes.compute(self.ranks.sum(codes.parts))
+        high = (
+            {f"eval/spectrum{count}": spectrum.compute(self.ranks.sum(spectrum.parts), len(held_out))} if maps else {}
+        )
         return {
             **self._start_fid(f"rfid{count}", statistics, reference),
             **{f"eval/{name}{count}": self.ranks.total(value) / len(held_out) for name, value in sums.items()},
             f"eval/sharpness_reconstructed{count}": statistics.sharpness / (reference.sharpness or float("nan")),
             f"eval/prior_gap{count}": gap,
             f"eval/active_units{count}": active,
+            **high,
         }
 
     def _translations(

@@ -55,6 +55,7 @@ QUESTIONS: dict[str, list[Chart]] = {
         Chart("KL of posterior and prior (nats per image)", (".*/kl$",)),
         Chart("active units", ("eval/active_units",)),
         Chart("prior gap", ("eval/prior_gap",), log=True),
+        Chart("high frequencies of maps of codes (1: white noise)", ("eval/spectrum",)),
         Chart("share of z recovered from G(z)", ("eval/z_recovered",)),
     ],
     "Is the machine busy?": [

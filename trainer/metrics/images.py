@@ -1,4 +1,4 @@
-"""Metrics of images and of codes, in float64: sharpness, PSNR, SSIM, and how codes fit the prior."""
+"""Metrics of images and of codes, in float64: sharpness, PSNR, SSIM, how codes fit the prior, and their spectrum."""
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,35 @@ class Codes(ExactSum):
         roots = torch.linalg.eigvalsh(between + variance.diag()).clamp(min=0).sqrt()
         gap = mean.square().sum() + (roots - 1).square().sum()
         return gap.item(), (between.diag() > 0.01).double().sum().item()
+
+
+class Spectrum(ExactSum):
+    """Sums for the high frequencies of maps of codes [n, channels, h, w], with h and w at least 2."""
+
+    def __init__(self, device: torch.device):
+        super().__init__((3,), device)
+
+    def update(self, mean: Tensor, log_variance: Tensor) -> None:
+        """Add the means and log-variances of posteriors; draws from them count in closed form, as white noise does."""
+        sides = mean.shape[2:]
+        rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64, device=mean.device).abs() for side in sides)
+        largest = torch.maximum(rows[:, None], columns)
+        power = torch.fft.fft2(mean.double(), norm="ortho").abs().square().mean(1)
+        power = power + log_variance.double().exp().mean((1, 2, 3))[:, None, None]
+        high, white = largest > 0.25, ((largest > 0.25).sum() / (largest > 0).sum()).double()
+        images = [power[:, band].sum(1) / (largest > 0).sum() for band in (high, largest > 0)]
+        self.add(torch.stack([*images, white.expand(len(mean))], 1))
+
+    @staticmethod
+    def compute(parts: Tensor, count: int) -> float:
+        """Return the share of high frequencies in the codes' power, as a multiple of that in white noise.
+
+        High are those above a quarter of a cycle per position, in height or width, which half the size cannot hold.
+        The mean of each code's map does not count. 0 is smooth, 1 is white noise. Skorokhodov et al. 2025
+        look at the same by a DCT.
+        """
+        high, whole, white = parts.sum(0).tolist()
+        return high / whole / (white / count) if whole else 0.0
 
 
 def laplacian_variance(image: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from trainer.exact_sum import ExactSum
 from trainer.metrics.fid import frechet
-from trainer.metrics.images import Codes, laplacian_variance
+from trainer.metrics.images import Codes, Spectrum, laplacian_variance
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.kid import mmd, subsets
 from trainer.metrics.prdc import Neighbours, manifold_scores, neighbours, radii
@@ -223,6 +223,27 @@ def test_sharpness_is_the_variance_of_scipys_laplacian():
     image = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
     expected = [laplace(x[0].double().numpy())[1:-1, 1:-1].var(ddof=1) for x in image]
     torch.testing.assert_close(laplacian_variance(image), torch.tensor(expected))
+
+
+def test_the_spectrum_of_noise_of_waves_and_of_flat_codes():
+    """White noise has 1 by definition; of 8 x 8 frequencies without the mean 63 count, 64 - 25 of which are high."""
+
+    def spectrum(*of, certain=-torch.inf):
+        sums = Spectrum(torch.device("cpu"))
+        for mean in of:
+            sums.update(mean, torch.full_like(mean, certain))
+        return sums.compute(sums.parts, sum(map(len, of)))
+
+    flat = torch.ones(3, 2, 8, 8)
+    wave = torch.cos(torch.pi * torch.arange(8) / 4).expand(3, 2, 8, 8)  # one of 8 cycles, which is low
+    alternating = torch.cos(torch.pi * torch.arange(8)).expand(1, 2, 8, 8)
+    white = (64 - 25) / 63
+    assert spectrum(flat) == 0
+    assert spectrum(flat, certain=0.0) == pytest.approx(1)
+    assert spectrum(wave) == pytest.approx(0, abs=1e-12)
+    assert spectrum(alternating, alternating) == pytest.approx(1 / white)
+    # Three images with a power of 1/2 in low frequencies, and one with 1 in high ones.
+    assert spectrum(wave, alternating) == pytest.approx(1 / 2.5 / white)
 
 
 def test_prior_gap_in_closed_form():
