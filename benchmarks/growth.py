@@ -6,8 +6,8 @@ images a second of CPU time (median over `--rounds` steps), and the MB that the 
 memory, as runs do.
 
 - Memory: `TrainStep` with shared passes, as by default, and without, over the plain loop of benchmarks/plain.py.
-- Growth: one of width, resolution, batch and processes at a time, the others as in the memory table. Processes are
-  ranks that synchronize by gloo, `images/s` is of all together by wall time, and the memory is of one of them.
+- Growth: one of width, resolution and batch at a time; the others are 32, 64 pixels and 64 images, or 16 images where
+  the resolution grows. `python -m benchmarks.scaling` measures the growth over processes.
 - Samples: the loader of a set of 1,000-image shards, `images/s` of batches of 64 in one process, and the MB that the
   process needs more than with the smallest set. The shards are links to one.
 """
