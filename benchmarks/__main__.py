@@ -15,12 +15,12 @@ from pathlib import Path
 
 from benchmarks.common import machine
 
-# Minutes on an idle two-core machine, and what each answers.
+# Minutes on an idle two-core machine, what each answers, and its data set.
 SECTIONS = {
-    "step": (8, "Step against Pythae, the plain loop and the limit"),
-    "run": (5, "Whole run against its bare step"),
-    "growth": (6, "Peak memory, and growth"),
-    "quality": (30, "Quality after a fixed time"),
+    "step": (8, "Step against Pythae, the plain loop and the limit", None),
+    "run": (5, "Whole run against its bare step", None),
+    "growth": (6, "Peak memory, and growth", None),
+    "quality": (30, "Quality after a fixed time", "datasets/mnist"),
 }
 
 
@@ -47,7 +47,7 @@ def measure(section: str, options: list[str]) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = "; ".join(f"{name}: {what} ({minutes} minutes)" for name, (minutes, what) in SECTIONS.items())
+    known = "; ".join(f"{name}: {what} ({minutes} minutes)" for name, (minutes, what, _) in SECTIONS.items())
     options.add_argument("sections", nargs="*", metavar="SECTION", help=f"{known}. All by default")
     options.add_argument("--rounds", type=int, help="repetitions of each measurement; sections have their own defaults")
     options.add_argument("--small", action="store_true", help="the smallest sizes, which only try the benchmarks")
@@ -56,12 +56,17 @@ def main() -> None:
     chosen = given.sections or [*SECTIONS]
     if unknown := [name for name in chosen if name not in SECTIONS]:
         options.error(f"there is no section {', '.join(unknown)}, expected some of {', '.join(SECTIONS)}")
+    data = {name: ["--data", folder] for name in chosen if (folder := SECTIONS[name][2])}
+    if missing := [f"{name} needs {folder}" for name, (_, folder) in data.items() if not Path(folder).exists()]:
+        options.error(
+            f"{', '.join(missing)}: make it with python -m data.prepare (docs/data.md), or name other sections"
+        )
     words = [*(["--rounds", str(given.rounds)] if given.rounds else []), *(["--small"] if given.small else [])]
     where, minutes = machine(), sum(SECTIONS[name][0] for name in chosen)
     print(f"{', '.join(chosen)}: about {minutes} minutes on two idle cores. {where}\n", flush=True)
     for name in chosen:
         load = os.getloadavg()[0]
-        tables = measure(name, words)
+        tables = measure(name, [*words, *data.get(name, [])])
         note = f"{datetime.now(UTC):%Y-%m-%d}, load {load:.1f} before and {os.getloadavg()[0]:.1f} after: `make bench"
         body = f'{note} ARGS="{" ".join([name, *words])}"`\n\n{tables}'
         document = given.out.read_text() if given.out.exists() else "# Benchmarks\n"
