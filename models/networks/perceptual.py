@@ -28,21 +28,15 @@ class Perceptual(nn.Module):
     def __init__(self, kind: PerceptualKind, weights: str, setting: str = "system.perceptual_weights"):
         super().__init__()
         self.kind = kind
-        if kind == "dino":
-            self.trained: Trained = DINO(weights, setting)
-            return
-        import torchvision.models  # takes a second
-
-        build, name = {"lpips": ("vgg16", "VGG16"), "convnext": ("convnext_small", "ConvNeXt-S")}[kind]
-        empty = partial(getattr(torchvision.models, build), weights=None)
-        self.trained = Trained(weights, setting, f"torchvision's state_dict of {name}", lambda state: (empty(), state))
+        self.trained = DINO(weights, setting) if kind == "dino" else _torchvisions(kind, weights, setting)
         if kind == "lpips":
             self.trained.network = self.trained.network.features
             path = files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"
             with path.open("rb") as shipped:
-                layers = torch.load(shipped, map_location="cpu", weights_only=True)
+                layers = torch.load(shipped, map_location="cpu", weights_only=True)  # on meta while tensors are fake
             for i in range(5):
-                self.register_buffer(f"linear{i}", layers[f"lin{i}.model.1.weight"])
+                self.register_buffer(f"linear{i}", layers[f"lin{i}.model.1.weight"].to("cpu"))
+        self.eval()
 
     @property
     def sha256(self) -> str:
@@ -87,3 +81,11 @@ class Perceptual(nn.Module):
             # The small number is inside the root, as in torchmetrics, or the gradient of flat images would be infinite.
             a, b = (x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt() for x in pair)
             yield ((a - b).square() * self.get_buffer(f"linear{i}")).sum(1)
+
+
+def _torchvisions(kind: PerceptualKind, weights: str, setting: str) -> Trained:
+    import torchvision.models  # takes a second
+
+    build, name = {"lpips": ("vgg16", "VGG16"), "convnext": ("convnext_small", "ConvNeXt-S")}[kind]
+    empty = partial(getattr(torchvision.models, build), weights=None)
+    return Trained(weights, setting, f"torchvision's state_dict of {name}", lambda state: (empty(), state))
