@@ -76,7 +76,7 @@ class CodeTerms:
         if weights:  # a system that is only used needs neither
             dino = DINO(weights, "system.codes.dino_weights")
             system.add_module("dino_codes", dino)
-            system.add_module("alignment", nn.Conv2d(system.latent_shape[0], dino.width, 1, bias=False))
+            system.add_module("alignment", nn.Linear(system.latent_shape[0], dino.width, bias=False))
 
     def noised(self, batch: Batch, z: Tensor) -> Tensor:
         """Return what is decoded in training in place of the codes z."""
@@ -95,7 +95,7 @@ class CodeTerms:
             with torch.no_grad():
                 features = self.system.get_submodule("dino_codes")(batch.image)[-1]
             features = adaptive_avg_pool2d(features, (z.shape[2], z.shape[3]))
-            projected = at_least_fp32(self.system.get_submodule("alignment")(z))
+            projected = at_least_fp32(self.system.get_submodule("alignment")(z.movedim(1, 3))).movedim(3, 1)
             terms["alignment"] = alignment(z, projected, features, self.config.margins)
         if not (self.config.equivariance or self.config.scale_equivariance):
             return terms
