@@ -1,7 +1,7 @@
 """Codes for the next model: terms that make maps of codes smooth, and a decoder that forgives that model's errors."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -52,7 +52,8 @@ class CodeTerms:
 
     def __init__(self, system: System, config: CodesConfig | None):
         self.system, self.config = system, config or CodesConfig()
-        settings = vars(self.config)
+        # msgspec, which reads checkpoints, leaves defaults to the class, so that vars() would not have them.
+        settings = {field.name: getattr(self.config, field.name) for field in fields(self.config)}
         names = ("equivariance", "scale_equivariance", "noise", "alignment")
         check_not_negative("codes.", **{name: settings[name] for name in names})
         check(min(self.config.margins) >= 0, "codes.margins", [*self.config.margins], "two numbers, 0 or more")
