@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.errors import DataError
-from data.images import CENTRE_CROP, Limits, View, decode
+from data.images import CENTRE_CROP, Limits, Size, View, decode, sides
 from data.order import Order, random_bits
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards.reader import OnError, Shards
@@ -48,7 +48,7 @@ class Samples(Protocol):
 class Images(NamedTuple):
     """Decoded samples."""
 
-    image: Tensor  # uint8 [n, channels, size, size]
+    image: Tensor  # uint8 [n, channels, height, width]
     label: Tensor  # int64 [n], -1 where an image has none
     position: Tensor  # int64 [n], of the samples that were read
     skipped: list[str]  # a message for each damaged sample: where it is, what is wrong, and its stand-in
@@ -58,8 +58,8 @@ class Augment(NamedTuple):
     """Random views of training images.
 
     Args:
-        crop: smallest and largest share of the image that is kept, its width 3/4 to 4/3 of its height (Szegedy et al.
-            2015); None keeps the largest centred square
+        crop: smallest and largest share of the image that is kept, 3/4 to 4/3 times as wide as the size's shape
+            (Szegedy et al. 2015); None keeps the largest centred part of that shape
         flip: mirror half of the images
     """
 
@@ -79,7 +79,7 @@ class Augment(NamedTuple):
         return [View(*row) for row in zip(*(values.tolist() for values in (area, ratio, x, y, flip)), strict=True)]
 
 
-def read(shards: Samples, positions: np.ndarray, size: int, channels: int) -> Images:
+def read(shards: Samples, positions: np.ndarray, size: Size, channels: int) -> Images:
     """Return the samples at some positions; if the shards skip errors, a damaged one's neighbour stands in for it.
 
     Raises:
@@ -92,14 +92,14 @@ def read(shards: Samples, positions: np.ndarray, size: int, channels: int) -> Im
 def _read(
     shards: Samples,
     positions: np.ndarray,
-    size: int,
+    size: Size,
     channels: int,
     views: Sequence[View],
     others: Callable[[], np.ndarray],
 ) -> Images:
     """Return a view of each sample; `others` returns more positions that may stand in for damaged samples."""
     contents, labels = shards.images(positions)
-    images, seen, skipped = _empty(len(positions), size, size, channels), positions.copy(), []
+    images, seen, skipped = _empty(len(positions), *sides(size), channels), positions.copy(), []
     pixels = images.numpy()
     for row, (content, view) in enumerate(zip(contents, views, strict=True)):
         try:
@@ -117,7 +117,7 @@ def _read(
 
 
 def _stand_in(
-    shards: Samples, damaged: int, others: Callable[[], np.ndarray], size: int, channels: int, view: View
+    shards: Samples, damaged: int, others: Callable[[], np.ndarray], size: Size, channels: int, view: View
 ) -> tuple[int, np.ndarray, int]:
     """Return position, pixels and label of a damaged sample's stand-in: the next good sample of its shard, or else of
     the others. It is a function of the data and the step alone, so that every rank finds the same one."""
@@ -149,13 +149,13 @@ class PositionBlocks(Dataset):
 
     Args:
         blocks: shards and positions of each number
-        size: pixels a side
+        size: pixels of a side, or height and width
         channels: 1 or 3
     """
 
     unit, sets = "block", ()  # no sets are fetched ahead
 
-    def __init__(self, blocks: Sequence[tuple[Shards, range]], size: int, channels: int):
+    def __init__(self, blocks: Sequence[tuple[Shards, range]], size: Size, channels: int):
         self.blocks, self.size, self.channels = blocks, size, channels
 
     def __getitem__(self, number: int) -> list[Images] | DataError:
@@ -171,7 +171,7 @@ class Batches(Dataset):
 
     Args:
         shards, orders: of each data set
-        size: pixels a side
+        size: pixels of a side, or height and width
         channels: 1 or 3
         rows: this rank's rows of the global batch
         augment: random views, drawn by each order's seed
@@ -183,7 +183,7 @@ class Batches(Dataset):
         self,
         shards: Sequence[Shards],
         orders: Sequence[Order],
-        size: int,
+        size: Size,
         channels: int,
         rows: slice,
         augment: Augment = Augment(),

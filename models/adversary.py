@@ -8,7 +8,7 @@ from torch import Tensor
 from models import losses
 from models.augment import DRAWS, augment
 from models.losses import LOGITS, Mode, Opponent
-from models.networks import Discriminator, NetworkConfig
+from models.networks import Discriminator, ImageSize, NetworkConfig
 from models.networks.spectral_norm import iterate_spectral_norms
 from models.settings import DiscriminatorConfig, check
 from models.system import Batch, Loss, Player, System, Terms
@@ -33,7 +33,7 @@ class Adversary:
         mode: Mode,
         config: DiscriminatorConfig,
         networks: NetworkConfig,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         opponent: Opponent = "real",
         class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),

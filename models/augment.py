@@ -16,9 +16,9 @@ def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor) -> Tensor
     """Return images under random changes, differentiably.
 
     Args:
-        image: [n, channels, size, size] in [-1, 1], the size a multiple of 8
+        image: [n, channels, height, width] in [-1, 1]
         kinds: color (brightness +-1/2, saturation x [0, 2], contrast x [1/2, 3/2]), translation (by up to 1/8 of the
-            size, zeros outside), cutout (a square of half the size is zero)
+            height and width, zeros outside), cutout (a part of half the height and width is zero)
         u: draws [n, DRAWS] from U[0, 1)
     """
     image = at_least_fp32(image)  # real images come in fp32 and fakes may not; both must be changed alike
@@ -41,22 +41,19 @@ def _color(image: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
 
 def _translate(image: Tensor, down: Tensor, right: Tensor) -> Tensor:
     n, _, height, width = image.shape
-    largest = height // 8
-    rows = torch.arange(height, device=image.device) + (down * (2 * largest + 1)).long()[:, None]
-    columns = torch.arange(width, device=image.device) + (right * (2 * largest + 1)).long()[:, None]
+    down_most, right_most = height // 8, width // 8
+    rows = torch.arange(height, device=image.device) + (down * (2 * down_most + 1)).long()[:, None]
+    columns = torch.arange(width, device=image.device) + (right * (2 * right_most + 1)).long()[:, None]
     index = torch.arange(n, device=image.device)[:, None, None]
-    padded = pad(image, [largest] * 4).permute(0, 2, 3, 1)
+    padded = pad(image, [right_most, right_most, down_most, down_most]).permute(0, 2, 3, 1)
     return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _cut(image: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    size = image.shape[-1]
-    side = size // 2
-    position = torch.arange(size, device=image.device)
-
-    def inside(start: Tensor) -> Tensor:  # the square may reach over the edge
+    def inside(start: Tensor, size: int) -> Tensor:  # the part may reach over the edge
+        side, position = size // 2, torch.arange(size, device=image.device)
         corner = (start * (size + 1)).long()[:, None] - side // 2
         return (position >= corner) & (position < corner + side)
 
-    hole = inside(down)[:, None, :, None] & inside(right)[:, None, None, :]
+    hole = inside(down, image.shape[2])[:, None, :, None] & inside(right, image.shape[3])[:, None, None, :]
     return image * ~hole

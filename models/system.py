@@ -34,7 +34,7 @@ class Loss(NamedTuple):
 class Batch(Protocol):
     """A batch as a system sees it: images, random draws and schedules, but no step, rank or seed."""
 
-    images: tuple[Tensor, ...]  # one entry per data set: [n, channels, size, size] in [-1, 1]
+    images: tuple[Tensor, ...]  # one entry per data set: [n, channels, height, width] in [-1, 1]
 
     @property
     def image(self) -> Tensor: ...  # the first one's
@@ -87,7 +87,7 @@ class System(nn.Module, ABC):
     `reconstruct`, `posterior` and `translate` that it is capable of.
 
     Args:
-        image_size: side of the images in pixels; set by data.size
+        image_size: side of square images in pixels, or height and width; set by data.size
         channels: 1 (grey) or 3 (colour); set by data.channels
         latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
             sharper reconstructions
@@ -145,7 +145,7 @@ class System(nn.Module, ABC):
         """Raise a ValueError that names a setting that needs one of these networks, which are not trained."""
 
     def sample(self, z: Tensor) -> Tensor:
-        """Decode draws from the prior [n, *latent_shape] to images [n, channels, size, size] in [-1, 1]."""
+        """Decode draws from the prior [n, *latent_shape] to images [n, channels, height, width] in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__} does not sample")
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,11 +153,11 @@ class System(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no encoder")
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """Return reconstructions of images, without noise: [n, channels, size, size] in [-1, 1]."""
+        """Return reconstructions of images, without noise: [n, channels, height, width] in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__} does not reconstruct")
 
     def translate(self, image: Tensor, direction: Literal["a2b", "b2a"]) -> Tensor:
-        """Return images of one domain as images of the other: [n, channels, size, size] in [-1, 1]."""
+        """Return images of one domain as images of the other: [n, channels, height, width] in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__} does not translate")
 
 

@@ -11,7 +11,7 @@ from models import losses
 from models.adversary import Adversary, Fakes
 from models.codes import CodesConfig, CodeTerms
 from models.losses import Mode, Opponent
-from models.networks import NetworkConfig, build_decoder, build_encoder
+from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
 from models.networks.perceptual import Perceptual, PerceptualKind, WeightsFile
 from models.settings import DiscriminatorConfig, OptimizerConfig, check, check_kl, check_not_negative, check_unused
 from models.system import Autoencoding, Batch, Loss, Player, System, Terms, last_layer
@@ -70,7 +70,7 @@ class VAEGAN(Autoencoding, System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),

@@ -144,7 +144,10 @@ def test_views_crop_and_flip():
     wide = decode(content, 32, 1, View(0.125, np.log(2), 0, 0))
     assert np.abs(wide.astype(int) - decode(encoded(smooth(64, 64)[:16, :32]), 32, 1, View(1.0, np.log(2)))).mean() < 3
     assert decode(content, 32, 3, View(1.0, np.log(4 / 3), 0.3, 0.7)).shape == (32, 32, 3), "wider than the image"
+    assert (decode(content, (16, 32), 3, View(0.125, 0, 1, 0)) == whole[:16, 32:]).all(), "of the size's shape"
+    assert (decode(content, (32, 64), 3) == whole[16:48]).all(), "the largest centred part of that shape"
     large = encoded(smooth(1600, 1200), "JPEG", quality=95)
-    view = View(0.3, 0.1, 0.4, 0.6, True)
-    unscaled = decode(encoded(np.asarray(Image.open(io.BytesIO(large)))), 64, 3, view).astype(int)
-    assert np.abs(decode(large, 64, 3, view).astype(int) - unscaled).max() <= 3
+    for size in (64, (48, 96)):
+        for view in (View(0.3, 0.1, 0.4, 0.6, True), images.CENTRE_CROP):
+            unscaled = decode(encoded(np.asarray(Image.open(io.BytesIO(large)))), size, 3, view).astype(int)
+            assert np.abs(decode(large, size, 3, view).astype(int) - unscaled).max() <= 3

@@ -25,31 +25,29 @@ def coloured(x: np.ndarray, brightness: float, saturation: float, contrast: floa
 
 def translated(x: np.ndarray, down: float, right: float) -> np.ndarray:
     """By -m to m pixels, m an eighth of the size."""
-    size, made = x.shape[-1], np.zeros_like(x)
-    most = size // 8
-    rows, columns = (int(u * (2 * most + 1)) - most for u in (down, right))
-    for i in range(size):
-        for j in range(size):
-            if 0 <= i + rows < size and 0 <= j + columns < size:
+    (_, height, width), made = x.shape, np.zeros_like(x)
+    rows, columns = (int(u * (2 * most + 1)) - most for u, most in ((down, height // 8), (right, width // 8)))
+    for i in range(height):
+        for j in range(width):
+            if 0 <= i + rows < height and 0 <= j + columns < width:
                 made[:, i, j] = x[:, i + rows, j + columns]
     return made
 
 
 def cut(x: np.ndarray, down: float, right: float) -> np.ndarray:
-    """A square of half the size, whose middle is any corner of pixels."""
-    size, made = x.shape[-1], x.copy()
-    side = size // 2
-    top, left = (int(u * (size + 1)) - side // 2 for u in (down, right))
-    made[:, max(0, top) : top + side, max(0, left) : left + side] = 0
+    """A part of half the height and width, whose middle is any corner of pixels."""
+    (_, height, width), made = x.shape, x.copy()
+    top, left = (int(u * (size + 1)) - size // 2 // 2 for u, size in ((down, height), (right, width)))
+    made[:, max(0, top) : top + height // 2, max(0, left) : left + width // 2] = 0
     return made
 
 
-@pytest.mark.parametrize("size", [32, 40])
+@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
 def test_augmentations_by_hand_of_any_draw(size):
     """In every pixel, at random draws and at both ends of their range."""
     n = 12
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(n, 3, size, size, generator=generator, dtype=F64) * 2 - 1
+    image = torch.rand(n, 3, *size, generator=generator, dtype=F64) * 2 - 1
     u = torch.rand(n, DRAWS, generator=generator, dtype=F64)
     u[0], u[1] = 0.0, 1 - 2**-53
     for i, (x, one) in enumerate(zip(image.numpy(), u.tolist(), strict=True)):

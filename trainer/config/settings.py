@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
-from data.images import LIMITS, Limits
+from data.images import LIMITS, Limits, Size, sides
 from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
@@ -66,12 +66,15 @@ class DataConfig:
             https://). CycleGAN takes a list of two.
         test: Held-out shards, which evaluations compare with; a list of two for CycleGAN. Needed unless evaluate.every
             is 0.
-        size: Side of an image in pixels, 32 to 256. Images are resized and cropped to it as they are read.
+        size: Side of square images in pixels, 16 to 1024, such as 512, or height and width, such as [256, 384]. Images
+            are resized and cropped to it as they are read. Networks halve images several times, so both must be
+            multiples of a power of two, which depends on the networks: those with maps of codes
+            (system.networks.latent_stride) and discriminators of patches take the most sizes.
         channels: Channels of an image: 1 (grey) or 3 (colour).
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
         crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1]. null
-            takes the largest centred square.
+            takes the largest centred part of the shape of data.size.
         flip: Mirror half of the training images.
         on_error: What to do about damaged or missing shards and images. "stop" ends the run. "skip" leaves out shards
             and samples without an image, and replaces a damaged image by the next good one.
@@ -91,7 +94,7 @@ class DataConfig:
     # The list first: as a Location, one would be written as a single text.
     train: list[Location] | Location
     test: list[Location] | Location | None = None
-    size: int = 32
+    size: Size = 32
     channels: Literal[1, 3] = 3
     workers: NonNegativeInt = 2
     crop: tuple[float, float] | None = None
@@ -125,6 +128,11 @@ class DataConfig:
         """Return a run's data settings, without those that would run a command or write files on this machine."""
         train, test = ([*map(Location, [at] if isinstance(at, str) else at or [])] for at in (saved.train, saved.test))
         return cls(train, test, saved.size, saved.channels, **more)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return (self.channels, *sides(self.size))
 
     @property
     def trains(self) -> list[str]:

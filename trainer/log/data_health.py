@@ -42,5 +42,5 @@ class DataHealth:
         self.warned = True
         return (
             f"steps wait for data {data_wait:.0%} of the time: raise --data.workers (now {data.workers}), or prepare "
-            f"smaller images (python -m data.prepare --size {data.size})"
+            f"smaller images (python -m data.prepare --size {min(data.shape[1:])})"
         )
