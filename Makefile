@@ -41,7 +41,8 @@ lint: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck --external-sources .ci/run launch/*.sh launch/slurm/*.sh tests/slurm/*.sh
+	$(BIN)/shellcheck --external-sources .ci/run launch/*.sh launch/*/*.sh tests/slurm/*.sh
+	$(BIN)/hadolint launch/container/Dockerfile
 
 # Strict: a link that leads nowhere is an error.
 docs: setup

@@ -80,6 +80,8 @@ class Adversary:
         real, *fake = logits.values()
         loss = losses.discriminator_loss(real, *fake, kind=config.adversarial, class_weights=self.class_weights)
         terms = {"discriminator_loss": loss, "chance": loss.new_full((), self.chance)}
+        if config.ramp or config.first_counting > config.start:
+            terms["weight_for_opponents"] = loss.new_full((), self.weight(batch))
         terms |= losses.confusion(logits, config.adversarial == "relativistic" and self.mode == "binary")
         statistics: Terms = {}
         for name, weight, images in (("r1", config.r1_weight, {"real": image}), ("r2", config.r2_weight, shown)):
@@ -94,8 +96,13 @@ class Adversary:
             statistics["realness"] = torch.stack([s_real.mean(), s_fake.mean()]).detach()
         return Loss(loss, terms, statistics)
 
+    def counts(self, batch: Batch) -> bool:
+        """Return whether the step is one from which on it counts for its opponents."""
+        return batch.ramp(self.config.first_counting, 0) > 0
+
     def weight(self, batch: Batch) -> float:
-        return batch.ramp(self.config.start, self.config.ramp)
+        """Return its weight for its opponents at this step, in [0, 1]."""
+        return batch.ramp(self.config.first_counting, self.config.ramp)
 
     def generator_loss(self, batch: Batch, image: Tensor, fakes: Fakes) -> Tensor:
         """Return the opponents' loss, the mean over the kinds of fakes."""

@@ -93,8 +93,10 @@ class DiscriminatorConfig(OptimizerConfig):
 
     Args:
         every: steps between its updates; 1 updates it at every step
-        start: first step at which it is trained and counts for its opponents; raise it to train a VAE first
-        ramp: steps after `start` in which its weight for its opponents rises linearly from 0 to 1
+        start: first step at which it is trained; raise it to train a VAE first
+        counts_from: first step at which it counts for its opponents, `start` or later; null takes `start`. A later one
+            lets it learn first, as a discriminator that has learnt nothing spoils the reconstructions of its opponents
+        ramp: steps after `counts_from` in which its weight for its opponents rises linearly from 0 to 1
         adversarial: loss on realness: logistic (non-saturating, Goodfellow et al. 2014), hinge (Lim & Ye 2017),
             least_squares (Mao et al. 2017) or relativistic (each fake against a real image, Jolicoeur-Martineau 2019)
         r1_weight: weight of the gradient penalty on real images, gamma of Mescheder et al. 2018, eq. 9; 0 turns it off.
@@ -112,6 +114,7 @@ class DiscriminatorConfig(OptimizerConfig):
 
     every: int = 1
     start: int = 0
+    counts_from: int | None = None
     ramp: int = 0
     adversarial: Adversarial = "logistic"
     r1_weight: float = 0.1
@@ -128,6 +131,9 @@ class DiscriminatorConfig(OptimizerConfig):
         check_positive(f"{player}.", every=self.every, penalty_every=self.penalty_every)
         names = ("start", "ramp", "r1_weight", "r2_weight", "lecam_weight", "minibatch_stddev")
         check_not_negative(f"{player}.", **{name: getattr(self, name) for name in names})
+        late = self.counts_from is None or self.counts_from >= self.start
+        expected = f"{self.start} or more, as system.{player}.start is {self.start}, or null for the same step"
+        check(late, f"{player}.counts_from", self.counts_from, expected)
         check(0 <= self.lecam_decay < 1, f"{player}.lecam_decay", self.lecam_decay, "a fraction in [0, 1)")
         check(self.minibatch_stddev != 1, f"{player}.minibatch_stddev", 1, "0 (off) or 2 or more images")
         if not self.lecam_weight:
@@ -136,6 +142,11 @@ class DiscriminatorConfig(OptimizerConfig):
         if not self.penalized:
             every = {f"{player}.penalty_every": (self.penalty_every, 1)}
             check_unused(f"while system.{player}.r1_weight and r2_weight are 0", **every)
+
+    @property
+    def first_counting(self) -> int:
+        """The first step at which it counts for its opponents."""
+        return self.start if self.counts_from is None else self.counts_from
 
     @property
     def penalized(self) -> bool:

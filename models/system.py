@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.losses import at_least_fp32
-from models.settings import OptimizerConfig
+from models.settings import DiscriminatorConfig, OptimizerConfig
 
 Terms = dict[str, Tensor]
 
@@ -72,6 +72,12 @@ class Player:
 
     def __post_init__(self) -> None:
         self.optimizer.check(self.name)
+
+    @property
+    def starts(self) -> set[int]:
+        """The step of its first update, and the one from which on it counts for its opponents."""
+        config = self.optimizer
+        return {self.start, config.first_counting if isinstance(config, DiscriminatorConfig) else self.start}
 
     def moves(self, step: int) -> bool:
         return step >= self.start and (step - self.start) % self.every == 0

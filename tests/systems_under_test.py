@@ -91,7 +91,7 @@ SYSTEMS = {
         "both",
         OptimizerConfig(1e-3, schedule="cosine", warmup=2),
         adaptive=True,
-        ternary=replace(DISCRIMINATOR, start=1, ramp=2),
+        ternary=replace(DISCRIMINATOR, start=1, counts_from=2, ramp=2),
     ),
     "decoder alone": lambda: vaegan("ternary", reconstruction="both"),
     "cyclegan": lambda: cyclegan(pool=11),

@@ -108,7 +108,8 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
         ],
         "VAEGAN": [
             *(*NETWORKS, "--system.discriminator", "both", "--system.adaptive", "true", "--system.kl_warmup", "5"),
-            *("--system.ternary.lecam_weight", "0.1", "--system.ternary.start", "5"),
+            *("--system.ternary.lecam_weight", "0.1", "--system.ternary.start", "3"),
+            *("--system.ternary.counts_from", "5", "--system.ternary.ramp", "2"),
             *("--system.autoencoder.schedule", "cosine"),
         ],
     }[system]

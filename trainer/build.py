@@ -105,7 +105,8 @@ def take_trial_steps(parts: RunParts, state: TrainState, accelerator: Accelerato
     images, rows = (blank,) * parts.system.domains, parts.system.rows
     train_step = make_train_step(parts, accelerator)
     players = [player_state.player for player_state in train_step.player_states]
-    for step in {player.start + settings.compile * after for player in players for after in (0, player.every)}:
+    trials = {start + settings.compile * after for p in players for start in p.starts for after in (0, p.every)}
+    for step in trials:
         train_step(Batch(images, rows, settings.batch_size, 0, step).split(parts.micro_batch), step)
     state.load_networks(before)
 

@@ -104,8 +104,8 @@ class StepFlops:
 
 
 def _moves(player: Player, step: int) -> tuple[bool, bool, bool]:
-    """Return whether a player has started, is updated in a step, and whether its gradient penalties are due in it."""
+    """Return whether a player counts for others, is updated in a step, and whether its gradient penalties are due."""
     config, since = player.optimizer, step - player.start
     penalized = isinstance(config, DiscriminatorConfig) and config.penalized
     due = penalized and since % (player.every * getattr(config, "penalty_every", 1)) == 0
-    return since >= 0, player.moves(step), since >= 0 and due
+    return step >= max(player.starts), player.moves(step), since >= 0 and due

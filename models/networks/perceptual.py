@@ -46,9 +46,9 @@ class Perceptual(nn.Module):
         if kind == "lpips":
             path = files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"
             with path.open("rb") as shipped:
-                layers = torch.load(shipped, map_location="cpu", weights_only=True)
+                layers = torch.load(shipped, map_location="cpu", weights_only=True)  # on meta while tensors are fake
             for i in range(5):
-                self.register_buffer(f"linear{i}", layers[f"lin{i}.model.1.weight"])
+                self.register_buffer(f"linear{i}", layers[f"lin{i}.model.1.weight"].to("cpu"))
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(STD)[:, None, None])
         self.eval().requires_grad_(False)

@@ -161,12 +161,12 @@ class VAEGAN(Autoencoding, System):
         of_codes = self.code_terms.terms(batch, passes.z, self._pixels)
         loss = sum(self.code_terms.weighted(of_codes), loss)
         fakes = self.fakes(passes._replace(reconstructed=passes.adversarial))
-        started = {mode: game for mode, game in self.adversaries.items() if batch.ramp(game.config.start, 0)}
-        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in started.items()}
+        counting = {mode: game for mode, game in self.adversaries.items() if game.counts(batch)}
+        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in counting.items()}
         terms |= {"kl": kl} | of_codes | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
-        if not started:
+        if not counting:
             return Loss(loss, terms)
-        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in started.items()]
+        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in counting.items()]
         generator_loss = torch.stack(weighted).mean()
         if not self.adaptive:
             return Loss(loss + self.adversarial_weight * generator_loss, terms)

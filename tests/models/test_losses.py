@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Normal, kl_divergence
 
 from models import OptimizerConfig, losses
@@ -324,3 +325,5 @@ def test_lpips_is_that_of_torchmetrics(vgg16, torchmetrics_lpips):
     assert distance.item() == pytest.approx(torchmetrics_lpips(a, b).mean().item(), rel=1e-3)
     distance.backward()
     assert b.grad.abs().sum() > 0, "it is never under no_grad"
+    with FakeTensorMode():  # in which FLOPs and memory are counted, and files are read
+        assert Perceptual("lpips", str(vgg16))(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)).shape == ()

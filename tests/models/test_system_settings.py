@@ -109,6 +109,11 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
         ),
         ("final has no effect", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(final=0.1)).players()),
         ("ramp has no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(ramp=1))),
+        ("counts_from has no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(counts_from=0))),
+        (
+            r"^system\.ternary\.counts_from is 2, expected 3 or more, as system\.ternary\.start is 3, or null",
+            lambda: vaegan("ternary", config=DiscriminatorConfig(start=3, counts_from=2)),
+        ),
         ("expected 0 to 2", lambda: vaegan(reconstruction="features", feature_layer=-1)),
         ("feature_discriminator has no effect", lambda: vaegan(feature_discriminator="binary")),
         (
@@ -162,7 +167,7 @@ def test_the_reason_why_a_setting_has_no_effect_is_named(name, reason, build):
         lambda: DiscriminatorConfig(lecam_weight=0.1, lecam_decay=0.0).check("binary"),
         lambda: DiscriminatorConfig(r1_weight=0.0, r2_weight=0.1, penalty_every=2).check("binary"),
         lambda: DiscriminatorConfig(r1_weight=0.0, lecam_weight=0.1, lecam_decay=0.5).check("binary"),
-        lambda: DiscriminatorConfig(start=1, ramp=1, minibatch_stddev=2).check("binary"),
+        lambda: DiscriminatorConfig(start=1, counts_from=1, ramp=1, minibatch_stddev=2).check("binary"),
         lambda: GAN(32, 1, 1, SMALL, binary=DiscriminatorConfig(every=2)),
         lambda: GANVAE(32, 1, 1, SMALL, latent_weight=0.0),
         lambda: VAE(32, 1, 1, SMALL, kl_weight=0.0),

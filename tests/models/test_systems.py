@@ -261,16 +261,22 @@ def test_a_pool_must_be_made_before_training():
         system.discriminator_loss(batch_of(), system.passes(batch_of()))
 
 
-def test_a_discriminator_counts_for_its_opponents_from_its_start_on():
-    configs = {"binary": SILENT, "ternary": replace(SILENT, start=4, ramp=4)}
+@pytest.mark.parametrize("steps", [{"start": 4}, {"start": 1, "counts_from": 4}])
+def test_a_discriminator_counts_for_its_opponents_from_its_start_or_a_later_step_on(steps):
+    configs = {"binary": SILENT, "ternary": replace(SILENT, ramp=4, **steps)}
     system = VAEGAN(32, 1, 4, SMALL, "both", reconstruction_weight=0, kl_weight=0, adversarial_weight=1, **configs)
     for step, weights in {3: (1.0, None), 4: (0.5, 0.0), 6: (0.5, 0.25), 8: (0.5, 0.5), 99: (0.5, 0.5)}.items():
-        loss, terms, *_ = system.loss(batch_of(step=step), system.passes(batch_of(step=step)))
+        passes = system.passes(batch_of(step=step))
+        loss, terms, *_ = system.loss(batch_of(step=step), passes)
         expected = weights[0] * terms["generator_loss/binary"]
         assert ("generator_loss/ternary" in terms) == (weights[1] is not None)
         if weights[1] is not None:
             expected = expected + weights[1] * terms["generator_loss/ternary"]
         torch.testing.assert_close(loss, expected)
+        judged = [system.discriminator_loss(mode, batch_of(step=step), passes).terms for mode in configs]
+        assert "weight_for_opponents" not in judged[0]
+        assert judged[1]["weight_for_opponents"].item() == 2 * (weights[1] or 0.0)
+    assert {player.name: player.start for player in system.players()}["ternary"] == steps["start"]
 
 
 def test_an_adaptive_weight_keeps_the_adversarial_weight_and_the_ramp():

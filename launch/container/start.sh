@@ -1,0 +1,76 @@
+#!/bin/bash
+# Trains on one machine of a run: the entry point of the container, and what launch/skypilot/ runs. `start.sh SETTINGS...`
+#
+# Settings are environment variables:
+#   RUN_DIR                   the run's folder, on a disk that all machines share
+#   NODES, NODE_RANK          number of machines, and which of them this is, from 0; by default PET_NNODES and
+#                             PET_NODE_RANK, which Kubeflow sets, or 1 and 0
+#   MASTER_ADDR, MASTER_PORT  the first machine's address, and a free port of it; needed by several machines
+#   PROCESSES                 processes on this machine; by default one per GPU, or one
+#   PYTHON                    by default python of PATH
+#
+# Exit codes:
+#   0   the run is finished
+#   75  it was asked to stop (SIGTERM, SIGUSR1, trainer.time_limit) and has saved: start it again
+#   2   its settings are refused, or it diverged: it would do so again
+#   1   any other failure, such as a lost machine: start it again
+set -euo pipefail
+
+REPO=$(cd "$(dirname "$0")/../.." && pwd)
+PYTHON=${PYTHON:-python}
+NODES=${NODES:-${PET_NNODES:-1}} NODE_RANK=${NODE_RANK:-${PET_NODE_RANK:-0}}
+MASTER_ADDR=${MASTER_ADDR:-${PET_MASTER_ADDR:-}} MASTER_PORT=${MASTER_PORT:-${PET_MASTER_PORT:-29500}}
+
+refuse() {
+    printf 'error: %s\n' "$1" >&2
+    exit 2
+}
+
+state() { cat "$RUN_DIR/state" 2>/dev/null || true; }
+
+[ -n "${RUN_DIR:-}" ] || refuse "RUN_DIR is not set: name the run's folder, on a disk that outlives this machine"
+((NODES == 1)) || [ -n "$MASTER_ADDR" ] || refuse "NODES is $NODES, and MASTER_ADDR is not set: name the first machine"
+GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+PROCESSES=${PROCESSES:-$((GPUS > 0 ? GPUS : 1))}
+WORLD=$((NODES * PROCESSES)) CORES=$(nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > PROCESSES ? CORES / PROCESSES : 1))}
+export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-150} # seconds that a launcher gives its processes to save
+fitting=cpu
+((GPUS == 0)) || { ((NODES > 1)) && fitting=many_nodes || fitting=one_node; }
+((GPUS > 0)) || export ACCELERATE_USE_CPU=true
+
+run=("$PYTHON" "$REPO/trainer/main.py" "$@" --trainer.run_dir "$RUN_DIR")
+# The first machine prints the resolved run; what is refused would be refused each time.
+((NODE_RANK > 0)) || "${run[@]}" --dry_run "$WORLD" || exit 2
+if ((WORLD == 1)); then
+    ((GPUS == 0)) || export ACCELERATE_MIXED_PRECISION=${ACCELERATE_MIXED_PRECISION:-bf16}
+else
+    launch=("$PYTHON" -m accelerate.commands.launch --quiet --config_file "$REPO/launch/accelerate/$fitting.yaml")
+    launch+=(--multi_gpu --num_processes "$WORLD" --num_machines "$NODES" --machine_rank "$NODE_RANK" --max_restarts 0)
+    launch+=(--num_cpu_threads_per_process "$OMP_NUM_THREADS" --main_process_port "$( ((NODES > 1)) && echo "$MASTER_PORT" || echo 0)")
+    ((NODES == 1)) || launch+=(--rdzv_backend static --main_process_ip "$MASTER_ADDR")
+    run=("${launch[@]}" "${run[@]:1}")
+fi
+
+# A signal reaches this script alone. A launcher passes TERM on to its processes, and dies of USR1.
+# A PET_ variable for nodes would win over the launcher's arguments.
+unset PET_NNODES PET_NODE_RANK PET_MASTER_ADDR PET_MASTER_PORT PET_NPROC_PER_NODE
+code=0
+"${run[@]}" &
+child=$!
+trap 'kill -TERM "$child" 2>/dev/null || true' TERM USR1 INT
+while kill -0 "$child" 2>/dev/null; do
+    wait "$child" && code=0 || code=$?
+done
+
+# The first process writes the state, perhaps after those of this machine have ended.
+for ((i = 0; i < 60 && NODE_RANK > 0; i++)); do
+    [ "$(state)" = running ] || break
+    sleep 1
+done
+case $code,$(state) in
+    0,finished) exit 0 ;;
+    *,preempted) exit 75 ;;
+    *,diverged) exit 2 ;;
+    *) exit 1 ;;
+esac
