@@ -66,7 +66,7 @@ class NetworkConfig:
             check(stride == self.stride, "networks.multipliers", multipliers, expected)
         if self.stride:
             check_size(
-                image_size, self.stride, "as the sides of a map of codes are smaller by system.networks.latent_stride"
+                image_size, self.stride, "as a map of codes is smaller by system.networks.latent_stride or multipliers"
             )
         if not discriminator:
             check_unused("in a system without a discriminator", **{"networks.patches": (self.patches, False)})

@@ -407,7 +407,7 @@ def test_systems_say_what_they_can():
         (lambda: AE(31, 1), "31 pixels"),
         (lambda: AE(1280, 1), "1280 x 1280 pixels .* to 1024"),
         (lambda: VAE((64, 104), 1), r"multiples of 16 .* to \[64, 96\]"),
-        (lambda: VAE((64, 100), 1, networks=NetworkConfig("kl", latent_stride=8)), "multiples of 8 .* latent_stride"),
+        (lambda: VAE((64, 100), 1, networks=NetworkConfig("kl", latent_stride=8)), "multiples of 8 .*latent_stride"),
         (
             lambda: VAEGAN((64, 72), 1, networks=NetworkConfig(latent_stride=4)),
             "discriminators of whole images.* to 64",

@@ -68,7 +68,7 @@ def _size(text: str) -> Size:
     pair = re.fullmatch(r"\[ *(\d+) *, *(\d+) *\]", text)
     found = [int(side) for side in pair.groups()] if pair else [int(text)] if text.isdecimal() else []
     if not found or not all(8 <= side <= 4096 for side in found):
-        raise argparse.ArgumentTypeError(f"must be between 8 and 4096 pixels, or two such numbers; got {text}")
+        raise argparse.ArgumentTypeError(f"must be between 8 and 4096 pixels; got {text}")
     return one_size((found[0], found[-1]))
 
 
