@@ -47,6 +47,7 @@ class View(NamedTuple):
     x: float = 0.5  # where the crop lies, from 0 (left) to 1 (right)
     y: float = 0.5  # from 0 (top) to 1 (bottom)
     flip: bool = False  # mirror it
+    unscaled: bool = False  # take as many pixels as the size has, at x and y; smaller images are enlarged to it
 
 
 CENTRE_CROP = View()
@@ -77,8 +78,8 @@ def decode(
 ) -> np.ndarray:
     """Return an encoded image as uint8 [height, width, channels], in `out` if that is given.
 
-    The view is resized to `size` (bicubic, antialiased). A JPEG whose view is at least four times as large is decoded
-    at a half, a quarter or an eighth of its size first, which libjpeg does in less time.
+    The view is resized to `size` (bicubic, antialiased) unless it is unscaled. A JPEG whose view is at least four times
+    as large is decoded at a half, a quarter or an eighth of its size first, which libjpeg does in less time.
 
     Raises:
         ValueError: The bytes are no image, are damaged, or hold more than the limits.
@@ -94,7 +95,9 @@ def decode(
     else:
         image, mode = decode_whole(content, limits), "L" if channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
-    if view.area:
+    if view.unscaled:
+        image = _window(image, width, height, view)
+    elif view.area:
         view = view._replace(log_ratio=view.log_ratio + math.log(width / height))
         image = image.resize((width, height), Image.Resampling.BICUBIC, box=_box(*image.size, view))
     elif image.size != (width, height):
@@ -153,7 +156,7 @@ def _decode_jpeg(content: bytes, channels: int, size: Size, view: View, limits: 
         stretch = math.exp(abs(view.log_ratio + math.log(wanted[1] / wanted[0])) / 2)
         wanted = [math.ceil(max(wanted) * stretch / view.area**0.5)] * 2
     least = dict(zip(("min_height", "min_width"), wanted, strict=True))
-    enough = height >= 2 * wanted[0] and width >= 2 * wanted[1]
+    enough = not view.unscaled and height >= 2 * wanted[0] and width >= 2 * wanted[1]
     scaled = least | {"min_factor": 2} if enough else {}
     return simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB", **scaled)
 
@@ -232,6 +235,15 @@ def _over_white(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", strip.size, "white")
         result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
     return result
+
+
+def _window(image: Image.Image, width: int, height: int, view: View) -> Image.Image:
+    """Return the part of `width` x `height` pixels that lies where a view says."""
+    if image.width < width or image.height < height:
+        image = ImageOps.cover(image, (width, height), Image.Resampling.BICUBIC)
+    left, top = int(view.x * (image.width - width + 1)), int(view.y * (image.height - height + 1))
+    left, top = min(left, image.width - width), min(top, image.height - height)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _box(width: int, height: int, view: View) -> tuple[float, float, float, float]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ NEIGHBOURS = 16  # samples after a damaged one in its shard that are tried in it
 DEATHS = ("DataLoader worker", "Pin memory thread")  # how torch's messages about dead workers begin
 FETCHES = 4  # remote shards downloaded at once
 AHEAD = 0.75  # share of the cache for shards downloaded ahead
+
+
+Crop = Literal["random"] | tuple[float, float]
 
 
 class Samples(Protocol):
@@ -59,11 +62,12 @@ class Augment(NamedTuple):
 
     Args:
         crop: smallest and largest share of the image that is kept, 3/4 to 4/3 times as wide as the size's shape
-            (Szegedy et al. 2015); None keeps the largest centred part of that shape
+            (Szegedy et al. 2015); "random" keeps as many pixels as the size has, unscaled; None keeps the largest
+            centred part of the size's shape
         flip: mirror half of the images
     """
 
-    crop: tuple[float, float] | None = None
+    crop: Crop | None = None
     flip: bool = False
 
     def views(self, rows: slice, seed: int, step: int) -> list[View]:
@@ -73,10 +77,11 @@ class Augment(NamedTuple):
             return [CENTRE_CROP] * n
         bits = random_bits(5 * n, seed, step, 0, 3, start=5 * rows.start)
         area, ratio, x, y, side = (bits >> np.uint64(11)).reshape(n, 5).T * 2.0**-53
-        low, high = self.crop or (0.0, 0.0)
+        low, high = self.crop if isinstance(self.crop, tuple) else (0.0, 0.0)
         area, ratio = low + (high - low) * area, (2 * ratio - 1) * math.log(4 / 3)
         flip = (side < 0.5) & self.flip
-        return [View(*row) for row in zip(*(values.tolist() for values in (area, ratio, x, y, flip)), strict=True)]
+        drawn = zip(*(values.tolist() for values in (area, ratio, x, y, flip)), strict=True)
+        return [View(*row)._replace(unscaled=self.crop == "random") for row in drawn]
 
 
 def read(shards: Samples, positions: np.ndarray, size: Size, channels: int) -> Images:

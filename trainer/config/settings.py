@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 from data.images import LIMITS, Limits, Size, sides
+from data.loader import Crop
 from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
@@ -73,8 +74,10 @@ class DataConfig:
         channels: Channels of an image: 1 (grey) or 3 (colour).
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
-        crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1]. null
-            takes the largest centred part of the shape of data.size.
+        crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1], resized
+            to data.size; or "random": data.size pixels of the image at a random place, unscaled, which suits large
+            images and networks with maps of codes (smaller images are enlarged). null takes the largest centred part
+            of the shape of data.size, as evaluations and pictures always do.
         flip: Mirror half of the training images.
         on_error: What to do about damaged or missing shards and images. "stop" ends the run. "skip" leaves out shards
             and samples without an image, and replaces a damaged image by the next good one.
@@ -97,7 +100,7 @@ class DataConfig:
     size: Size = 32
     channels: Literal[1, 3] = 3
     workers: NonNegativeInt = 2
-    crop: tuple[float, float] | None = None
+    crop: Crop | None = None
     flip: bool = False
     on_error: OnError = "stop"
     max_skipped: float = 0.01
@@ -110,7 +113,7 @@ class DataConfig:
     max_scans: PositiveInt = LIMITS.scans
 
     def __post_init__(self) -> None:
-        if self.crop and not 0 < self.crop[0] <= self.crop[1] <= 1:
+        if isinstance(self.crop, tuple) and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(
                 f"data.crop must be two fractions, the smaller first, such as [0.5, 1]; got {list(self.crop)}"
             )
