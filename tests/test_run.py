@@ -110,7 +110,11 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
             *(*NETWORKS, "--system.discriminator", "both", "--system.adaptive", "true", "--system.kl_warmup", "5"),
             *("--system.ternary.lecam_weight", "0.1", "--system.ternary.start", "3"),
             *("--system.ternary.counts_from", "5", "--system.ternary.ramp", "2"),
-            *("--system.autoencoder.schedule", "cosine"),
+            *("--system.autoencoder.schedule", "cosine", "--system.binary.augment", "[color, cutout]"),
+            *("--system.binary.augment_probability", "{start: 0, end: 0.5, steps: 6}"),
+            *("--system.binary.betas", "[0, {start: 0.9, end: 0.99, steps: 6}]"),
+            *("--system.binary.r1_weight", "{start: 1, end: 0.1, steps: 6}"),
+            *("--trainer.ema_half_life", "{start: 0, end: 100, steps: 6}"),
         ],
     }[system]
     run = ["--system", system, *of, "--trainer.steps", "8", "--trainer.save_every", "4"]

@@ -5,6 +5,7 @@ import copy
 import torch
 
 from models import System
+from models.schedule import Varying, at
 
 
 class EMA:
@@ -12,13 +13,13 @@ class EMA:
 
     Args:
         system: the system, before its networks are wrapped for distribution
-        half_life: images after which an old weight counts half
+        half_life: images after which an old weight counts half; while it is 0 the averages are the weights
         batch_size: images per step
         ramp: the half-life is at most this share of the images so far (Karras et al. 2020), so that the averages forget
             a run's first weights
     """
 
-    def __init__(self, system: System, half_life: int, batch_size: int, ramp: float = 0.05):
+    def __init__(self, system: System, half_life: Varying, batch_size: int, ramp: float = 0.05):
         self.system = copy.deepcopy(system).eval().requires_grad_(False)
         for name, _ in list(self.system.named_children()):
             if name not in system.averaged:
@@ -30,8 +31,9 @@ class EMA:
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """Average in the weights after `steps` steps of the run."""
-        half_life = min(self.half_life, steps * self.batch_size * self.ramp)
-        torch._foreach_lerp_(self.averages, self.weights, 1 - 0.5 ** (self.batch_size / half_life))
+        half_life = min(at(self.half_life, steps - 1), steps * self.batch_size * self.ramp)
+        keep = 0.5 ** (self.batch_size / half_life) if half_life > 0 else 0.0
+        torch._foreach_lerp_(self.averages, self.weights, 1 - keep)
 
 
 def _weights(system: System, names: tuple[str, ...]) -> list[torch.Tensor]:

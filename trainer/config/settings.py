@@ -2,9 +2,11 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import msgspec
+import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 from data.images import LIMITS, Limits
@@ -12,6 +14,7 @@ from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
 from models.networks.perceptual import WeightsFile
+from models.schedule import Schedule
 from trainer.distributed.stop import parse_time_limit
 from trainer.metrics import METRICS
 from trainer.profiler import parse_profile
@@ -55,6 +58,19 @@ def _located(value: str, kind: type[str]) -> str:
 # jsonargparse changes to a YAML file's folder while it reads that file, so abspath is relative to it.
 for _kind in (Location, WeightsFile, WeightsSource):
     register_type(_kind, str, lambda value, kind=_kind: kind(_located(value, kind)))
+
+
+def _schedule(value: object) -> Schedule:
+    given = yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        return given if isinstance(given, Schedule) else msgspec.convert(given, Schedule)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected a number, or {{start: NUMBER, end: NUMBER, steps: N}}. Got value: {given}"
+        ) from error
+
+
+register_type(Schedule, asdict, _schedule)
 
 
 @dataclass
@@ -164,7 +180,8 @@ class TrainerConfig:
             MM:SS, HH:MM:SS or D-HH:MM:SS. null means no limit.
         timeout: Seconds that a process waits for the others before the run stops and names the missing ones. It must be
             longer than a checkpoint takes to write.
-        ema_half_life: Half-life of the averaged weights, in images.
+        ema_half_life: Half-life of the averaged weights, in images. It may vary: {start: 0, end: 500000, steps: 40000}
+            goes from the one to the other along half a cosine in these steps, as R3GAN's does.
         ema_ramp: Largest half-life as a fraction of the images seen so far, so that early averages forget the first
             weights.
         compile: Compile the networks with torch.compile, which takes minutes at the first start and seconds at later
@@ -204,7 +221,7 @@ class TrainerConfig:
     keep_every: PositiveInt | None = None
     time_limit: str | None = None
     timeout: PositiveInt = 600
-    ema_half_life: PositiveInt = 10_000
+    ema_half_life: PositiveInt | Schedule = 10_000
     ema_ramp: PositiveFloat = 0.05
     compile: bool = False
     activation_checkpointing: bool | list[str] = False
@@ -219,6 +236,9 @@ class TrainerConfig:
         if self.time_limit is not None:
             parse_time_limit(self.time_limit)
         parse_profile(self.profile, self.steps)
+        half_life = self.ema_half_life
+        if isinstance(half_life, Schedule) and not min(half_life.start, half_life.end) >= 0 < half_life.steps:
+            raise ValueError(f"trainer.ema_half_life is {half_life}, expected images from 0 on, and steps above 0")
         if not self.init_averages and self.init_from is None:
             raise ValueError("trainer.init_averages has no effect while trainer.init_from is unset: leave it unset")
         for name in self.trackers if self.trackers != [TENSORBOARD] else []:
