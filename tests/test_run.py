@@ -59,6 +59,7 @@ def alike(one: Path, other: Path, step: int | None = None) -> bool:
 def test_two_processes_train_as_one(main, ranks, tmp_path):
     """accelerate launch on two CPU ranks: the world is two, and weights and terms are those of one process."""
     common = ["--system", "VAEGAN", "--system.discriminator", "both", "--trainer.steps", "4"]
+    common += ["--trainer.ema_lengths", "[0.05, 0.1]", "--trainer.keep_every", "4"]
     two = main(*common, "--trainer.run_dir", tmp_path / "two", processes=2, cwd=tmp_path)
     assert two.returncode == 0, two.stderr
     assert "2 processes on cpu" in two.stderr
@@ -115,6 +116,7 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
             *("--system.binary.betas", "[0, {start: 0.9, end: 0.99, steps: 6}]"),
             *("--system.binary.r1_weight", "{start: 1, end: 0.1, steps: 6}"),
             *("--trainer.ema_half_life", "{start: 0, end: 100, steps: 6}"),
+            *("--trainer.ema_lengths", "[0.05, 0.1]", "--trainer.keep_every", "4"),
         ],
     }[system]
     run = ["--system", system, *of, "--trainer.steps", "8", "--trainer.save_every", "4"]

@@ -27,6 +27,14 @@ def test_gaussian_kl_by_hand():
     assert kl.item() == pytest.approx(0.5 * (m**2 + s**2 - 1) - math.log(s), rel=1e-12)
 
 
+def test_gaussian_kl_goes_on_as_its_tangent_where_a_young_encoder_strays():
+    log_variance = torch.tensor([[3.9], [4.1], [20.0]], dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(losses.gaussian_kl(torch.zeros_like(log_variance), log_variance), log_variance)
+    assert (3 * 2 * slope.flatten() + 1).tolist() == pytest.approx([math.exp(x) for x in (3.9, 4.0, 4.0)])
+    expected = 0.5 * (math.exp(4) * (1 + 16) - 1 - 20)
+    assert losses.gaussian_kl(torch.zeros(1, 1), torch.full((1, 1), 20.0)) == pytest.approx(expected)
+
+
 def test_gaussian_kl_is_zero_at_the_prior():
     assert losses.gaussian_kl(torch.zeros(4, 2), torch.zeros(4, 2)) == 0
 
