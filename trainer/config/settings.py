@@ -11,7 +11,7 @@ from data.images import LIMITS, Limits
 from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
-from models.networks.perceptual import WeightsFile
+from models.settings import WeightsFile
 from trainer.distributed.stop import parse_time_limit
 from trainer.metrics import METRICS
 from trainer.posthoc import check_length
