@@ -10,6 +10,10 @@ from models.losses import Adversarial
 from models.schedule import Schedule, Varying, at, largest
 
 
+class WeightsFile(str):
+    """Path of a file of weights, which the trainer's parser makes absolute; empty in a system that is only used."""
+
+
 def check(fits: bool, name: str, value: object, expected: str) -> None:
     """Raise a ValueError that names a setting, its value and what is expected, unless it fits."""
     if not fits:
@@ -141,6 +145,9 @@ class DiscriminatorConfig(OptimizerConfig):
         spectral_norm: divide every weight matrix by its largest singular value (Miyato et al. 2018)
         minibatch_stddev: images per group whose common standard deviation it is shown, which counters mode collapse
             (Karras et al. 2018); a micro-batch must be a multiple of it; 0 turns it off
+        dino_weights: file of a vision transformer of DINO, such as ViT-S/8, whose frozen features of an image are shown
+            to light heads in place of the image (Sauer et al. 2021), with R1 and R2 off; best with hinge and augment.
+            The file is as for perceptual_weights of dino; null trains a discriminator of pixels
     """
 
     every: int = 1
@@ -157,6 +164,7 @@ class DiscriminatorConfig(OptimizerConfig):
     augment_probability: Varying = 1.0
     spectral_norm: bool = False
     minibatch_stddev: int = 0
+    dino_weights: WeightsFile | None = None
 
     def check(self, player: str) -> None:
         super().check(player)
@@ -175,6 +183,10 @@ class DiscriminatorConfig(OptimizerConfig):
         if not self.lecam_weight:
             decay = (self.lecam_decay, DiscriminatorConfig.lecam_decay)
             check_unused(f"while system.{player}.lecam_weight is 0", **{f"{player}.lecam_decay": decay})
+        if self.dino_weights is not None:
+            for name in ("r1_weight", "r2_weight", "minibatch_stddev"):
+                value, alone = getattr(self, name), f"0 while system.{player}.dino_weights is set"
+                check(not value, f"{player}.{name}", value, alone)
         if not self.penalized:
             every = {f"{player}.penalty_every": (self.penalty_every, 1)}
             check_unused(f"while system.{player}.r1_weight and r2_weight are 0", **every)

@@ -113,7 +113,8 @@ class System(nn.Module, ABC):
 
     averaged: tuple[str, ...]  # networks that are used after training: the EMA averages these
     architecture: ClassVar[tuple[str, ...]] = ("latent_dim", "networks")  # settings that shape the averaged networks
-    frozen: ClassVar[tuple[str, ...]] = ("perceptual",)  # children that nobody trains and no checkpoint contains
+    # children that nobody trains and no checkpoint contains
+    frozen: ClassVar[tuple[str, ...]] = ("perceptual", "dino_binary", "dino_ternary", "dino_codes")
     latent_shape: tuple[int, ...] = ()  # of a draw from the prior; () without a prior
     domains: int = 1  # data sets per batch
     by_position: tuple[str, ...] = ()  # buffers [positions, ...], which `hold` makes; for training only

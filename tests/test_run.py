@@ -233,7 +233,7 @@ def test_a_perceptual_networks_file_is_compared_by_its_content(here, tmp_path, m
     class Pixels(torch.nn.Module):
         def __init__(self, kind, weights):
             super().__init__()
-            self.sha256 = Path(weights).read_text()
+            self.sha256, self.setting = Path(weights).read_text(), "system.perceptual_weights"
 
         def forward(self, target, prediction):
             return (target - prediction).square().mean()

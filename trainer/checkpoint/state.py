@@ -188,7 +188,8 @@ class TrainState:
                 changed.append("data: data.lanes or data.window gives another order of samples than in the checkpoint")
         frozen = frozen_checksums(self.system)
         return changed + [
-            f"system.{name}_weights: a file with sha256 {saved.frozen[name]} in the checkpoint, {frozen[name]} now"
+            f"{getattr(self.system, name).setting}: a file with sha256 {saved.frozen[name]} in the checkpoint, "
+            f"{frozen[name]} now"
             for name in saved.frozen.keys() & frozen.keys()
             if saved.frozen[name] != frozen[name]
         ]
