@@ -1,5 +1,6 @@
 """DiffAugment (Zhao et al. 2020): the same kinds of random changes to real images and fakes."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ Augmentation = Literal["color", "translation", "cutout"]
 DRAWS = 7  # uniform numbers per image
 
 
-def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor) -> Tensor:
+def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Return images under random changes, differentiably.
 
     Args:
@@ -20,14 +21,22 @@ def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor) -> Tensor
         kinds: color (brightness +-1/2, saturation x [0, 2], contrast x [1/2, 3/2]), translation (by up to 1/8 of the
             height and width, zeros outside), cutout (a part of half the height and width is zero)
         u: draws [n, DRAWS] from U[0, 1)
+        chosen: bool [n, kinds], whether each of the kinds changes an image; None if all do
     """
     image = at_least_fp32(image)  # real images come in fp32 and fakes may not; both must be changed alike
-    if "color" in kinds:
-        image = _color(image, *u[:, :3, None, None, None].to(image.dtype).unbind(1))
-    if "translation" in kinds:
-        image = _translate(image, u[:, 3], u[:, 4])
-    if "cutout" in kinds:
-        image = _cut(image, u[:, 5], u[:, 6])
+    changes: dict[Augmentation, Callable[[Tensor], Tensor]] = {
+        "color": lambda x: _color(x, *u[:, :3, None, None, None].to(x.dtype).unbind(1)),
+        "translation": lambda x: _translate(x, u[:, 3], u[:, 4]),
+        "cutout": lambda x: _cut(x, u[:, 5], u[:, 6]),
+    }
+    for kind, change in changes.items():
+        if kind in kinds:
+            changed = change(image)
+            image = (
+                changed
+                if chosen is None
+                else torch.where(chosen[:, kinds.index(kind), None, None, None], changed, image)
+            )
     return image
 
 

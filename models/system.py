@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.losses import at_least_fp32
+from models.schedule import Varying
 from models.settings import DiscriminatorConfig, OptimizerConfig
 
 Terms = dict[str, Tensor]
@@ -50,6 +51,9 @@ class Batch(Protocol):
 
     def ramp(self, start: int, steps: int) -> float:
         """Return 0 before step `start`, then a linear rise to 1 in `steps` more; a jump to 1 if `steps` is 0."""
+
+    def at(self, setting: Varying) -> float:
+        """Return the value at this step of a setting that may vary."""
 
     def due(self, every: int, start: int = 0) -> bool:
         """Return whether this step is `start`, or a multiple of `every` after it."""
@@ -109,7 +113,8 @@ class System(nn.Module, ABC):
 
     averaged: tuple[str, ...]  # networks that are used after training: the EMA averages these
     architecture: ClassVar[tuple[str, ...]] = ("latent_dim", "networks")  # settings that shape the averaged networks
-    frozen: ClassVar[tuple[str, ...]] = ("perceptual",)  # children that nobody trains and no checkpoint contains
+    # children that nobody trains and no checkpoint contains
+    frozen: ClassVar[tuple[str, ...]] = ("perceptual", "dino_binary", "dino_ternary", "dino_codes")
     latent_shape: tuple[int, ...] = ()  # of a draw from the prior; () without a prior
     domains: int = 1  # data sets per batch
     by_position: tuple[str, ...] = ()  # buffers [positions, ...], which `hold` makes; for training only

@@ -55,7 +55,7 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
     system.to(accelerator.device)
     ranks.broadcast_weights(system)  # from one seed, different processors draw weights that differ in their last digits
     set_memory_format(system)
-    ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
+    ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp, settings.ema_lengths)
     first = accelerator.process_index * per_rank_batch
     system.hold(slice(first, first + per_rank_batch), settings.batch_size)
     networks = prepare_networks(system, accelerator, settings, frozen)

@@ -41,7 +41,9 @@ class FakeRun:
         with self.fake, self.tracker as tracker, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by EMA's copy
             self.system, sizes = config.system(), [tracker.live]
-            self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
+            self.ema = EMA(
+                self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp, settings.ema_lengths
+            )
             sizes.append(tracker.live)
             checkpoint_activations(self.system, settings.activation_checkpointing)
             self.system.hold(slice(0, max(1, settings.batch_size // processes)), settings.batch_size)

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from systems_under_test import SMALL, SYSTEMS, batch_of, cyclegan, vaegan
+from systems_under_test import DISCRIMINATOR, SMALL, SYSTEMS, batch_of, cyclegan, vaegan
 
 from models import GAN, GANVAE, DiscriminatorConfig, losses
 from models.augment import DRAWS, augment
+from models.schedule import Schedule
 from models.system import freeze_all_but
 from trainer.batch import Batch
 
@@ -59,6 +60,30 @@ def test_augmentations_by_hand_of_any_draw(size):
         }.items():
             # A few sums of at most 3 * 40^2 numbers of about 1.
             np.testing.assert_allclose(augment(image, kinds, u)[i].numpy(), expected, rtol=0, atol=1e-11)
+
+
+def test_each_kind_of_augmentation_changes_the_images_that_are_chosen():
+    generator = torch.Generator().manual_seed(0)
+    image, u = torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1, torch.rand(4, DRAWS, generator=generator)
+    chosen = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    kinds = ("cutout", "color")  # in the order of `chosen`, not of their use
+    made = augment(image, kinds, u, chosen)
+    for i, own in enumerate(((), ("cutout",), ("color",), kinds)):
+        assert torch.equal(made[i], augment(image, own, u)[i])
+
+
+def test_the_probability_of_augmentation_follows_its_schedule():
+    config = replace(DISCRIMINATOR, augment=ALL, augment_probability=Schedule(0.0, 1.0, 4))
+    image = batch_of(64).image
+
+    def shown(step: int, probability=config.augment_probability) -> torch.Tensor:
+        game = vaegan(config=replace(config, augment_probability=probability)).adversaries["binary"]
+        return game._augmented(batch_of(64, step=step), "real", image)
+
+    assert torch.equal(shown(0), image)
+    assert torch.equal(shown(9), shown(9, 1.0))
+    same = (shown(2) == image).flatten(1).all(1).sum().item()
+    assert 0 < same < 32, "of 64 at a half, 8 are expected: none of three kinds changes them"
 
 
 def test_augmented_images_keep_their_precision():

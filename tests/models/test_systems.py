@@ -47,7 +47,7 @@ def test_gradients_land_on_each_players_networks_only(name):
         assert all(value.dim() == 0 and value.isfinite() for value in terms.values())
         system.zero_grad()
         moved += player.networks
-    assert sorted(moved) == sorted(dict(system.named_children())), "every network is moved by exactly one player"
+    assert sorted(moved) == sorted(system.networks()), "every network is moved by exactly one player"
 
 
 def test_each_mode_has_its_own_network_settings_and_schedule():

@@ -23,6 +23,7 @@ from trainer import schemas
 from trainer.checkpoint.files import read_scores
 from trainer.checkpoint.writer import write_files
 from trainer.config.settings import DataConfig
+from trainer.export.averages import set_average
 from trainer.latents import LatentStatistics
 
 AVERAGED = "averaged"  # what an export's manifest says of its weights
@@ -40,10 +41,11 @@ class TrainedCheckpoint:
     saved: schemas.CheckpointManifest  # the same, checked
     data: list[schemas.TrainingSet]  # the training sets, as the manifest describes them
     system: System  # with its averaged weights
+    scores: tuple[dict[str, float], dict[str, Any]] | None  # of these weights, and how they were measured
 
     @classmethod
-    def open(cls, path: Path) -> "TrainedCheckpoint":
-        """Read a checkpoint, or the newest one of a run.
+    def open(cls, path: Path, ema_length: float | None = None) -> "TrainedCheckpoint":
+        """Read a checkpoint, or the newest one of a run, with its averages or those of another length.
 
         Raises:
             ValueError: there is none, or it is damaged.
@@ -51,7 +53,10 @@ class TrainedCheckpoint:
         path = checkpoint_of(path)  # only once: a run that is still training may save another one
         system, saved, manifest = models.load(path), schemas.checkpoint(path), manifests.read(path)
         data = schemas.checked(manifest.get("data", []), list[schemas.TrainingSet], f"data in {path / 'manifest.json'}")
-        return cls(path, manifest, saved, data, system)
+        if ema_length is None:
+            return cls(path, manifest, saved, data, system, read_scores(path))
+        set_average(system, path, ema_length)
+        return cls(path, manifest, saved, data, system, None)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -122,8 +127,8 @@ def write_weights(source: TrainedCheckpoint, folder: Path, latents: LatentStatis
     manifest = {"configuration": source.configuration, "data": source.manifest.get("data", []), "weights": AVERAGED}
     write_files(folder, source.saved.step, tensors, manifest)
     write_json(folder / CONFIG_FILE, config)
-    if scored := read_scores(source.path):
-        write_json(folder / "scores.json", dict(zip(("scores", "evaluation"), scored, strict=True)))
+    if source.scores:
+        write_json(folder / "scores.json", dict(zip(("scores", "evaluation"), source.scores, strict=True)))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
