@@ -13,12 +13,8 @@ from data.images import LIMITS, Limits
 from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
-<<<<<<< HEAD
-from models.networks.perceptual import WeightsFile
 from models.schedule import Schedule
-=======
 from models.settings import WeightsFile
->>>>>>> main
 from trainer.distributed.stop import parse_time_limit
 from trainer.metrics import METRICS
 from trainer.posthoc import check_length
