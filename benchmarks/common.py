@@ -143,7 +143,7 @@ def random_batch(config: Config, domains: int, rank: int = 0, world: int = 1, st
     """Return a process's rows of random images, `trainer.batch_size` of them, in a batch of all processes."""
     data, rows = config.data, config.trainer.batch_size
     generator = torch.Generator().manual_seed(rank)
-    shape = (rows, data.channels, data.size, data.size)
+    shape = (rows, *data.shape)
     images = tuple(torch.rand(shape, generator=generator) * 2 - 1 for _ in range(domains))
     return Batch(images, slice(rank * rows, (rank + 1) * rows), world * rows, config.trainer.seed, step)
 

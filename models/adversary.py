@@ -8,10 +8,11 @@ from torch import Tensor
 from models import losses
 from models.augment import DRAWS, augment
 from models.losses import LOGITS, Mode, Opponent
-from models.networks import Discriminator, NetworkConfig
+from models.networks import Discriminator, ImageSize, NetworkConfig
 from models.networks.dino import DINO
 from models.networks.heads import Heads
 from models.networks.spectral_norm import iterate_spectral_norms
+from models.schedule import largest
 from models.settings import DiscriminatorConfig, check
 from models.system import Batch, Loss, Player, System, Terms
 
@@ -35,7 +36,7 @@ class Adversary:
         mode: Mode,
         config: DiscriminatorConfig,
         networks: NetworkConfig,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         opponent: Opponent = "real",
         class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -98,10 +99,10 @@ class Adversary:
         terms |= losses.confusion(logits, config.adversarial == "relativistic" and self.mode == "binary")
         statistics: Terms = {}
         for name, weight, images in (("r1", config.r1_weight, {"real": image}), ("r2", config.r2_weight, shown)):
-            if due and weight:
+            if due and largest(weight):
                 penalties = [losses.gradient_penalty(x, logits[kind]) for kind, x in images.items()]
                 terms[name] = torch.stack(penalties).mean()
-                loss = loss + config.penalty_every * weight * terms[name]
+                loss = loss + config.penalty_every * batch.at(weight) * terms[name]
         if config.lecam_weight:
             s_real, s_fake = losses.realness(real), losses.realness(torch.cat(fake))
             terms["lecam"] = losses.lecam(s_real, s_fake, *self._lecam.unbind())
@@ -146,6 +147,10 @@ class Adversary:
         return dict(zip(images, logits, strict=True))
 
     def _augmented(self, batch: Batch, kind: str, image: Tensor) -> Tensor:
-        if not self.config.augment:
+        kinds, probability = self.config.augment, self.config.augment_probability
+        if not kinds:
             return image
-        return augment(image, self.config.augment, batch.uniform(f"augment {self.network} {kind}", (DRAWS,)))
+        name, chosen = f"augment {self.network} {kind}", None
+        if probability != 1:
+            chosen = batch.uniform(f"{name} chosen", (len(kinds),)) < batch.at(probability)
+        return augment(image, kinds, batch.uniform(name, (DRAWS,)), chosen)

@@ -30,6 +30,7 @@ from models import (
     System,
 )
 from models.networks import kl
+from models.schedule import Schedule
 from trainer.batch import Batch
 
 SMALL = NetworkConfig("dcgan", 8, "group")
@@ -118,13 +119,20 @@ SYSTEMS = {
         config=DiscriminatorConfig(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0),
     ),
     "relativistic, r1 + r2": lambda: vaegan(
-        "both", config=replace(DISCRIMINATOR, adversarial="relativistic", r2_weight=1.0)
+        "both",
+        replace(STEADY, lr=Schedule(1e-3, 5e-4, 2), betas=(0.0, Schedule(0.9, 0.99, 3))),
+        config=replace(DISCRIMINATOR, adversarial="relativistic", r1_weight=Schedule(2.0, 0.2, 3), r2_weight=1.0),
     ),
     "least squares, lazy": lambda: vaegan(
         "ternary", config=replace(DISCRIMINATOR, adversarial="least_squares", penalty_every=2)
     ),
     "augment, deviation": lambda: vaegan(
-        config=replace(DISCRIMINATOR, augment=("color", "translation", "cutout"), minibatch_stddev=2),
+        config=replace(
+            DISCRIMINATOR,
+            augment=("color", "translation", "cutout"),
+            augment_probability=Schedule(0.2, 0.9, 3),
+            minibatch_stddev=2,
+        ),
         reconstruction="both",
     ),
     "adaptive, scheduled": lambda: vaegan(

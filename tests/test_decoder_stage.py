@@ -39,6 +39,7 @@ def test_a_decoder_trained_on_alone_scores_better_with_the_same_encoder(here, tm
     stage += ["--system.perceptual_weight", "0", "--system.perceptual_weights", "null"]
     stage += ["--system.autoencoder.lr", "1e-3", "--system.autoencoder.warmup", "10"]
     stage += ["--system.binary.lr", "1e-3", "--system.binary.start", "20", "--system.binary.ramp", "20"]
+    stage += ["--system.binary.counts_from", "20"]
     stage += ["--system.adversarial_weight", 3 * 64**2]  # the recipe's is of images of 256 pixels
     stage += ["--trainer.steps", "200", "--trainer.ema_half_life", "300", "--trainer.run_dir", tmp_path / "tuned"]
     done = here(*stage, small=[])

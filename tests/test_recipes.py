@@ -17,6 +17,7 @@ KL = {"width": 32, "blocks": 1}
 RESIDUAL = {"width": 8, "blocks": 1}
 TINY = {
     "celeba64": RESIDUAL,
+    "cifar10-r3gan": RESIDUAL,
     FINETUNE: {},
     "ffhq256": RESIDUAL,
     "horse2zebra-cyclegan": {},

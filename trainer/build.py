@@ -101,7 +101,7 @@ def take_trial_steps(parts: RunParts, state: TrainState, accelerator: Accelerato
     if not settings.compile and (accelerator.num_processes == 1 or settings.grad_sync == "flat"):
         return
     before = copy.deepcopy(state.trained())
-    blank = torch.zeros(parts.per_rank_batch, data.channels, data.size, data.size, device=accelerator.device)
+    blank = torch.zeros(parts.per_rank_batch, *data.shape, device=accelerator.device)
     images, rows = (blank,) * parts.system.domains, parts.system.rows
     train_step = make_train_step(parts, accelerator)
     players = [player_state.player for player_state in train_step.player_states]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models import System
+from models.schedule import Varying, at
 from trainer.posthoc import POWER, exponent
 
 
@@ -15,7 +16,7 @@ class EMA:
 
     Args:
         system: the system, before its networks are wrapped for distribution
-        half_life: images after which an old weight counts half
+        half_life: images after which an old weight counts half; while it is 0 the averages are the weights
         batch_size: images per step
         ramp: the half-life is at most this share of the images so far (Karras et al. 2020), so that the averages forget
             a run's first weights
@@ -23,7 +24,7 @@ class EMA:
     """
 
     def __init__(
-        self, system: System, half_life: int, batch_size: int, ramp: float = 0.05, lengths: Sequence[float] = ()
+        self, system: System, half_life: Varying, batch_size: int, ramp: float = 0.05, lengths: Sequence[float] = ()
     ):
         self.system = copy.deepcopy(system).eval().requires_grad_(False)
         for name, _ in list(self.system.named_children()):
@@ -37,8 +38,9 @@ class EMA:
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """Average in the weights after `steps` steps of the run."""
-        half_life = min(self.half_life, steps * self.batch_size * self.ramp)
-        torch._foreach_lerp_(self.averages, self.weights, 1 - 0.5 ** (self.batch_size / half_life))
+        half_life = min(at(self.half_life, steps - 1), steps * self.batch_size * self.ramp)
+        keep = 0.5 ** (self.batch_size / half_life) if half_life > 0 else 0.0
+        torch._foreach_lerp_(self.averages, self.weights, 1 - keep)
         for length, system in self.powers.items():
             kept = (1 - 1 / steps) ** (exponent(length) + 1)  # Karras et al. 2024, eq. 127
             torch._foreach_lerp_(_weights(system, system.averaged), self.weights, 1 - kept)

@@ -97,7 +97,7 @@ class StepFlops:
         data = self.config.data
         # The counter knows no fused attention of CPUs.
         with self.fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            shape = (self.images, data.channels, data.size, data.size)
+            shape = (self.images, *data.shape)
             images = tuple(torch.empty(shape) for _ in range(train_step.system.domains))
             train_step([Batch(images, slice(0, self.images), self.images, 0, step)], step)
         return counter.get_total_flops()

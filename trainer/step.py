@@ -36,7 +36,11 @@ class PlayerState:
         settings = player.optimizer
         algorithm = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.algorithm]
         optimizer = algorithm(
-            parameters.values(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
+            parameters.values(),
+            settings.rate(0, 1),
+            settings.betas_at(0),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         overflows = torch.zeros((), device=next(iter(parameters.values())).device)
         return cls(player, networks, parameters, optimizer, scaler, overflows)
@@ -224,6 +228,7 @@ class TrainStep:
         optimizer, scaler, clip = state.optimizer, state.scaler, state.player.optimizer.clip
         for group in optimizer.param_groups:
             group["lr"] = state.player.optimizer.rate(step, self.steps)
+            group["betas"] = state.player.optimizer.betas_at(step)
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = get_total_norm([p.grad for p in state.parameters.values() if p.grad is not None])

@@ -73,7 +73,7 @@ class FakeRun:
         # Two micro-batches suffice: the second one adds to gradients. At a late step all ramps are at 1.
         rows = [slice(i * micro_batch, (i + 1) * micro_batch) for i in range(min(per_rank_batch // micro_batch, 2))]
         with self.fake, tracker, CudaAutocast() if self.cuda_autocast else nullcontext():
-            images = (torch.empty(micro_batch, data.channels, data.size, data.size),) * self.system.domains
+            images = (torch.empty(micro_batch, *data.shape),) * self.system.domains
             before = tracker.peak = tracker.live
             step([BusiestBatch(images, part, self.config.trainer.batch_size, 0, 2**40) for part in rows], 0)
         return tracker.peak - before, tracker.player

@@ -47,7 +47,7 @@ class Perceptual(nn.Module):
         return self.trained.setting
 
     def forward(self, target: Tensor, prediction: Tensor) -> Tensor:
-        """Return the mean distance of images [n, 1 or 3, size, size] in [-1, 1], a scalar."""
+        """Return the mean distance of images [n, 1 or 3, height, width] in [-1, 1], a scalar."""
         with torch.autocast(target.device.type, enabled=False):
             if self.kind == "lpips":
                 return torch.stack([part.mean() for part in self._lpips(target, prediction)]).sum()
@@ -58,7 +58,7 @@ class Perceptual(nn.Module):
             return (a - b).square().mean()
 
     def each(self, target: Tensor, prediction: Tensor) -> Tensor:
-        """Return LPIPS [n] of images [n, 1 or 3, size, size] in [-1, 1]; 0 if they are the same."""
+        """Return LPIPS [n] of images [n, 1 or 3, height, width] in [-1, 1]; 0 if they are the same."""
         return torch.stack([part.mean((1, 2)) for part in self._lpips(target, prediction)]).sum(0)
 
     def _features(self, image: Tensor) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from models.adversary import Adversary
-from models.networks import NetworkConfig, build_decoder
+from models.networks import ImageSize, NetworkConfig, build_decoder
 from models.settings import DiscriminatorConfig, OptimizerConfig, check_unused
 from models.system import Batch, Loss, Player, System
 
@@ -15,7 +15,7 @@ class GAN(System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import losses
 from models.codes import CodesConfig, CodeTerms
 from models.losses import Likelihood
-from models.networks import NetworkConfig, build_decoder, build_encoder
+from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
 from models.networks.families import family_of
 from models.settings import OptimizerConfig, check, check_kl, check_unused
 from models.system import Autoencoding, Batch, Loss, Player, System
@@ -49,7 +49,7 @@ class VAE(Autoencoding, System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),

@@ -11,7 +11,7 @@ from models import losses
 from models.adversary import Adversary, Fakes
 from models.codes import CodesConfig, CodeTerms
 from models.losses import Mode, Opponent
-from models.networks import NetworkConfig, build_decoder, build_encoder
+from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
 from models.networks.perceptual import Perceptual, PerceptualKind
 from models.settings import (
     DiscriminatorConfig,
@@ -79,7 +79,7 @@ class VAEGAN(Autoencoding, System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),

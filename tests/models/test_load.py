@@ -33,13 +33,13 @@ def saved(folder: Path, system: models.System, settings: dict, step: int = 3, av
 
 def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
     system = VAEGAN(
-        *(32, 1, 4, SMALL, "both"),
+        *((32, 48), 1, 4, SMALL, "both"),
         binary=DiscriminatorConfig(lecam_weight=0.1, spectral_norm=True),
         ternary=DiscriminatorConfig(lr=1e-3, augment=("color",)),
         class_weights=(2.0, 1.0, 1.0),
     )
     torch.nn.init.constant_(system.lecam_discriminator_binary, 0.75)
-    settings = {"image_size": 32, "channels": 1, "latent_dim": 4, "networks": NETWORKS, "discriminator": "both"}
+    settings = {"image_size": [32, 48], "channels": 1, "latent_dim": 4, "networks": NETWORKS, "discriminator": "both"}
     settings |= {"binary": {"lecam_weight": 0.1, "spectral_norm": True}, "ternary": {"lr": 1e-3, "augment": ["color"]}}
     settings |= {"class_weights": [2.0, 1.0, 1.0], "feature_layer": None, "perceptual": "lpips"}
     settings |= {"perceptual_weight": 0.0, "perceptual_weights": None}

@@ -17,6 +17,7 @@ from models import (
     NetworkConfig,
     OptimizerConfig,
 )
+from models.schedule import Schedule
 
 NOT_NEGATIVE = {
     "vae": (lambda **one: VAE(32, 1, 4, SMALL, **one), ("kl_weight", "kl_warmup", "free_bits")),
@@ -108,6 +109,20 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
             lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(schedule="linear", final=1.1)).players(),
         ),
         ("final has no effect", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(final=0.1)).players()),
+        *[
+            (rf"^system\.binary\.{words}", lambda given=given: GAN(32, 1, binary=DiscriminatorConfig(**given)))
+            for words, given in {
+                "r1_weight.start is -1, expected 0 or more": {"r1_weight": Schedule(-1, 1, 3)},
+                "r2_weight.end is -1, expected 0 or more": {"r2_weight": Schedule(1, -1, 3)},
+                "r1_weight.end is 1, expected another number": {"r1_weight": Schedule(1, 1, 3)},
+                "r1_weight.steps is 0, expected more than 0": {"r1_weight": Schedule(1, 2, 0)},
+                "lr.end is 0, expected more than 0": {"lr": Schedule(1, 0, 3)},
+                "betas.end is 1, expected a number in": {"betas": (0.0, Schedule(0.9, 1, 3))},
+                "schedule is cosine, expected constant": {"lr": Schedule(1, 2, 3), "schedule": "cosine"},
+                "augment_probability.end is 2, expected": {"augment_probability": Schedule(0, 2, 3)},
+                "augment_probability has no effect while": {"augment_probability": 0.5},
+            }.items()
+        ],
         ("ramp has no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(ramp=1))),
         ("counts_from has no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(counts_from=0))),
         (

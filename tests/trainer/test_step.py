@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from systems_under_test import SYSTEMS, TRAIN_ONLY, batch_of, cancelled, kl_vaegan
 
+from models.schedule import Schedule
 from trainer.batch import Batch
 from trainer.distributed.accelerator import DDP_SETTINGS
 from trainer.ema import EMA
@@ -221,6 +222,14 @@ def test_ema_by_hand():
     ema.update(1000)
     keep = 0.5 ** (10 / 100)
     torch.testing.assert_close(ema.system.decoder.stem.bias, keep * old + (1 - keep))
+    ema.half_life = Schedule(0, 100, 4)
+    torch.nn.init.constant_(system.decoder.stem.bias, 3.0)
+    ema.update(1)
+    assert torch.equal(ema.system.decoder.stem.bias, system.decoder.stem.bias), "a half-life of 0 averages nothing"
+    torch.nn.init.constant_(system.decoder.stem.bias, 5.0)
+    ema.ramp = 10.0
+    ema.update(3)  # after step 2 of 4, at half of the end's half-life
+    torch.testing.assert_close(ema.system.decoder.stem.bias, 5.0 - 2 * 0.5 ** (10 / 50) * torch.ones_like(old))
     assert not any(p.requires_grad for p in ema.system.parameters())
 
 

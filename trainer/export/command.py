@@ -79,7 +79,7 @@ def card_of(
     name = settings.push or settings.out.resolve().name
     scores, evaluation = source.scores or ({}, {})
     held_out = evaluation.get("held_out_images")
-    channels, size, _ = source.image_shape
+    channels, height, width = source.image_shape
     return card(
         system,
         tags(system, "diffusers" if diffusers else "vaegan-trainer", settings.license),
@@ -89,7 +89,8 @@ def card_of(
         pushed=bool(settings.push),
         diffusers=diffusers,
         step=source.saved.step,
-        size=size,
+        height=height,
+        width=width,
         channels=channels,
         pictures=", ".join(shown),
         latents=latents,

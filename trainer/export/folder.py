@@ -13,6 +13,7 @@ import yaml
 
 import models
 from data.files import UNFINISHED, atomically, sha256
+from data.images import plain
 from data.redact import redacted, redacted_all
 from models import System
 from models import manifest as manifests
@@ -59,8 +60,7 @@ class TrainedCheckpoint:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        data = self.saved.configuration.data
-        return data.channels, data.size, data.size
+        return self.data_config.shape
 
     @property
     def data_config(self) -> DataConfig:
@@ -115,13 +115,13 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 def write_weights(source: TrainedCheckpoint, folder: Path, latents: LatentStatistics | None) -> None:
     """Write the averaged networks with their manifest, config.json and scores.json."""
-    system, (channels, size, _) = source.system, source.image_shape
+    system, data = source.system, source.data_config
     measured = {name: getattr(latents, name) for name in STATISTICS} if latents else {}
     try:
         config, weights = to_diffusers(system, **measured)
         tensors = {WEIGHTS_FILE.removesuffix(".safetensors"): weights}
     except ValueError:  # it is of another family, or has no encoder of means and log-variances
-        config = {"_class_name": type(system).__name__, "image_size": size, "channels": channels}
+        config = {"_class_name": type(system).__name__, "image_size": plain(data.size), "channels": data.channels}
         config |= {"latent_shape": [*system.latent_shape], **measured}
         tensors = {name: system.get_submodule(name).state_dict() for name in system.averaged}
     manifest = {"configuration": source.configuration, "data": source.manifest.get("data", []), "weights": AVERAGED}
