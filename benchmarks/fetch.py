@@ -126,7 +126,7 @@ def main() -> None:
     for name in ("window", "lanes"):
         options.add_argument(f"--{name}", type=int, help=f"data.{name}")
     given = vars(options.parse_args())
-    del given["rounds"]
+    del given["rounds"], given["small"]
     columns = "images | cache, GB | order | minutes | shards, rank | open files | shards, machine | GB fetched"
     head = f"{columns} | of its images | epochs a minute | GB in use | at once"
     print_table(head, (row(Plan(**{**given, "images": images})) for images in given["images"]))

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from models import (
     AE,
@@ -66,6 +67,7 @@ def aligned(codes: CodesConfig) -> CodesConfig:
 
 
 @functools.cache
+@unset_fake_temporarily()  # also where a test's tensors have no values
 def vit_file() -> str:
     """Random weights of a small vision transformer, by the names of DINO's files, as the same numbers each time."""
     generator, width = torch.Generator().manual_seed(5), 64

@@ -292,7 +292,7 @@ def refused_resume(here, run: Path) -> str:
     ("section", "value", "words"),
     [
         ("size", 64, "its images have 64 pixels a side and 1 channels, and its system's 32 and 1"),
-        ("size", 10**9, "size"),
+        ("size", 10**9, "its images have 1000000000 pixels a side"),
         ("size", "32", "size"),
         ("channels", 2, "channels"),
         ("test", {"a": 1}, "test"),
