@@ -13,13 +13,17 @@ LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 1,$(PROCESSES)),accel
 	--config_file launch/accelerate.yaml --multi_gpu --num_processes $(PROCESSES) \
 	--num_cpu_threads_per_process $(THREADS),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} python)
 
-.PHONY: train compare test test-slow test-gpu test-slurm lint docs setup data board
+.PHONY: train compare bench test test-slow test-gpu test-slurm lint docs setup data board
 
 train: setup
 	$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
 
 compare: setup
 	$(BIN)/python -m trainer.compare --config launch/recipes/$(COMPARISON).yaml $(ARGS)
+
+# `make bench ARGS="step growth"` measures these only; `make bench ARGS=--help` lists all.
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # Three processes on two cores: for a fifth of their time tests wait for other processes. Those that they start would
 # compile the project each, if bytecode were not written.

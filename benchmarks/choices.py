@@ -5,13 +5,11 @@ before and after the first, and the ratio is the mean of its times over the firs
 itself (`trainer/networks.py`). Memory is that of the activations that a step keeps, as the dry run counts it.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
-from benchmarks.common import Training, accelerator, parser, print_table, seconds
+from benchmarks.common import Training, accelerator, paired, parser, precisions, print_table
 from trainer.config.parser import configure
 from trainer.networks import checkpoint_activations
 from trainer.step_memory import FakeRun
@@ -43,27 +41,18 @@ def training(settings: str, precision: str, channels_last: bool = False, checkpo
     return made
 
 
-def faster(one: Callable[[], None], other: Callable[[], None], rounds: int) -> tuple[float, float]:
-    """Return the median CPU seconds of a step one way, and of the ratio of the other's to it."""
-    times = []
-    for i in range(rounds + 1):
-        before, took, after = (seconds(step, clock=time.process_time) for step in (other, one, other))
-        times += [(took, (before + after) / 2 / took)] if i else []
-    return statistics.median(took for took, _ in times), statistics.median(ratio for _, ratio in times)
-
-
 def formats(rounds: int) -> Iterator[list[object]]:
     for name, settings in FORMATS.items():
-        for precision in ("no", "bf16"):
+        for shown, precision in precisions().items():
             ways = (training(settings, precision, channels_last) for channels_last in (True, False))
-            took, ratio = faster(*ways, rounds)
-            yield [name, "fp32" if precision == "no" else precision, f"{1e3 * took:.0f}", f"{ratio:.2f}"]
+            took, _, ratio = paired(*ways, rounds)
+            yield [name, shown, f"{1e3 * took:.0f}", f"{ratio:.2f}"]
 
 
 def recomputed(rounds: int) -> Iterator[list[object]]:
     for name, settings in RECOMPUTED.items():
         ways = [training(settings, "no", checkpointing=on) for on in (True, False)]
-        _, ratio = faster(*ways, rounds)
+        *_, ratio = paired(*ways, rounds)
         peaks = []
         for on in ("true", "false"):
             words = ["--data.train", "none", "--trainer.precision", "no", "--trainer.activation_checkpointing", on]

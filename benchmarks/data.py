@@ -1,23 +1,19 @@
-"""The data pipeline: throughput, resuming, and the order of a billion samples, compared with other pipelines.
+"""The data pipeline: throughput, resuming, and the order of a billion samples, compared with webdataset's.
 
-    python -m benchmarks.data [--set 32=datasets/cifar10/train ...] [--streaming PYTHON]
+    python -m benchmarks.data [--set 32=datasets/cifar10/train ...]
 
 Everything runs on one core. Throughput is that of batches of 100 decoded uint8 images; it is compared with (a)
 libjpeg-turbo alone (simplejpeg) on the same bytes in memory, (b) webdataset's pipeline on the same shards with
 shuffle(1000) and torchvision's decode_jpeg, batched, and (c) webdataset's decode("pil") with torchvision's ToTensor.
 Ratios are medians over rounds in which all take turns. Resuming is timed from opening the shards to the first batch.
-`--streaming` names a Python interpreter that has mosaicml-streaming, whose partition of samples is compared with our
-order. Without --set, the shards hold made images with the spectrum of photographs.
+Without --set, the shards hold made images with the spectrum of photographs.
 """
 
 import argparse
 import gc
-import io
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -30,43 +26,21 @@ import numpy as np
 import simplejpeg
 import torch
 import webdataset
-from PIL import Image
-from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.functional import to_tensor
 
-from benchmarks.common import parser, print_table, seconds
+from benchmarks.common import child, made_images, memory, parser, print_table, seconds
 from data.loader import Batches, load
 from data.order import Order
 from data.processes import allow_open_files
 from data.shards import index
-from data.shards.reader import Shards, write
+from data.shards.reader import Shards
 
 BATCH = 100
 ROUND = {32: 40, 64: 40, 256: 4}  # batches of a turn, by the size of the images
 # What is required: the share of the decoder's rate, times that of webdataset, and times that of decode("pil").
 LEAST = {32: (0.6, 3.5, 6.0), 64: (0.6, 2.5, ""), 256: (0.85, 1.5, "")}
 HUGE = (100_000, 10_000)  # shards, samples in each
-
-
-def natural(size: int, rng: np.random.Generator) -> bytes:
-    """Return a JPEG of random pixels with the spectrum of photographs, 1/f."""
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
-    frequency[0, 0] = np.inf
-    noise = np.fft.fft2(rng.standard_normal((3, size, size))) / frequency
-    pixels = np.fft.ifft2(noise).real
-    pixels = pixels.mean(0) + 0.4 * pixels  # correlated colours
-    pixels = (127.5 + 50 * pixels / pixels.std()).clip(0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-def made(folder: Path, size: int, count: int) -> Path:
-    rng = np.random.default_rng(size)
-    some = [natural(size, rng) for _ in range(min(count, 2000))]
-    write(folder, ({"__key__": f"{i:08d}", "jpg": some[i % len(some)], "cls": "0"} for i in range(count)), 5000)
-    return folder
 
 
 # ---- throughput
@@ -114,24 +88,6 @@ def timed(work: Callable[..., Iterable], *given: Any) -> float:
     return seconds(lambda: deque(work(*given), maxlen=0))
 
 
-def beyond_the_window(shards: Shards, size: int, folder: Path) -> str:
-    """Return the rate on a set that is larger than the shuffle window: 1,000 shards of 1,000 images."""
-    write(folder / "one", ({"__key__": f"{i:04d}", "jpg": shards.image(i)} for i in range(1000)))
-    (folder / "many").mkdir()
-    for i in range(1000):
-        os.link(folder / "one" / "00000.tar", folder / "many" / f"{i:05d}.tar")
-    many = Shards(folder / "many")
-    order = Order(many.counts, 256, 0)
-    assert many.counts.sum() > order.window
-    arriving = our_batches(many, size, range(10**6), 256)
-    timed(islice, arriving, 20)
-    contents = many.images(order[10])[0]
-    pairs = [(timed(islice, arriving, 10) / 10, timed(map, simplejpeg.decode_jpeg, contents)) for _ in range(9)]
-    share = statistics.median(bare / ours for ours, bare in pairs)
-    rate = 256 / statistics.median(ours for ours, _ in pairs)
-    return f"1,000 shards, beyond the window: {rate:,.0f} images/s, {share:.2f} of the decoder."
-
-
 def compare_throughput(sets: dict[int, Shards], rounds: int) -> Iterator[list[object]]:
     for size, shards in sets.items():
         taken = throughput(shards, size, rounds)
@@ -165,25 +121,6 @@ def skipping(shards: Shards, samples: int) -> float:
     return timed(map, lambda sample: simplejpeg.decode_jpeg(sample["jpg"]), pipeline)
 
 
-def stateful(shards: Shards, samples: int) -> float:
-    """Return the same for torchdata, which loads its loader's state."""
-
-    def made() -> StatefulDataLoader:
-        pipeline = webdataset.WebDataset(shards.paths, shardshuffle=False).shuffle(1000).to_tuple("jpg")
-        return StatefulDataLoader(pipeline.map_tuple(simplejpeg.decode_jpeg).batched(BATCH), batch_size=None)
-
-    loader = made()
-    timed(islice, loader, samples // BATCH)
-    state = loader.state_dict()
-
-    def resumed() -> Iterator:
-        again = made()
-        again.load_state_dict(state)
-        return islice(again, 1)
-
-    return timed(resumed)
-
-
 def compare_resuming(shards: Shards, size: int, rounds: int) -> None:
     pairs = [(first_batch(shards, size, 0, 0), first_batch(shards, size, 1000, 0.5)) for _ in range(rounds)]
     start, middle = (statistics.median(values) for values in zip(*pairs, strict=True))
@@ -192,7 +129,6 @@ def compare_resuming(shards: Shards, size: int, rounds: int) -> None:
     rows = [
         ["ours, in epoch 1,000", f"{start:.3f} s (step 0)", f"{middle:.3f} s", f"{late:.3f} s"],
         ["webdataset, skipping", *(f"{skipping(shards, place):.2f} s" for place in places)],
-        ["torchdata's StatefulDataLoader over it", *(f"{stateful(shards, place):.2f} s" for place in places)],
     ]
     print_table("time to the first batch | at the start | half into an epoch | at nine tenths", rows)
     ratio = statistics.median(late / early for early, late in pairs)
@@ -202,86 +138,55 @@ def compare_resuming(shards: Shards, size: int, rounds: int) -> None:
 # ---- a billion samples
 
 
-def of_a_billion(path: Path) -> None:
-    """Print the time and memory from an index's file to a step, in a process that does nothing else."""
-    before, began = resident(), time.perf_counter()
+def of_a_billion(path: Path) -> dict[str, float]:
+    """Return the seconds and the MB from an index's file to a step, in a process that does nothing else."""
+    before, began = memory("VmRSS"), time.perf_counter()
     counts = np.array([shard.nsamples for shard in index.parse_index(path.read_text(), str(path))])
-    loaded, between = time.perf_counter(), resident()
+    loaded, between = time.perf_counter(), memory("VmRSS")
     order = Order(counts, 256, 0)
     order[1_234_567]
     first = time.perf_counter() - loaded
     step = timed(map, order.__getitem__, range(2_000_000, 2_010_000)) / 10_000
-    memory = {"index_bytes": between - before, "bytes": resident() - between}
-    print(json.dumps({"index": loaded - began, "first": first, "step": step, **memory}))
+    sizes = {"index_memory": between - before, "memory": memory("VmRSS") - between}
+    return {"index": loaded - began, "first": first, "step": step, **sizes}
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-STREAMING = """
-import os, sys, time
-import numpy as np
-from streaming.base.partition import get_partitions
-from streaming.base.shuffle import get_shuffle
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-n, before, began = int(sys.argv[1]), resident(), time.perf_counter()
-ids = get_partitions("relaxed", n, 1, 1, 8, 1, 32, 0)
-order = get_shuffle("py1e", np.full(n // 1000, 1000), 1, 0, 0)
-ids = np.where(ids != -1, order[ids], -1)
-print(time.perf_counter() - began, (resident() - before) / 1e9)
-"""
-
-
-def compare_orders(streaming: str | None) -> Iterator[list[object]]:
+def order_rows() -> Iterator[list[object]]:
     shards, samples = HUGE
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "index.json")
-        path.write_bytes(
-            index.index_json(index.Shard(f"{i:06d}.tar", samples, 10**9, 1, "0" * 16) for i in range(shards))
-        )
-        command = [sys.executable, "-m", "benchmarks.data", "--billion", str(path)]
-        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    yield [
-        f"ours, of {shards:,} shards",
-        f"{shards * samples:.0e}",
-        f"{found['first']:.3f} s (index read: {found['index']:.2f} s)",
-        f"{found['step'] * 1e3:.3f} ms",
-        f"{found['bytes'] / 1e6:.0f} MB (index: {found['index_bytes'] / 1e6:.0f} MB)",
-    ]
+        entries = (index.Shard(f"{i:06d}.tar", samples, 10**9, 1, "0" * 16) for i in range(shards))
+        path.write_bytes(index.index_json(entries))
+        found = child("benchmarks.data", path)
+    times = [f"{found['first']:.3f} s (index read: {found['index']:.2f} s)", f"{found['step'] * 1e3:.3f} ms"]
+    sizes = f"{found['memory']:.0f} MB (index: {found['index_memory']:.0f} MB)"
+    yield [f"ours, of {shards:,} shards", f"{shards * samples:.0e}", *times, sizes]
     yield ["required", "", "0.2 s", "0.2 ms", "100 MB"]
-    for n in (10**6, 10**7, 5 * 10**7) if streaming else ():
-        done = subprocess.run([streaming, "-c", STREAMING, str(n)], stdout=subprocess.PIPE, text=True, check=True)
-        took, gigabytes = map(float, done.stdout.split())
-        yield ["Streaming's partition and py1e shuffle", f"{n:.0e}", f"{took:.2f} s", "", f"{gigabytes * 1e3:.0f} MB"]
 
 
 def main() -> None:
     options = parser(__doc__, rounds=15)
     options.add_argument("--set", action="append", default=[], metavar="SIZE=FOLDER", help="shards of JPEGs of a size")
-    options.add_argument("--streaming", metavar="PYTHON", help="Python interpreter that has mosaicml-streaming")
-    options.add_argument("--billion", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = options.parse_args()
     torch.set_num_threads(1)
     allow_open_files()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    if given.billion:
-        return of_a_billion(given.billion)
+    if given.child:
+        return print(json.dumps(of_a_billion(given.child)))
     folders = {int(size): folder for size, _, folder in (one.partition("=") for one in given.set)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sets = {
-            size: Shards(folders.get(size) or made(folder / str(size), size, 50_000 if size == 32 else 5_000))
+            size: Shards(folders.get(size) or made_images(folder / str(size), size, 50_000 if size == 32 else 5_000))
             for size in ROUND
         }
         required = (
             f"{column} | required" for column in ("of the bare decoder", "times webdataset", 'times decode("pil")')
         )
         print_table(f"pixels | bytes | ours, images/s | {' | '.join(required)}", compare_throughput(sets, given.rounds))
-        print(f"{beyond_the_window(sets[32], 32, folder)} (32 pixels, batches of 256)\n")
         compare_resuming(sets[32], 32, given.rounds)
-        print_table("order | samples | first step | a step | memory", compare_orders(given.streaming))
+        print_table("order | samples | first step | a step | memory", order_rows())
 
 
 if __name__ == "__main__":

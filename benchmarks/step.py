@@ -1,44 +1,39 @@
-"""The time of a training step, compared with Pythae's and a plain loop's: `python -m benchmarks.step`.
+"""The time of a training step, compared with Pythae's, a plain loop's, and the passes that the mathematics needs.
 
-DCGAN-like networks for 64x64 images of 3 channels (four convolutions from `--width` up, latent 64), one batch in memory
-and one CPU thread, without R1, data loading and averaging of weights. Ours is `TrainStep` on a binary VAEGAN
-without normalisation. Pythae's is its own model and update in fp32, with BatchNorm in encoder and decoder as in its own
-networks; all three players move, because its margin rule, which sometimes skips one, is switched off.
+DCGAN-like networks for 64x64 images of 3 channels (four convolutions from width 32 up, latent 64), a batch of 64 in
+memory, on one CPU thread and on two, without R1, data loading and averaging of weights. Ours is `TrainStep` on a binary
+VAEGAN without normalisation. The others:
 
-- `its losses`: our step lowers the losses of Pythae's: reconstruction on the discriminator's third level, KL, and a
-  binary adversarial loss on samples from the prior alone.
-- `two fakes`: our default losses: reconstruction on pixels, KL, and reconstructions and samples as fakes.
+- `Pythae` (fp32): its own model and update (benchmarks/peer.py), with BatchNorm in encoder and decoder as in its own
+  networks; all three players move, because its margin rule, which sometimes skips one, is switched off. With `its
+  losses` our step lowers the losses of Pythae's: reconstruction on the discriminator's third level, KL, and a binary
+  adversarial loss on samples from the prior alone. In all other rows ours has its default losses: reconstruction on
+  pixels, KL, and reconstructions and samples as fakes.
+- `plain loop`, `limit`: the same networks and losses in `PlainLoop` and `Limit` of benchmarks/plain.py.
 
-The second table compares the step of `two fakes` with `benchmarks/plain.py`, a plain loop of the same networks and
-losses.
-
-A round times the other's step before and after ours; the ratio is the mean of its times over ours. FLOPs are those of
-convolutions and matrix products (torch.utils.flop_counter). `of FLOPs` is the ratio of times over that of FLOPs.
+The times are CPU times of all threads; a thread that waits sleeps. bf16 is compared only where the processor computes
+it.
 
 The last table is of networks that are one channel wide, on two images of 32x32 pixels: nearly all of a step is then the
-host's own time, in Python and in launching operations. Its times are the lowest of all rounds, which other work on the
-machine disturbs least.
+host's own time, in Python and in launching operations; medians of 50 times as many rounds.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import accelerator, parser, print_table, seconds
-from benchmarks.plain import PlainLoop
+from benchmarks.common import accelerator, bar, paired, parser, precisions, print_table
+from benchmarks.plain import Limit, PlainLoop
 from models import VAEGAN, DiscriminatorConfig, NetworkConfig
 from models.adversary import Fakes
 from models.systems.vaegan import Passes
 from trainer.batch import Batch
 from trainer.step import TrainStep
 
-SIZE, CHANNELS, LATENT = 64, 3, 64
-CASES = [("its losses", "no", 1.5), ("two fakes", "no", 1.3), ("two fakes", "bf16", 2.0)]  # and the required ratio
+CHANNELS, LATENT = 3, 64
+BARS = {PlainLoop: 1.0, Limit: 0.92}
 
 
 class SamplesOnly(VAEGAN):
@@ -48,92 +43,71 @@ class SamplesOnly(VAEGAN):
         return {"generated": passes.generated}
 
 
-def settings_of(width: int) -> dict[str, Any]:
+def settings_of(width: int, latent: int = LATENT) -> dict[str, Any]:
     binary = DiscriminatorConfig(r1_weight=0.0)
-    return {"latent_dim": LATENT, "networks": NetworkConfig("dcgan", width), "binary": binary}
+    return {"latent_dim": latent, "networks": NetworkConfig("dcgan", width), "binary": binary}
 
 
-def our_step(case: str, precision: str, width: int, image: torch.Tensor) -> Callable[[], None]:
-    settings = settings_of(width)
-    if case == "its losses":
-        system = SamplesOnly(SIZE, CHANNELS, reconstruction="features", feature_layer=2, **settings)
-    else:
-        system = VAEGAN(SIZE, CHANNELS, **settings)
+def stepping(system: VAEGAN, precision: str, image: torch.Tensor) -> Callable[[], None]:
+    """Return our step of a system on a batch of images."""
     step = TrainStep(accelerator(precision), system, 1)
     batch = Batch((image,), slice(0, len(image)), len(image), seed=0, step=0)
     return lambda: step([batch], 0)
 
 
-def flops(step: Callable[[], None]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+def pythae_rows(width: int, image: torch.Tensor, rounds: int) -> Iterator[list[object]]:
+    try:
+        from benchmarks.peer import Pythae
+    except ModuleNotFoundError as error:
+        reason = f"Pythae: left out, as there is no module {error.name} (`pip install -e '.[bench]'`)"
+        yield [reason, "fp32", torch.get_num_threads(), *4 * [""]]
+        return
+    size, widths = image.shape[-1], [width * 2**level for level in range(4)]
+    peer = Pythae(size, CHANNELS, LATENT, widths[: size.bit_length() - 3], lr=1e-4, batch_size=len(image), margin=1e9)
+    its = SamplesOnly(size, CHANNELS, reconstruction="features", feature_layer=2, **settings_of(width))
+    cases = {"its losses": (its, 1.6), "our losses": (VAEGAN(size, CHANNELS, **settings_of(width)), 1.3)}
+    for case, (system, required) in cases.items():
+        times = paired(stepping(system, "no", image), lambda: peer.step(image), rounds)
+        yield row(f"Pythae, {case}", "fp32", times, required)
 
 
-def compare(ours: Callable[[], None], other: Callable[[], None], rounds: int) -> tuple[float, float, float]:
-    """Return medians over rounds: the CPU seconds of our step and of the other's, and the ratio of the two."""
-    for step in (ours, other, ours, other):
-        step()
-    times = []
-    for _ in range(rounds):
-        before, mine, after = (seconds(step, clock=time.process_time) for step in (other, ours, other))
-        times.append((mine, (before + after) / 2, (before + after) / 2 / mine))
-    first, second, ratio = (statistics.median(column) for column in zip(*times, strict=True))
-    return first, second, ratio
+def row(other: str, precision: str, times: tuple[float, float, float], required: float) -> list[object]:
+    cells = [f"{1e3 * took:.0f}" for took in times[:2]]
+    return [other, precision, torch.get_num_threads(), *cells, *bar(times[2], required)]
+
+
+def rows(given: argparse.Namespace) -> Iterator[list[object]]:
+    size, width, count = (32, 8, 4) if given.small else (64, 32, 64)
+    image = torch.rand(count, CHANNELS, size, size) * 2 - 1
+    for threads in given.threads:
+        torch.set_num_threads(threads)
+        yield from pythae_rows(width, image, given.rounds)
+        for name, precision in precisions().items():
+            for kind, required in BARS.items():
+                ours = stepping(VAEGAN(size, CHANNELS, **settings_of(width)), precision, image)
+                other = kind(VAEGAN(size, CHANNELS, **settings_of(width)), precision)
+                times = paired(ours, lambda other=other: other.step(image), given.rounds)
+                yield row("the plain loop" if kind is PlainLoop else "the limit", name, times, required)
 
 
 def host_times(rounds: int) -> list[object]:
-    """Return a row: the lowest CPU milliseconds of a step of the narrowest networks, ours and the plain loop's."""
+    """Return a row: the CPU milliseconds of a step of the narrowest networks, ours and the plain loop's."""
     image = torch.rand(2, 1, 32, 32) * 2 - 1
-    narrow = {"latent_dim": 1, "networks": NetworkConfig("dcgan", 1), "binary": DiscriminatorConfig(r1_weight=0.0)}
-    step, plain = TrainStep(accelerator(), VAEGAN(32, 1, **narrow), 1), PlainLoop(VAEGAN(32, 1, **narrow))
-    batch = Batch((image,), slice(0, 2), 2, seed=0, step=0)
-    both = (lambda: step([batch], 0), lambda: plain.step(image))
-    times = [[seconds(each, clock=time.process_time) for each in both] for _ in range(20 * rounds)]
-    ours, others = (min(column) for column in zip(*times, strict=True))
-    return [f"{1e3 * ours:.2f}", f"{1e3 * others:.2f}", f"{ours / others:.2f}", 1.3]
-
-
-def pythae_rows(given: argparse.Namespace, image: torch.Tensor) -> Iterator[list[object]]:
-    from benchmarks.peer import Pythae  # in the extra `bench`
-
-    widths = [given.width * 2**level for level in range(4)]
-    peer = Pythae(SIZE, CHANNELS, LATENT, widths, lr=1e-4, batch_size=len(image), margin=1e9)
-    their_flops = flops(lambda: peer.step(image))
-    for case, precision, required in CASES:
-        ours = our_step(case, precision, given.width, image)
-        allowed = their_flops / flops(ours)
-        mine, theirs, ratio = compare(ours, lambda: peer.step(image), given.rounds)
-        times = [f"{1e3 * mine:.0f}", f"{1e3 * theirs:.0f}", f"{ratio:.2f}"]
-        share = f"{ratio / allowed:.2f}" if precision == "no" else ""
-        yield [case, "fp32" if precision == "no" else precision, *times, required, f"{allowed:.2f}", share]
-
-
-def plain_rows(given: argparse.Namespace, image: torch.Tensor) -> Iterator[list[object]]:
-    for precision in ("no", "bf16"):
-        plain = PlainLoop(VAEGAN(SIZE, CHANNELS, **settings_of(given.width)), precision)
-        ours = our_step("two fakes", precision, given.width, image)
-        mine, theirs, ratio = compare(ours, lambda plain=plain: plain.step(image), given.rounds)
-        name = "fp32" if precision == "no" else precision
-        yield [name, f"{1e3 * mine:.0f}", f"{1e3 * theirs:.0f}", f"{ratio:.2f}", 1.0]
+    plain = PlainLoop(VAEGAN(32, 1, **settings_of(1, latent=1)))
+    ours = stepping(VAEGAN(32, 1, **settings_of(1, latent=1)), "no", image)
+    mine, others, ratio = paired(ours, lambda: plain.step(image), 50 * rounds)
+    return [f"{1e3 * mine:.2f}", f"{1e3 * others:.2f}", *bar(1 / ratio, 1.3, most=True)]
 
 
 def main() -> None:
     options = parser(__doc__, rounds=15)
-    options.add_argument("--batch_size", type=int, default=64)
-    options.add_argument("--width", type=int, default=32, help="channels after the first convolution (32)")
-    options.add_argument("--without_pythae", action="store_true", help="compare with the plain loop only")
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of CPU threads (1 2)")
     given = options.parse_args()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    image = torch.rand(given.batch_size, CHANNELS, SIZE, SIZE) * 2 - 1
-    print(f"Batch {given.batch_size}, width {given.width}, {SIZE}x{SIZE} pixels.\n")
-    if not given.without_pythae:
-        head = "ours | precision | ms a step | Pythae's ms | times faster | required | FLOP ratio | of FLOPs"
-        print_table(head, pythae_rows(given, image))
-    head = "precision | ms a step | the plain loop's ms | times faster | required"
-    print_table(head, plain_rows(given, image))
-    head = "the host's ms a step | in the plain loop | ratio | at most"
+    head = "compared with | precision | threads | ms a step | the other's ms | times faster | required"
+    print_table(head, rows(given))
+    torch.set_num_threads(1)
+    head = "the host's ms a step | in the plain loop | ratio | required"
     print_table(head, [host_times(given.rounds)])
 
 

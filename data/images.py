@@ -34,38 +34,58 @@ class Limits(NamedTuple):
 
 
 LIMITS = Limits()
+Size = int | tuple[int, int]  # of square images, or height and width, in pixels
 
 
 class View(NamedTuple):
     """A crop of an image."""
 
-    area: float = 0.0  # share of the image that is kept, in (0, 1]; 0 keeps the largest centred square
-    log_ratio: float = 0.0  # logarithm of the crop's width over its height
+    area: float = (
+        0.0  # share of the image that is kept, in (0, 1]; 0 keeps the largest centred part of the size's shape
+    )
+    log_ratio: float = 0.0  # logarithm of how much wider than the size's shape the crop is
     x: float = 0.5  # where the crop lies, from 0 (left) to 1 (right)
     y: float = 0.5  # from 0 (top) to 1 (bottom)
     flip: bool = False  # mirror it
+    unscaled: bool = False  # take as many pixels as the size has, at x and y; smaller images are enlarged to it
 
 
 CENTRE_CROP = View()
 
 
+def sides(size: Size) -> tuple[int, int]:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def one_size(size: Size) -> Size:
+    """Return a size of squares as one number, so that it is always written alike."""
+    return size if isinstance(size, int) or size[0] != size[1] else size[0]
+
+
+def plain(size: Size) -> int | list[int]:
+    """Return a size as JSON has it."""
+    return size if isinstance(size, int) else [*size]
+
+
 def decode(
     content: bytes,
-    size: int,
+    size: Size,
     channels: int,
     view: View = CENTRE_CROP,
     out: np.ndarray | None = None,
     limits: Limits = LIMITS,
 ) -> np.ndarray:
-    """Return an encoded image as uint8 [size, size, channels], in `out` if that is given.
+    """Return an encoded image as uint8 [height, width, channels], in `out` if that is given.
 
-    The view is resized to `size` (bicubic, antialiased). A JPEG whose view is at least four times as large is decoded
-    at a half, a quarter or an eighth of its size first, which libjpeg does in less time.
+    The view is resized to `size` (bicubic, antialiased) unless it is unscaled. A JPEG whose view is at least four times
+    as large is decoded at a half, a quarter or an eighth of its size first, which libjpeg does in less time.
 
     Raises:
         ValueError: The bytes are no image, are damaged, or hold more than the limits.
     """
-    out = np.empty((size, size, channels), np.uint8) if out is None else out
+    height, width = sides(size)
+    out = np.empty((height, width, channels), np.uint8) if out is None else out
     _check(content, limits)
     if content.startswith(JPEG) and (not _has_exif(content) or _is_upright(content)):
         if view is CENTRE_CROP and _decode_into(content, out):
@@ -75,10 +95,13 @@ def decode(
     else:
         image, mode = decode_whole(content, limits), "L" if channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
-    if view.area:
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=_box(*image.size, view))
-    elif image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    if view.unscaled:
+        image = _window(image, width, height, view)
+    elif view.area:
+        view = view._replace(log_ratio=view.log_ratio + math.log(width / height))
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=_box(*image.size, view))
+    elif image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     if view.flip:
         image = ImageOps.mirror(image)
     out[:] = np.asarray(image).reshape(out.shape)
@@ -124,14 +147,17 @@ def limit_settings(limit: str) -> str:
     return f"data.max_{limit}, or --max_{limit} of data.prepare, data.inspect and trainer.evaluate"
 
 
-def _decode_jpeg(content: bytes, channels: int, size: int, view: View, limits: Limits) -> np.ndarray:
+def _decode_jpeg(content: bytes, channels: int, size: Size, view: View, limits: Limits) -> np.ndarray:
     """Return uint8 [height, width, channels] of a JPEG, scaled down so that the view keeps at least twice the size."""
     height, width, *_ = simplejpeg.decode_jpeg_header(content)
     _check_pixels(width, height, limits)
-    least = 2 * size
+    wanted = [2 * side for side in sides(size)]
     if view.area:
-        least = math.ceil(least * math.exp(abs(view.log_ratio) / 2) / view.area**0.5)
-    scaled = {"min_height": least, "min_width": least, "min_factor": 2} if min(width, height) >= 2 * least else {}
+        stretch = math.exp(abs(view.log_ratio + math.log(wanted[1] / wanted[0])) / 2)
+        wanted = [math.ceil(max(wanted) * stretch / view.area**0.5)] * 2
+    least = dict(zip(("min_height", "min_width"), wanted, strict=True))
+    enough = not view.unscaled and height >= 2 * wanted[0] and width >= 2 * wanted[1]
+    scaled = least | {"min_factor": 2} if enough else {}
     return simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB", **scaled)
 
 
@@ -209,6 +235,15 @@ def _over_white(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", strip.size, "white")
         result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
     return result
+
+
+def _window(image: Image.Image, width: int, height: int, view: View) -> Image.Image:
+    """Return the part of `width` x `height` pixels that lies where a view says."""
+    if image.width < width or image.height < height:
+        image = ImageOps.cover(image, (width, height), Image.Resampling.BICUBIC)
+    left, top = int(view.x * (image.width - width + 1)), int(view.y * (image.height - height + 1))
+    left, top = min(left, image.width - width), min(top, image.height - height)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _box(width: int, height: int, view: View) -> tuple[float, float, float, float]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.errors import DataError
-from data.images import CENTRE_CROP, Limits, View, decode
+from data.images import CENTRE_CROP, Limits, Size, View, decode, sides
 from data.order import Order, random_bits
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards.reader import OnError, Shards
@@ -23,6 +23,9 @@ NEIGHBOURS = 16  # samples after a damaged one in its shard that are tried in it
 DEATHS = ("DataLoader worker", "Pin memory thread")  # how torch's messages about dead workers begin
 FETCHES = 4  # remote shards downloaded at once
 AHEAD = 0.75  # share of the cache for shards downloaded ahead
+
+
+Crop = Literal["random"] | tuple[float, float]
 
 
 class Samples(Protocol):
@@ -48,7 +51,7 @@ class Samples(Protocol):
 class Images(NamedTuple):
     """Decoded samples."""
 
-    image: Tensor  # uint8 [n, channels, size, size]
+    image: Tensor  # uint8 [n, channels, height, width]
     label: Tensor  # int64 [n], -1 where an image has none
     position: Tensor  # int64 [n], of the samples that were read
     skipped: list[str]  # a message for each damaged sample: where it is, what is wrong, and its stand-in
@@ -58,12 +61,13 @@ class Augment(NamedTuple):
     """Random views of training images.
 
     Args:
-        crop: smallest and largest share of the image that is kept, its width 3/4 to 4/3 of its height (Szegedy et al.
-            2015); None keeps the largest centred square
+        crop: smallest and largest share of the image that is kept, 3/4 to 4/3 times as wide as the size's shape
+            (Szegedy et al. 2015); "random" keeps as many pixels as the size has, unscaled; None keeps the largest
+            centred part of the size's shape
         flip: mirror half of the images
     """
 
-    crop: tuple[float, float] | None = None
+    crop: Crop | None = None
     flip: bool = False
 
     def views(self, rows: slice, seed: int, step: int) -> list[View]:
@@ -73,13 +77,14 @@ class Augment(NamedTuple):
             return [CENTRE_CROP] * n
         bits = random_bits(5 * n, seed, step, 0, 3, start=5 * rows.start)
         area, ratio, x, y, side = (bits >> np.uint64(11)).reshape(n, 5).T * 2.0**-53
-        low, high = self.crop or (0.0, 0.0)
+        low, high = self.crop if isinstance(self.crop, tuple) else (0.0, 0.0)
         area, ratio = low + (high - low) * area, (2 * ratio - 1) * math.log(4 / 3)
         flip = (side < 0.5) & self.flip
-        return [View(*row) for row in zip(*(values.tolist() for values in (area, ratio, x, y, flip)), strict=True)]
+        drawn = zip(*(values.tolist() for values in (area, ratio, x, y, flip)), strict=True)
+        return [View(*row)._replace(unscaled=self.crop == "random") for row in drawn]
 
 
-def read(shards: Samples, positions: np.ndarray, size: int, channels: int) -> Images:
+def read(shards: Samples, positions: np.ndarray, size: Size, channels: int) -> Images:
     """Return the samples at some positions; if the shards skip errors, a damaged one's neighbour stands in for it.
 
     Raises:
@@ -92,14 +97,14 @@ def read(shards: Samples, positions: np.ndarray, size: int, channels: int) -> Im
 def _read(
     shards: Samples,
     positions: np.ndarray,
-    size: int,
+    size: Size,
     channels: int,
     views: Sequence[View],
     others: Callable[[], np.ndarray],
 ) -> Images:
     """Return a view of each sample; `others` returns more positions that may stand in for damaged samples."""
     contents, labels = shards.images(positions)
-    images, seen, skipped = _empty(len(positions), size, size, channels), positions.copy(), []
+    images, seen, skipped = _empty(len(positions), *sides(size), channels), positions.copy(), []
     pixels = images.numpy()
     for row, (content, view) in enumerate(zip(contents, views, strict=True)):
         try:
@@ -117,7 +122,7 @@ def _read(
 
 
 def _stand_in(
-    shards: Samples, damaged: int, others: Callable[[], np.ndarray], size: int, channels: int, view: View
+    shards: Samples, damaged: int, others: Callable[[], np.ndarray], size: Size, channels: int, view: View
 ) -> tuple[int, np.ndarray, int]:
     """Return position, pixels and label of a damaged sample's stand-in: the next good sample of its shard, or else of
     the others. It is a function of the data and the step alone, so that every rank finds the same one."""
@@ -149,13 +154,13 @@ class PositionBlocks(Dataset):
 
     Args:
         blocks: shards and positions of each number
-        size: pixels a side
+        size: pixels of a side, or height and width
         channels: 1 or 3
     """
 
     unit, sets = "block", ()  # no sets are fetched ahead
 
-    def __init__(self, blocks: Sequence[tuple[Shards, range]], size: int, channels: int):
+    def __init__(self, blocks: Sequence[tuple[Shards, range]], size: Size, channels: int):
         self.blocks, self.size, self.channels = blocks, size, channels
 
     def __getitem__(self, number: int) -> list[Images] | DataError:
@@ -171,7 +176,7 @@ class Batches(Dataset):
 
     Args:
         shards, orders: of each data set
-        size: pixels a side
+        size: pixels of a side, or height and width
         channels: 1 or 3
         rows: this rank's rows of the global batch
         augment: random views, drawn by each order's seed
@@ -183,7 +188,7 @@ class Batches(Dataset):
         self,
         shards: Sequence[Shards],
         orders: Sequence[Order],
-        size: int,
+        size: Size,
         channels: int,
         rows: slice,
         augment: Augment = Augment(),

@@ -8,8 +8,11 @@ from torch import Tensor
 from models import losses
 from models.augment import DRAWS, augment
 from models.losses import LOGITS, Mode, Opponent
-from models.networks import Discriminator, NetworkConfig
+from models.networks import Discriminator, ImageSize, NetworkConfig
+from models.networks.dino import DINO
+from models.networks.heads import Heads
 from models.networks.spectral_norm import iterate_spectral_norms
+from models.schedule import largest
 from models.settings import DiscriminatorConfig, check
 from models.system import Batch, Loss, Player, System, Terms
 
@@ -24,7 +27,7 @@ class Adversary:
         opponent: aim of its opponents: to be classified as `real`, or, `not_own`, as any class but their own
         class_weights: relative weights of real, reconstructed and generated images in a ternary discriminator's loss
         network: name of the child, by default discriminator_MODE
-        options: further arguments of `Discriminator`
+        options: further arguments of `Discriminator`, if it sees images
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Adversary:
         mode: Mode,
         config: DiscriminatorConfig,
         networks: NetworkConfig,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         opponent: Opponent = "real",
         class_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -48,7 +51,13 @@ class Adversary:
         self.opponent, self.class_weights = opponent, class_weights
         self.chance = losses.chance(mode, config.adversarial, class_weights)
         shape = (image_size, channels, LOGITS[mode], config.spectral_norm, config.minibatch_stddev)
-        system.add_module(self.network, Discriminator(networks, *shape, **options))
+        if config.dino_weights is None:
+            system.add_module(self.network, Discriminator(networks, *shape, **options))
+        elif config.dino_weights:  # a system that is only used has no such discriminator
+            if not hasattr(system, self.dino):
+                system.add_module(self.dino, DINO(config.dino_weights, f"system.{mode}.dino_weights"))
+            width = cast(DINO, system.get_submodule(self.dino)).width
+            system.add_module(self.network, Heads(width, LOGITS[mode], config.spectral_norm))
         if config.lecam_weight:
             system.register_buffer(f"lecam_{self.network}", torch.zeros(2))  # mean realness of real images and fakes
         if config.minibatch_stddev:
@@ -57,6 +66,11 @@ class Adversary:
     @property
     def discriminator(self) -> Discriminator:
         return cast(Discriminator, self.system.get_submodule(self.network))
+
+    @property
+    def dino(self) -> str:
+        """The name of the child whose frozen features the discriminator sees, if it does not see images."""
+        return f"dino_{self.mode}"
 
     @property
     def _lecam(self) -> Tensor:
@@ -80,13 +94,15 @@ class Adversary:
         real, *fake = logits.values()
         loss = losses.discriminator_loss(real, *fake, kind=config.adversarial, class_weights=self.class_weights)
         terms = {"discriminator_loss": loss, "chance": loss.new_full((), self.chance)}
+        if config.ramp or config.first_counting > config.start:
+            terms["weight_for_opponents"] = loss.new_full((), self.weight(batch))
         terms |= losses.confusion(logits, config.adversarial == "relativistic" and self.mode == "binary")
         statistics: Terms = {}
         for name, weight, images in (("r1", config.r1_weight, {"real": image}), ("r2", config.r2_weight, shown)):
-            if due and weight:
+            if due and largest(weight):
                 penalties = [losses.gradient_penalty(x, logits[kind]) for kind, x in images.items()]
                 terms[name] = torch.stack(penalties).mean()
-                loss = loss + config.penalty_every * weight * terms[name]
+                loss = loss + config.penalty_every * batch.at(weight) * terms[name]
         if config.lecam_weight:
             s_real, s_fake = losses.realness(real), losses.realness(torch.cat(fake))
             terms["lecam"] = losses.lecam(s_real, s_fake, *self._lecam.unbind())
@@ -94,8 +110,13 @@ class Adversary:
             statistics["realness"] = torch.stack([s_real.mean(), s_fake.mean()]).detach()
         return Loss(loss, terms, statistics)
 
+    def counts(self, batch: Batch) -> bool:
+        """Return whether the step is one from which on it counts for its opponents."""
+        return batch.ramp(self.config.first_counting, 0) > 0
+
     def weight(self, batch: Batch) -> float:
-        return batch.ramp(self.config.start, self.config.ramp)
+        """Return its weight for its opponents at this step, in [0, 1]."""
+        return batch.ramp(self.config.first_counting, self.config.ramp)
 
     def generator_loss(self, batch: Batch, image: Tensor, fakes: Fakes) -> Tensor:
         """Return the opponents' loss, the mean over the kinds of fakes."""
@@ -121,10 +142,15 @@ class Adversary:
 
     def _logits(self, batch: Batch, images: Terms) -> Terms:
         shown = torch.cat([self._augmented(batch, kind, image) for kind, image in images.items()])
-        logits = losses.at_least_fp32(self.discriminator(shown)).chunk(len(images))
+        seen = shown if self.config.dino_weights is None else self.system.get_submodule(self.dino)(shown)
+        logits = losses.at_least_fp32(self.discriminator(seen)).chunk(len(images))
         return dict(zip(images, logits, strict=True))
 
     def _augmented(self, batch: Batch, kind: str, image: Tensor) -> Tensor:
-        if not self.config.augment:
+        kinds, probability = self.config.augment, self.config.augment_probability
+        if not kinds:
             return image
-        return augment(image, self.config.augment, batch.uniform(f"augment {self.network} {kind}", (DRAWS,)))
+        name, chosen = f"augment {self.network} {kind}", None
+        if probability != 1:
+            chosen = batch.uniform(f"{name} chosen", (len(kinds),)) < batch.at(probability)
+        return augment(image, kinds, batch.uniform(name, (DRAWS,)), chosen)

@@ -1,5 +1,6 @@
 """DiffAugment (Zhao et al. 2020): the same kinds of random changes to real images and fakes."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,22 +13,30 @@ Augmentation = Literal["color", "translation", "cutout"]
 DRAWS = 7  # uniform numbers per image
 
 
-def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor) -> Tensor:
+def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Return images under random changes, differentiably.
 
     Args:
-        image: [n, channels, size, size] in [-1, 1], the size a multiple of 8
+        image: [n, channels, height, width] in [-1, 1]
         kinds: color (brightness +-1/2, saturation x [0, 2], contrast x [1/2, 3/2]), translation (by up to 1/8 of the
-            size, zeros outside), cutout (a square of half the size is zero)
+            height and width, zeros outside), cutout (a part of half the height and width is zero)
         u: draws [n, DRAWS] from U[0, 1)
+        chosen: bool [n, kinds], whether each of the kinds changes an image; None if all do
     """
     image = at_least_fp32(image)  # real images come in fp32 and fakes may not; both must be changed alike
-    if "color" in kinds:
-        image = _color(image, *u[:, :3, None, None, None].to(image.dtype).unbind(1))
-    if "translation" in kinds:
-        image = _translate(image, u[:, 3], u[:, 4])
-    if "cutout" in kinds:
-        image = _cut(image, u[:, 5], u[:, 6])
+    changes: dict[Augmentation, Callable[[Tensor], Tensor]] = {
+        "color": lambda x: _color(x, *u[:, :3, None, None, None].to(x.dtype).unbind(1)),
+        "translation": lambda x: _translate(x, u[:, 3], u[:, 4]),
+        "cutout": lambda x: _cut(x, u[:, 5], u[:, 6]),
+    }
+    for kind, change in changes.items():
+        if kind in kinds:
+            changed = change(image)
+            image = (
+                changed
+                if chosen is None
+                else torch.where(chosen[:, kinds.index(kind), None, None, None], changed, image)
+            )
     return image
 
 
@@ -41,22 +50,19 @@ def _color(image: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
 
 def _translate(image: Tensor, down: Tensor, right: Tensor) -> Tensor:
     n, _, height, width = image.shape
-    largest = height // 8
-    rows = torch.arange(height, device=image.device) + (down * (2 * largest + 1)).long()[:, None]
-    columns = torch.arange(width, device=image.device) + (right * (2 * largest + 1)).long()[:, None]
+    down_most, right_most = height // 8, width // 8
+    rows = torch.arange(height, device=image.device) + (down * (2 * down_most + 1)).long()[:, None]
+    columns = torch.arange(width, device=image.device) + (right * (2 * right_most + 1)).long()[:, None]
     index = torch.arange(n, device=image.device)[:, None, None]
-    padded = pad(image, [largest] * 4).permute(0, 2, 3, 1)
+    padded = pad(image, [right_most, right_most, down_most, down_most]).permute(0, 2, 3, 1)
     return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _cut(image: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    size = image.shape[-1]
-    side = size // 2
-    position = torch.arange(size, device=image.device)
-
-    def inside(start: Tensor) -> Tensor:  # the square may reach over the edge
+    def inside(start: Tensor, size: int) -> Tensor:  # the part may reach over the edge
+        side, position = size // 2, torch.arange(size, device=image.device)
         corner = (start * (size + 1)).long()[:, None] - side // 2
         return (position >= corner) & (position < corner + side)
 
-    hole = inside(down)[:, None, :, None] & inside(right)[:, None, None, :]
+    hole = inside(down, image.shape[2])[:, None, :, None] & inside(right, image.shape[3])[:, None, None, :]
     return image * ~hole

@@ -11,6 +11,7 @@ import safetensors
 import torch
 
 from models import diffusers, manifest
+from models.settings import WeightsFile
 from models.system import System
 from models.systems import SYSTEMS
 
@@ -106,7 +107,7 @@ def _arguments(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
         fields.append((name, hints[name]) if required else (name, hints[name], parameter.default))
     struct = msgspec.defstruct(kind.__name__, fields, kw_only=True, forbid_unknown_fields=True)
     try:
-        made = msgspec.convert(settings, struct)
+        made = msgspec.convert(settings, struct, dec_hook=_without_weights)
     except ValueError as error:
         raise ValueError(f"system.init_args: {error}") from error
     for name, value in settings.items():  # msgspec ignores unknown fields of dataclasses
@@ -114,6 +115,13 @@ def _arguments(kind: type[System], settings: dict[str, Any]) -> dict[str, Any]:
         if dataclasses.is_dataclass(taken) and (unknown := value.keys() - vars(taken).keys()):
             raise ValueError(f"system.init_args.{name} has unknown settings: {', '.join(sorted(unknown))}")
     return {name: getattr(made, name) for name in struct.__struct_fields__}
+
+
+def _without_weights(kind: type, value: Any) -> Any:
+    """Leave out files of frozen networks, which training alone needs."""
+    if kind is not WeightsFile or not isinstance(value, str):
+        raise NotImplementedError
+    return WeightsFile()
 
 
 def _read(path: Path, saved: dict[str, Any], kind: type[System], shapes: Tensors) -> Tensors:

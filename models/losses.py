@@ -12,6 +12,8 @@ Mode = Literal["binary", "ternary"]
 LOGITS: dict[Mode, int] = {"binary": 1, "ternary": 3}  # real or fake; real, reconstructed or generated
 Adversarial = Literal["logistic", "hinge", "least_squares", "relativistic"]
 Opponent = Literal["real", "not_own"]
+# Log-variance above which a variance's exponential goes on as its tangent; that of a good posterior is below 0.
+TANGENT = 4.0
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -29,8 +31,12 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, free_bits: float = 0.0) -> T
 
     Each number of a code counts at least `free_bits` nats, in each image, not in a batch's mean as in Kingma et al.
     2016, section C.8, so that the result does not depend on micro-batches.
+
+    Above a log-variance of 4, where a young encoder's may stray at a high learning rate, sigma^2 goes on as a tangent.
+    Else the gradient of one such image is 10^8, which Adam's mean of squares remembers for thousands of steps.
     """
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    variance = log_variance.clamp(max=TANGENT).exp() * (1 + relu(log_variance - TANGENT))
+    kl = 0.5 * (mean.square() + variance - 1 - log_variance)
     return (kl.clamp(min=free_bits) if free_bits else kl).flatten(1).sum(1).mean()
 
 

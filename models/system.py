@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.losses import at_least_fp32
-from models.settings import OptimizerConfig
+from models.schedule import Varying
+from models.settings import DiscriminatorConfig, OptimizerConfig
 
 Terms = dict[str, Tensor]
 
@@ -34,7 +35,7 @@ class Loss(NamedTuple):
 class Batch(Protocol):
     """A batch as a system sees it: images, random draws and schedules, but no step, rank or seed."""
 
-    images: tuple[Tensor, ...]  # one entry per data set: [n, channels, size, size] in [-1, 1]
+    images: tuple[Tensor, ...]  # one entry per data set: [n, channels, height, width] in [-1, 1]
 
     @property
     def image(self) -> Tensor: ...  # the first one's
@@ -50,6 +51,9 @@ class Batch(Protocol):
 
     def ramp(self, start: int, steps: int) -> float:
         """Return 0 before step `start`, then a linear rise to 1 in `steps` more; a jump to 1 if `steps` is 0."""
+
+    def at(self, setting: Varying) -> float:
+        """Return the value at this step of a setting that may vary."""
 
     def due(self, every: int, start: int = 0) -> bool:
         """Return whether this step is `start`, or a multiple of `every` after it."""
@@ -73,6 +77,12 @@ class Player:
     def __post_init__(self) -> None:
         self.optimizer.check(self.name)
 
+    @property
+    def starts(self) -> set[int]:
+        """The step of its first update, and the one from which on it counts for its opponents."""
+        config = self.optimizer
+        return {self.start, config.first_counting if isinstance(config, DiscriminatorConfig) else self.start}
+
     def moves(self, step: int) -> bool:
         return step >= self.start and (step - self.start) % self.every == 0
 
@@ -87,7 +97,7 @@ class System(nn.Module, ABC):
     `reconstruct`, `posterior` and `translate` that it is capable of.
 
     Args:
-        image_size: side of the images in pixels; set by data.size
+        image_size: side of square images in pixels, or height and width; set by data.size
         channels: 1 (grey) or 3 (colour); set by data.channels
         latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
             sharper reconstructions
@@ -103,7 +113,8 @@ class System(nn.Module, ABC):
 
     averaged: tuple[str, ...]  # networks that are used after training: the EMA averages these
     architecture: ClassVar[tuple[str, ...]] = ("latent_dim", "networks")  # settings that shape the averaged networks
-    frozen: ClassVar[tuple[str, ...]] = ("perceptual",)  # children that nobody trains and no checkpoint contains
+    # children that nobody trains and no checkpoint contains
+    frozen: ClassVar[tuple[str, ...]] = ("perceptual", "dino_binary", "dino_ternary", "dino_codes")
     latent_shape: tuple[int, ...] = ()  # of a draw from the prior; () without a prior
     domains: int = 1  # data sets per batch
     by_position: tuple[str, ...] = ()  # buffers [positions, ...], which `hold` makes; for training only
@@ -145,7 +156,7 @@ class System(nn.Module, ABC):
         """Raise a ValueError that names a setting that needs one of these networks, which are not trained."""
 
     def sample(self, z: Tensor) -> Tensor:
-        """Decode draws from the prior [n, *latent_shape] to images [n, channels, size, size] in [-1, 1]."""
+        """Decode draws from the prior [n, *latent_shape] to images [n, channels, height, width] in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__} does not sample")
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,11 +164,11 @@ class System(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no encoder")
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """Return reconstructions of images, without noise: [n, channels, size, size] in [-1, 1]."""
+        """Return reconstructions of images, without noise: [n, channels, height, width] in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__} does not reconstruct")
 
     def translate(self, image: Tensor, direction: Literal["a2b", "b2a"]) -> Tensor:
-        """Return images of one domain as images of the other: [n, channels, size, size] in [-1, 1]."""
+        """Return images of one domain as images of the other: [n, channels, height, width] in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__} does not translate")
 
 

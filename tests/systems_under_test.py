@@ -1,7 +1,13 @@
 """Small systems, batches and settings that tests of several rooms share."""
 
+import atexit
+import functools
+import os
+import shutil
+import tempfile
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -24,6 +30,7 @@ from models import (
     System,
 )
 from models.networks import kl
+from models.schedule import Schedule
 from trainer.batch import Batch
 
 SMALL = NetworkConfig("dcgan", 8, "group")
@@ -54,12 +61,38 @@ def cyclegan(config=None, **settings) -> CycleGAN:
     return system
 
 
+def aligned(codes: CodesConfig) -> CodesConfig:
+    return replace(codes, alignment=0.1, dino_weights=vit_file())
+
+
+@functools.cache
+def vit_file() -> str:
+    """Random weights of a small vision transformer, by the names of DINO's files, as the same numbers each time."""
+    generator, width = torch.Generator().manual_seed(5), 64
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + 4 * 4, width),
+        "patch_embed.proj.weight": (width, 3, 8, 8),
+    }
+    shapes |= {"patch_embed.proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,)}
+    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    layers |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width), "norm1": (width,), "norm2": (width,)}
+    for i in range(4):
+        shapes |= {f"blocks.{i}.{name}.weight": shape for name, shape in layers.items()}
+        shapes |= {f"blocks.{i}.{name}.bias": shape[:1] for name, shape in layers.items()}
+    state = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    folder, own = Path(tempfile.mkdtemp()), os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder) if os.getpid() == own else None)
+    torch.save(state, folder / "vit.pth")
+    return str(folder / "vit.pth")
+
+
 # Every system, and every option that could break an equivalence.
 SYSTEMS = {
     "ae": lambda: AE(32, 1, 4, SMALL, STEADY),
     "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=STEADY),
     "vae, bernoulli": lambda: VAE(32, 1, 4, SMALL, "bernoulli", autoencoder=STEADY),
-    "vae, all options": lambda: VAE(32, 1, 4, MAPS, "laplace", True, 2.0, 3, 0.1, STEADY, CODES),
+    "vae, all options": lambda: VAE(32, 1, 4, MAPS, "laplace", True, 2.0, 3, 0.1, STEADY, aligned(CODES)),
     "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, DISCRIMINATOR),
     "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, DISCRIMINATOR),
     "binary": lambda: vaegan(),
@@ -73,25 +106,40 @@ SYSTEMS = {
     "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 8, attention=(8,), blocks=1)),
     "kl": lambda: kl_vaegan(encoder_adversarial=False, adaptive=True, samples=False),
     "maps": lambda: vaegan(networks=replace(MAPS, patches=True), likelihood="laplace", codes=CODES),
+    "trained networks": lambda: vaegan(
+        networks=MAPS,
+        config=replace(SILENT, adversarial="hinge", augment=("color", "translation"), dino_weights=vit_file()),
+        perceptual_weight=50.0,
+        perceptual="dino",
+        perceptual_weights=vit_file(),
+        codes=aligned(CodesConfig()),
+    ),
     "hinge, lecam, spectral": lambda: vaegan(
         "ternary",
         config=DiscriminatorConfig(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0),
     ),
     "relativistic, r1 + r2": lambda: vaegan(
-        "both", config=replace(DISCRIMINATOR, adversarial="relativistic", r2_weight=1.0)
+        "both",
+        replace(STEADY, lr=Schedule(1e-3, 5e-4, 2), betas=(0.0, Schedule(0.9, 0.99, 3))),
+        config=replace(DISCRIMINATOR, adversarial="relativistic", r1_weight=Schedule(2.0, 0.2, 3), r2_weight=1.0),
     ),
     "least squares, lazy": lambda: vaegan(
         "ternary", config=replace(DISCRIMINATOR, adversarial="least_squares", penalty_every=2)
     ),
     "augment, deviation": lambda: vaegan(
-        config=replace(DISCRIMINATOR, augment=("color", "translation", "cutout"), minibatch_stddev=2),
+        config=replace(
+            DISCRIMINATOR,
+            augment=("color", "translation", "cutout"),
+            augment_probability=Schedule(0.2, 0.9, 3),
+            minibatch_stddev=2,
+        ),
         reconstruction="both",
     ),
     "adaptive, scheduled": lambda: vaegan(
         "both",
         OptimizerConfig(1e-3, schedule="cosine", warmup=2),
         adaptive=True,
-        ternary=replace(DISCRIMINATOR, start=1, ramp=2),
+        ternary=replace(DISCRIMINATOR, start=1, counts_from=2, ramp=2),
     ),
     "decoder alone": lambda: vaegan("ternary", reconstruction="both"),
     "cyclegan": lambda: cyclegan(pool=11),

@@ -142,6 +142,7 @@ def one_step(cuda: Cuda, system: System, precision="no", parts=1) -> TrainStep:
     images = tuple(torch.empty(rows, 1, 32, 32, device=DEVICE) for _ in range(2))
     cuda.strict = True
     train_step(Batch(images, slice(0, rows), rows, 0, 2).split(4), 2)
+    train_step.meter.fold()
     ema.update(3)
     return train_step
 

@@ -21,7 +21,7 @@ RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what
 SHORTER = {"trainer.export": ["--num", "16"], "trainer.encode": ["--workers", "0"]}
 SHORT = ["--evaluate.every", "0", "--data.size", "32", "--data.channels", "1", "--data.workers", "0"]
 NEW = ["--trainer.batch_size", "2", "--trainer.steps", "1"]
-SMALL_KL = ["--system.networks.latent_stride", "2", "--system.networks.blocks", "1"]
+SMALL_KL = ["--system.networks.latent_stride", "2", "--system.networks.blocks", "1", "--data.size", "[32, 48]"]
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def alike(one: Path, other: Path, step: int | None = None) -> bool:
 def test_two_processes_train_as_one(main, ranks, tmp_path):
     """accelerate launch on two CPU ranks: the world is two, and weights and terms are those of one process."""
     common = ["--system", "VAEGAN", "--system.discriminator", "both", "--trainer.steps", "4"]
+    common += ["--trainer.ema_lengths", "[0.05, 0.1]", "--trainer.keep_every", "4"]
     two = main(*common, "--trainer.run_dir", tmp_path / "two", processes=2, cwd=tmp_path)
     assert two.returncode == 0, two.stderr
     assert "2 processes on cpu" in two.stderr
@@ -108,8 +109,14 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
         ],
         "VAEGAN": [
             *(*NETWORKS, "--system.discriminator", "both", "--system.adaptive", "true", "--system.kl_warmup", "5"),
-            *("--system.ternary.lecam_weight", "0.1", "--system.ternary.start", "5"),
-            *("--system.autoencoder.schedule", "cosine"),
+            *("--system.ternary.lecam_weight", "0.1", "--system.ternary.start", "3"),
+            *("--system.ternary.counts_from", "5", "--system.ternary.ramp", "2"),
+            *("--system.autoencoder.schedule", "cosine", "--system.binary.augment", "[color, cutout]"),
+            *("--system.binary.augment_probability", "{start: 0, end: 0.5, steps: 6}"),
+            *("--system.binary.betas", "[0, {start: 0.9, end: 0.99, steps: 6}]"),
+            *("--system.binary.r1_weight", "{start: 1, end: 0.1, steps: 6}"),
+            *("--trainer.ema_half_life", "{start: 0, end: 100, steps: 6}"),
+            *("--trainer.ema_lengths", "[0.05, 0.1]", "--trainer.keep_every", "4"),
         ],
     }[system]
     run = ["--system", system, *of, "--trainer.steps", "8", "--trainer.save_every", "4"]
@@ -226,7 +233,7 @@ def test_a_perceptual_networks_file_is_compared_by_its_content(here, tmp_path, m
     class Pixels(torch.nn.Module):
         def __init__(self, kind, weights):
             super().__init__()
-            self.sha256 = Path(weights).read_text()
+            self.sha256, self.setting = Path(weights).read_text(), "system.perceptual_weights"
 
         def forward(self, target, prediction):
             return (target - prediction).square().mean()

@@ -7,17 +7,12 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks import saving
-from benchmarks.common import Training
 from benchmarks.scaling import SYNCS, Cluster, Traffic, buckets_of, fit, main, traffic_of
-from trainer.checkpoint import files as checkpoint_files
-from trainer.checkpoint import writer
 from trainer.config.parser import configure
 
 CLUSTER = Cluster(alpha=1.0, intra=100.0, inter=50.0, gpus_per_node=8)
@@ -149,20 +144,3 @@ def test_the_command_measures(monkeypatch, capsys):
     rows = [line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| as given")]
     assert [(row[0].strip(), int(row[1])) for row in rows] == [("ddp", 2), ("flat", 2)]
     assert all(float(row[-1]) > 0 for row in rows)
-
-
-def test_a_save_during_training_holds_the_step_that_it_was_called_at(tmp_path):
-    config = configure(SMALL)
-    training = Training(config, Accelerator(cpu=True))
-    state = saving.state_of(config, training)
-    training()
-    saving.save_and_wait(training, state, tmp_path)
-    training()
-    weights = state.tensors()["decoder"]["stem.weight"].clone()
-    saving.save_while_training(training, state, writer.Saver(tmp_path, 1, None, print))
-    (path,) = checkpoint_files.list_checkpoints(tmp_path)
-    tensors, manifest = checkpoint_files.load(path)
-    assert manifest["step"] == 2
-    assert torch.equal(tensors["decoder"]["stem.weight"], weights)
-    training()
-    assert not torch.equal(state.tensors()["decoder"]["stem.weight"], weights)

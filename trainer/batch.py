@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from models.schedule import Varying, at
 from trainer.draws import draw, key
 
 
@@ -60,6 +61,10 @@ class Batch:
         """Return 0 before step `start`, then a weight that rises linearly to 1 over `steps` steps."""
         since = self.step - start
         return float(since >= 0) if not steps else min(1.0, max(0.0, since / steps))
+
+    def at(self, setting: Varying) -> float:
+        """Return the value at this step of a setting that may vary."""
+        return at(setting, self.step)
 
     def due(self, every: int, start: int = 0) -> bool:
         """Return whether this step is `start` or a multiple of `every` after it."""

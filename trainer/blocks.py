@@ -1,10 +1,12 @@
 """Blocks of one size in which a trained system computes, whatever number of images it is given."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from data.images import Size, sides
 from models import System
 from trainer.precision import strict_fp32
 
@@ -14,16 +16,18 @@ class Blocks:
 
     Args:
         system: a trained system, in eval mode; it is moved to the device
-        size: pixels a side of its images
+        size: of its images
         device: torch's name of a device (default: a GPU if there is one)
 
     Raises:
         ValueError: the device cannot be used.
     """
 
-    def __init__(self, system: System, size: int, device: str | None = None):
+    def __init__(self, system: System, size: Size, device: str | None = None):
         self.system, self.size = system, size
-        self.block = min(64, max(1, 64**3 // size**2))  # as evaluations; fewer if padding would take minutes
+        self.block = min(
+            64, max(1, 64**3 // math.prod(sides(size)))
+        )  # as evaluations; fewer if padding would take minutes
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             system.to(self.device)

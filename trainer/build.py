@@ -55,7 +55,7 @@ def build_run(config: Config, accelerator: Accelerator, ranks: Ranks) -> RunPart
     system.to(accelerator.device)
     ranks.broadcast_weights(system)  # from one seed, different processors draw weights that differ in their last digits
     set_memory_format(system)
-    ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
+    ema = EMA(system, settings.ema_half_life, settings.batch_size, settings.ema_ramp, settings.ema_lengths)
     first = accelerator.process_index * per_rank_batch
     system.hold(slice(first, first + per_rank_batch), settings.batch_size)
     networks = prepare_networks(system, accelerator, settings, frozen)
@@ -101,11 +101,12 @@ def take_trial_steps(parts: RunParts, state: TrainState, accelerator: Accelerato
     if not settings.compile and (accelerator.num_processes == 1 or settings.grad_sync == "flat"):
         return
     before = copy.deepcopy(state.trained())
-    blank = torch.zeros(parts.per_rank_batch, data.channels, data.size, data.size, device=accelerator.device)
+    blank = torch.zeros(parts.per_rank_batch, *data.shape, device=accelerator.device)
     images, rows = (blank,) * parts.system.domains, parts.system.rows
     train_step = make_train_step(parts, accelerator)
     players = [player_state.player for player_state in train_step.player_states]
-    for step in {player.start + settings.compile * after for player in players for after in (0, player.every)}:
+    trials = {start + settings.compile * after for p in players for start in p.starts for after in (0, p.every)}
+    for step in trials:
         train_step(Batch(images, rows, settings.batch_size, 0, step).split(parts.micro_batch), step)
     state.load_networks(before)
 

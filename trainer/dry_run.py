@@ -3,6 +3,7 @@
 It writes nothing to the run folder; a folder of shards without an index gets one, as in a run.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -150,7 +151,7 @@ class Report:
         """Return rows of purpose, bytes and explanation; the last row is their sum."""
         held, data = self.run.held, self.config.data
         live, player = self.run.peak(self.per_rank_batch, self.micro_batch)
-        images = self.per_rank_batch * self.system.domains * data.channels * data.size**2 * PIXEL
+        images = self.per_rank_batch * self.system.domains * math.prod(data.shape) * PIXEL
         also = "" if held["gradients"] else ", and gradients"
         rows = [
             ("weights", held["weights"], "of all networks, with their statistics"),

@@ -97,15 +97,15 @@ class StepFlops:
         data = self.config.data
         # The counter knows no fused attention of CPUs.
         with self.fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            shape = (self.images, data.channels, data.size, data.size)
+            shape = (self.images, *data.shape)
             images = tuple(torch.empty(shape) for _ in range(train_step.system.domains))
             train_step([Batch(images, slice(0, self.images), self.images, 0, step)], step)
         return counter.get_total_flops()
 
 
 def _moves(player: Player, step: int) -> tuple[bool, bool, bool]:
-    """Return whether a player has started, is updated in a step, and whether its gradient penalties are due in it."""
+    """Return whether a player counts for others, is updated in a step, and whether its gradient penalties are due."""
     config, since = player.optimizer, step - player.start
     penalized = isinstance(config, DiscriminatorConfig) and config.penalized
     due = penalized and since % (player.every * getattr(config, "penalty_every", 1)) == 0
-    return since >= 0, player.moves(step), since >= 0 and due
+    return step >= max(player.starts), player.moves(step), since >= 0 and due

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data.dataset import LatentStatistics
+from data.images import Size
 from data.loader import Samples, read
 from models import System
 from trainer.batch import normalize
@@ -29,7 +30,7 @@ class LatentEncoder(Blocks):
         ValueError: the system has no encoder, or the device cannot be used.
     """
 
-    def __init__(self, system: System, size: int, channels: int, device: str | None = None):
+    def __init__(self, system: System, size: Size, channels: int, device: str | None = None):
         if not system.can("posterior"):
             raise ValueError(f"{type(system).__name__} has no encoder, and so no latents")
         super().__init__(system, size, device)
@@ -41,7 +42,7 @@ class LatentEncoder(Blocks):
         The log-variance is -inf if the code is certain.
 
         Args:
-            pixels: uint8 [n, channels, size, size]
+            pixels: uint8 [n, channels, height, width]
 
         Raises:
             ValueError: a code is not finite.

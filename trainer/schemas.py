@@ -18,7 +18,7 @@ Positive = Annotated[float, Meta(gt=0)]
 
 
 class ManifestData(Struct):
-    size: Annotated[int, Meta(ge=32, le=256)]
+    size: int | tuple[int, int]  # in the range of its system, as that checks
     channels: Literal[1, 3]
     train: str | list[str]
     test: str | list[str] | None
@@ -35,7 +35,7 @@ class ManifestEvaluate(Struct):
 
 
 class ManifestSystemArguments(Struct):
-    image_size: int
+    image_size: int | tuple[int, int]
     channels: int
 
 

@@ -36,7 +36,11 @@ class PlayerState:
         settings = player.optimizer
         algorithm = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.algorithm]
         optimizer = algorithm(
-            parameters.values(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
+            parameters.values(),
+            settings.rate(0, 1),
+            settings.betas_at(0),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         overflows = torch.zeros((), device=next(iter(parameters.values())).device)
         return cls(player, networks, parameters, optimizer, scaler, overflows)
@@ -48,33 +52,45 @@ class TermMeans:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    waiting: dict[str, Tensor] = field(default_factory=dict)  # not in the sums yet
+    weight: float = 1.0  # of those that wait
+
+    def add(self, terms: dict[str, Tensor], weight: float = 1.0) -> None:
+        """Add scalars by their names, in a few operations on the device for all of a step."""
+        if weight != self.weight or not self.waiting.keys().isdisjoint(terms):
+            self.fold()
+        self.weight = weight
+        self.waiting |= {name: value.detach() for name, value in terms.items()}
 
     @torch.no_grad()
-    def add(self, terms: dict[str, Tensor], weight: float = 1.0) -> None:
-        """Add scalars by their names, in a few operations on the device for all of them."""
-        together = torch.stack(list(terms.values()))
-        together = together.to(torch.float64 if together.device.type != "mps" else torch.float32) * weight
-        values = dict(zip(terms, together.unbind(), strict=True))
-        known = [name for name in terms if name in self.sums]
+    def fold(self) -> None:
+        """Add what waits to the sums."""
+        if not self.waiting:
+            return
+        names, together = [*self.waiting], torch.stack([*self.waiting.values()])
+        together = together.to(torch.float64 if together.device.type != "mps" else torch.float32) * self.weight
+        values = dict(zip(names, together.unbind(), strict=True))
+        known = [name for name in names if name in self.sums]
         if known:
             torch._foreach_add_([self.sums[name] for name in known], [values[name] for name in known])
         self.sums = values | self.sums
-        for name in terms:
-            self.counts[name] = self.counts.get(name, 0.0) + weight
+        self.counts |= {name: self.counts.get(name, 0.0) + self.weight for name in names}
+        self.waiting = {}
 
     def state(self) -> dict[str, tuple[float, float]]:
         """Return this process's sums and counts by name."""
+        self.fold()
         return {name: (total.item(), self.counts[name]) for name, total in self.sums.items()}
 
     def load(self, states: list[dict[str, tuple[float, float]]], device: torch.device) -> None:
         """Continue from the mean of the sums that some processes' `state` returned."""
         for name, (_, count) in states[0].items():
             sums = torch.tensor([state[name][0] for state in states], dtype=torch.float64, device=device)
-            self.add({name: sums.mean()})
-            self.counts[name] = count
+            self.sums[name], self.counts[name] = sums.mean(), count
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the means since the last reading, over all processes. Waits for the device."""
+        self.fold()
         if not self.sums:
             return {}
         sums = accelerator.reduce(torch.stack(list(self.sums.values())), "mean").tolist()
@@ -212,6 +228,7 @@ class TrainStep:
         optimizer, scaler, clip = state.optimizer, state.scaler, state.player.optimizer.clip
         for group in optimizer.param_groups:
             group["lr"] = state.player.optimizer.rate(step, self.steps)
+            group["betas"] = state.player.optimizer.betas_at(step)
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = get_total_norm([p.grad for p in state.parameters.values() if p.grad is not None])

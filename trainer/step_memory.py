@@ -41,7 +41,9 @@ class FakeRun:
         with self.fake, self.tracker as tracker, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by EMA's copy
             self.system, sizes = config.system(), [tracker.live]
-            self.ema = EMA(self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp)
+            self.ema = EMA(
+                self.system, settings.ema_half_life, settings.batch_size, settings.ema_ramp, settings.ema_lengths
+            )
             sizes.append(tracker.live)
             checkpoint_activations(self.system, settings.activation_checkpointing)
             self.system.hold(slice(0, max(1, settings.batch_size // processes)), settings.batch_size)
@@ -71,7 +73,7 @@ class FakeRun:
         # Two micro-batches suffice: the second one adds to gradients. At a late step all ramps are at 1.
         rows = [slice(i * micro_batch, (i + 1) * micro_batch) for i in range(min(per_rank_batch // micro_batch, 2))]
         with self.fake, tracker, CudaAutocast() if self.cuda_autocast else nullcontext():
-            images = (torch.empty(micro_batch, data.channels, data.size, data.size),) * self.system.domains
+            images = (torch.empty(micro_batch, *data.shape),) * self.system.domains
             before = tracker.peak = tracker.live
             step([BusiestBatch(images, part, self.config.trainer.batch_size, 0, 2**40) for part in rows], 0)
         return tracker.peak - before, tracker.player

@@ -182,6 +182,8 @@ class Run:
         terms = summary.terms
         for player in (player_state.player for player_state in self.train_step.player_states):
             terms[f"{player.name}/lr"] = player.optimizer.rate(self.step - 1, steps)
+            varying = player.optimizer.varying(self.step - 1)
+            terms |= {f"{player.name}/{name}": value for name, value in varying.items()}
         if self.accelerator.is_main_process:
             rate = terms["speed/images_per_second"] / self.config.trainer.batch_size
             terms |= self.flops.rates(range(self.window.first_step, self.step), rate, self.accelerator.device)

@@ -20,6 +20,7 @@ from data.files import parse, read, regular_file
 from models import NetworkConfig, System, diffusers, manifest
 from models.load import SystemManifest, checkpoint_of, find_system
 from trainer.extras import needs
+from trainer.posthoc import POWER
 
 HUB = "hf://"
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
@@ -103,7 +104,7 @@ class Checkpoint:
         if whole.stem in files:
             tensors = diffusers.split(manifest.tensors(self.folder, saved, whole.name))
             digests[whole.name] = saved["files"][whole.name]
-        there = {file.removeprefix("ema.") for file in files if not file.startswith("optimizer.")}
+        there = {file.removeprefix("ema.") for file in files if not file.startswith(("optimizer.", POWER))}
         there -= {"statistics", whole.stem}
         for network in sorted(there & {*networks}):
             averaged = f"ema.{network}" in files and (self.averages or network not in files)

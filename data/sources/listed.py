@@ -8,7 +8,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.files import escaped
-from data.images import LIMITS, Limits, header
+from data.images import LIMITS, Limits, Size, header, sides
 from data.shards.reader import OnError
 from data.sources.source import Source
 
@@ -19,7 +19,7 @@ class Listed:
     Args:
         source: the images
         name: of the source, for messages
-        size: pixels a side that each image must have; None allows any
+        size: that each image must have; None allows any
         channels: 1 allows no images in colour; None allows any
     """
 
@@ -27,7 +27,7 @@ class Listed:
     limits: Limits = LIMITS
     unpacked: tempfile.TemporaryDirectory[str] | None = None  # holds a compressed archive as long as it is read
 
-    def __init__(self, source: Source, name: str, size: int | None = None, channels: int | None = None):
+    def __init__(self, source: Source, name: str, size: Size | None = None, channels: int | None = None):
         self.source, self.source_name, self.size, self.channels = source, name, size, channels
 
     def __len__(self) -> int:
@@ -58,9 +58,10 @@ class Listed:
 
     def _check(self, content: bytes) -> None:
         (width, height), channels = header(content, self.limits)
-        if self.size and (width, height) != (self.size, self.size):
+        if self.size and (height, width) != (expected := sides(self.size)):
+            first = f"{expected[1]}x{expected[0]}"
             raise ValueError(
-                f"it has {width}x{height} pixels, and the first image {self.size} a side: --size brings all to one size"
+                f"it has {width}x{height} pixels, and the first image {first}: --size brings all to one size"
             )
         if self.channels and channels > self.channels:
             raise ValueError("it is in colour, and the first image grey: set --channels to 3 or 1")

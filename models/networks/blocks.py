@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.networks.config import NetworkConfig, Norm
+from models.networks.config import ImageSize, NetworkConfig, Norm
 
 OPTIONS = ("norm", "blocks", "attention", "multipliers", "quant_conv", "mid_attention")  # settings of some families
 SLOPE = 0.2  # of every leaky ReLU
@@ -16,10 +16,10 @@ class Family(NamedTuple):
     """How the networks of a family halve and double the size of an image.
 
     Args:
-        down: (config, image_size, channels, levels) -> a module per level, which halves the size and has
-            `config.channels(level)` outputs
-        up: (config, widths, size, channels) -> modules that double `size`, one per width but for the last convolution,
-            which has `channels` outputs; widths are the channels of the levels, the widest first
+        down: (config, side, channels, levels) -> a module per level, which halves the size and has
+            `config.channels(level)` outputs; `side` is the image's smaller side
+        up: (config, widths, side, channels) -> modules that double the size, one per width but for the last
+            convolution, which has `channels` outputs; widths are the channels of the levels, the widest first
         slope: negative slope of the decoder's (leaky) ReLUs
         options: the settings among `OPTIONS` that it uses
         encoder: (config, image_size, channels, outputs) -> a network in place of `Encoder`
@@ -32,8 +32,8 @@ class Family(NamedTuple):
     up: Callable[[NetworkConfig, list[int], int, int], tuple[list[nn.Module], nn.Conv2d | nn.ConvTranspose2d]]
     slope: float = SLOPE
     options: tuple[str, ...] = ("norm",)
-    encoder: Callable[[NetworkConfig, int, int, int], nn.Module] | None = None
-    decoder: Callable[[NetworkConfig, int, int, int], nn.Module] | None = None
+    encoder: Callable[[NetworkConfig, ImageSize, int, int], nn.Module] | None = None
+    decoder: Callable[[NetworkConfig, ImageSize, int, int], nn.Module] | None = None
     bounded: bool = True
 
 

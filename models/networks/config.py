@@ -6,6 +6,8 @@ from typing import Literal
 from models.settings import check, check_positive, check_unused
 
 Norm = Literal["none", "group"]
+ImageSize = int | tuple[int, int]  # of square images, or height and width, in pixels
+SMALLEST, LARGEST = 16, 1024  # pixels of a side
 MAX_BLOCKS = 64  # per size: a stranger's checkpoint must not make a machine build networks without end
 
 
@@ -25,7 +27,7 @@ class NetworkConfig:
         blocks: residual blocks at each image size, 1 to 64; raise it for a deeper network. Families residual and kl
             (whose decoder has one more, as layers_per_block in diffusers)
         attention: image sizes in pixels, such as [16], after whose residual blocks self-attention follows; costs grow
-            with the fourth power of the size. Family residual only
+            with the fourth power of the size. If images are not square, it is their smaller side. Family residual only
         latent_stride: 2, 4, 8 or 16 makes the latent code a map whose sides are the image's divided by this number (4
             and 8 are known as KL-f4 and KL-f8), which keeps more detail; null makes it a vector
         multipliers: channels at each image size of encoder and decoder, the largest size first, as multiples of width:
@@ -34,8 +36,8 @@ class NetworkConfig:
         quant_conv: a 1x1 convolution after the encoder, and one before the decoder, as in Stable Diffusion 1 and 2 and
             SDXL; off in Stable Diffusion 3 and FLUX. Family kl only
         mid_attention: self-attention at the smallest size of encoder and decoder. Family kl only
-        patches: discriminators classify overlapping patches (70x70 pixels at 256, 34 at 128, 16 at 64; PatchGAN, Isola
-            et al. 2017) instead of whole images: sharper texture, no view of the whole
+        patches: discriminators classify overlapping patches (70x70 pixels at 256 and more, 34 at 128, 16 at 64;
+            PatchGAN, Isola et al. 2017) instead of whole images: sharper texture, no view of the whole
     """
 
     family: str = "residual"
@@ -49,9 +51,11 @@ class NetworkConfig:
     mid_attention: bool = True
     patches: bool = False
 
-    def check(self, image_size: int, discriminator: bool = True) -> None:
+    def check(self, image_size: ImageSize, discriminator: bool = True) -> None:
         """Raise a ValueError that names a setting that does not fit a system with or without a discriminator."""
-        _, levels = halvings(image_size)
+        side, levels = min(sides(image_size)), _levels(image_size)
+        if self.stride is None:
+            halvings(image_size)
         check_positive("networks.", width=self.width, blocks=self.blocks)
         check(self.blocks <= MAX_BLOCKS, "networks.blocks", self.blocks, f"{MAX_BLOCKS} at most")
         stride, multipliers = self.latent_stride, list(self.multipliers or ())
@@ -60,23 +64,27 @@ class NetworkConfig:
         if stride and multipliers:
             expected = f"{stride.bit_length()} numbers, as system.networks.latent_stride is {stride}"
             check(stride == self.stride, "networks.multipliers", multipliers, expected)
+        if self.stride:
+            check_size(
+                image_size, self.stride, "as a map of codes is smaller by system.networks.latent_stride or multipliers"
+            )
         if not discriminator:
             check_unused("in a system without a discriminator", **{"networks.patches": (self.patches, False)})
         last = levels if discriminator else self.levels(image_size)
-        sizes, attention = [image_size // 2**level for level in range(last + 1)], list(self.attention)
+        sizes, attention = [side // 2**level for level in range(last + 1)], list(self.attention)
         check(set(attention) <= set(sizes), "networks.attention", attention, f"some of {sizes}, the networks' sizes")
 
-    def latent_shape(self, image_size: int, latent_dim: int) -> tuple[int, ...]:
+    def latent_shape(self, image_size: ImageSize, latent_dim: int) -> tuple[int, ...]:
         """Return (latent_dim,) of a vector, or (latent_dim, height, width) of a map."""
         check_positive(latent_dim=latent_dim)
-        return (latent_dim, *([image_size // self.stride] * 2 if self.stride else []))
+        return (latent_dim, *(side // self.stride for side in sides(image_size) if self.stride))
 
     @property
     def stride(self) -> int | None:
         """The number by which the sides of a map of codes are smaller than the image's; None if codes are vectors."""
         return 2 ** (len(self.multipliers) - 1) if self.multipliers else self.latent_stride
 
-    def levels(self, image_size: int) -> int:
+    def levels(self, image_size: ImageSize) -> int:
         """Return how often encoder and decoder halve and double the image size."""
         return self.stride.bit_length() - 1 if self.stride else halvings(image_size)[1]
 
@@ -85,14 +93,41 @@ class NetworkConfig:
         return self.width * 2 ** min(level, 3)
 
 
-def halvings(image_size: int) -> tuple[int, int]:
-    """Return (size, n) with image_size = size * 2^n and a size of 4 to 7, at which networks without a map end."""
-    size, n = image_size, 0
-    while size > 7 and size % 2 == 0:
-        size, n = size // 2, n + 1
-    if not 32 <= image_size <= 256 or not 4 <= size <= 7:
+def sides(image_size: ImageSize) -> tuple[int, int]:
+    """Return height and width."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def halvings(image_size: ImageSize) -> tuple[tuple[int, int], int]:
+    """Return (sides, n), such that the image's sides are sides * 2^n and the smaller of `sides` is 4, 5, 6 or 7.
+
+    There networks without a map of codes end.
+
+    Raises:
+        ValueError: no n fits; the message says which sizes do.
+    """
+    height, width = sides(image_size)
+    n = _levels(image_size)
+    check_size(
+        image_size,
+        2**n,
+        "as networks without a map of codes, and discriminators of whole images, halve the smaller side to 4 to 7",
+    )
+    return (height >> n, width >> n), n
+
+
+def _levels(image_size: ImageSize) -> int:
+    """How often the smaller side can be halved to 4 or more."""
+    return max(0, (min(sides(image_size)) // 4).bit_length() - 1)
+
+
+def check_size(image_size: ImageSize, multiple: int, why: str) -> None:
+    """Raise a ValueError that names data.size unless both sides are in range, and multiples of a number."""
+    found = sides(image_size)
+    if not all(SMALLEST <= side <= LARGEST and side % multiple == 0 for side in found):
+        fitting = [min(max(side, SMALLEST), LARGEST) // multiple * multiple for side in found]
+        nearest = fitting[0] if fitting[0] == fitting[1] else fitting
         raise ValueError(
-            f"an image size of {image_size} pixels does not fit the networks: expected 4, 5, 6 or 7 times a power of "
-            "two, from 32 to 256 (such as 32, 48, 64, 96, 128, 256); change data.size"
+            f"images of {found[0]} x {found[1]} pixels do not fit the networks: expected multiples of {multiple} from "
+            f"{SMALLEST} to {LARGEST:,} ({why}); change data.size, such as to {nearest}"
         )
-    return size, n

@@ -24,7 +24,7 @@ def strided(
     return made
 
 
-def down(config: NetworkConfig, image_size: int, channels: int, levels: int) -> list[nn.Module]:
+def down(config: NetworkConfig, side: int, channels: int, levels: int) -> list[nn.Module]:
     return strided(config, channels, [2] * levels, partial(normalization, config.norm))
 
 

@@ -1,5 +1,6 @@
 """Images to logits."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks.blocks import SLOPE, initialize, minibatch_stddev
-from models.networks.config import NetworkConfig, halvings
+from models.networks.config import ImageSize, NetworkConfig, halvings, sides
 from models.networks.dcgan import strided
 from models.networks.families import family_of
 from models.networks.spectral_norm import add_spectral_norm
@@ -20,14 +21,14 @@ class Discriminator(nn.Module):
     Args:
         logits: outputs per image or patch
         group: images whose common standard deviation the last layer gets as a channel; 0 for none
-        patch_halvings: halvings for patches, by default 3 (70 pixels) at 256 pixels, 2 (34) at 128, and 1 (16) at 64
+        patch_halvings: halvings for patches, by default 3 (70 pixels) from 256 pixels on, 2 (34) at 128, 1 (16) at 64
         instance_norm: normalize in a patch discriminator after every convolution but the first and the last
     """
 
     def __init__(
         self,
         config: NetworkConfig,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         logits: int,
         spectral_norm: bool = False,
@@ -36,19 +37,18 @@ class Discriminator(nn.Module):
         instance_norm: bool = False,
     ):
         super().__init__()
-        config.check(image_size)
         self.patches, self.group = config.patches, group
         if config.patches:
             if patch_halvings is None:
-                patch_halvings = max(1, (image_size // 32).bit_length() - 1)
+                patch_halvings = min(max(1, (min(sides(image_size)) // 32).bit_length() - 1), 3)
             strides = [*[2] * patch_halvings, 1]
             levels = strided(config, channels, strides, nn.InstanceNorm2d if instance_norm else None)
             width = config.channels(len(levels) - 1)
             self.head: nn.Module = nn.Conv2d(width + bool(group), logits, 4, 1, 1)
         else:
-            size, count = halvings(image_size)
-            levels = family_of(config).down(replace(config, norm="none"), image_size, channels, count)
-            self.head = nn.Linear((config.channels(count - 1) + bool(group)) * size**2, logits)
+            ends, count = halvings(image_size)
+            levels = family_of(config).down(replace(config, norm="none"), min(sides(image_size)), channels, count)
+            self.head = nn.Linear((config.channels(count - 1) + bool(group)) * math.prod(ends), logits)
         self.levels = nn.ModuleList(levels)
         initialize(self, SLOPE, zero_init_residual=not spectral_norm)
         nn.init.xavier_normal_(self.head.weight)

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from models.losses import at_least_fp32
 from models.networks.blocks import ResidualBranch
-from models.networks.config import NetworkConfig
+from models.networks.config import ImageSize, NetworkConfig
 from models.networks.residual import RESIDUAL
 from models.settings import check
 
@@ -34,7 +34,7 @@ def level_widths(config: NetworkConfig) -> list[int]:
 class KLEncoder(nn.Module):
     """Levels of residual blocks that halve the size of the image between them, then attention, and a map of codes."""
 
-    def __init__(self, config: NetworkConfig, image_size: int, channels: int, outputs: int):
+    def __init__(self, config: NetworkConfig, image_size: ImageSize, channels: int, outputs: int):
         super().__init__()
         config.check(image_size)
         self.config, self.image_size, self.channels = config, image_size, channels
@@ -50,7 +50,7 @@ class KLEncoder(nn.Module):
         self.quant_conv = nn.Conv2d(outputs, outputs, 1) if config.quant_conv else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map images [n, channels, size, size] to [n, outputs, h, w]."""
+        """Map images [n, channels, height, width] to [n, outputs, h, w]."""
         hidden = self.conv_in(image)
         for level in self.down_blocks:
             hidden = level(hidden)
@@ -61,7 +61,7 @@ class KLEncoder(nn.Module):
 class KLDecoder(nn.Module):
     """Attention over the map of codes, then levels of residual blocks that double the size between them."""
 
-    def __init__(self, config: NetworkConfig, image_size: int, channels: int, latent_dim: int):
+    def __init__(self, config: NetworkConfig, image_size: ImageSize, channels: int, latent_dim: int):
         super().__init__()
         config.check(image_size)
         widths = level_widths(config)[::-1]
@@ -80,7 +80,7 @@ class KLDecoder(nn.Module):
         return self.conv_out
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map codes [n, latent_dim, h, w] to images [n, channels, size, size], in [-1, 1] but for their errors."""
+        """Map codes [n, latent_dim, h, w] to images [n, channels, height, width], in [-1, 1] but for their errors."""
         hidden = self.mid_block(self.conv_in(z if self.post_quant_conv is None else self.post_quant_conv(z)))
         for level in self.up_blocks:
             hidden = level(hidden)

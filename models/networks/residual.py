@@ -66,9 +66,9 @@ class Resample(nn.Module):
         return interpolate(self.mix(x), scale_factor=self.scale, mode="bilinear", align_corners=False)
 
 
-def down(config: NetworkConfig, image_size: int, channels: int, levels: int) -> list[nn.Module]:
+def down(config: NetworkConfig, side: int, channels: int, levels: int) -> list[nn.Module]:
     made: list[list[nn.Module]] = []
-    narrow, size = config.width, image_size
+    narrow, size = config.width, side
     for level in range(levels):
         wide = config.channels(level)
         made.append([_blocks(config, narrow, size, levels), Resample(narrow, wide, 0.5)])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from models import losses
-from models.networks import NetworkConfig, build_decoder, build_encoder
+from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
 from models.settings import OptimizerConfig
 from models.system import Autoencoding, Batch, Loss, Player, System
 
@@ -19,7 +19,7 @@ class AE(Autoencoding, System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from models.adversary import Adversary
-from models.networks import NetworkConfig, Translator
-from models.networks.config import MAX_BLOCKS
+from models.networks import ImageSize, NetworkConfig, Translator
+from models.networks.config import MAX_BLOCKS, check_size, sides
 from models.settings import DiscriminatorConfig, OptimizerConfig, check, check_not_negative, check_positive
 from models.system import Batch, Loss, Player, System, Terms
 
@@ -62,7 +62,7 @@ class ImagePool:
         return torch.where(chosen["shown"][:, None, None, None], older, fake)
 
     def update(self, kept: Terms) -> None:
-        """Put fakes, `pool_a` and `pool_b` [n, channels, size, size], into the slots that `choose` returned."""
+        """Put fakes, `pool_a` and `pool_b` [n, channels, height, width], into the slots that `choose` returned."""
         at, pooled = (kept["place"], kept["slot"]), self.system.get_buffer("pooled")
         for domain in "ab":
             pool = self.system.get_buffer(f"pool_{domain}")
@@ -79,7 +79,7 @@ class CycleGAN(System):
     + identity_weight * (|G_ba(a) - a| + |G_ab(b) - b|), means over pixels.
 
     Args:
-        image_size: side of the images in pixels, a multiple of 4; set by data.size
+        image_size: height and width of the images in pixels, or a square's side, multiples of 4; set by data.size
         width: channels of a translator's first convolution; 64 in the paper. Lower it for speed and memory
         discriminator_width: channels of a discriminator's first convolution; null takes `width`
         discriminator_levels: halvings in a discriminator: 1 for patches of 16 pixels (null chooses it for images of
@@ -99,7 +99,7 @@ class CycleGAN(System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         width: int = 64,
         discriminator_width: int | None = None,
@@ -114,7 +114,8 @@ class CycleGAN(System):
         ),
     ):
         super().__init__()
-        blocks = (6 if image_size < 256 else 9) if blocks is None else blocks
+        check_size(image_size, 4, "as translators halve images twice")
+        blocks = (6 if min(sides(image_size)) < 256 else 9) if blocks is None else blocks
         discriminator_width = width if discriminator_width is None else discriminator_width
         check_positive(width=width, discriminator_width=discriminator_width, blocks=blocks)
         check(blocks <= MAX_BLOCKS, "blocks", blocks, f"{MAX_BLOCKS} at most")
@@ -129,7 +130,7 @@ class CycleGAN(System):
         }
         self.translator_ab = Translator(channels, width, blocks)
         self.translator_ba = Translator(channels, width, blocks)
-        self.pool = ImagePool(self, pool, (channels, image_size, image_size)) if pool else None
+        self.pool = ImagePool(self, pool, (channels, *sides(image_size))) if pool else None
 
     def hold(self, rows: slice, batch_size: int) -> None:
         super().hold(rows, batch_size)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from models.adversary import Adversary
-from models.networks import NetworkConfig, build_decoder
+from models.networks import ImageSize, NetworkConfig, build_decoder
 from models.settings import DiscriminatorConfig, OptimizerConfig, check_unused
 from models.system import Batch, Loss, Player, System
 
@@ -15,7 +15,7 @@ class GAN(System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),
@@ -24,7 +24,8 @@ class GAN(System):
     ):
         super().__init__()
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
-        unused = {"binary.start": (binary.start, 0), "binary.ramp": (binary.ramp, 0)}
+        unused = {"start": (binary.start, 0), "counts_from": (binary.counts_from, None), "ramp": (binary.ramp, 0)}
+        unused = {f"binary.{name}": values for name, values in unused.items()}
         check_unused("in a GAN, whose generator has no other loss", **unused)
         self.optimizer = generator
         self.decoder = build_decoder(networks, image_size, channels, latent_dim)

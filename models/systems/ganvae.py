@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models import losses
 from models.adversary import Adversary
-from models.networks import NetworkConfig, build_decoder, build_encoder
+from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
 from models.settings import DiscriminatorConfig, OptimizerConfig, check_not_negative
 from models.system import Autoencoding, Batch, Loss, Player, System
 
@@ -33,7 +33,7 @@ class GANVAE(Autoencoding, System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),

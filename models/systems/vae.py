@@ -1,5 +1,6 @@
 """The variational autoencoder: a KL term pulls the posterior to N(0, I), from which samples are drawn."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from models import losses
 from models.codes import CodesConfig, CodeTerms
 from models.losses import Likelihood
-from models.networks import NetworkConfig, build_decoder, build_encoder
+from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
 from models.networks.families import family_of
 from models.settings import OptimizerConfig, check, check_kl, check_unused
 from models.system import Autoencoding, Batch, Loss, Player, System
@@ -48,7 +49,7 @@ class VAE(Autoencoding, System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),
@@ -91,7 +92,11 @@ class VAE(Autoencoding, System):
         terms = self.code_terms.terms(batch, passes.z, distance)
         loss = sum(self.code_terms.weighted(terms), loss)
         scale = {} if log_scale is None else {"scale": log_scale.exp()}
-        return Loss(loss, {"reconstruction": reconstruction, "kl": kl} | terms | scale)
+        statistics = self.code_terms.statistics(passes.z, reconstruction, terms)
+        return Loss(loss, {"reconstruction": reconstruction, "kl": kl} | terms | scale, statistics)
 
     def players(self) -> list[Player]:
-        return [Player("autoencoder", tuple(self.networks()), self.loss, self.optimizer)]
+        return [Player("autoencoder", tuple(self.networks()), self.loss, self.optimizer, after=self.code_terms.after)]
+
+    def check_frozen(self, names: Collection[str]) -> None:
+        self.code_terms.check_frozen(names)

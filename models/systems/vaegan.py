@@ -11,9 +11,17 @@ from models import losses
 from models.adversary import Adversary, Fakes
 from models.codes import CodesConfig, CodeTerms
 from models.losses import Mode, Opponent
-from models.networks import NetworkConfig, build_decoder, build_encoder
-from models.networks.perceptual import Perceptual, PerceptualKind, WeightsFile
-from models.settings import DiscriminatorConfig, OptimizerConfig, check, check_kl, check_not_negative, check_unused
+from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
+from models.networks.perceptual import Perceptual, PerceptualKind
+from models.settings import (
+    DiscriminatorConfig,
+    OptimizerConfig,
+    WeightsFile,
+    check,
+    check_kl,
+    check_not_negative,
+    check_unused,
+)
 from models.system import Autoencoding, Batch, Loss, Player, System, Terms, last_layer
 
 
@@ -46,9 +54,10 @@ class VAEGAN(Autoencoding, System):
         feature_layer: level of that discriminator whose features are compared, counted from 0; null takes the last
         reconstruction_weight: weight of the reconstruction term, a sum over pixels; raise it for closer reconstructions
         perceptual_weight: weight of the distance of image and reconstruction in a trained network; 0 turns it off
-        perceptual: network of the perceptual term: lpips (VGG16 with LPIPS's weights, Zhang et al. 2018) or
-            convnext (ConvNeXt-S)
-        perceptual_weights: file of that network's weights as torchvision distributes them (a state_dict)
+        perceptual: network of the perceptual term: lpips (VGG16 with LPIPS's weights, Zhang et al. 2018), convnext
+            (ConvNeXt-S) or dino (cosines of features of DINO's ViT-S/8 or another, Caron et al. 2021)
+        perceptual_weights: file of that network's weights as torchvision distributes them (a state_dict); for dino as
+            DINO or timm do (`dino_deitsmall8_pretrain.pth`, or model.safetensors of `vit_small_patch8_224.dino`)
         kl_weight: weight of KL(q(z|x) || N(0, I)) in nats; raise it if samples are worse than reconstructions
         adversarial_weight: weight of the mean generator loss; raise it for sharper images, lower it against artefacts
         adaptive: multiply adversarial_weight by the ratio of the gradient norms of mean reconstruction and generator
@@ -70,7 +79,7 @@ class VAEGAN(Autoencoding, System):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         latent_dim: int = 32,
         networks: NetworkConfig = NetworkConfig(),
@@ -161,18 +170,19 @@ class VAEGAN(Autoencoding, System):
         of_codes = self.code_terms.terms(batch, passes.z, self._pixels)
         loss = sum(self.code_terms.weighted(of_codes), loss)
         fakes = self.fakes(passes._replace(reconstructed=passes.adversarial))
-        started = {mode: game for mode, game in self.adversaries.items() if batch.ramp(game.config.start, 0)}
-        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in started.items()}
+        counting = {mode: game for mode, game in self.adversaries.items() if game.counts(batch)}
+        generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in counting.items()}
         terms |= {"kl": kl} | of_codes | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
-        if not started:
-            return Loss(loss, terms)
-        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in started.items()]
+        statistics = self.code_terms.statistics(passes.z, reconstruction, of_codes)
+        if not counting:
+            return Loss(loss, terms, statistics)
+        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in counting.items()]
         generator_loss = torch.stack(weighted).mean()
         if not self.adaptive:
-            return Loss(loss + self.adversarial_weight * generator_loss, terms)
+            return Loss(loss + self.adversarial_weight * generator_loss, terms, statistics)
         # The ratio is taken of losses without weight and ramp, or it would cancel these.
         plain = torch.stack(list(generator_losses.values())).mean()
-        statistics = self._last_layer_gradients(passes.decoded, reconstruction / batch.image[0].numel(), plain)
+        statistics |= self._last_layer_gradients(passes.decoded, reconstruction / batch.image[0].numel(), plain)
         weight = self.get_buffer("adaptive_weight").clone()
         terms |= {"adaptive_weight": weight, "adaptive_saturated": (weight >= self.adaptive_limit).to(weight.dtype)}
         return Loss(loss + weight * self.adversarial_weight * generator_loss, terms, statistics)
@@ -194,10 +204,11 @@ class VAEGAN(Autoencoding, System):
 
     def players(self) -> list[Player]:
         players = [game.player(partial(self.discriminator_loss, mode)) for mode, game in self.adversaries.items()]
-        after = self._adapt if self.adaptive else None
-        return [*players, Player("autoencoder", ("encoder", "decoder"), self.loss, self.optimizer, after=after)]
+        networks = ("encoder", "decoder", *self.code_terms.networks)
+        return [*players, Player("autoencoder", networks, self.loss, self.optimizer, after=self._adapt)]
 
     def check_frozen(self, names: Collection[str]) -> None:
+        self.code_terms.check_frozen(names)
         fits = not self.adaptive or "decoder" not in names
         check(fits, "adaptive", "true", "false, as the decoder, whose gradients it compares, is not trained")
 
@@ -215,7 +226,8 @@ class VAEGAN(Autoencoding, System):
         return gradients
 
     def _adapt(self, statistics: Terms) -> None:
-        if statistics:
+        self.code_terms.after(statistics)
+        if "adversarial" in statistics:
             gradients = (statistics["reconstruction"], statistics["adversarial"])
             weight, kept = losses.adaptive_weight(*gradients, self.adaptive_limit), self.get_buffer("adaptive_weight")
             kept.copy_(torch.where(weight.isfinite(), weight, kept))  # fp16 may overflow now and then
@@ -244,6 +256,11 @@ class VAEGAN(Autoencoding, System):
         if mode not in playing:
             why = f"while system.reconstruction is {self.reconstruction}"
             raise ValueError(f"system.feature_discriminator is {mode}, expected {names} {why}")
+        dino = self.adversaries[mode].config.dino_weights
+        unset = (
+            f"null while system.reconstruction is {self.reconstruction}; system.perceptual dino compares its features"
+        )
+        check(dino is None, f"{mode}.dino_weights", dino, unset)
         last = len(self.adversaries[mode].discriminator.levels) - 1
         layer = last if layer is None else layer
         check(0 <= layer <= last, "feature_layer", layer, f"0 to {last} for this discriminator")

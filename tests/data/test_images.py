@@ -144,7 +144,19 @@ def test_views_crop_and_flip():
     wide = decode(content, 32, 1, View(0.125, np.log(2), 0, 0))
     assert np.abs(wide.astype(int) - decode(encoded(smooth(64, 64)[:16, :32]), 32, 1, View(1.0, np.log(2)))).mean() < 3
     assert decode(content, 32, 3, View(1.0, np.log(4 / 3), 0.3, 0.7)).shape == (32, 32, 3), "wider than the image"
+    assert (decode(content, (16, 32), 3, View(0.125, 0, 1, 0)) == whole[:16, 32:]).all(), "of the size's shape"
+    assert (decode(content, (32, 64), 3) == whole[16:48]).all(), "the largest centred part of that shape"
+    for x, y, left, top in ((0, 0, 0, 0), (0.99, 0.5, 16, 8), (1, 1, 16, 16)):
+        found = decode(content, 48, 3, View(x=x, y=y, unscaled=True))
+        assert (found == whole[top : top + 48, left : left + 48]).all(), "its own pixels, at any place"
+    assert (decode(content, (64, 16), 3, View(y=0.7, flip=True, unscaled=True)) == whole[:, 24:40][:, ::-1]).all()
+    small = decode(encoded(smooth(64, 32)), 48, 3, View(x=0, unscaled=True))
+    enlarged = np.asarray(Image.fromarray(smooth(64, 32)).resize((96, 48), Image.Resampling.BICUBIC))
+    assert (small == enlarged[:, :48]).all()
     large = encoded(smooth(1600, 1200), "JPEG", quality=95)
-    view = View(0.3, 0.1, 0.4, 0.6, True)
-    unscaled = decode(encoded(np.asarray(Image.open(io.BytesIO(large)))), 64, 3, view).astype(int)
-    assert np.abs(decode(large, 64, 3, view).astype(int) - unscaled).max() <= 3
+    window, own = decode(large, 64, 3, View(x=0, y=0, unscaled=True)), np.asarray(Image.open(io.BytesIO(large)))
+    assert np.abs(window.astype(int) - own[:64, :64]).max() <= 3, "no JPEG is scaled"
+    for size in (64, (48, 96)):
+        for view in (View(0.3, 0.1, 0.4, 0.6, True), images.CENTRE_CROP):
+            unscaled = decode(encoded(np.asarray(Image.open(io.BytesIO(large)))), size, 3, view).astype(int)
+            assert np.abs(decode(large, size, 3, view).astype(int) - unscaled).max() <= 3

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from systems_under_test import SMALL, SYSTEMS, batch_of, cyclegan, vaegan
+from systems_under_test import DISCRIMINATOR, SMALL, SYSTEMS, batch_of, cyclegan, vaegan
 
 from models import GAN, GANVAE, DiscriminatorConfig, losses
 from models.augment import DRAWS, augment
+from models.schedule import Schedule
 from models.system import freeze_all_but
 from trainer.batch import Batch
 
@@ -25,31 +26,29 @@ def coloured(x: np.ndarray, brightness: float, saturation: float, contrast: floa
 
 def translated(x: np.ndarray, down: float, right: float) -> np.ndarray:
     """By -m to m pixels, m an eighth of the size."""
-    size, made = x.shape[-1], np.zeros_like(x)
-    most = size // 8
-    rows, columns = (int(u * (2 * most + 1)) - most for u in (down, right))
-    for i in range(size):
-        for j in range(size):
-            if 0 <= i + rows < size and 0 <= j + columns < size:
+    (_, height, width), made = x.shape, np.zeros_like(x)
+    rows, columns = (int(u * (2 * most + 1)) - most for u, most in ((down, height // 8), (right, width // 8)))
+    for i in range(height):
+        for j in range(width):
+            if 0 <= i + rows < height and 0 <= j + columns < width:
                 made[:, i, j] = x[:, i + rows, j + columns]
     return made
 
 
 def cut(x: np.ndarray, down: float, right: float) -> np.ndarray:
-    """A square of half the size, whose middle is any corner of pixels."""
-    size, made = x.shape[-1], x.copy()
-    side = size // 2
-    top, left = (int(u * (size + 1)) - side // 2 for u in (down, right))
-    made[:, max(0, top) : top + side, max(0, left) : left + side] = 0
+    """A part of half the height and width, whose middle is any corner of pixels."""
+    (_, height, width), made = x.shape, x.copy()
+    top, left = (int(u * (size + 1)) - size // 2 // 2 for u, size in ((down, height), (right, width)))
+    made[:, max(0, top) : top + height // 2, max(0, left) : left + width // 2] = 0
     return made
 
 
-@pytest.mark.parametrize("size", [32, 40])
+@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
 def test_augmentations_by_hand_of_any_draw(size):
     """In every pixel, at random draws and at both ends of their range."""
     n = 12
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(n, 3, size, size, generator=generator, dtype=F64) * 2 - 1
+    image = torch.rand(n, 3, *size, generator=generator, dtype=F64) * 2 - 1
     u = torch.rand(n, DRAWS, generator=generator, dtype=F64)
     u[0], u[1] = 0.0, 1 - 2**-53
     for i, (x, one) in enumerate(zip(image.numpy(), u.tolist(), strict=True)):
@@ -61,6 +60,30 @@ def test_augmentations_by_hand_of_any_draw(size):
         }.items():
             # A few sums of at most 3 * 40^2 numbers of about 1.
             np.testing.assert_allclose(augment(image, kinds, u)[i].numpy(), expected, rtol=0, atol=1e-11)
+
+
+def test_each_kind_of_augmentation_changes_the_images_that_are_chosen():
+    generator = torch.Generator().manual_seed(0)
+    image, u = torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1, torch.rand(4, DRAWS, generator=generator)
+    chosen = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    kinds = ("cutout", "color")  # in the order of `chosen`, not of their use
+    made = augment(image, kinds, u, chosen)
+    for i, own in enumerate(((), ("cutout",), ("color",), kinds)):
+        assert torch.equal(made[i], augment(image, own, u)[i])
+
+
+def test_the_probability_of_augmentation_follows_its_schedule():
+    config = replace(DISCRIMINATOR, augment=ALL, augment_probability=Schedule(0.0, 1.0, 4))
+    image = batch_of(64).image
+
+    def shown(step: int, probability=config.augment_probability) -> torch.Tensor:
+        game = vaegan(config=replace(config, augment_probability=probability)).adversaries["binary"]
+        return game._augmented(batch_of(64, step=step), "real", image)
+
+    assert torch.equal(shown(0), image)
+    assert torch.equal(shown(9), shown(9, 1.0))
+    same = (shown(2) == image).flatten(1).all(1).sum().item()
+    assert 0 < same < 32, "of 64 at a half, 8 are expected: none of three kinds changes them"
 
 
 def test_augmented_images_keep_their_precision():

@@ -6,8 +6,9 @@ from systems_under_test import CODES, MAPS, batch_of
 from torch.nn.functional import interpolate
 
 from models import VAE, CodesConfig
-from models.codes import add_noise, equivariance, resize
+from models.codes import add_noise, equivariance
 from models.losses import likelihood
+from models.resize import resize
 
 F64 = torch.float64
 

@@ -1,9 +1,11 @@
 """models.load of checkpoints that are written here: which weights it takes, and which settings it understands."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from systems_under_test import aligned, vit_file
 
 import models
 from models import GAN, VAE, VAEGAN, CodesConfig, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
@@ -31,13 +33,13 @@ def saved(folder: Path, system: models.System, settings: dict, step: int = 3, av
 
 def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
     system = VAEGAN(
-        *(32, 1, 4, SMALL, "both"),
+        *((32, 48), 1, 4, SMALL, "both"),
         binary=DiscriminatorConfig(lecam_weight=0.1, spectral_norm=True),
         ternary=DiscriminatorConfig(lr=1e-3, augment=("color",)),
         class_weights=(2.0, 1.0, 1.0),
     )
     torch.nn.init.constant_(system.lecam_discriminator_binary, 0.75)
-    settings = {"image_size": 32, "channels": 1, "latent_dim": 4, "networks": NETWORKS, "discriminator": "both"}
+    settings = {"image_size": [32, 48], "channels": 1, "latent_dim": 4, "networks": NETWORKS, "discriminator": "both"}
     settings |= {"binary": {"lecam_weight": 0.1, "spectral_norm": True}, "ternary": {"lr": 1e-3, "augment": ["color"]}}
     settings |= {"class_weights": [2.0, 1.0, 1.0], "feature_layer": None, "perceptual": "lpips"}
     settings |= {"perceptual_weight": 0.0, "perceptual_weights": None}
@@ -75,6 +77,21 @@ def test_a_trained_perceptual_loss_is_needed_no_more(tmp_path):
     settings = {"image_size": 32, "channels": 1, "latent_dim": 4, "networks": NETWORKS}
     saved(tmp_path, system, settings | {"perceptual": "convnext", "perceptual_weight": 1, "perceptual_weights": "gone"})
     assert models.load(tmp_path).perceptual_weight == 0
+
+
+def test_a_file_of_features_is_needed_no_more(tmp_path):
+    networks, codes = replace(SMALL, latent_stride=8), aligned(CodesConfig())
+    config = DiscriminatorConfig(r1_weight=0.0, dino_weights=vit_file())
+    system = VAEGAN(32, 1, 4, networks, binary=config, codes=codes)
+    settings = {"image_size": 32, "channels": 1, "latent_dim": 4, "networks": NETWORKS | {"latent_stride": 8}}
+    settings |= {
+        "binary": {"r1_weight": 0, "dino_weights": "gone"},
+        "codes": {"alignment": 0.1, "dino_weights": "gone"},
+    }
+    saved(tmp_path, system, settings)
+    loaded = models.load(tmp_path)
+    assert dict(loaded.named_children()).keys() == {"encoder", "decoder"}
+    assert loaded.alignment_weight == 1
 
 
 def test_the_newest_checkpoint_is_a_runs(tmp_path):

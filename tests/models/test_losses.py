@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Normal, kl_divergence
 
 from models import OptimizerConfig, losses
@@ -24,6 +25,14 @@ def test_gaussian_kl_by_hand():
     m, s = 2.0, 0.5
     kl = losses.gaussian_kl(torch.full((1, 1), m, dtype=F64), torch.full((1, 1), 2 * math.log(s), dtype=F64))
     assert kl.item() == pytest.approx(0.5 * (m**2 + s**2 - 1) - math.log(s), rel=1e-12)
+
+
+def test_gaussian_kl_goes_on_as_its_tangent_where_a_young_encoder_strays():
+    log_variance = torch.tensor([[3.9], [4.1], [20.0]], dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(losses.gaussian_kl(torch.zeros_like(log_variance), log_variance), log_variance)
+    assert (3 * 2 * slope.flatten() + 1).tolist() == pytest.approx([math.exp(x) for x in (3.9, 4.0, 4.0)])
+    expected = 0.5 * (math.exp(4) * (1 + 16) - 1 - 20)
+    assert losses.gaussian_kl(torch.zeros(1, 1), torch.full((1, 1), 20.0)) == pytest.approx(expected)
 
 
 def test_gaussian_kl_is_zero_at_the_prior():
@@ -324,3 +333,5 @@ def test_lpips_is_that_of_torchmetrics(vgg16, torchmetrics_lpips):
     assert distance.item() == pytest.approx(torchmetrics_lpips(a, b).mean().item(), rel=1e-3)
     distance.backward()
     assert b.grad.abs().sum() > 0, "it is never under no_grad"
+    with FakeTensorMode():  # in which FLOPs and memory are counted, and files are read
+        assert Perceptual("lpips", str(vgg16))(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)).shape == ()

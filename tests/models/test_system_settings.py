@@ -17,6 +17,7 @@ from models import (
     NetworkConfig,
     OptimizerConfig,
 )
+from models.schedule import Schedule
 
 NOT_NEGATIVE = {
     "vae": (lambda **one: VAE(32, 1, 4, SMALL, **one), ("kl_weight", "kl_warmup", "free_bits")),
@@ -108,7 +109,26 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
             lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(schedule="linear", final=1.1)).players(),
         ),
         ("final has no effect", lambda: GAN(32, 1, 4, SMALL, OptimizerConfig(final=0.1)).players()),
+        *[
+            (rf"^system\.binary\.{words}", lambda given=given: GAN(32, 1, binary=DiscriminatorConfig(**given)))
+            for words, given in {
+                "r1_weight.start is -1, expected 0 or more": {"r1_weight": Schedule(-1, 1, 3)},
+                "r2_weight.end is -1, expected 0 or more": {"r2_weight": Schedule(1, -1, 3)},
+                "r1_weight.end is 1, expected another number": {"r1_weight": Schedule(1, 1, 3)},
+                "r1_weight.steps is 0, expected more than 0": {"r1_weight": Schedule(1, 2, 0)},
+                "lr.end is 0, expected more than 0": {"lr": Schedule(1, 0, 3)},
+                "betas.end is 1, expected a number in": {"betas": (0.0, Schedule(0.9, 1, 3))},
+                "schedule is cosine, expected constant": {"lr": Schedule(1, 2, 3), "schedule": "cosine"},
+                "augment_probability.end is 2, expected": {"augment_probability": Schedule(0, 2, 3)},
+                "augment_probability has no effect while": {"augment_probability": 0.5},
+            }.items()
+        ],
         ("ramp has no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(ramp=1))),
+        ("counts_from has no effect in a GAN", lambda: GAN(32, 1, binary=DiscriminatorConfig(counts_from=0))),
+        (
+            r"^system\.ternary\.counts_from is 2, expected 3 or more, as system\.ternary\.start is 3, or null",
+            lambda: vaegan("ternary", config=DiscriminatorConfig(start=3, counts_from=2)),
+        ),
         ("expected 0 to 2", lambda: vaegan(reconstruction="features", feature_layer=-1)),
         ("feature_discriminator has no effect", lambda: vaegan(feature_discriminator="binary")),
         (
@@ -162,7 +182,7 @@ def test_the_reason_why_a_setting_has_no_effect_is_named(name, reason, build):
         lambda: DiscriminatorConfig(lecam_weight=0.1, lecam_decay=0.0).check("binary"),
         lambda: DiscriminatorConfig(r1_weight=0.0, r2_weight=0.1, penalty_every=2).check("binary"),
         lambda: DiscriminatorConfig(r1_weight=0.0, lecam_weight=0.1, lecam_decay=0.5).check("binary"),
-        lambda: DiscriminatorConfig(start=1, ramp=1, minibatch_stddev=2).check("binary"),
+        lambda: DiscriminatorConfig(start=1, counts_from=1, ramp=1, minibatch_stddev=2).check("binary"),
         lambda: GAN(32, 1, 1, SMALL, binary=DiscriminatorConfig(every=2)),
         lambda: GANVAE(32, 1, 1, SMALL, latent_weight=0.0),
         lambda: VAE(32, 1, 1, SMALL, kl_weight=0.0),

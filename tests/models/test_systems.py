@@ -11,6 +11,7 @@ from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, 
 from models.losses import realness
 from models.networks import Discriminator
 from models.networks.autoencoder import Decoder, Encoder
+from models.networks.config import sides
 from models.networks.translator import Translator
 from models.system import freeze_all_but
 from trainer.batch import Batch
@@ -46,7 +47,7 @@ def test_gradients_land_on_each_players_networks_only(name):
         assert all(value.dim() == 0 and value.isfinite() for value in terms.values())
         system.zero_grad()
         moved += player.networks
-    assert sorted(moved) == sorted(dict(system.named_children())), "every network is moved by exactly one player"
+    assert sorted(moved) == sorted(system.networks()), "every network is moved by exactly one player"
 
 
 def test_each_mode_has_its_own_network_settings_and_schedule():
@@ -176,28 +177,29 @@ def test_players_of_a_step_see_the_same_draw():
 
 
 @pytest.mark.parametrize("family", ["dcgan", "residual"])
-@pytest.mark.parametrize(("size", "channels"), [(32, 1), (48, 3), (64, 3), (96, 1), (128, 3), (256, 3)])
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), (28, 1), (48, 3), ((64, 96), 3), (128, 3), (256, 3)])
 def test_networks_fit_any_size(family, size, channels):
-    image = torch.rand(2, channels, size, size)
+    image = torch.rand(2, channels, *sides(size))
     settings = NetworkConfig(family, 8, blocks=1 if family == "residual" else 2)
     assert Encoder(settings, size, channels, 10)(image).shape == (2, 10)
     assert Decoder(settings, size, channels, 5)(torch.randn(2, 5)).shape == image.shape
     assert Discriminator(settings, size, channels, 3)(image).shape == (2, 3)
 
 
-@pytest.mark.parametrize("stride", [4, 8])
-def test_codes_may_be_maps(stride):
-    settings = NetworkConfig("residual", 8, blocks=1, latent_stride=stride)
-    shape = settings.latent_shape(256, 4)
-    assert shape == (4, 256 // stride, 256 // stride)
-    assert Encoder(settings, 256, 3, 8)(torch.rand(1, 3, 256, 256)).shape == (1, 8, *shape[1:])
-    assert Decoder(settings, 256, 3, 4)(torch.randn(1, *shape)).shape == (1, 3, 256, 256)
+@pytest.mark.parametrize(("stride", "size"), [(4, 256), (8, (88, 264))])
+def test_codes_may_be_maps(stride, size):
+    """Of any multiples of their stride."""
+    settings, (height, width) = NetworkConfig("residual", 8, blocks=1, latent_stride=stride), sides(size)
+    shape = settings.latent_shape(size, 4)
+    assert shape == (4, height // stride, width // stride)
+    assert Encoder(settings, size, 3, 8)(torch.rand(1, 3, height, width)).shape == (1, 8, *shape[1:])
+    assert Decoder(settings, size, 3, 4)(torch.randn(1, *shape)).shape == (1, 3, height, width)
 
 
 def test_a_patch_sees_70_pixels_at_256_and_16_at_64():
-    for size, pixels in ((256, 70), (128, 34), (64, 16)):
+    for size, pixels in (((264, 512), 70), (256, 70), (128, 34), (64, 16)):
         network = Discriminator(NetworkConfig("dcgan", 4, patches=True), size, 1, 1)
-        image = torch.rand(1, 1, size, size, requires_grad=True)
+        image = torch.rand(1, 1, *sides(size), requires_grad=True)
         logits = network(image)
         logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
         assert (image.grad[0, 0].abs().sum(0) > 0).sum() == pixels
@@ -259,16 +261,22 @@ def test_a_pool_must_be_made_before_training():
         system.discriminator_loss(batch_of(), system.passes(batch_of()))
 
 
-def test_a_discriminator_counts_for_its_opponents_from_its_start_on():
-    configs = {"binary": SILENT, "ternary": replace(SILENT, start=4, ramp=4)}
+@pytest.mark.parametrize("steps", [{"start": 4}, {"start": 1, "counts_from": 4}])
+def test_a_discriminator_counts_for_its_opponents_from_its_start_or_a_later_step_on(steps):
+    configs = {"binary": SILENT, "ternary": replace(SILENT, ramp=4, **steps)}
     system = VAEGAN(32, 1, 4, SMALL, "both", reconstruction_weight=0, kl_weight=0, adversarial_weight=1, **configs)
     for step, weights in {3: (1.0, None), 4: (0.5, 0.0), 6: (0.5, 0.25), 8: (0.5, 0.5), 99: (0.5, 0.5)}.items():
-        loss, terms, *_ = system.loss(batch_of(step=step), system.passes(batch_of(step=step)))
+        passes = system.passes(batch_of(step=step))
+        loss, terms, *_ = system.loss(batch_of(step=step), passes)
         expected = weights[0] * terms["generator_loss/binary"]
         assert ("generator_loss/ternary" in terms) == (weights[1] is not None)
         if weights[1] is not None:
             expected = expected + weights[1] * terms["generator_loss/ternary"]
         torch.testing.assert_close(loss, expected)
+        judged = [system.discriminator_loss(mode, batch_of(step=step), passes).terms for mode in configs]
+        assert "weight_for_opponents" not in judged[0]
+        assert judged[1]["weight_for_opponents"].item() == 2 * (weights[1] or 0.0)
+    assert {player.name: player.start for player in system.players()}["ternary"] == steps["start"]
 
 
 def test_an_adaptive_weight_keeps_the_adversarial_weight_and_the_ramp():
@@ -397,7 +405,14 @@ def test_systems_say_what_they_can():
         (lambda: VAE(32, 1, kl_weight=-1), "system.kl_weight is -1"),
         (lambda: VAE(32, 1, likelihood="bernoulli", learned_scale=True), "system.learned_scale has no effect"),
         (lambda: AE(31, 1), "31 pixels"),
-        (lambda: AE(512, 1), "512 pixels"),
+        (lambda: AE(1280, 1), "1280 x 1280 pixels .* to 1024"),
+        (lambda: VAE((64, 104), 1), r"multiples of 16 .* to \[64, 96\]"),
+        (lambda: VAE((64, 100), 1, networks=NetworkConfig("kl", latent_stride=8)), "multiples of 8 .*latent_stride"),
+        (
+            lambda: VAEGAN((64, 72), 1, networks=NetworkConfig(latent_stride=4)),
+            "discriminators of whole images.* to 64",
+        ),
+        (lambda: CycleGAN((32, 34), 1), "multiples of 4 .* to 32"),
         (lambda: VAEGAN(32, 1, feature_layer=1), "no effect"),
         (lambda: VAEGAN(32, 1, ternary=DiscriminatorConfig()), "system.ternary has no effect"),
         (lambda: VAEGAN(32, 1, opponent="not_own"), "system.opponent has no effect"),

@@ -11,21 +11,22 @@ from trainer.flops import StepFlops, peak_tflops
 SMALL = ["--data.train", "none", "--data.channels", "1", "--evaluate.every", "0", "--trainer.batch_size", "2"]
 LAZY = ["--system", "VAEGAN", "--system.networks.family", "residual", "--system.networks.width", "8"]
 LAZY += ["--system.networks.blocks", "1", "--system.networks.attention", "[8]", "--system.binary.penalty_every", "3"]
-LAZY += ["--system.binary.start", "2"]
+LAZY += ["--system.binary.start", "2", "--system.binary.counts_from", "3"]
 
 
 def test_flops_are_those_of_the_real_step_and_counted_once_for_each_kind_of_step():
     config = configure([*SMALL, *LAZY])
     flops, training = StepFlops(config, 2), Training(config, accelerator("no"))
     real = []
-    for training.done in (0, 2, 3):
+    for training.done in (0, 2, 3, 5):
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as mode:
             training()
         real.append(mode.get_total_flops())
-    assert [flops([step]) for step in (0, 2, 3)] == real
-    assert real[0] < real[2] < real[1], "before the discriminator starts, without a penalty, and with it"
-    assert flops(range(6)) == pytest.approx((2 * real[0] + 2 * real[1] + 2 * real[2]) / 6)
-    assert len(flops.counted) == 3
+    assert [flops([step]) for step in (0, 2, 3, 5)] == real
+    assert real[0] < real[2] < real[3], "before the discriminator starts, without a penalty, and with it"
+    assert real[1] < real[3], "before it counts for the autoencoder, and after"
+    assert flops(range(6)) == pytest.approx((2 * real[0] + real[1] + 2 * real[2] + real[3]) / 6)
+    assert len(flops.counted) == 4
 
 
 def test_rates_wait_for_a_run_that_lasts(monkeypatch):

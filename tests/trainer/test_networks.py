@@ -88,6 +88,15 @@ def test_players_that_take_turns_compile_nothing_after_the_first_step_of_each_ki
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_each_size_of_a_batch_is_compiled_for_itself(graphs):
+    """Code for any size is slower, and a run has two sizes at most."""
+    network = torch.nn.Linear(2, 2)
+    compile_network(network)
+    for count in (2, 3, 5, 2, 3, 5):
+        network(torch.ones(count, 2))
+    assert graphs() == 3
+
+
 def test_attention_in_channels_last_passes_penalties_and_is_fused_elsewhere():
     """CPUs fuse attention in channels_last only; a fused kernel has no second derivative."""
     discriminator = Discriminator(RESIDUAL, 32, 1, 1).to(memory_format=torch.channels_last)

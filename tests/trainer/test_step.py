@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from systems_under_test import SYSTEMS, TRAIN_ONLY, batch_of, cancelled, kl_vaegan
 
+from models.schedule import Schedule
 from trainer.batch import Batch
 from trainer.distributed.accelerator import DDP_SETTINGS
 from trainer.ema import EMA
@@ -45,7 +46,7 @@ def train(
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_SETTINGS])
     rows, frozen = slice(rank * 8 // world, (rank + 1) * 8 // world), frozen_networks(system, TRAIN_ONLY.get(name))
     system.hold(rows, 8)
-    for child, network in list(system.named_children()):
+    for child, network in system.networks().items():
         setattr(system, child, accelerator.prepare_model(network, evaluation_mode=flat or child in frozen))
     train_step = TrainStep(accelerator, system, STEPS, share, frozen=frozen)
     for step in range(STEPS):
@@ -95,6 +96,9 @@ def test_every_system_moves_under_bf16(name):
         AcceleratorState._reset_state(reset_partial_state=True)
     for key, value in system.named_parameters():
         assert value.dtype == torch.float32
+        if key.partition(".")[0] in system.frozen:
+            assert torch.equal(value, before[key])
+            continue
         assert key in still or not torch.equal(value, before[key]), f"{key} did not move"
 
 
@@ -218,6 +222,14 @@ def test_ema_by_hand():
     ema.update(1000)
     keep = 0.5 ** (10 / 100)
     torch.testing.assert_close(ema.system.decoder.stem.bias, keep * old + (1 - keep))
+    ema.half_life = Schedule(0, 100, 4)
+    torch.nn.init.constant_(system.decoder.stem.bias, 3.0)
+    ema.update(1)
+    assert torch.equal(ema.system.decoder.stem.bias, system.decoder.stem.bias), "a half-life of 0 averages nothing"
+    torch.nn.init.constant_(system.decoder.stem.bias, 5.0)
+    ema.ramp = 10.0
+    ema.update(3)  # after step 2 of 4, at half of the end's half-life
+    torch.testing.assert_close(ema.system.decoder.stem.bias, 5.0 - 2 * 0.5 ** (10 / 50) * torch.ones_like(old))
     assert not any(p.requires_grad for p in ema.system.parameters())
 
 
@@ -239,7 +251,7 @@ def break_rank_one(rank: int) -> dict:
     """Three steps, the second of which sees a NaN on rank 1 only."""
     torch.manual_seed(0)
     system, accelerator = SYSTEMS["both"](), Accelerator(cpu=True)
-    for child, network in list(system.named_children()):
+    for child, network in system.networks().items():
         setattr(system, child, accelerator.prepare_model(network))
     train_step, rows = TrainStep(accelerator, system, 99), slice(rank * 4, rank * 4 + 4)
     before = {}

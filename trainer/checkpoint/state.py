@@ -56,7 +56,7 @@ class TrainState:
 
         Of `by_position`, they are the rows that this process holds.
         """
-        averages = {f"ema.{name}": network.state_dict() for name, network in self.ema.system.named_children()}
+        averages = {name: network.state_dict() for name, network in self.ema.networks().items()}
         optimizers = {
             f"optimizer.{name}": optimizer_tensors(state.parameters, state.optimizer)
             for name, state in self.players.items()
@@ -106,8 +106,8 @@ class TrainState:
         self.initial = manifest.get("initial")
         own = {name: value[self.system.rows] for name, value in tensors.get("by_position", {}).items()}
         self.load_networks(tensors | {"by_position": own})
-        for name, network in self.ema.system.named_children():
-            network.load_state_dict(tensors[f"ema.{name}"])
+        for name, network in self.ema.networks().items():
+            network.load_state_dict(tensors[name])
         for name, state in self.players.items():
             load_optimizer(state.parameters, state.optimizer, tensors[f"optimizer.{name}"])
             if state.scaler:
@@ -188,7 +188,8 @@ class TrainState:
                 changed.append("data: data.lanes or data.window gives another order of samples than in the checkpoint")
         frozen = frozen_checksums(self.system)
         return changed + [
-            f"system.{name}_weights: a file with sha256 {saved.frozen[name]} in the checkpoint, {frozen[name]} now"
+            f"{getattr(self.system, name).setting}: a file with sha256 {saved.frozen[name]} in the checkpoint, "
+            f"{frozen[name]} now"
             for name in saved.frozen.keys() & frozen.keys()
             if saved.frozen[name] != frozen[name]
         ]

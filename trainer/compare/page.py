@@ -41,7 +41,7 @@ def write_page(
     page = Page(
         title=f"{_count(len(entries), 'system')} on {Path(redacted(data.trains[0])).parent.name}",
         intro=f"Each system was trained for {settings['trainer']['steps']:,} steps of "
-        f"{_count(settings['trainer']['batch_size'], 'image')} of {data.size} by {data.size} pixels, "
+        f"{_count(settings['trainer']['batch_size'], 'image')} of {data.shape[1]} by {data.shape[2]} pixels, "
         f"from {_count(len(settings['compare']['seeds']), 'seed')}.",
         entries=entries,
         images={

@@ -14,6 +14,7 @@ VALUE = re.compile(  # a value that a number's type refuses, in the words of jso
 WRONG = re.compile(
     r'setting "([\w.]+)": (?=Not|Expected)(?:Not of type (\w+): )?(?:Expected (.+?)\.? )?(?:Got|Given) value: (.*)'
 )
+VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
 TYPES = {
     "PositiveInt": "a whole number above 0",
     "NonNegativeInt": "a whole number of at least 0",
@@ -43,6 +44,7 @@ def plain_message(message: str) -> str:
         message = message.replace(old, new)
     lines = [line.strip() for line in message.splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
+    text = VARYING.sub("", text)  # the second of two complaints says what a setting that may vary can be
     if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
         setting, kind, expected, value = wrong.groups()
         return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value}"

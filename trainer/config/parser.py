@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_
 
 import models
 from data.files import check_yaml, regular_file
+from data.images import one_size
 from data.redact import redacted_all
 from models.load import find_system, import_paths, settings_types, system_names
 from trainer import schemas
@@ -150,7 +151,7 @@ def parser() -> Parser:
     )
     for section, kind in {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}.items():
         made.add_class_arguments(kind, section)
-    made.link_arguments("data.size", "system.init_args.image_size")
+    made.link_arguments("data.size", "system.init_args.image_size", compute_fn=one_size)
     made.link_arguments("data.channels", "system.init_args.channels")
     return made
 
@@ -195,6 +196,7 @@ def _parse(made: Parser, words: Sequence[str]) -> Namespace:
         recipes = [recipe for recipe in namespace.config or [] if recipe]
         name = Path(recipes[-1].relative).stem if recipes else _system_name(namespace).lower()
         namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
+    namespace.data.size = one_size(namespace.data.size)
     if isinstance(namespace.trainer.train_only, str):
         namespace.trainer.train_only = [namespace.trainer.train_only]
     return namespace

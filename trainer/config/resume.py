@@ -4,13 +4,13 @@ from typing import Any
 
 from data.images import Limits
 
-# They change no weight, or are compared by content instead: training shards and perceptual weights by their checksums,
+# They change no weight, or are compared by content instead: training shards and frozen networks by their checksums,
 # data.lanes and data.window by the fingerprint of the order.
 RESUMABLE_SETTINGS = frozenset(
     f"{section}.{name}"
     for section, names in {
         "data": "train test workers on_error max_skipped cache cache_gb lanes window",
-        "system": "perceptual_weights",
+        "system": "perceptual_weights binary.dino_weights ternary.dino_weights codes.dino_weights",
         "trainer": "steps run_dir micro_batch save_every log_every trackers check_every keep keep_every time_limit "
         "timeout deterministic grad_sync share_passes accept_new_data compile activation_checkpointing profile",
         "evaluate": "every num extractor weights metrics statistics lpips budget",

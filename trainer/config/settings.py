@@ -2,18 +2,23 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import msgspec
+import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
-from data.images import LIMITS, Limits
+from data.images import LIMITS, Limits, Size, sides
+from data.loader import Crop
 from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
 from data.shards.remote import is_remote
-from models.networks.perceptual import WeightsFile
+from models.schedule import Schedule
+from models.settings import WeightsFile
 from trainer.distributed.stop import parse_time_limit
 from trainer.metrics import METRICS
+from trainer.posthoc import check_length
 from trainer.profiler import parse_profile
 from trainer.schemas import ManifestData
 
@@ -57,6 +62,19 @@ for _kind in (Location, WeightsFile, WeightsSource):
     register_type(_kind, str, lambda value, kind=_kind: kind(_located(value, kind)))
 
 
+def _schedule(value: object) -> Schedule:
+    given = yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        return given if isinstance(given, Schedule) else msgspec.convert(given, Schedule)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected a number, or {{start: NUMBER, end: NUMBER, steps: N}}. Got value: {given}"
+        ) from error
+
+
+register_type(Schedule, asdict, _schedule)
+
+
 @dataclass
 class DataConfig:
     """Data.
@@ -66,12 +84,17 @@ class DataConfig:
             https://). CycleGAN takes a list of two.
         test: Held-out shards, which evaluations compare with; a list of two for CycleGAN. Needed unless evaluate.every
             is 0.
-        size: Side of an image in pixels, 32 to 256. Images are resized and cropped to it as they are read.
+        size: Side of square images in pixels, 16 to 1024, such as 512, or height and width, such as [256, 384]. Images
+            are resized and cropped to it as they are read. Networks halve images several times, so both must be
+            multiples of a power of two, which depends on the networks: those with maps of codes
+            (system.networks.latent_stride) and discriminators of patches take the most sizes.
         channels: Channels of an image: 1 (grey) or 3 (colour).
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
-        crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1]. null
-            takes the largest centred square.
+        crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1], resized
+            to data.size; or "random": data.size pixels of the image at a random place, unscaled, which suits large
+            images and networks with maps of codes (smaller images are enlarged). null takes the largest centred part
+            of the shape of data.size, as evaluations and pictures always do.
         flip: Mirror half of the training images.
         on_error: What to do about damaged or missing shards and images. "stop" ends the run. "skip" leaves out shards
             and samples without an image, and replaces a damaged image by the next good one.
@@ -91,10 +114,10 @@ class DataConfig:
     # The list first: as a Location, one would be written as a single text.
     train: list[Location] | Location
     test: list[Location] | Location | None = None
-    size: int = 32
+    size: Size = 32
     channels: Literal[1, 3] = 3
     workers: NonNegativeInt = 2
-    crop: tuple[float, float] | None = None
+    crop: Crop | None = None
     flip: bool = False
     on_error: OnError = "stop"
     max_skipped: float = 0.01
@@ -107,7 +130,7 @@ class DataConfig:
     max_scans: PositiveInt = LIMITS.scans
 
     def __post_init__(self) -> None:
-        if self.crop and not 0 < self.crop[0] <= self.crop[1] <= 1:
+        if isinstance(self.crop, tuple) and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(
                 f"data.crop must be two fractions, the smaller first, such as [0.5, 1]; got {list(self.crop)}"
             )
@@ -125,6 +148,11 @@ class DataConfig:
         """Return a run's data settings, without those that would run a command or write files on this machine."""
         train, test = ([*map(Location, [at] if isinstance(at, str) else at or [])] for at in (saved.train, saved.test))
         return cls(train, test, saved.size, saved.channels, **more)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return (self.channels, *sides(self.size))
 
     @property
     def trains(self) -> list[str]:
@@ -164,9 +192,14 @@ class TrainerConfig:
             MM:SS, HH:MM:SS or D-HH:MM:SS. null means no limit.
         timeout: Seconds that a process waits for the others before the run stops and names the missing ones. It must be
             longer than a checkpoint takes to write.
-        ema_half_life: Half-life of the averaged weights, in images.
+        ema_half_life: Half-life of the averaged weights, in images. It may vary: {start: 0, end: 500000, steps: 40000}
+            goes from the one to the other along half a cosine in these steps, as R3GAN's does.
         ema_ramp: Largest half-life as a fraction of the images seen so far, so that early averages forget the first
             weights.
+        ema_lengths: Lengths of two more averages, such as [0.05, 0.1], which checkpoints keep, so that `trainer.export
+            --ema_length` can make an average of any length after training (post-hoc EMA, Karras et al. 2024). A length
+            is the standard deviation of the averaged steps, as a fraction of the run so far. It takes the memory of the
+            averaged networks for each, and needs keep_every, in some 10 to 20 checkpoints of a run. [] keeps none.
         compile: Compile the networks with torch.compile, which takes minutes at the first start and seconds at later
             ones. Only passes with a gradient penalty stay eager, because they are differentiated twice.
         activation_checkpointing: Keep of residual blocks only what enters them, and compute the rest again in backward
@@ -204,8 +237,9 @@ class TrainerConfig:
     keep_every: PositiveInt | None = None
     time_limit: str | None = None
     timeout: PositiveInt = 600
-    ema_half_life: PositiveInt = 10_000
+    ema_half_life: PositiveInt | Schedule = 10_000
     ema_ramp: PositiveFloat = 0.05
+    ema_lengths: list[float] = field(default_factory=list)
     compile: bool = False
     activation_checkpointing: bool | list[str] = False
     share_passes: bool = True
@@ -219,6 +253,16 @@ class TrainerConfig:
         if self.time_limit is not None:
             parse_time_limit(self.time_limit)
         parse_profile(self.profile, self.steps)
+        half_life = self.ema_half_life
+        if isinstance(half_life, Schedule) and not min(half_life.start, half_life.end) >= 0 < half_life.steps:
+            raise ValueError(f"trainer.ema_half_life is {half_life}, expected images from 0 on, and steps above 0")
+        for length in self.ema_lengths:
+            check_length("trainer.ema_lengths", length)
+        if len({*self.ema_lengths}) != len(self.ema_lengths) or (self.ema_lengths and self.keep_every is None):
+            raise ValueError(
+                f"trainer.ema_lengths is {self.ema_lengths} and trainer.keep_every is {self.keep_every}, expected "
+                "different lengths, and the number of steps between checkpoints that keep their averages"
+            )
         if not self.init_averages and self.init_from is None:
             raise ValueError("trainer.init_averages has no effect while trainer.init_from is unset: leave it unset")
         for name in self.trackers if self.trackers != [TENSORBOARD] else []:

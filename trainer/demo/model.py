@@ -72,7 +72,7 @@ class Model:
         return self.system.can(use)
 
     def open(self, path: str) -> Tensor:
-        """Return an image file as the system takes it, uint8 [channels, size, size].
+        """Return an image file as the system takes it, uint8 [channels, height, width].
 
         Raises:
             DataError: it is damaged, or no image, or larger than an image may be.
@@ -157,7 +157,7 @@ class Model:
 
 
 def enlarged(pixels: Tensor) -> Image.Image:
-    """Return uint8 pixels [channels, size, size] as a picture of at least PIXELS a side, each pixel a square."""
+    """Return uint8 pixels [channels, height, width] as a picture of at least PIXELS a side, each pixel a square."""
     made = picture(pixels)
     scale = max(1, -(-PIXELS // made.width))
     return made.resize((made.width * scale, made.height * scale), Image.Resampling.NEAREST)

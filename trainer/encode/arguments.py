@@ -2,7 +2,7 @@
 
 RUN is the folder of a run, whose newest checkpoint encodes, of a checkpoint, or of an export. SHARDS is a folder of
 WebDataset shards, their index.json, a URL of either, or a data set that `python -m data.prepare` made, of which every
-split is encoded. Images are cropped and resized as RUN reads them: to the largest centred square.
+split is encoded. Images are cropped and resized as RUN reads them: to the largest centred part of its images' shape.
 
 OUT becomes a folder of WebDataset shards for each split, with the same keys, labels and other members, and
 dataset.json, which has the latents' mean, deviation and scaling_factor. Its bytes do not depend on the number of

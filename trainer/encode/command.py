@@ -14,7 +14,7 @@ from tqdm import tqdm
 import models
 from data.dataset import Dataset, dataset_fingerprint, read_dataset
 from data.errors import DataError
-from data.images import Limits
+from data.images import Limits, plain
 from data.loader import PositionBlocks, load
 from data.redact import redacted, redacted_all
 from data.shards.cache import Cache
@@ -92,7 +92,7 @@ def plan(
         "images": {split: shards.fingerprint() for split, shards in splits.items()},
         "checkpoint": saved.sha256,
         "step": saved.step,
-        "size": encoder.size,
+        "size": plain(encoder.size),
         "channels": encoder.channels,
         "crop": "the largest centred square",
         "latent_shape": [*encoder.system.latent_shape],

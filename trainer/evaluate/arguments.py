@@ -9,11 +9,13 @@ It prints a table of scores and one line of JSON. For several processes: `accele
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
 from data.command import add_limits
+from data.images import Size, one_size
 from trainer.distributed.exit import CommandParser
 from trainer.metrics import METRICS
 from trainer.samplers import add_sampler_options
@@ -40,7 +42,11 @@ def parser() -> CommandParser:
         help="folder that keeps statistics of the real images (default: the run's)",
     )
     add("--unverified", action="store_true", help="accept an .npz that does not say which images it describes")
-    add("--size", type=_size, help="resize images to this many pixels a side (default: their own, the same for all)")
+    add(
+        "--size",
+        type=_size,
+        help='crop and resize images to PIXELS a side, or to "[HEIGHT, WIDTH]" (default: their own, the same for all)',
+    )
     add("--channels", type=int, choices=[1, 3], help="1 for grey, 3 for colour (default: those of the first image)")
     add("--seed", type=NonNegativeInt, help="seed of the samples (default: the run's)")
     add_sampler_options(made)
@@ -58,10 +64,12 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _size(text: str) -> int:
-    if not text.isdecimal() or int(text) not in range(8, 4097):
+def _size(text: str) -> Size:
+    pair = re.fullmatch(r"\[ *(\d+) *, *(\d+) *\]", text)
+    found = [int(side) for side in pair.groups()] if pair else [int(text)] if text.isdecimal() else []
+    if not found or not all(8 <= side <= 4096 for side in found):
         raise argparse.ArgumentTypeError(f"must be between 8 and 4096 pixels; got {text}")
-    return int(text)
+    return one_size((found[0], found[-1]))
 
 
 def _metrics(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from data.images import plain
 from data.loader import Samples, read
 from models import System
 from trainer.batch import normalize, to_uint8
@@ -121,7 +122,7 @@ class Evaluator:
             "resize": self.extractor.resize,
             **({"lpips_sha256": self.lpips.sha256} if self.lpips else {}),
             **({"sampler": self.sampler.recipe} if self.sampler else {}),
-            "image_size": self.data.size,
+            "image_size": plain(self.data.size),
             "channels": self.data.channels,
             "block": BLOCK,
             "versions": {name: version(name) for name in libraries},

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from data.files import atomically, escaped, regular_file
+from data.images import plain
 from data.loader import Samples
 from data.order import permutation
 from trainer.config.settings import DataConfig
@@ -54,7 +55,7 @@ def preprocessing(extractor: Extractor, data: DataConfig) -> dict[str, Any]:
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
         "resize": extractor.resize,
-        "size": data.size,
+        "size": plain(data.size),
         "channels": data.channels,
     }
 

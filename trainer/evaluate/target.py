@@ -16,7 +16,7 @@ from torch import Tensor
 
 import models
 from data.errors import DataError
-from data.images import Limits, header
+from data.images import Limits, Size, header, one_size
 from data.loader import Samples, read
 from data.order import permutation
 from data.shards.reader import Shards
@@ -262,7 +262,7 @@ def _real_images(settings: argparse.Namespace, system: models.System, path: Path
     return [*_open_shards("data.test", data, data.tests)]
 
 
-def _real(settings: argparse.Namespace, size: int | None, channels: int | None = None) -> Real:
+def _real(settings: argparse.Namespace, size: Size | None, channels: int | None = None) -> Real:
     if settings.against.endswith(".npz"):
         return reference.load(Path(settings.against), None)
     size, channels = None if settings.size else size, None if settings.channels else channels
@@ -273,7 +273,7 @@ def _limits(settings: argparse.Namespace) -> Limits:
     return Limits(settings.max_pixels, settings.max_bytes, settings.max_scans)
 
 
-def open_images(name: str, limits: Limits, size: int | None = None, channels: int | None = None) -> Shards | Listed:
+def open_images(name: str, limits: Limits, size: Size | None = None, channels: int | None = None) -> Shards | Listed:
     """Return images by position: shards, or any other source, all of the given size and channels if there are any."""
     path = Path(name)
     if (path / "index.json").exists() or path.suffix == ".json" or (path.is_dir() and any(path.glob("*.tar"))):
@@ -287,18 +287,17 @@ def open_images(name: str, limits: Limits, size: int | None = None, channels: in
     return listed
 
 
-def _size_and_channels(images: Shards | Listed, settings: argparse.Namespace) -> tuple[int, Any]:
+def _size_and_channels(images: Shards | Listed, settings: argparse.Namespace) -> tuple[Size, Any]:
     """The size and channels of the command line, or of the first image, which all images must then have."""
     (content,), _ = images.images(np.array([0]))
     try:
         (width, height), channels = header(content, images.limits)
     except ValueError as error:
         raise DataError(f"{images.name(0)}: {error}") from error
-    if not settings.size and width != height:
-        raise ValueError(f"{images.name(0)} has {width}x{height} pixels: name a size to crop and resize to with --size")
+    own = one_size((height, width))
     if isinstance(images, Listed):
-        images.size, images.channels = None if settings.size else width, None if settings.channels else channels
-    return settings.size or width, settings.channels or channels
+        images.size, images.channels = None if settings.size else own, None if settings.channels else channels
+    return settings.size or own, settings.channels or channels
 
 
 def _identity(settings: argparse.Namespace, real: Real) -> str:
@@ -318,7 +317,7 @@ def _check_statistics(settings: argparse.Namespace, real: Real, extractor: Extra
     if not real.meta and not settings.unverified:
         raise ValueError(
             f"{path} does not say which images it describes, as files of other tools. If it holds {extractor.name}'s "
-            f"features of images of {data.size} pixels, accept it with --unverified"
+            f"features of images of {data.shape[1]} x {data.shape[2]} pixels, accept it with --unverified"
         )
     if real.meta:
         expected = reference.preprocessing(extractor, data)

@@ -31,6 +31,10 @@ def parser() -> CommandParser:
         "folder of images or shards to measure and show (default: measures the run's data.train, shows its data.test)"
     )
     add("--images", metavar="FOLDER", help=shown)
+    length = (
+        "average the weights over this length, such as 0.08, instead of by the run's own half-life; needs a run with "
+    )
+    add("--ema_length", metavar="LENGTH", type=float, help=length + "trainer.ema_lengths")
     add("--onnx", action="store_true", help="add encoder.onnx and decoder.onnx, or those of translators")
     add("--torch_export", action="store_true", help="add the same as .pt2, which torch.export.load opens")
     add("--full", action="store_true", help="add OUT/training, a run's folder with which others can go on training")

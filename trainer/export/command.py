@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 from models.diffusers import WEIGHTS_FILE
-from trainer.checkpoint.files import read_scores
 from trainer.distributed.exit import user_errors
 from trainer.export import folder, hub, images
 from trainer.export.arguments import parser
@@ -50,7 +49,7 @@ def export(settings: argparse.Namespace) -> str:
     if settings.push:
         hub.check_push(settings.push)
     kinds: list[Kind] = [kind for kind in ("onnx", "torch_export") if getattr(settings, kind)]
-    source = folder.TrainedCheckpoint.open(settings.run)
+    source = folder.TrainedCheckpoint.open(settings.run, settings.ema_length)
     measured, shown = images.open_sets(source, settings.images, settings.num)
     with folder.new_folder(out, settings.overwrite) as unfinished:
         if settings.full:  # first: a run that is still training removes its old checkpoints
@@ -78,9 +77,9 @@ def card_of(
     """Return the model card of the files in `out`."""
     system, diffusers = source.system, (out / WEIGHTS_FILE).exists()
     name = settings.push or settings.out.resolve().name
-    scores, evaluation = read_scores(source.path) or ({}, {})
+    scores, evaluation = source.scores or ({}, {})
     held_out = evaluation.get("held_out_images")
-    channels, size, _ = source.image_shape
+    channels, height, width = source.image_shape
     return card(
         system,
         tags(system, "diffusers" if diffusers else "vaegan-trainer", settings.license),
@@ -90,7 +89,8 @@ def card_of(
         pushed=bool(settings.push),
         diffusers=diffusers,
         step=source.saved.step,
-        size=size,
+        height=height,
+        width=width,
         channels=channels,
         pictures=", ".join(shown),
         latents=latents,

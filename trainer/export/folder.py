@@ -13,6 +13,7 @@ import yaml
 
 import models
 from data.files import UNFINISHED, atomically, sha256
+from data.images import plain
 from data.redact import redacted, redacted_all
 from models import System
 from models import manifest as manifests
@@ -22,6 +23,7 @@ from trainer import schemas
 from trainer.checkpoint.files import read_scores
 from trainer.checkpoint.writer import write_files
 from trainer.config.settings import DataConfig
+from trainer.export.averages import set_average
 from trainer.latents import LatentStatistics
 
 AVERAGED = "averaged"  # what an export's manifest says of its weights
@@ -39,10 +41,11 @@ class TrainedCheckpoint:
     saved: schemas.CheckpointManifest  # the same, checked
     data: list[schemas.TrainingSet]  # the training sets, as the manifest describes them
     system: System  # with its averaged weights
+    scores: tuple[dict[str, float], dict[str, Any]] | None  # of these weights, and how they were measured
 
     @classmethod
-    def open(cls, path: Path) -> "TrainedCheckpoint":
-        """Read a checkpoint, or the newest one of a run.
+    def open(cls, path: Path, ema_length: float | None = None) -> "TrainedCheckpoint":
+        """Read a checkpoint, or the newest one of a run, with its averages or those of another length.
 
         Raises:
             ValueError: there is none, or it is damaged.
@@ -50,12 +53,14 @@ class TrainedCheckpoint:
         path = checkpoint_of(path)  # only once: a run that is still training may save another one
         system, saved, manifest = models.load(path), schemas.checkpoint(path), manifests.read(path)
         data = schemas.checked(manifest.get("data", []), list[schemas.TrainingSet], f"data in {path / 'manifest.json'}")
-        return cls(path, manifest, saved, data, system)
+        if ema_length is None:
+            return cls(path, manifest, saved, data, system, read_scores(path))
+        set_average(system, path, ema_length)
+        return cls(path, manifest, saved, data, system, None)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        data = self.saved.configuration.data
-        return data.channels, data.size, data.size
+        return self.data_config.shape
 
     @property
     def data_config(self) -> DataConfig:
@@ -110,20 +115,20 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 def write_weights(source: TrainedCheckpoint, folder: Path, latents: LatentStatistics | None) -> None:
     """Write the averaged networks with their manifest, config.json and scores.json."""
-    system, (channels, size, _) = source.system, source.image_shape
+    system, data = source.system, source.data_config
     measured = {name: getattr(latents, name) for name in STATISTICS} if latents else {}
     try:
         config, weights = to_diffusers(system, **measured)
         tensors = {WEIGHTS_FILE.removesuffix(".safetensors"): weights}
     except ValueError:  # it is of another family, or has no encoder of means and log-variances
-        config = {"_class_name": type(system).__name__, "image_size": size, "channels": channels}
+        config = {"_class_name": type(system).__name__, "image_size": plain(data.size), "channels": data.channels}
         config |= {"latent_shape": [*system.latent_shape], **measured}
         tensors = {name: system.get_submodule(name).state_dict() for name in system.averaged}
     manifest = {"configuration": source.configuration, "data": source.manifest.get("data", []), "weights": AVERAGED}
     write_files(folder, source.saved.step, tensors, manifest)
     write_json(folder / CONFIG_FILE, config)
-    if scored := read_scores(source.path):
-        write_json(folder / "scores.json", dict(zip(("scores", "evaluation"), scored, strict=True)))
+    if source.scores:
+        write_json(folder / "scores.json", dict(zip(("scores", "evaluation"), source.scores, strict=True)))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -45,8 +45,8 @@ def measure(source: TrainedCheckpoint, sets: list[Samples], num: int, device: st
     """Return the statistics of the latents of images; None without images or without an encoder."""
     if not sets or not source.system.can("posterior"):
         return None
-    channels, size, _ = source.image_shape
-    return latent_statistics(LatentEncoder(source.system, size, channels, device), sets, num)
+    data = source.data_config
+    return latent_statistics(LatentEncoder(source.system, data.size, data.channels, device), sets, num)
 
 
 def pictures(source: TrainedCheckpoint, sets: list[Samples], device: str | None) -> Panels:
@@ -56,7 +56,7 @@ def pictures(source: TrainedCheckpoint, sets: list[Samples], device: str | None)
         ValueError: an image is not finite.
     """
     system, seed = source.system, source.saved.configuration.trainer.seed
-    blocks = Blocks(system, source.image_shape[1], device)
+    blocks = Blocks(system, source.data_config.size, device)
     if not sets and not system.can("sample"):
         return {}
     real, z = grid_inputs(sets, source.data_config, seed, system, torch.device(blocks.device))

@@ -31,7 +31,7 @@ class Use(NamedTuple):
 
 
 def uses_of(system: System, image_shape: tuple[int, ...]) -> list[Use]:
-    """Return the programs that a system's abilities give; `image_shape` is (channels, size, size)."""
+    """Return the programs that a system's abilities give; `image_shape` is (channels, height, width)."""
     uses = []
     if system.can("posterior"):
         _, log_variance = system.posterior(torch.zeros(1, *image_shape))
@@ -64,7 +64,7 @@ class Program(nn.Module):
 def write_programs(system: System, image_shape: tuple[int, ...], folder: Path, kinds: Sequence[Kind]) -> list[str]:
     """Write each of a system's programs as NETWORK.onnx or NETWORK.pt2 and return the files' names.
 
-    The system is on the CPU and in eval mode; `image_shape` is (channels, size, size).
+    The system is on the CPU and in eval mode; `image_shape` is (channels, height, width).
 
     Raises:
         ValueError: a network cannot be converted, its program computes something else, or a package is missing.

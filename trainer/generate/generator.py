@@ -62,7 +62,7 @@ class Generator(Blocks):
         return tqdm(self.rows(num), disable=None)
 
     def images(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        """Return the images that `use` makes of the rows of `given`, uint8 [n, channels, size, size] on the CPU.
+        """Return the images that `use` makes of the rows of `given`, uint8 [n, channels, height, width] on the CPU.
 
         Raises:
             ValueError: a pixel is not finite.

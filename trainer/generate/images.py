@@ -10,13 +10,13 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.files import read as read_file
-from data.images import LIMITS, decode
+from data.images import LIMITS, Size, decode
 from data.loader import read
 from data.shards.reader import Shards
 from data.sources import find
 
 
-def open_folder(folder: Path, size: int, channels: int) -> tuple[list[str], Callable[[range], Tensor]]:
+def open_folder(folder: Path, size: Size, channels: int) -> tuple[list[str], Callable[[range], Tensor]]:
     """Return the names of a folder's images, in order, and a function that reads some of them as uint8.
 
     Raises:
@@ -37,8 +37,8 @@ def open_folder(folder: Path, size: int, channels: int) -> tuple[list[str], Call
     return names, lambda rows: torch.stack([decode_file(folder / found[i].name, size, channels) for i in rows])
 
 
-def decode_file(path: Path, size: int, channels: int) -> Tensor:
-    """Return an image file as uint8 [channels, size, size]; a DataError says why it cannot be read."""
+def decode_file(path: Path, size: Size, channels: int) -> Tensor:
+    """Return an image file as uint8 [channels, height, width]; a DataError says why it cannot be read."""
     try:
         return torch.tensor(decode(read_file(path, LIMITS.bytes), size, channels)).permute(2, 0, 1)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes

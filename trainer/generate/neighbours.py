@@ -19,7 +19,7 @@ class Neighbours(NamedTuple):
     """Images and the training images whose codes are nearest, the nearest first."""
 
     names: list[str]
-    images: Tensor  # uint8 [n, channels, size, size]
+    images: Tensor  # uint8 [n, channels, height, width]
     distances: Tensor  # float64 [n, nearest], between the means of posteriors
     positions: Tensor  # int64 [n, nearest], of the training images
 
@@ -31,7 +31,7 @@ def find_neighbours(
 
     Args:
         generator: its system has an encoder
-        queries: blocks of names and images, uint8 [n, channels, size, size]
+        queries: blocks of names and images, uint8 [n, channels, height, width]
         images: training images
         num: number of training images that are searched, which a fixed permutation chooses; None for all
         nearest: number of neighbours

@@ -36,7 +36,7 @@ def draws(generator: Generator, num: int, seed: int, sampler: Sampler) -> Iterat
 
 
 def given(generator: Generator, folder: Path, num: int | None) -> Iterator[tuple[list[str], Tensor]]:
-    """Yield blocks of names and images of a folder, uint8 [n, channels, size, size]."""
+    """Yield blocks of names and images of a folder, uint8 [n, channels, height, width]."""
     names, images = open_folder(folder, generator.size, generator.channels)
     for rows in generator.blocks(min(num or len(names), len(names))):
         yield names[rows.start : rows.stop], images(rows)

@@ -78,8 +78,9 @@ def write_films(pictures: Pictures, out: Path, kind: str, fps: int) -> set[Path]
 
 
 def _enlarged(pixels: Tensor) -> Image.Image:
-    scale = max(1, FILM_SIZE // pixels.shape[-1])
-    return picture(pixels).resize((pixels.shape[-1] * scale,) * 2, Image.Resampling.NEAREST)
+    _, height, width = pixels.shape
+    scale = max(1, FILM_SIZE // max(height, width))
+    return picture(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
 
 
 def _save_gif(frames: list[Image.Image], path: Path, fps: int) -> None:

@@ -49,6 +49,7 @@ QUESTIONS: dict[str, list[Chart]] = {
         *_of_discriminator("ternary"),
         *(Chart(f"{kind} images are named", (f"ternary/named/{kind}/",)) for kind in KINDS),
         Chart("loss of the discriminators' opponents", (".*/generator_loss",)),
+        Chart("weight of the discriminators for their opponents", (".*/weight_for_opponents$",)),
     ],
     "Are the codes healthy?": [
         Chart("KL of posterior and prior (nats per image)", (".*/kl$",)),

@@ -1,5 +1,6 @@
 """Warnings about a run's data: damaged images, and steps that wait for images."""
 
+from data.images import sides
 from trainer.config.parser import Config
 from trainer.errors import RunError
 from trainer.log.health import WAITING
@@ -42,5 +43,5 @@ class DataHealth:
         self.warned = True
         return (
             f"steps wait for data {data_wait:.0%} of the time: raise --data.workers (now {data.workers}), or prepare "
-            f"smaller images (python -m data.prepare --size {data.size})"
+            f"smaller images (python -m data.prepare --size {min(sides(data.size))})"
         )

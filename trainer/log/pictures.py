@@ -15,7 +15,7 @@ from trainer.config.settings import DataConfig
 from trainer.draws import key
 
 GRID = 48  # images in each panel of a run's grids
-Panels = dict[str, Tensor]  # uint8 images [n, channels, size, size] by title
+Panels = dict[str, Tensor]  # uint8 images [n, channels, height, width] by title
 
 
 def grid_inputs(
@@ -56,19 +56,19 @@ def grid(panels: Panels, columns: int = 12, pixels: int = 64, headings: Sequence
 
     Images smaller than `pixels` are enlarged by a whole number. `headings` stand above the first columns.
     """
-    n, size = max(len(images) for images in panels.values()), next(iter(panels.values())).shape[-1]
-    scale, gap, title = max(1, pixels // size), 2, 20
-    cell = size * scale + gap
-    height = math.ceil(n / columns) * cell + title
-    canvas = Image.new("RGB", (columns * cell - gap, height * len(panels) - gap), "white")
+    n, (height, width) = max(len(images) for images in panels.values()), next(iter(panels.values())).shape[-2:]
+    scale, gap, title = max(1, pixels // max(height, width)), 2, 20
+    row, column = height * scale + gap, width * scale + gap
+    tall = math.ceil(n / columns) * row + title
+    canvas = Image.new("RGB", (columns * column - gap, tall * len(panels) - gap), "white")
     draw = ImageDraw.Draw(canvas)
     for i, heading in enumerate(headings):
-        draw.text((i * cell + 2, 1), heading, fill="black", font_size=15)
+        draw.text((i * column + 2, 1), heading, fill="black", font_size=15)
     for panel, (name, images) in enumerate(panels.items()):
-        draw.text((2, panel * height + 1), name, fill="black", font_size=15)
+        draw.text((2, panel * tall + 1), name, fill="black", font_size=15)
         for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
-            picture = Image.fromarray(image).resize((size * scale, size * scale), Image.Resampling.NEAREST)
-            canvas.paste(picture, (i % columns * cell, panel * height + title + i // columns * cell))
+            picture = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            canvas.paste(picture, (i % columns * column, panel * tall + title + i // columns * row))
     return canvas
 
 

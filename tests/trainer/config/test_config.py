@@ -35,7 +35,16 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "WGAN"], ["WGAN", "AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN"]),
         (["--system", "VAEGAN", "--system.discriminator", "quaternary"], ["system.discriminator", "ternary"]),
         (["--system", "VAE", "--system.latent_dim", "0"], ["system.latent_dim is 0"]),
-        (["--system", "VAE", "--system.autoencoder.lr", "x"], ["system.autoencoder.lr", "float"]),
+        (["--system", "VAE", "--system.autoencoder.lr", "x"], ["system.autoencoder.lr must be a number, or {start"]),
+        (
+            ["--system", "VAE", "--system.autoencoder.lr", "{start: 1}"],
+            ["system.autoencoder.lr must be a number, or {"],
+        ),
+        (["--system", "VAE", "--trainer.ema_half_life", "0"], ["trainer.ema_half_life must be a number, or {start"]),
+        (
+            ["--system", "VAE", "--trainer.ema_half_life", "{start: 0, end: 1, steps: 0}"],
+            ["trainer.ema_half_life is 0 to 1 in 0 steps, expected images from 0 on, and steps above 0"],
+        ),
         (["--system", "VAE", "--system.autoencoder.lr", "0"], ["system.autoencoder.lr is 0"]),
         (["--system", "VAE", "--trainer.stepps", "3"], ["trainer.stepps"]),
         (["--system", "VAE", "--trainer.steps", "0"], ["trainer.steps must be a whole number above 0; got 0"]),

@@ -255,7 +255,10 @@ def test_statistics_of_another_tool_are_taken_if_said_so(score, folders, demo_cn
 
     images = torch.stack([torch.tensor(np.asarray(Image.open(p)))[None] for p in sorted((folders / "real").iterdir())])
     features = in_blocks(load_demo_cnn(demo_cnn, 1).eval(), images)[0].detach().double().numpy()
-    np.savez(tmp_path / "other.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    # With the members of ADM's files: spatial features' statistics and images, which are not read, in any type.
+    adm = {"mu_s": np.zeros(9), "sigma_s": np.eye(9), "arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(2)}
+    statistics = {"mu": features.mean(0).astype("f8"), "sigma": np.cov(features, rowvar=False)}
+    np.savez(tmp_path / "other.npz", **statistics, **adm)
     arguments = (folders / "fake", "--extractor", "demo-cnn", "--weights", demo_cnn, "--metrics", "fid")
     _, expected = score(*arguments, "--against", folders / "real")
     _, found = score(*arguments, "--against", tmp_path / "other.npz", "--unverified")

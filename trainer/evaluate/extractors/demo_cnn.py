@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from data import files
 from data.errors import DataError
 from data.files import atomically
+from data.images import plain
 from data.loader import Samples, read
 from data.order import Order, random_positions
 from data.processes import PROCESSES, end_with_parent, prepare_workers
@@ -193,9 +194,9 @@ def is_fit(path: Path, train: Sets, test: Sets, data: DataConfig) -> bool:
     return facts.get("data") == identity(train, test, data)
 
 
-def identity(train: Sets, test: Sets, data: DataConfig) -> list[str | int]:
+def identity(train: Sets, test: Sets, data: DataConfig) -> list[Any]:
     """Return what a trained demo-cnn depends on, as plain data."""
-    return [*(images.fingerprint() for images in (*train, *test)), data.size, data.channels]
+    return [*(images.fingerprint() for images in (*train, *test)), plain(data.size), data.channels]
 
 
 def _labels(sets: Sets) -> list[np.ndarray]:

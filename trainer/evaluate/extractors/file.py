@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.images import Size, sides
 from trainer.evaluate.extractors.extractor import BATCH, first_line, to_rgb
 
 
 class FileExtractor(nn.Module):
     """A user's network, from a TorchScript file or one of `torch.export`. To load such a file runs its code.
 
-    The network gets uint8 images [n, 3, size, size], n from 1 to 64, and returns features [n, D], or features and
+    The network gets uint8 images [n, 3, height, width], n from 1 to 64, and returns features [n, D], or features and
     logits [n, K].
 
     Raises:
@@ -24,7 +25,7 @@ class FileExtractor(nn.Module):
 
     resize = "the file's own"
 
-    def __init__(self, weights: str | None, size: int, device: torch.device, setting: str = "evaluate.weights"):
+    def __init__(self, weights: str | None, size: Size, device: torch.device, setting: str = "evaluate.weights"):
         super().__init__()
         if not weights:
             raise ValueError(f"the extractor file needs {setting}: name a file of TorchScript or torch.export")
@@ -35,17 +36,18 @@ class FileExtractor(nn.Module):
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.name = f"{Path(weights).stem}-{self.sha256[:8]}"
         self._calls = [_load(weights, device)]  # not a submodule: an exported program has no eval mode
+        height, width = sides(size)
         try:
             self.dim, self.classes = self._try(size, device)
         except Exception as error:  # a foreign network may raise anything
             raise ValueError(
-                f"{setting} {weights} is not an extractor: from uint8 images [n, 3, {size}, {size}], n up to "
+                f"{setting} {weights} is not an extractor: from uint8 images [n, 3, {height}, {width}], n up to "
                 f"{BATCH}, it must return features [n, D], or features and logits ({_last_line(error)})"
             ) from error
 
-    def _try(self, size: int, device: torch.device) -> tuple[int, int]:
+    def _try(self, size: Size, device: torch.device) -> tuple[int, int]:
         """Features and classes that the network gives for random images."""
-        shape, generator = (BATCH, 3, size, size), torch.Generator().manual_seed(0)
+        shape, generator = (BATCH, 3, *sides(size)), torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
         with torch.no_grad():
             (many, logits), (few, few_logits) = self(images), self(images[:2])
