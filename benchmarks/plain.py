@@ -18,12 +18,13 @@ class PlainLoop:
     Args:
         system: its encoder, decoder and binary discriminator are trained
         precision: no or bf16
+        lr: learning rate
     """
 
-    def __init__(self, system: VAEGAN, precision: str = "no"):
+    def __init__(self, system: VAEGAN, precision: str = "no", lr: float = 2e-4):
         self.encoder, self.decoder, self.discriminator = system.encoder, system.decoder, system.discriminator_binary
         self.sides = [[*self.discriminator.parameters()], [*self.encoder.parameters(), *self.decoder.parameters()]]
-        options = {"lr": 2e-4, "betas": (0.5, 0.99), "weight_decay": 0.0, "fused": True}
+        options = {"lr": lr, "betas": (0.5, 0.99), "weight_decay": 0.0, "fused": True}
         self.optimizers = [torch.optim.AdamW(side, **options) for side in self.sides]
         self.device, self.half = next(self.encoder.parameters()).device.type, precision == "bf16"
         self.sums: dict[str, Tensor | float] = {}
