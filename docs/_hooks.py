@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import models
-from models.settings import DiscriminatorConfig
 from trainer.config.settings import DataConfig, EvaluateConfig, TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,8 +121,8 @@ def entries(kind: type, prefix: str) -> Iterator[str]:
             continue
         default = "required" if action.required else f"default {written(action.default)}"
         yield f"`--{action.dest}` ({type_name(hint)}; {default})\n:   {escaped(sentence(action.help))}"
-        if DiscriminatorConfig in getattr(hint, "__args__", ()):
-            yield from entries(DiscriminatorConfig, action.dest)
+        for nested in filter(is_dataclass, getattr(hint, "__args__", ())):
+            yield from entries(nested, action.dest)
 
 
 def type_name(hint: Any) -> str:

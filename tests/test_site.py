@@ -1,6 +1,7 @@
 """The site of documentation: what MkDocs' own strict build, in `make lint`, does not see."""
 
 import importlib.util
+import re
 
 import pytest
 from conftest import ROOT
@@ -45,3 +46,14 @@ def test_formulas_become_mathml(hooks):
     html = hooks.on_page_content(r'<span class="arithmatex">\(a &lt; b\)</span>')
     assert html.startswith("<math")
     assert "<mo>&#x0003C;</mo>" in html
+
+
+def test_the_tests_that_pages_name_exist():
+    named = {
+        (path, name)
+        for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+        for path, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())
+    }
+    assert named
+    for path, name in named:
+        assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
