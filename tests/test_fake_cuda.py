@@ -124,7 +124,8 @@ def convolutions(system: System) -> list[torch.nn.Module]:
         for modules in networks
         if not any(isinstance(module, torch.nn.InstanceNorm2d) for module in modules)
         for module in modules
-        if isinstance(module, kinds)
+        # Heads end in GroupNorm, which on CUDA returns torch's default format.
+        if isinstance(module, kinds) and not type(module).__module__.endswith(".heads")
     ]
     for module in found:
         module.register_forward_hook(check)

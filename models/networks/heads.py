@@ -33,7 +33,7 @@ class _Residual(ResidualBranch):
         self.branch = _layer(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.branch(x) + x) / 2**0.5  # in the memory format of the branch
+        return (x + self.branch(x)) / 2**0.5
 
 
 def _layer(width: int, kernel: int) -> nn.Sequential:
