@@ -50,9 +50,12 @@ class Adversary:
         self.system, self.mode, self.config, self.network = system, mode, config, network or f"discriminator_{mode}"
         self.opponent, self.class_weights = opponent, class_weights
         self.chance = losses.chance(mode, config.adversarial, class_weights)
+        alone = f"null while system.classes is {system.classes}, as its heads see no class"
+        check(not system.classes or config.dino_weights is None, f"{mode}.dino_weights", config.dino_weights, alone)
+        check(not system.classes or not networks.patches, "networks.patches", "true", alone.replace("null", "false"))
         shape = (image_size, channels, LOGITS[mode], config.spectral_norm, config.minibatch_stddev)
         if config.dino_weights is None:
-            system.add_module(self.network, Discriminator(networks, *shape, **options))
+            system.add_module(self.network, Discriminator(networks, *shape, classes=system.classes, **options))
         elif config.dino_weights:  # a system that is only used has no such discriminator
             if not hasattr(system, self.dino):
                 system.add_module(self.dino, DINO(config.dino_weights, f"system.{mode}.dino_weights"))
@@ -143,7 +146,8 @@ class Adversary:
     def _logits(self, batch: Batch, images: Terms) -> Terms:
         shown = torch.cat([self._augmented(batch, kind, image) for kind, image in images.items()])
         seen = shown if self.config.dino_weights is None else self.system.get_submodule(self.dino)(shown)
-        logits = losses.at_least_fp32(self.discriminator(seen)).chunk(len(images))
+        told = self.system.told(batch.label, len(images))
+        logits = losses.at_least_fp32(self.discriminator(seen, *told)).chunk(len(images))
         return dict(zip(images, logits, strict=True))
 
     def _augmented(self, batch: Batch, kind: str, image: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Batch(Protocol):
     """A batch as a system sees it: images, random draws and schedules, but no step, rank or seed."""
 
     images: tuple[Tensor, ...]  # one entry per data set: [n, channels, height, width] in [-1, 1]
+    label: Tensor | None  # of the first one's images, int64 [n]; checked for a system with classes
 
     @property
     def image(self) -> Tensor: ...  # the first one's
@@ -102,6 +103,11 @@ class System(nn.Module, ABC):
         latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
             sharper reconstructions
         networks: architecture of the networks
+        classes: number of classes that images are told apart by, 0 for none. The label of an image (`.cls` in its
+            shard), from 0 to classes - 1, is given to the decoder, which gets a learned vector of the class beside z,
+            and to the discriminators, whose logits get the class's projection of their features (Miyato & Koyama 2018).
+            A generated image has the label of the training image at its position of the batch, so that both have the
+            same shares of classes. Set it if the data has labels: samples are better, and of a class that one chooses
         kl_warmup: steps in which kl_weight rises linearly from 0; raise it if the KL term falls to 0 early
         free_bits: nats per number of a code below which the KL term does not count, against codes that carry nothing
             (Kingma et al. 2016)
@@ -117,6 +123,7 @@ class System(nn.Module, ABC):
     frozen: ClassVar[tuple[str, ...]] = ("perceptual", "dino_binary", "dino_ternary", "dino_codes")
     latent_shape: tuple[int, ...] = ()  # of a draw from the prior; () without a prior
     domains: int = 1  # data sets per batch
+    classes: int = 0  # of labels that the networks are given
     by_position: tuple[str, ...] = ()  # buffers [positions, ...], which `hold` makes; for training only
     rows: slice = slice(0, 0)  # the positions of these buffers
     groups: Mapping[str, int] = {}  # by setting, images that a network sees as a group; micro-batches are multiples
@@ -155,16 +162,28 @@ class System(nn.Module, ABC):
     def check_frozen(self, names: Collection[str]) -> None:
         """Raise a ValueError that names a setting that needs one of these networks, which are not trained."""
 
-    def sample(self, z: Tensor) -> Tensor:
-        """Decode draws from the prior [n, *latent_shape] to images [n, channels, height, width] in [-1, 1]."""
+    def told(self, label: Tensor | None, copies: int = 1) -> tuple[Tensor | None, ...]:
+        """Return labels, repeated, as further arguments of networks that are given them; none without `classes`."""
+        if not self.classes:
+            return ()
+        return (label if label is None else label.repeat(copies),)
+
+    def sample(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Decode draws from the prior [n, *latent_shape] to images [n, channels, height, width] in [-1, 1].
+
+        `label`, int64 [n], is each image's class; a system with `classes` needs it, and no other gets it.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not sample")
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of z given images, both [n, *latent_shape]; -inf if the code is certain."""
         raise NotImplementedError(f"{type(self).__name__} has no encoder")
 
-    def reconstruct(self, image: Tensor) -> Tensor:
-        """Return reconstructions of images, without noise: [n, channels, height, width] in [-1, 1]."""
+    def reconstruct(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return reconstructions of images, without noise: [n, channels, height, width] in [-1, 1].
+
+        `label` is as in `sample`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not reconstruct")
 
     def translate(self, image: Tensor, direction: Literal["a2b", "b2a"]) -> Tensor:
@@ -177,16 +196,17 @@ class Autoencoding:
 
     encoder: nn.Module
     decoder: nn.Module
+    told: Callable[..., tuple[Tensor | None, ...]]
 
-    def sample(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
+    def sample(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.decoder(z, *self.told(label))
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = at_least_fp32(self.encoder(image)).chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)  # as diffusers has it: exp() of more overflows in half precision
 
-    def reconstruct(self, image: Tensor) -> Tensor:
-        return self.decoder(self.posterior(image)[0])
+    def reconstruct(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.sample(self.posterior(image)[0], label)
 
 
 def last_layer(network: nn.Module) -> Any:

@@ -290,7 +290,7 @@ def tiny_run(here, digits, tiny_runs, tmp_path_factory):
             path = tmp_path_factory.mktemp("runs") / system
             kind = "VAEGAN" if system == "kl" else system
             train = ["--system", kind, "--trainer.steps", "3", "--trainer.run_dir", path]
-            train += ["--system.binary.lr", "1e-3"] if system == "GAN" else []
+            train += ["--system.binary.lr", "1e-3", "--system.classes", "10"] if system == "GAN" else []
             if system == "CycleGAN":
                 sets = [f"[{digits / split}, {digits / split}]" for split in ("train", "test")]
                 done = here(*train, "--data.train", sets[0], "--data.test", sets[1], small=CYCLE)

@@ -19,11 +19,10 @@ from trainer.evaluate.extractors.demo_cnn import load_demo_cnn
 from trainer.evaluate.ranks import BLOCK
 
 
-def evaluator_of(data, path, num=200) -> Evaluator:
+def evaluator_of(data, path, num=200, system=None) -> Evaluator:
     extractor = load_demo_cnn(path, 1).eval().requires_grad_(False)
-    return Evaluator(
-        Accelerator(cpu=True), extractor, [Shards(data.test)], data, num=num, seed=0, system=VAE(32, 1, 4, SMALL)
-    )
+    system = system or VAE(32, 1, 4, SMALL)
+    return Evaluator(Accelerator(cpu=True), extractor, [Shards(data.test)], data, num=num, seed=0, system=system)
 
 
 class Playback(VAE):

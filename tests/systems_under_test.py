@@ -95,14 +95,14 @@ SYSTEMS = {
     "vae": lambda: VAE(32, 1, 4, SMALL, autoencoder=STEADY),
     "vae, bernoulli": lambda: VAE(32, 1, 4, SMALL, "bernoulli", autoencoder=STEADY),
     "vae, all options": lambda: VAE(32, 1, 4, MAPS, "laplace", True, 2.0, 3, 0.1, STEADY, aligned(CODES)),
-    "gan": lambda: GAN(32, 1, 4, SMALL, STEADY, DISCRIMINATOR),
+    "gan, classes": lambda: GAN(32, 1, 4, SMALL, STEADY, DISCRIMINATOR, classes=3),
     "ganvae": lambda: GANVAE(32, 1, 4, SMALL, 1.0, STEADY, DISCRIMINATOR),
     "binary": lambda: vaegan(),
     "ternary": lambda: vaegan("ternary"),
     "both": lambda: vaegan("both"),
     "features": lambda: vaegan(reconstruction="features"),
-    "both, both": lambda: vaegan(
-        "both", reconstruction="both", feature_discriminator="ternary", feature_layer=1, opponent="not_own"
+    "both, both, classes": lambda: vaegan(
+        "both", reconstruction="both", feature_discriminator="ternary", feature_layer=1, opponent="not_own", classes=2
     ),
     "decoder only": lambda: vaegan("ternary", encoder_adversarial=False, class_weights=(2.0, 1.0, 1.0)),
     "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 8, attention=(8,), blocks=1)),
@@ -116,9 +116,10 @@ SYSTEMS = {
         perceptual_weights=vit_file(),
         codes=aligned(CodesConfig()),
     ),
-    "hinge, lecam, spectral": lambda: vaegan(
+    "hinge, lecam, spectral, classes": lambda: vaegan(
         "ternary",
         config=DiscriminatorConfig(1e-3, adversarial="hinge", lecam_weight=0.3, spectral_norm=True, r1_weight=0.0),
+        classes=3,
     ),
     "relativistic, r1 + r2": lambda: vaegan(
         "both",
@@ -128,7 +129,7 @@ SYSTEMS = {
     "least squares, lazy": lambda: vaegan(
         "ternary", config=replace(DISCRIMINATOR, adversarial="least_squares", penalty_every=2)
     ),
-    "augment, deviation": lambda: vaegan(
+    "augment, deviation, classes": lambda: vaegan(
         config=replace(
             DISCRIMINATOR,
             augment=("color", "translation", "cutout"),
@@ -136,6 +137,7 @@ SYSTEMS = {
             minibatch_stddev=2,
         ),
         reconstruction="both",
+        classes=3,
     ),
     "adaptive, scheduled": lambda: vaegan(
         "both",
@@ -155,7 +157,7 @@ TRAIN_ONLY = {"decoder alone": ["decoder"]}
 def batch_of(n=4, size=32, channels=1, dtype=torch.float32, step=9, domains=2) -> Batch:
     generator = torch.Generator().manual_seed(1)
     images = [torch.rand(n, channels, size, size, generator=generator) * 2 - 1 for _ in range(domains)]
-    return Batch(tuple(image.to(dtype) for image in images), slice(0, n), n, seed=0, step=step)
+    return Batch(tuple(image.to(dtype) for image in images), slice(0, n), n, 0, step, torch.arange(n) % 3 % 2)
 
 
 def cancelled(system: System) -> set[str]:

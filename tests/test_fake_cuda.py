@@ -141,8 +141,9 @@ def one_step(cuda: Cuda, system: System, precision="no", parts=1) -> TrainStep:
     train_step, ema = TrainStep(accelerator, system, 4), EMA(system, 20, 4)
     rows = 4 * parts
     images = tuple(torch.empty(rows, 1, 32, 32, device=DEVICE) for _ in range(2))
+    label = torch.empty(rows, dtype=torch.int64, device=DEVICE)
     cuda.strict = True
-    train_step(Batch(images, slice(0, rows), rows, 0, 2).split(4), 2)
+    train_step(Batch(images, slice(0, rows), rows, 0, 2, label).split(4), 2)
     train_step.meter.fold()
     ema.update(3)
     return train_step

@@ -175,11 +175,12 @@ def test_no_step_waits_for_the_device(accelerator, name, precision):
     before = copy.deepcopy(system.state_dict())
     train_step, ema = TrainStep(made, system, 99), EMA(system, 100, 4)
     images = tuple(torch.rand(4, 1, 32, 32, device=made.device) * 2 - 1 for _ in range(2))
+    label = torch.tensor([0, 1, 1, 0], device=made.device)
     for step in range(5):
         if step == 2 and ON == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:
-            train_step([Batch(images, slice(0, 4), 4, 0, step)], step)
+            train_step([Batch(images, slice(0, 4), 4, 0, step, label)], step)
             ema.update(step + 1)
         finally:
             if ON == "cuda":

@@ -35,6 +35,7 @@ class Batch:
     batch_size: int  # images of the global batch
     seed: int  # the run's seed
     step: int  # the step, counted from 0
+    label: Tensor | None = None  # of the first dataset's images, int64 [n]
 
     @property
     def image(self) -> Tensor:
@@ -78,7 +79,8 @@ class Batch:
         """Return micro-batches of `size` rows."""
         parts = zip(*(image.split(size) for image in self.images), strict=True)
         starts = range(self.rows.start, self.rows.stop, size)
+        labels = [None] * len(starts) if self.label is None else self.label.split(size)
         return [
-            replace(self, images=images, rows=slice(start, start + size))
-            for start, images in zip(starts, parts, strict=True)
+            replace(self, images=images, rows=slice(start, start + size), label=label)
+            for start, images, label in zip(starts, parts, labels, strict=True)
         ]

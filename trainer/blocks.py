@@ -39,8 +39,11 @@ class Blocks:
         return [range(i, min(i + self.block, num)) for i in range(0, num, self.block)]
 
     @torch.no_grad()
-    def padded(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        """Return `use` of the rows of `given`, at most a block of them, computed on a whole block; on the CPU."""
-        padding = given.new_zeros(self.block - len(given), *given.shape[1:])
+    def padded(self, use: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """Return `use` of the rows of tensors, at most a block of them, computed on a whole block; on the CPU."""
         with strict_fp32(torch.device(self.device)):
-            return use(torch.cat([given, padding]).to(self.device))[: len(given)].cpu()
+            return use(*map(self._whole, given))[: len(given[0])].cpu()
+
+    def _whole(self, given: Tensor) -> Tensor:
+        padding = given.new_zeros(self.block - len(given), *given.shape[1:])
+        return torch.cat([given, padding]).to(self.device)

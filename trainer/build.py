@@ -15,6 +15,7 @@ from models import System
 from models.manifest import checkpoints
 from trainer.batch import Batch
 from trainer.checkpoint.state import TrainState, frozen_checksums
+from trainer.classes import check_labels
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig
@@ -103,11 +104,12 @@ def take_trial_steps(parts: RunParts, state: TrainState, accelerator: Accelerato
     before = copy.deepcopy(state.trained())
     blank = torch.zeros(parts.per_rank_batch, *data.shape, device=accelerator.device)
     images, rows = (blank,) * parts.system.domains, parts.system.rows
+    label = torch.zeros(len(blank), dtype=torch.int64, device=accelerator.device)
     train_step = make_train_step(parts, accelerator)
     players = [player_state.player for player_state in train_step.player_states]
     trials = {start + settings.compile * after for p in players for start in p.starts for after in (0, p.every)}
     for step in trials:
-        train_step(Batch(images, rows, settings.batch_size, 0, step).split(parts.micro_batch), step)
+        train_step(Batch(images, rows, settings.batch_size, 0, step, label).split(parts.micro_batch), step)
     state.load_networks(before)
 
 
@@ -159,7 +161,8 @@ def open_datasets(config: Config, system: System) -> tuple[list[Shards], list[Sh
 
     Raises:
         ValueError: the system needs more or fewer datasets.
-        DataError: shards are missing or damaged; the message names the setting.
+        DataError: shards are missing or damaged, or a label is not one of the system's classes; the message names the
+            setting.
     """
     data = config.data
     trains = _open(data, "data.train", data.trains, system, data.on_error)
@@ -176,7 +179,11 @@ def _open(
             + (': give "[A, B]"' if system.domains == 2 else "")
         )
     try:
-        return data.open(folders, on_error)
+        opened = data.open(folders, on_error)
+        for shards in opened:
+            if system.classes and not shards.remote.any():  # remote ones are checked as they arrive
+                check_labels(shards, system.classes, shards.labels)
+        return opened
     except DataError as error:
         raise DataError(f"{setting}: {error}") from error
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.loader import Augment, Batches, Images, load
 from trainer.batch import Batch, normalize
+from trainer.classes import check_labels
 from trainer.log.window import LogWindow
 from trainer.parts import RunParts
 
@@ -17,7 +18,7 @@ def device_batches(parts: RunParts, accelerator: Accelerator, first_step: int, w
     """Yield this process's rows of the global batch of each step from `first_step` on; `window` notes their samples.
 
     Raises:
-        DataError: a sample is missing or damaged, and data.on_error is stop.
+        DataError: a sample is missing or damaged, and data.on_error is stop, or its label is not one of the classes.
     """
     settings, data, device = parts.config.trainer, parts.config.data, accelerator.device
     rows, steps = parts.system.rows, range(first_step, settings.steps)
@@ -26,8 +27,11 @@ def device_batches(parts: RunParts, accelerator: Accelerator, first_step: int, w
     copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for step, sets in zip(steps, loader, strict=True):
         window.add_samples(step, rows, sets)
+        first, classes = sets[0], parts.system.classes
+        check_labels(parts.trains[0], classes, first.label.numpy(), first.position.numpy())
+        label = first.label.to(device, non_blocking=True) if classes else None
         images = tuple(normalize(image) for image in _copied(sets, device, copy_stream))
-        yield Batch(images, rows, settings.batch_size, settings.seed, step)
+        yield Batch(images, rows, settings.batch_size, settings.seed, step, label)
 
 
 def _copied(sets: list[Images], device: torch.device, copy_stream: torch.cuda.Stream | None) -> list[Tensor]:

@@ -99,7 +99,8 @@ class StepFlops:
         with self.fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             shape = (self.images, *data.shape)
             images = tuple(torch.empty(shape) for _ in range(train_step.system.domains))
-            train_step([Batch(images, slice(0, self.images), self.images, 0, step)], step)
+            label = torch.zeros(self.images, dtype=torch.int64)
+            train_step([Batch(images, slice(0, self.images), self.images, 0, step, label)], step)
         return counter.get_total_flops()
 
 

@@ -74,8 +74,10 @@ class FakeRun:
         rows = [slice(i * micro_batch, (i + 1) * micro_batch) for i in range(min(per_rank_batch // micro_batch, 2))]
         with self.fake, tracker, CudaAutocast() if self.cuda_autocast else nullcontext():
             images = (torch.empty(micro_batch, *data.shape),) * self.system.domains
+            label = torch.zeros(micro_batch, dtype=torch.int64)
             before = tracker.peak = tracker.live
-            step([BusiestBatch(images, part, self.config.trainer.batch_size, 0, 2**40) for part in rows], 0)
+            size = self.config.trainer.batch_size
+            step([BusiestBatch(images, part, size, 0, 2**40, label) for part in rows], 0)
         return tracker.peak - before, tracker.player
 
 

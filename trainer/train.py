@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -27,7 +26,7 @@ from trainer.log.board import hide_tensorboard_tracebacks
 from trainer.log.data_health import DataHealth
 from trainer.log.failures import FailureReports
 from trainer.log.logger import RunLogger
-from trainer.log.pictures import grid_inputs, panels
+from trainer.log.pictures import GridInputs, columns, grid_inputs, panels
 from trainer.log.summary import run_summary
 from trainer.log.window import LogWindow
 from trainer.profiler import LOG, StepProfiler, parse_profile
@@ -78,9 +77,9 @@ class Run:
 
         self.evaluator = PeriodicEvaluator(parts, folder.path, accelerator) if config.evaluate.every else None
         shown = parts.tests or parts.trains
-        self.grid_inputs = list[Any]()  # of the main process, which alone reads and draws them
+        self.grid_inputs = list[GridInputs]()  # of the main process, which alone reads and draws them
         inputs = shown, config.data, settings.seed, parts.system, accelerator.device
-        run_on_main(accelerator, lambda: self.grid_inputs.extend(grid_inputs(*inputs)))
+        run_on_main(accelerator, lambda: self.grid_inputs.append(grid_inputs(*inputs)))
         self.logger = RunLogger(
             folder.path, self.step, settings.steps, is_main, self.evaluation_pending, settings.trackers
         )
@@ -201,7 +200,8 @@ class Run:
         trouble = None
         if self.accelerator.is_main_process:
             try:
-                self.logger.pictures(self.step, panels(self.parts.ema.system, *self.grid_inputs))
+                system = self.parts.ema.system
+                self.logger.pictures(self.step, panels(system, *self.grid_inputs), columns(system.classes))
             except FloatingPointError as error:
                 trouble = str(error)
         (trouble,) = broadcast_object_list([trouble])

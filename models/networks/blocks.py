@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from models.networks.config import ImageSize, NetworkConfig, Norm
 
@@ -48,6 +49,22 @@ class ResidualBranch(nn.Module):
 
     def zero_init_residual(self) -> None:
         """Start as the identity, if this module can."""
+
+
+class ClassVectors(nn.Linear):
+    """A learned vector for each class, as a matrix, which spectral norm can divide by its largest singular value."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__(classes, width, bias=False)
+
+    def forward(self, label: Tensor | None) -> Tensor:
+        """Map classes, int64 [n], to [n, width]; raise a ValueError if there are none."""
+        if label is None:
+            raise ValueError(
+                f"system.classes is {self.in_features}: give the class of each image, int64 [n] from 0 to "
+                f"{self.in_features - 1}, as `label`"
+            )
+        return embedding(label, self.weight.T)
 
 
 def normalization(kind: Norm, channels: int) -> nn.Module:

@@ -30,6 +30,7 @@ class GANVAE(Autoencoding, System):
     """
 
     averaged = ("encoder", "decoder")
+    architecture = ("latent_dim", "networks", "classes")
 
     def __init__(
         self,
@@ -40,18 +41,20 @@ class GANVAE(Autoencoding, System):
         latent_weight: float = 1.0,
         generator: OptimizerConfig = OptimizerConfig(),
         binary: DiscriminatorConfig = DiscriminatorConfig(),
+        classes: int = 0,
     ):
         super().__init__()
+        self.classes = classes
         check_not_negative(latent_weight=latent_weight)
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.latent_weight, self.optimizer = latent_weight, generator
         self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
-        self.decoder = build_decoder(networks, image_size, channels, latent_dim)
+        self.decoder = build_decoder(networks, image_size, channels, latent_dim, classes)
         self.adversary = Adversary(self, "binary", binary, networks, image_size, channels)
 
     def passes(self, batch: Batch) -> Passes:
         prior = batch.normal("prior", self.latent_shape)
-        generated = self.decoder(prior)
+        generated = self.decoder(prior, *self.told(batch.label))
         return Passes(prior, generated, *self.posterior(generated))
 
     def discriminator_loss(self, batch: Batch, passes: Passes) -> Loss:

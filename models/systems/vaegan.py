@@ -76,6 +76,7 @@ class VAEGAN(Autoencoding, System):
     """
 
     averaged = ("encoder", "decoder")
+    architecture = ("latent_dim", "networks", "classes")
 
     def __init__(
         self,
@@ -106,8 +107,10 @@ class VAEGAN(Autoencoding, System):
         binary: DiscriminatorConfig | None = None,
         ternary: DiscriminatorConfig | None = None,
         codes: CodesConfig | None = None,
+        classes: int = 0,
     ):
         super().__init__()
+        self.classes = classes
         self.reconstruction, self.likelihood, self.optimizer = reconstruction, likelihood, autoencoder
         self.reconstruction_weight, self.perceptual_weight = reconstruction_weight, perceptual_weight
         self.kl_weight, self.kl_warmup, self.free_bits = kl_weight, kl_warmup, free_bits
@@ -116,7 +119,7 @@ class VAEGAN(Autoencoding, System):
         self._check_weights()
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
-        self.decoder = build_decoder(networks, image_size, channels, latent_dim)
+        self.decoder = build_decoder(networks, image_size, channels, latent_dim, classes)
         idle = f"while system.discriminator is {discriminator}"
         if discriminator == "binary":
             check_unused(idle, opponent=(opponent, "real"), class_weights=(class_weights, (1, 1, 1)))
@@ -146,7 +149,7 @@ class VAEGAN(Autoencoding, System):
             codes.append(batch.normal("prior", self.latent_shape))
         if not self.encoder_adversarial:  # the adversarial gradient enters the decoder by another pass on fixed codes
             codes.append(decodable.detach())
-        decoded = self.decoder(torch.cat(codes))
+        decoded = self.decoder(torch.cat(codes), *self.told(batch.label, len(codes)))
         images = decoded.chunk(len(codes))
         generated = images[1] if self.samples else None
         adversarial = images[0] if self.encoder_adversarial else images[-1]

@@ -9,6 +9,7 @@ from systems_under_test import DISCRIMINATOR, SMALL, SYSTEMS, batch_of, cyclegan
 
 from models import GAN, GANVAE, DiscriminatorConfig, losses
 from models.augment import DRAWS, augment
+from models.networks import Discriminator
 from models.schedule import Schedule
 from models.system import freeze_all_but
 from trainer.batch import Batch
@@ -135,13 +136,22 @@ def test_every_kind_of_image_is_changed_by_draws_of_its_own_name():
     torch.testing.assert_close(game.discriminator_loss(batch, batch.image, fakes).value, expected)
     expected = sum(softplus(logits["real"] - logits[kind]).mean() / 2 for kind in fakes)
     torch.testing.assert_close(game.generator_loss(batch, batch.image, fakes), expected)
-    real, fake = (network(seen("real", image), 2) for image in (batch.image, fakes["generated"]))
+    real, fake = (network(seen("real", image), feature_layer=2) for image in (batch.image, fakes["generated"]))
     passes = system.passes(batch)._replace(reconstructed=fakes["generated"])
     torch.testing.assert_close(system.loss(batch, passes).value, 0.5 * (real - fake).square().flatten(1).sum(1).mean())
 
 
 @pytest.mark.parametrize(
-    "name", ["ae", "vae", "ganvae", "both, both", "hinge, lecam, spectral", "adaptive, scheduled", "cyclegan"]
+    "name",
+    [
+        "ae",
+        "vae",
+        "ganvae",
+        "both, both, classes",
+        "hinge, lecam, spectral, classes",
+        "adaptive, scheduled",
+        "cyclegan",
+    ],
 )
 def test_no_loss_is_computed_in_half_precision(name):
     system = SYSTEMS[name]()
@@ -249,3 +259,35 @@ def test_every_systems_discriminators_are_made_and_shown_images_as_set(name, mon
             assert module(batch_of().image).shape[:2] == (4, 3 if name == "ternary" else 1)
             expected |= {(f"augment {network} {kind}", (DRAWS,)) for kind in ("real", *fakes)}
     assert set(drawn) == expected
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_a_classs_projection_by_hand(group):
+    """Each logit gets <v, h>, h the last level's activations summed over positions, whatever else the head sees."""
+    network = Discriminator(SMALL, (32, 48), 1, 3, group=group, classes=5).double()
+    image, label = torch.rand(4, 1, 32, 48, dtype=F64), torch.tensor([4, 0, 3, 3])
+    hidden = network(image, feature_layer=len(network.levels) - 1).detach().numpy()
+    weights = network.projection.weight.detach().numpy().reshape(3, -1, 5)  # of a logit, a channel and a class
+    expected = [
+        [(weights[k, :, y] * h.sum((1, 2))).sum() for k in range(3)] for h, y in zip(hidden, label, strict=True)
+    ]
+    found = network(image, label)
+    with torch.no_grad():
+        network.projection.weight.zero_()
+    torch.testing.assert_close(found - network(image, label), torch.tensor(expected, dtype=F64))
+
+
+def test_every_image_has_the_label_of_its_position():
+    """A fake's label is that of the real image at its position, of reconstructions and samples alike."""
+    system = vaegan("ternary", classes=3, networks=SMALL).double()
+    batch, seen = batch_of(dtype=F64), []
+    system.decoder.register_forward_hook(lambda _, given, made: seen.append(given))
+    system.discriminator_ternary.register_forward_hook(lambda _, given, made: seen.append(given))
+    passes = system.passes(batch)
+    system.discriminator_loss("ternary", batch, passes)
+    (z, decoded), (_, real), (_, fakes) = seen  # with a penalty, in passes of their own
+    assert torch.equal(z[:4], passes.z)
+    assert torch.equal(real, batch.label)
+    assert torch.equal(decoded, batch.label.repeat(2))
+    assert torch.equal(fakes, batch.label.repeat(2))
+    assert [part.label.tolist() for part in batch.split(2)] == [*map(list, batch.label.view(2, 2).tolist())]

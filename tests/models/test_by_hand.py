@@ -246,7 +246,7 @@ def test_a_vaegans_autoencoder_lowers_the_weighted_sum_of_all_its_terms(opponent
     mean, log_variance, reconstructed = encode_and_decode(system, batch)
     generated = system.decoder(batch.normal("prior", (4,)))
     x, y = numbers(batch.image), numbers(reconstructed)
-    features = [numbers(system.discriminator_ternary(image, 1)) for image in (batch.image, reconstructed)]
+    features = [numbers(system.discriminator_ternary(image, feature_layer=1)) for image in (batch.image, reconstructed)]
     binary = [numbers(system.discriminator_binary(fake)) for fake in (reconstructed, generated)]
     ternary = [numbers(system.discriminator_ternary(fake)) for fake in (reconstructed, generated)]
     p = [np.exp(of) / np.exp(of).sum(1, keepdims=True) for of in ternary]

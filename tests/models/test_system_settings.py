@@ -262,3 +262,17 @@ def test_by_default_a_cyclegan_is_the_papers():
     widths = {system.discriminator_a.levels[0][0].out_channels, system.discriminator_b.levels[0][0].out_channels}
     assert widths == {64}
     assert next(system.translator_ab.parameters()).shape[0] == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"classes": 1}, r"classes is 1, expected 0 \(none\) or 2 or more"),
+        ({"networks": NetworkConfig("dcgan", 8, latent_stride=8)}, r"classes is 3, expected 0 while codes are maps"),
+        ({"networks": NetworkConfig("dcgan", 8, patches=True)}, r"networks\.patches is true, expected false while sys"),
+        ({"config": DiscriminatorConfig(r1_weight=0.0, dino_weights="x")}, r"binary\.dino_weights is x, expected null"),
+    ],
+)
+def test_what_cannot_be_told_classes_is_refused(settings, words):
+    with pytest.raises(ValueError, match=rf"^system\.{words}"):
+        vaegan(**{"classes": 3} | settings)

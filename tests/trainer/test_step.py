@@ -52,7 +52,8 @@ def train(
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
         images = [torch.rand(8, 1, 32, 32, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2)]
-        batch = Batch(tuple(image[rows] for image in images), rows, 8, seed=0, step=step)
+        label = (torch.arange(8) + step) % 2
+        batch = Batch(tuple(image[rows] for image in images), rows, 8, 0, step, label[rows])
         train_step(batch.split(8 // world // parts), step)
         ema.update(step + 1)
     assert train_step.failed() is None
@@ -90,7 +91,7 @@ def test_every_system_moves_under_bf16(name):
         train_step = TrainStep(Accelerator(cpu=True, mixed_precision="bf16"), system, STEPS)
         for step in range(3):
             images = tuple(torch.rand(4, 1, 32, 32) * 2 - 1 for _ in range(2))
-            train_step([Batch(images, slice(0, 4), 4, 0, step)], step)
+            train_step([Batch(images, slice(0, 4), 4, 0, step, torch.tensor([0, 1, 1, 0]))], step)
         assert train_step.failed() is None
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)

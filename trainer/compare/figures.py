@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 import models
 from data.loader import read
 from data.order import permutation
+from trainer.classes import in_turn
 from trainer.config.settings import DataConfig
 from trainer.log.charts import KINDS
-from trainer.log.pictures import Panels, grid, interpolation_rows, panels
+from trainer.log.pictures import GridInputs, Panels, grid, interpolation_rows, panels
 from trainer.report.results import COLUMNS, Cell, Entry
 
 ROWS, IMAGES_PER_ROW = 2, 12  # in a panel
@@ -24,9 +25,11 @@ def draw_panels(entry: Entry, data: DataConfig) -> Panels:
         ValueError, DataError, OSError: the checkpoint or the held-out images cannot be read.
     """
     system, shards = models.load(entry.runs[0].folder), data.open(data.tests)[0]
-    real = read(shards, permutation(len(shards), 0)[: ROWS * IMAGES_PER_ROW], data.size, data.channels).image
-    z = torch.randn(ROWS * IMAGES_PER_ROW, *system.latent_shape, generator=torch.Generator().manual_seed(0))
-    return panels(system, [real], z) | {"interpolated": interpolation_rows(system, real, z, ROWS, IMAGES_PER_ROW)}
+    num = ROWS * IMAGES_PER_ROW
+    real, label, *_ = read(shards, permutation(len(shards), 0)[:num], data.size, data.channels)
+    z = torch.randn(num, *system.latent_shape, generator=torch.Generator().manual_seed(0))
+    inputs = GridInputs([real], label, z, in_turn(system, torch.arange(num)))
+    return panels(system, inputs) | {"interpolated": interpolation_rows(system, real, z, ROWS, IMAGES_PER_ROW)}
 
 
 def draw_overview(rows: dict[str, list[Cell]], pictures: dict[str, Panels]) -> Figure:

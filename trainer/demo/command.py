@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from trainer.distributed.exit import CommandParser, user_errors
 from trainer.extras import needs
@@ -35,6 +35,7 @@ def parser() -> CommandParser:
     )
     made.add_argument("--host", default=LOOPBACK, help=hosts)
     made.add_argument("--port", type=PositiveInt, help="port to listen on (default: the first free one from 7860)")
+    made.add_argument("--classes", type=NonNegativeInt, metavar="K", help="class of all images that the page makes")
     made.add_argument("--device", help="torch's name of a device (default: cuda if there is one, else cpu)")
     return made
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         from trainer.demo.model import Model
         from trainer.demo.page import build_page, serve
 
-        model = Model(settings.checkpoint, settings.images, settings.num, settings.device)
+        model = Model(settings.checkpoint, settings.images, settings.num, settings.device, settings.classes)
         page = build_page(model, Path(uploads))
         address = serve(page, settings.host, settings.port)
         print(f"{address} shows {model.title}. Ctrl-C ends it", flush=True)

@@ -53,15 +53,28 @@ class Model:
         images: folder of images or shards; None takes the run's held-out images
         num: number of images or samples that give the directions
         device: torch's name of a device
+        label: class of all images that are made; a system with classes needs one
 
     Raises:
-        ValueError, DataError: there is no such checkpoint, device or image.
+        ValueError, DataError: there is no such checkpoint, device, class or image.
     """
 
-    def __init__(self, path: Path, images: Path | None = None, num: int = 512, device: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        images: Path | None = None,
+        num: int = 512,
+        device: str | None = None,
+        label: int | None = None,
+    ):
         checkpoint = checkpoint_of(path)
-        self.generator = Generator(checkpoint, None, device)
+        self.generator = Generator(checkpoint, None, device, None if label is None else [label])
         self.system = self.generator.system
+        if self.system.classes and label is None:
+            raise ValueError(
+                f"the system was trained with system.classes {self.system.classes}: choose the class that the page "
+                "shows, such as --classes 3"
+            )
         saved = schemas.checkpoint(checkpoint)
         self.title = f"{type(self.system).__name__} of {path.resolve().name}, step {saved.step:,}"
         needed = self.can("reconstruct") or self.can("translate")
@@ -83,7 +96,7 @@ class Model:
             raise DataError(str(error).replace(f"{path}: ", ": ").replace(" the image :", " this image:")) from error
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        return self.generator.images(self.system.reconstruct, normalize(image[None]))[0]
+        return self.generator.images(self.system.reconstruct, normalize(image[None]), *self.generator.told([0]))[0]
 
     def translate(self, image: Tensor, direction: Direction) -> Tensor:
         return self.generator.images(lambda one: self.system.translate(one, direction), normalize(image[None]))[0]
@@ -91,7 +104,8 @@ class Model:
     def decode(self, codes: Tensor) -> Tensor:
         """Return the images of codes [n, *latent_shape], uint8."""
         blocks = codes.split(self.generator.block)
-        return torch.cat([self.generator.images(self.system.sample, one) for one in blocks])
+        made = [self.generator.images(self.system.sample, one, *self.generator.told([0] * len(one))) for one in blocks]
+        return torch.cat(made)
 
     def draw(self, seed: int, number: int = 0) -> Tensor:
         """Return the prior's draw of a sample, as `trainer.generate sample` numbers them."""

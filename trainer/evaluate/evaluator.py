@@ -12,9 +12,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from data.images import plain
-from data.loader import Samples, read
+from data.loader import Images, Samples, read
 from models import System
 from trainer.batch import normalize, to_uint8
+from trainer.classes import in_turn, shuffled_labels
 from trainer.config.settings import DataConfig
 from trainer.evaluate import reference
 from trainer.evaluate.accumulators import ImagesByIndex, extract_statistics, first_places
@@ -38,6 +39,9 @@ KEPT = 10_000  # images whose features are kept for KID and precision; all other
 class Evaluator:
     """An evaluator that scores a system against held-out images.
 
+    Samples of a system with classes take the labels of the held-out images in turn, in an order that the seed shuffles,
+    so that both have the same shares of classes; without images, the classes themselves.
+
     Images are dealt to ranks in blocks, and sample i is drawn by a generator of its own. Results of blocks are added
     by `ExactSum`, so no score depends on the number of ranks. If one rank fails, all ranks fail.
 
@@ -58,7 +62,7 @@ class Evaluator:
     Raises:
         ValueError: there are too few samples or held-out images, kept statistics are of other images, or ranks have
             different extractors.
-        DataError: a held-out image is damaged.
+        DataError: a held-out image is damaged, or has none of the system's classes.
     """
 
     def __init__(
@@ -92,6 +96,9 @@ class Evaluator:
                 raise ValueError(f"FID needs at least 2 real images, better a thousand; the set has {len(images)}")
         if "is" in self.sample_metrics and (system is None or system.can("sample")):
             InceptionScore(num, extractor.classes)  # raises if there are too few samples
+        self.labels = None
+        if system and not isinstance(held_out[0], ReferenceStatistics):
+            self.labels = shuffled_labels(system, held_out[0], seed)
         self.features = FeatureScores(f"{self.of}/{extractor.name}"[1:], metrics, self.ranks)
         self.references = [self._reference(images, statistics) for images in held_out]
         self.budget = Budget()
@@ -172,11 +179,14 @@ class Evaluator:
     def samples(self, system: System, index: Tensor) -> Tensor:
         """Return the samples that are scored, uint8 [n, c, h, w], given the indices [n] of a block."""
         with strict_fp32(self.accelerator.device):
-            return to_uint8(system.sample(self._draw(system, index)))
+            return to_uint8(self._sample(system, index, self._draw(system, index)))
 
     def _draw(self, system: System, index: Tensor) -> Tensor:
         draw = self.sampler or Sampler("prior", system.latent_shape)
         return draw(self.seed, index).to(self.accelerator.device)
+
+    def _sample(self, system: System, index: Tensor, z: Tensor) -> Tensor:
+        return system.sample(z, *in_turn(system, index.to(z.device), self.labels))
 
     def _samples(self, system: System) -> dict[str, float]:
         """FID, IS, KID and the like of samples, their sharpness, and how well the encoder recovers their z."""
@@ -184,7 +194,7 @@ class Evaluator:
 
         def images(index: Tensor) -> Tensor:
             z = self._draw(system, index)
-            image = system.sample(z)
+            image = self._sample(system, index, z)
             pixels = to_uint8(image)
             if system.can("posterior"):
                 error.add((system.posterior(image)[0] - z).to(self.ranks.device).double().square().sum())
@@ -207,8 +217,8 @@ class Evaluator:
         maps = len(system.latent_shape) == 3 and min(system.latent_shape[1:]) > 1
 
         def images(index: Tensor) -> Tensor:
-            image = self._read(held_out, index)
-            reconstructed = to_uint8(system.reconstruct(normalize(image)))
+            image, label, *_ = self._read(held_out, index)
+            reconstructed = to_uint8(system.reconstruct(normalize(image), *system.told(label)))
             original, made = image.to(device), reconstructed.to(device)
             values = {"psnr": psnr(original, made), "ssim": ssim(made, original)}
             if self.lpips:
@@ -246,7 +256,7 @@ class Evaluator:
         cycle = self._sum()
 
         def images(index: Tensor) -> Tensor:
-            image = self._read(source, index)
+            image = self._read(source, index).image
             translated = system.translate(normalize(image), direction)
             back = system.translate(translated, "b2a" if direction == "a2b" else "a2b")
             cycle.add(psnr(image.to(self.ranks.device), to_uint8(back).to(self.ranks.device)).sum())
@@ -275,7 +285,7 @@ class Evaluator:
             return images.to(self.ranks.device)
         return reference.load_or_compute(
             images,
-            lambda index: self._read(images, index),
+            lambda index: self._read(images, index).image,
             extractor=self.extractor,
             data=self.data,
             kept=self.kept,
@@ -286,8 +296,10 @@ class Evaluator:
     def _sum(self) -> ExactSum:
         return ExactSum((), self.ranks.device)
 
-    def _read(self, images: Samples, index: Tensor) -> Tensor:
-        return read(images, index.numpy(), self.data.size, self.data.channels).image.to(self.accelerator.device)
+    def _read(self, images: Samples, index: Tensor) -> Images:
+        found = read(images, index.numpy(), self.data.size, self.data.channels)
+        device = self.accelerator.device
+        return found._replace(image=found.image.to(device), label=found.label.to(device))
 
 
 def _check_same_networks(own: dict[str, str]) -> None:

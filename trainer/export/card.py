@@ -42,6 +42,8 @@ def card(system: System, metadata: dict[str, Any], settings: dict[str, Any], **c
         encodes=system.can("posterior"),
         translates=system.can("translate"),
         latent_shape=system.latent_shape,
+        classes=system.classes,
+        label=", label" if system.classes else "",
         **content,
     )
 

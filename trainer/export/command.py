@@ -11,7 +11,7 @@ from trainer.export.arguments import parser
 from trainer.export.card import card, score_rows, tags
 from trainer.export.programs import Kind, write_programs
 from trainer.latents import LatentStatistics
-from trainer.log.pictures import grid
+from trainer.log.pictures import columns, grid
 
 FILES = {
     "config.json": "sizes, and the mean and deviation of the latents",
@@ -59,7 +59,7 @@ def export(settings: argparse.Namespace) -> str:
         made = images.pictures(source, shown, settings.device)
         folder.write_weights(source, unfinished, latents)
         if made:
-            grid(made).save(unfinished / "pictures.png")
+            grid(made, columns(source.system.classes)).save(unfinished / "pictures.png")
         text = card_of(source, settings, unfinished, list(made), latents)
         (unfinished / "README.md").write_text(text, encoding="utf-8")
     files = ", ".join(sorted(path.name for path in out.iterdir()))

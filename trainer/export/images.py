@@ -59,14 +59,13 @@ def pictures(source: TrainedCheckpoint, sets: list[Samples], device: str | None)
     blocks = Blocks(system, source.data_config.size, device)
     if not sets and not system.can("sample"):
         return {}
-    real, z = grid_inputs(sets, source.data_config, seed, system, torch.device(blocks.device))
+    inputs = grid_inputs(sets, source.data_config, seed, system, torch.device(blocks.device))
     try:
         if not sets:
-            return {"generated": torch.cat([to_uint8(system.sample(part)) for part in z.split(blocks.block)])}
-        parts = [
-            panels(system, [images[rows.start : rows.stop] for images in real], z[rows.start : rows.stop])
-            for rows in blocks.rows(min(map(len, [z, *real])))
-        ]
+            parts = [inputs.part(slice(rows.start, rows.stop)) for rows in blocks.rows(len(inputs.z))]
+            return {"generated": torch.cat([to_uint8(system.sample(part.z, *part.drawn)) for part in parts])}
+        num = min(map(len, [inputs.z, *inputs.real]))
+        made = [panels(system, inputs.part(slice(rows.start, rows.stop))) for rows in blocks.rows(num)]
     except FloatingPointError as error:
         raise ValueError(f"{error}: the run has diverged, choose an earlier checkpoint") from error
-    return {title: torch.cat([part[title] for part in parts]) for title in parts[0]}
+    return {title: torch.cat([part[title] for part in made]) for title in made[0]}

@@ -37,6 +37,12 @@ def parser() -> CommandParser:
         command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a checkpoint or of a run")
         command.add_argument("--out", required=True, help="folder for PNGs; replaces those of the same name", **FOLDER)
         command.add_argument("--device", help="torch's name of a device (default: cuda if there is one, else cpu)")
+    for name in (name for name in COMMANDS if name != "translate"):
+        text = (
+            "classes of the images in turn, such as 3,7, if the system was trained with system.classes (default: all "
+            "of them; labels of LATENTS; required for --images and interpolate)"
+        )
+        commands[name].add_argument("--classes", type=_classes, metavar="K,...", help=text)
     for name in ("reconstruct", "translate"):
         commands[name].add_argument("--images", required=True, help="folder of images or WebDataset shards", **FOLDER)
         _add_num(commands[name], "all")
@@ -61,6 +67,10 @@ def parser() -> CommandParser:
     nearest = "number of training images beside each image (default: 7)"
     commands["neighbours"].add_argument("--nearest", type=PositiveInt, default=7, help=nearest)
     return made
+
+
+def _classes(text: str) -> list[int]:
+    return [NonNegativeInt(part) for part in text.split(",")]
 
 
 def _add_num(command: CommandParser, usual: str) -> None:

@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     out, command = settings.out, settings.command
     with user_errors():
         _check(settings)
-        generator = Generator(settings.checkpoint, command, settings.device)
+        generator = Generator(settings.checkpoint, command, settings.device, getattr(settings, "classes", None))
+        _check_classes(generator, settings)
         pictures = _pictures(generator, settings)
         if getattr(settings, "shards", False):
             print(f"{out}: {write_shards(pictures, out):,} images written")
@@ -59,6 +60,21 @@ def _check(settings: argparse.Namespace) -> None:
     for option in ("sampler", "truncation", "components") if images else ():
         if getattr(settings, option, None):
             raise ValueError(f"--{option} has no effect on --images; leave one of them out")
+
+
+def _check_classes(generator: Generator, settings: argparse.Namespace) -> None:
+    """Nobody knows the classes of the images of --images, and a strip is of one."""
+    command, images = settings.command, getattr(settings, "images", None)
+    if command == "neighbours" and images and settings.classes:
+        raise ValueError("--classes has no effect on --images; leave it out")
+    needed = command == "interpolate" or (images and command != "neighbours")
+    if generator.system.classes and needed and not settings.classes:
+        raise ValueError(
+            f"{command} needs --classes, as the system was trained with system.classes {generator.system.classes}: "
+            "name the class of the images, such as --classes 3"
+        )
+    if command == "interpolate" and len(settings.classes or ()) > 1:
+        raise ValueError(f"--classes names {len(settings.classes)} classes, and a strip is of one: name one")
 
 
 def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:

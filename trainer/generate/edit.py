@@ -5,6 +5,7 @@ An attribute vector is the difference between the mean codes of images with and 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,11 @@ Codes = Iterator[tuple[Sequence[str], Panels, Tensor]]  # names, panels of the o
 
 def edit(generator: Generator, codes: Codes, direction: Tensor, strengths: Sequence[float]) -> Pictures:
     """Yield images decoded from z + strength * direction for each strength, beside the originals if there are any."""
+    numbers = count()
     for names, panels, z in codes:
+        told = generator.told(islice(numbers, len(names)))
         moved = ((z.double() + strength * direction).float() for strength in strengths)
-        made = [generator.images(generator.system.sample, one) for one in moved]
+        made = [generator.images(generator.system.sample, one, *told) for one in moved]
         titles = [f"{strength:+g}" if strength else "0" for strength in strengths]
         yield names, panels | dict(zip(titles, made, strict=True))
 

@@ -1,10 +1,11 @@
 """A trained system that makes images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -13,6 +14,7 @@ from models.load import checkpoint_of
 from trainer import schemas
 from trainer.batch import to_uint8
 from trainer.blocks import Blocks
+from trainer.classes import in_turn
 from trainer.config.settings import DataConfig
 from trainer.latents import LatentEncoder
 
@@ -36,12 +38,15 @@ class Generator(Blocks):
         path: folder of a checkpoint or of a run
         command: the command that the system must be able to do, of NEEDS; None: any
         device: torch's name of a device
+        classes: classes of the images, in turn (default: all of the system's)
 
     Raises:
-        ValueError: there is no such checkpoint or device, or the system cannot do this.
+        ValueError: there is no such checkpoint, device or class, or the system cannot do this.
     """
 
-    def __init__(self, path: Path, command: str | None, device: str | None = None):
+    def __init__(
+        self, path: Path, command: str | None, device: str | None = None, classes: Sequence[int] | None = None
+    ):
         checkpoint = checkpoint_of(path)  # only once: a run that is still training may save another one
         system = models.load(checkpoint)
         able = [name for name, ability in NEEDS.items() if system.can(ability)]
@@ -51,6 +56,11 @@ class Generator(Blocks):
         super().__init__(system, saved.size, device)
         self.channels = saved.channels
         self.data = DataConfig.of_manifest(saved)
+        self.classes = classes
+        for one in classes or ():
+            if one >= system.classes:
+                known = f"classes 0 to {system.classes - 1}" if system.classes else "no classes: leave it out"
+                raise ValueError(f"--classes {one}: the system was trained with {known}")
 
     @cached_property
     def encoder(self) -> LatentEncoder:
@@ -61,13 +71,17 @@ class Generator(Blocks):
         """Return the numbers 0 to num - 1 in blocks, with a progress bar if stderr is a terminal."""
         return tqdm(self.rows(num), disable=None)
 
-    def images(self, use: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        """Return the images that `use` makes of the rows of `given`, uint8 [n, channels, height, width] on the CPU.
+    def told(self, rows: Iterable[int]) -> tuple[Tensor, ...]:
+        """Return the classes of the images with these numbers, int64 [n], as `System.sample` takes them."""
+        return in_turn(self.system, torch.tensor([*rows]), None if self.classes is None else [*self.classes])
+
+    def images(self, use: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """Return the images that `use` makes of the rows of tensors, uint8 [n, channels, height, width] on the CPU.
 
         Raises:
             ValueError: a pixel is not finite.
         """
         try:
-            return to_uint8(self.padded(use, given))
+            return to_uint8(self.padded(use, *given))
         except FloatingPointError as error:
             raise ValueError(f"{error}: the run has diverged, choose an earlier checkpoint") from error

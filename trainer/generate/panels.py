@@ -1,7 +1,7 @@
 """What each command shows: in blocks, the names of pictures and the panels that form each picture."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from data.errors import DataError
 from data.latents import unpack
 from data.shards.reader import Shards
 from trainer.batch import normalize
+from trainer.classes import check_labels
 from trainer.draws import prior
 from trainer.generate.generator import Generator
 from trainer.generate.images import decode_file, open_folder
@@ -26,7 +27,7 @@ Pictures = Iterator[tuple[Sequence[str], Panels]]
 def sample(generator: Generator, num: int, seed: int, sampler: Sampler) -> Pictures:
     """Yield images that are drawn."""
     for names, z in draws(generator, num, seed, sampler):
-        yield names, {"generated": generator.images(generator.system.sample, z)}
+        yield names, {"generated": generator.images(generator.system.sample, z, *generator.told(map(int, names)))}
 
 
 def draws(generator: Generator, num: int, seed: int, sampler: Sampler) -> Iterator[tuple[list[str], Tensor]]:
@@ -46,16 +47,20 @@ def compare(generator: Generator, folder: Path, num: int | None, direction: Lite
     """Yield images beside their translations, or beside their reconstructions if there is no direction."""
     system = generator.system
     title = f"translated {direction}" if direction else "reconstructed"
+    numbers = count()
     for names, images in given(generator, folder, num):
         made = generator.images(
-            lambda image: system.translate(image, direction) if direction else system.reconstruct(image),
+            lambda image, *label: (
+                system.translate(image, direction) if direction else system.reconstruct(image, *label)
+            ),
             normalize(images),
+            *generator.told(islice(numbers, len(names))),
         )
         yield names, {"original": images, title: made}
 
 
 def decode(generator: Generator, folder: Path, num: int | None) -> Pictures:
-    """Yield the images of the means in a folder of latents.
+    """Yield the images of the means in a folder of latents, of the classes that it has as labels or `generator` names.
 
     Raises:
         DataError: a sample holds no latents, or those of other networks.
@@ -72,9 +77,13 @@ def decode(generator: Generator, folder: Path, num: int | None) -> Pictures:
         return found.float()
 
     for rows in generator.blocks(min(num or len(shards), len(shards))):
-        contents, _ = shards.images(np.array(rows))
+        contents, labels = shards.images(np.array(rows))
+        told = generator.told(rows)
+        if told and generator.classes is None:
+            check_labels(shards, system.classes, labels, np.array(rows))
+            told = (torch.from_numpy(labels),)
         z = torch.stack([mean(*one) for one in zip(rows, contents, strict=True)])
-        yield [f"{i:06d}" for i in rows], {"decoded": generator.images(system.sample, z)}
+        yield [f"{i:06d}" for i in rows], {"decoded": generator.images(system.sample, z, *told)}
 
 
 def interpolate(generator: Generator, between: Sequence[str], steps: int, seed: int) -> Pictures:
@@ -98,5 +107,6 @@ def interpolate(generator: Generator, between: Sequence[str], steps: int, seed: 
     # float64 keeps the ends to the bit; where two parts meet, the end is in both.
     parts = [path_between(a, b, steps, prior=drawn) for a, b in pairwise(ends.double())]
     codes = torch.cat([parts[0], *(part[1:] for part in parts[1:])]).float()
-    images = torch.cat([generator.images(system.sample, z) for z in codes.split(generator.block)])
+    rows = [(z, *generator.told([0] * len(z))) for z in codes.split(generator.block)]  # a strip is of one class
+    images = torch.cat([generator.images(system.sample, *one) for one in rows])
     yield ["_to_".join(Path(end).stem for end in between)], {str(i): image[None] for i, image in enumerate(images)}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -11,39 +12,61 @@ from data.loader import Samples, read
 from data.order import random_positions
 from models import System
 from trainer.batch import normalize, to_uint8
+from trainer.classes import in_turn
 from trainer.config.settings import DataConfig
 from trainer.draws import key
 
-GRID = 48  # images in each panel of a run's grids
+GRID, COLUMNS = 48, 12  # images in each panel of a run's grids, and of those in a row, at most
 Panels = dict[str, Tensor]  # uint8 images [n, channels, height, width] by title
+
+
+class GridInputs(NamedTuple):
+    """What a grid shows, on the system's device."""
+
+    real: list[Tensor]  # images of each dataset, uint8 [n, channels, height, width]
+    label: Tensor  # of the first dataset's, int64 [n]
+    z: Tensor  # draws from the prior, [n, *latent_shape]
+    drawn: tuple[Tensor, ...]  # their classes, int64 [n], if the system has any
+
+    def part(self, rows: slice) -> "GridInputs":
+        drawn = tuple(label[rows] for label in self.drawn)
+        return GridInputs([images[rows] for images in self.real], self.label[rows], self.z[rows], drawn)
+
+
+def columns(classes: int) -> int:
+    """Return the images in a row of a run's grids. With classes each column shows one, of the first if many."""
+    return COLUMNS // classes * classes if 0 < classes <= COLUMNS else COLUMNS
 
 
 def grid_inputs(
     sets: Sequence[Samples], data: DataConfig, seed: int, system: System, device: torch.device
-) -> tuple[list[Tensor], Tensor]:
-    """Return real images of each dataset, uint8, and prior draws [GRID, *latent_shape]: the same for all of a run."""
-    real = [
-        read(one, random_positions(len(one), GRID, seed), data.size, data.channels).image.to(device) for one in sets
-    ]
-    z = torch.randn(GRID, *system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
-    return real, z.to(device)
+) -> GridInputs:
+    """Return GRID real images and prior draws, or as many as fill whole rows: the same for all of a run."""
+    row = columns(system.classes)
+    num = GRID // row * row
+    found = [read(one, random_positions(len(one), num, seed), data.size, data.channels) for one in sets]
+    z = torch.randn(num, *system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
+    drawn = in_turn(system, torch.arange(num, device=device) % row)
+    label = found[0].label.to(device) if found else torch.zeros(0, dtype=torch.int64)
+    return GridInputs([one.image.to(device) for one in found], label, z.to(device), drawn)
 
 
 @torch.no_grad()
-def panels(system: System, real: list[Tensor], z: Tensor) -> Panels:
-    """Return real images of each dataset, uint8, and what the system makes of them and of draws z [n, *latent_shape].
+def panels(system: System, inputs: GridInputs) -> Panels:
+    """Return real images of each dataset, uint8, and what the system makes of them and of draws from the prior.
 
     Raises:
         FloatingPointError: an image is not finite.
     """
+    real, label, z, drawn = inputs
     if system.can("translate"):
         a, b = real
         to_b, to_a = system.translate(normalize(a), "a2b"), system.translate(normalize(b), "b2a")
         return {"a": a, "a to b": to_uint8(to_b), "b": b, "b to a": to_uint8(to_a)}
     made = {"real": real[0]}
     if system.can("reconstruct"):
-        made["reconstructed"] = to_uint8(system.reconstruct(normalize(real[0])))
-    return made | {"generated": to_uint8(system.sample(z))}
+        made["reconstructed"] = to_uint8(system.reconstruct(normalize(real[0]), *system.told(label)))
+    return made | {"generated": to_uint8(system.sample(z, *drawn))}
 
 
 def picture(pixels: Tensor) -> Image.Image:
@@ -51,7 +74,7 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).cpu().numpy())
 
 
-def grid(panels: Panels, columns: int = 12, pixels: int = 64, headings: Sequence[str] = ()) -> Image.Image:
+def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Sequence[str] = ()) -> Image.Image:
     """Return a picture of titled panels below each other, with images in rows of `columns`.
 
     Images smaller than `pixels` are enlarged by a whole number. `headings` stand above the first columns.
@@ -87,8 +110,9 @@ def interpolate(a: Tensor, b: Tensor, steps: int, prior: bool) -> Tensor:
 @torch.no_grad()
 def interpolation_rows(system: System, real: Tensor, z: Tensor, rows: int, columns: int) -> Tensor:
     """Return uint8 images on `rows` paths of `columns` steps: between the codes of real images if the system has an
-    encoder, else between prior draws."""
+    encoder, else between prior draws. With classes, each path is of one, in turn."""
     encodes = system.can("posterior")
     ends = system.posterior(normalize(real[: 2 * rows]))[0] if encodes else z[: 2 * rows]
     paths = [interpolate(a, b, columns, prior=not encodes) for a, b in ends.unflatten(0, (rows, 2))]
-    return to_uint8(system.sample(torch.cat(paths)))
+    label = in_turn(system, torch.arange(rows, device=z.device).repeat_interleave(columns))
+    return to_uint8(system.sample(torch.cat(paths), *label))

@@ -39,7 +39,7 @@ def opened():
 def model(tiny_run, opened):
     def open_model(system: str) -> Model:
         if system not in opened:
-            opened[system] = Model(tiny_run(system), num=70)
+            opened[system] = Model(tiny_run(system), num=70, label=3 if system == "GAN" else None)
         return opened[system]
 
     return open_model
@@ -108,6 +108,8 @@ def test_samples_are_those_of_trainer_generate(model, tiny_run, tmp_path, capsys
         [
             "sample",
             str(tiny_run("GAN")),
+            "--classes",
+            "3",
             "--out",
             str(tmp_path),
             "--num",
@@ -146,7 +148,7 @@ def served(tmp_path_factory):
 
 
 def test_the_program_serves_until_ctrl_c(forked, tiny_run):
-    arguments = [str(tiny_run("GAN")), "--num", "70"]
+    arguments = [str(tiny_run("GAN")), "--num", "70", "--classes", "3"]
     program = forked(
         "from data.processes import run_command\nfrom trainer.demo.command import main\n"
         f"run_command(lambda: main({arguments!r}))"

@@ -63,6 +63,27 @@ def test_ssim_and_sharpness_of_reconstructions(data, demo_cnn):
     assert blurred["eval/ssim359"] < 0.9
 
 
+def test_samples_have_the_held_out_shares_of_classes_and_reconstructions_their_own(data, demo_cnn):
+    class Told(Playback):
+        classes, labels = 10, {}
+
+        def sample(self, z, label):
+            self.labels.setdefault("sample", []).append(label)
+            return super().sample(z)
+
+        def reconstruct(self, image, label):
+            self.labels.setdefault("reconstruct", []).append(label)
+            return image
+
+    held_out = Shards(data.test)
+    system = Told(read(held_out, np.arange(359), 32, 1).image)
+    evaluator_of(data, demo_cnn, 359, system)(system)
+    told = {use: torch.cat(labels) for use, labels in system.labels.items()}
+    assert told["reconstruct"].tolist() == held_out.labels.tolist()
+    assert sorted(told["sample"].tolist()) == sorted(held_out.labels)
+    assert told["sample"].tolist() != held_out.labels.tolist()
+
+
 def test_how_well_z_is_recovered(data, demo_cnn):
     class Reader(Playback):
         share = 1.0

@@ -12,15 +12,15 @@ from trainer.export.command import main
 from trainer.export.programs import Program, check, uses_of, write_programs
 
 
-def by_onnx(path, given: torch.Tensor) -> list[torch.Tensor]:
+def by_onnx(path, *given: torch.Tensor) -> list[torch.Tensor]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (named,) = session.get_inputs()
-    assert named.shape == ["batch", *given.shape[1:]]
-    return [*map(torch.from_numpy, session.run(None, {named.name: given.numpy()}))]
+    named = dict(zip((one.name for one in session.get_inputs()), given, strict=True))
+    assert [one.shape for one in session.get_inputs()] == [["batch", *one.shape[1:]] for one in given]
+    return [*map(torch.from_numpy, session.run(None, {name: one.numpy() for name, one in named.items()}))]
 
 
-def by_torch(path, given: torch.Tensor) -> list[torch.Tensor]:
-    return torch.export.load(path).module()(given)
+def by_torch(path, *given: torch.Tensor) -> list[torch.Tensor]:
+    return torch.export.load(path).module()(*given)
 
 
 def near(found, expected) -> bool:
@@ -35,10 +35,11 @@ def test_programs_compute_what_the_networks_do_on_any_batch(tiny_run, tmp_path):
     main([str(tiny_run("GAN")), str(tmp_path / "out"), "--num", "0", "--onnx", "--torch_export"])
     system = models.load(tmp_path / "out")
     for count in (1, 5):
-        z = torch.randn(count, *system.latent_shape)
-        assert near(by_onnx(tmp_path / "out" / "decoder.onnx", z), [system.sample(z)])
-        assert near(by_torch(tmp_path / "out" / "decoder.pt2", z), [system.sample(z)])
-    assert not near([system.sample(z) * 1.001], [system.sample(z)]), "the test sees a difference"
+        z, label = torch.randn(count, *system.latent_shape), torch.arange(count) % 3 + 7
+        assert near(by_onnx(tmp_path / "out" / "decoder.onnx", z, label), [system.sample(z, label)])
+        assert near(by_torch(tmp_path / "out" / "decoder.pt2", z, label), [system.sample(z, label)])
+    for other in (system.sample(z, label) * 1.001, system.sample(z, label - 1)):
+        assert not near([other], [system.sample(z, label)]), "the test sees a difference"
 
 
 def test_a_program_has_the_weights_of_its_use_alone():
@@ -53,20 +54,20 @@ def test_a_program_that_computes_something_else_is_refused():
     system = SYSTEMS["vae"]().eval()
     use, _ = uses_of(system, (1, 32, 32))
     program, given = Program(system, use), torch.rand(3, 1, 32, 32)
-    check(program, program, given, "it")
+    check(program, program, [given], "it")
     for other in (
         lambda given: [value * (1 + 1e-4) for value in program(given)],
         lambda given: [value[:2] for value in program(given)],
         lambda given: [value * np.nan for value in program(given)],
     ):
         with pytest.raises(ValueError, match=r"^it computes another mean than the network: it is off by"):
-            check(program, other, given, "it")
+            check(program, other, [given], "it")
 
 
 def test_nothing_is_exported_with_a_program_that_is_wrong(tiny_run, tmp_path, monkeypatch, capsys):
     def doubled(program, example, path):
         path.touch()
-        return lambda given: [2 * value for value in program(given)]
+        return lambda *given: [2 * value for value in program(*given)]
 
     def failing(*_):
         raise RuntimeError("no such operator\nat line 3")
@@ -84,7 +85,7 @@ def test_nothing_is_exported_with_a_program_that_is_wrong(tiny_run, tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ae", "gan", "ganvae", "residual", "maps", "kl", "cyclegan"])
+@pytest.mark.parametrize("name", ["ae", "gan, classes", "ganvae", "residual", "maps", "kl", "cyclegan"])
 def test_each_system_has_programs(name, tmp_path):
     system = SYSTEMS[name]().eval().requires_grad_(False)
     written = write_programs(system, (1, 32, 32), tmp_path, ["onnx", "torch_export"])

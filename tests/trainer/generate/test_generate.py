@@ -60,6 +60,20 @@ def test_samples_are_those_of_the_evaluation_whatever_their_number(run, capsys, 
     assert "2 PNGs written, beside 68 older" in again.out
 
 
+@pytest.mark.parametrize("chosen", [[], [3, 7]])
+def test_samples_are_of_the_classes_in_turn(run, capsys, tmp_path, chosen):
+    command = ["sample", run("GAN"), "--out", tmp_path, "--num", 3, "--seed", 5]
+    done = generate(capsys, *command, *(["--classes", ",".join(map(str, chosen))] if chosen else []))
+    assert done.returncode == 0, done.err
+    system = models.load(run("GAN"))
+    label = torch.tensor((chosen or range(10)) * 32)[:64] if chosen else torch.arange(64) % 10
+    by_hand = to_uint8(system.sample(prior(5, torch.arange(64), system.latent_shape), label))
+    for i in range(3):
+        assert torch.equal(pixels(tmp_path / f"{i:06d}.png"), by_hand[i, 0])
+    with pytest.raises(ValueError, match=r"^system.classes is 10: give the class of each image"):
+        system.sample(torch.zeros(1, *system.latent_shape))
+
+
 def test_a_grid_is_one_picture(run, capsys, tmp_path):
     done = generate(capsys, "sample", run("GAN"), "--out", tmp_path, "--grid")
     assert done.returncode == 0, done.err
@@ -125,14 +139,15 @@ def test_strips_end_at_the_reconstructions_or_samples(run, capsys, photos, tmp_p
     assert torch.equal(strip[:, -32:], pixels(tmp_path / "out" / "deep" / "er" / "c.png")[:, 32:])
     for system in ("VAEGAN", "GAN"):
         between = ["--between", "2", "65", "--seed", "7", "--steps", "70"]
-        assert generate(capsys, "interpolate", run(system), *out, *between).returncode == 0
-        assert generate(capsys, "sample", run(system), *out, "--num", "66", "--seed", "7").returncode == 0
+        classes = ["--classes", "4"] if system == "GAN" else []
+        assert generate(capsys, "interpolate", run(system), *out, *between, *classes).returncode == 0
+        assert generate(capsys, "sample", run(system), *out, "--num", "66", "--seed", "7", *classes).returncode == 0
         strip = pixels(tmp_path / "out" / "2_to_65.png")
         assert strip.shape == (32, 70 * 32)
         assert torch.equal(strip[:, :32], pixels(tmp_path / "out" / "000002.png"))
         assert torch.equal(strip[:, -32:], pixels(tmp_path / "out" / "000065.png"))
     path = ["--between", "2", "65", "7", "--seed", "7", "--steps", "3"]
-    assert generate(capsys, "interpolate", run("GAN"), *out, *path).returncode == 0
+    assert generate(capsys, "interpolate", run("GAN"), *out, *path, "--classes", "4").returncode == 0
     corners = pixels(tmp_path / "out" / "2_to_65_to_7.png").split(32, 1)
     assert len(corners) == 5
     for corner, name in zip(corners[::2], ("000002", "000065", "000007"), strict=True):
@@ -171,12 +186,25 @@ def test_the_command_line_as_a_program(run, tmp_path):
         ),
         (
             "GAN",
-            ["interpolate", "RUN", "--between", "a.png", "b.png"],
+            ["interpolate", "RUN", "--between", "a.png", "b.png", "--classes", "1"],
             "GAN has no encoder, so --between needs the numbers of two samples, such as 0 1; got a.png",
         ),
+        (
+            "GAN",
+            ["interpolate", "RUN", "--between", "1", "2"],
+            "interpolate needs --classes, as the system was trained",
+        ),
+        ("GAN", ["interpolate", "RUN", "--between", "1", "2", "--classes", "1,2"], "--classes names 2 classes, and a"),
+        ("GAN", ["sample", "RUN", "--classes", "3,10"], "--classes 10: the system was trained with classes 0 to 9"),
+        ("GAN", ["sample", "RUN", "--classes", "three"], "--classes"),
+        ("VAEGAN", ["sample", "RUN", "--classes", "3"], "--classes 3: the system was trained with no classes: leave"),
         ("GAN", ["interpolate", "RUN"], "required: --between"),
-        ("GAN", ["interpolate", "RUN", "--between", "1"], "--between needs two or more ends; got 1"),
-        ("GAN", ["interpolate", "RUN", "--between", "1", "2", "--steps", "1"], "--steps is 1, expected at least 2"),
+        ("GAN", ["interpolate", "RUN", "--between", "1", "--classes", "1"], "--between needs two or more ends; got 1"),
+        (
+            "GAN",
+            ["interpolate", "RUN", "--between", "1", "2", "--steps", "1", "--classes", "1"],
+            "--steps is 1, expected at least 2",
+        ),
         ("GAN", ["sample", "nowhere"], "nowhere is neither a checkpoint nor a run's folder"),
         ("GAN", ["sample", "RUN", "--num", "0"], "--num"),
         ("GAN", ["sample", "RUN", "--device", "abacus"], "--device abacus cannot be used"),
@@ -248,10 +276,10 @@ def test_pictures_are_made_in_float32_as_it_is_written(run, capsys, tmp_path, mo
     """No TF32 and no algorithms chosen by speed, as in evaluations, whatever was set before."""
     found, sample, folder = [], models.GAN.sample, run("GAN")
 
-    def noting(self, z):
+    def noting(self, z, *label):
         cudnn = torch.backends.cudnn
         found.append((torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic))
-        return sample(self, z)
+        return sample(self, z, *label)
 
     monkeypatch.setattr(models.GAN, "sample", noting)
     torch.set_float32_matmul_precision("high")

@@ -16,7 +16,7 @@ from trainer.generate.writers import write_films
 
 
 def test_a_gif_shows_the_pictures_of_the_strip(tiny_run, capsys, tmp_path):
-    command = ["interpolate", tiny_run("GAN"), "--out", tmp_path, "--between", 2, 5, 3, "--steps", 4]
+    command = ["interpolate", tiny_run("GAN"), "--out", tmp_path, "--between", 2, 5, 3, "--steps", 4, "--classes", 1]
     for kind in ("png", "gif"):
         done = generate(capsys, *command, "--format", kind)
         assert f"1 {kind.upper()} written" in done.out, done.err
@@ -43,7 +43,7 @@ def test_an_mp4_shows_the_pictures(tmp_path, channels):
 
 def test_an_mp4_says_what_it_needs(tiny_run, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    command = ["interpolate", tiny_run("GAN"), "--out", tmp_path / "out", "--between", 2, 5]
+    command = ["interpolate", tiny_run("GAN"), "--out", tmp_path / "out", "--between", 2, 5, "--classes", 1]
     done = generate(capsys, *command, "--format", "mp4")
     assert done.returncode == 2
     assert "--format mp4 needs imageio_ffmpeg, which is not installed: pip install 'vaegan-trainer[video]'" in done.err
