@@ -22,7 +22,9 @@ COMMANDS = [
     *DATA,
 ]
 # What a command imports first, once Ctrl-C is taken care of; others import trainer.distributed.exit.
-FIRST_IMPORT = {f"trainer.{name}": f"trainer.{name}.command" for name in ("evaluate", "generate", "export", "encode", "report")}
+FIRST_IMPORT = {
+    f"trainer.{name}": f"trainer.{name}.command" for name in ("evaluate", "generate", "export", "encode", "report")
+}
 FIRST_IMPORT |= {"trainer.main": "trainer.config.parser"}
 FIRST_IMPORT |= dict.fromkeys(DATA, "data.command")
 

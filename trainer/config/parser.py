@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 import models
+from data.dataset import splits_of
 from data.files import check_yaml, regular_file
 from data.redact import redacted_all
 from models.load import find_system, import_paths, settings_types, system_names
@@ -82,6 +83,11 @@ class Config:
             path.touch(0o600)
             path.chmod(0o600)  # the file may have existed
         path.write_text(text)
+
+    def settle_extractor(self, extractor: str) -> None:
+        """Replace an unset extractor by the one that the run has, so that it is saved."""
+        self.evaluate.extractor = self.namespace.evaluate.extractor = extractor
+        vars(self).pop("yaml", None)
 
     def settle_precision(self, precision: str) -> None:
         """Replace an unset precision by the launcher's, so that it is printed, saved and compared."""
@@ -195,9 +201,22 @@ def _parse(made: Parser, words: Sequence[str]) -> Namespace:
         recipes = [recipe for recipe in namespace.config or [] if recipe]
         name = Path(recipes[-1].relative).stem if recipes else _system_name(namespace).lower()
         namespace.trainer.run_dir = Location(os.path.abspath(os.path.join("runs", name)))
+    _name_splits(namespace)
     if isinstance(namespace.trainer.train_only, str):
         namespace.trainer.train_only = [namespace.trainer.train_only]
     return namespace
+
+
+def _name_splits(namespace: Namespace) -> None:
+    """Let data.train be what data.prepare wrote, and data.test its held-out split where evaluations need one."""
+    data = namespace.data
+    trains = data.train if isinstance(data.train, list) else [data.train]
+    splits = [splits_of(source) for source in trains]
+    named = [Location(found.get("train", source)) for found, source in zip(splits, trains, strict=True)]
+    data.train = named if isinstance(data.train, list) else named[0]
+    if data.test is None and namespace.evaluate.every and all("test" in found for found in splits):
+        tests = [Location(found["test"]) for found in splits]
+        data.test = tests if isinstance(data.train, list) else tests[0]
 
 
 def _start(namespace: Namespace) -> tuple[str, dict[str, Any]]:
