@@ -98,6 +98,15 @@ def dataset_fingerprint(classes: list[str], splits: dict[str, Split]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
+def splits_of(source: str) -> dict[str, str]:
+    """Return the splits' folders by name, if a source is what data.prepare wrote or its train split; {} otherwise."""
+    folder = Path(source)
+    for root in [folder, *([folder.parent] if folder.name == "train" else [])]:
+        if (root / "dataset.json").is_file():
+            return {path.name: str(path) for path in root.iterdir() if path.is_dir()}
+    return {}
+
+
 def read_dataset(folder: Path) -> Dataset | None:
     """Return the content of a folder's dataset.json, or None if it has none; raise DataError if it is damaged."""
     path = folder / "dataset.json"

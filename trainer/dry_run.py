@@ -9,10 +9,8 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import parse_flag_from_env
 
 from data.redact import printable
@@ -192,19 +190,22 @@ class Report:
         check_held_out(self.tests)
         from trainer.evaluate.extractors import demo_cnn, inception, registered  # these take seconds to import
         from trainer.evaluate.extractors.build import build_extractor
+        from trainer.evaluate.extractors.choice import extractor_so_far
 
-        registered.check_name(settings.extractor)
-        if settings.weights or settings.extractor == "file":  # build_extractor() reads the file
+        kind = settings.extractor or extractor_so_far(self.config) or "inception"
+        registered.check_name(kind)
+        if settings.weights or kind == "file":  # build_extractor() reads the file
             alone: Any = fake_accelerator(1, None)
             build_extractor(settings, self.config.data, self.config.run_dir, self.trains, self.tests, alone)
-        elif settings.extractor == "demo-cnn" and not self.remote:
+        elif kind == "demo-cnn" and not self.remote:
             demo_cnn.check_labels(self.trains, self.tests)
-        hub = Path(torch.hub.get_dir(), "checkpoints", inception.INCEPTION_FILE)
-        download = settings.extractor == "inception" and not settings.weights and not hub.exists()
+        hub = inception.hub_path()
+        download = kind == "inception" and not settings.weights and not hub.exists()
         samples = f"{settings.num:,} samples and " * self.system.can("sample")
         images = " and ".join(f"{len(shards):,}" for shards in self.tests)
         yield f"every {settings.every:,} steps and after the last: {-(-self.settings.steps // settings.every):,} times"
-        source = f"{settings.extractor}{f', which the run first downloads to {hub}' * download}"
+        source = f"{kind}{f', which the run first downloads to {hub}' * download}"
+        source += ", or by demo-random if it cannot" * (download and settings.extractor is None)
         yield f"{samples}{images} held-out images, by {source}"
 
     def _run_folder(self) -> Iterator[str]:

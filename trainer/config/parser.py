@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 import models
+from data.dataset import splits_of
 from data.files import check_yaml, regular_file
 from data.images import one_size
 from data.redact import redacted_all
@@ -83,6 +84,11 @@ class Config:
             path.touch(0o600)
             path.chmod(0o600)  # the file may have existed
         path.write_text(text)
+
+    def settle_extractor(self, extractor: str) -> None:
+        """Replace an unset extractor by the one that the run has, so that it is saved."""
+        self.evaluate.extractor = self.namespace.evaluate.extractor = extractor
+        vars(self).pop("yaml", None)
 
     def settle_precision(self, precision: str) -> None:
         """Replace an unset precision by the launcher's, so that it is printed, saved and compared."""
@@ -175,6 +181,7 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
             namespace = _parse(made, ["--config", yaml.safe_dump(implied), *words])
             namespace.trainer.init_from = init_from
         namespace.pop("config")
+        _name_splits(namespace.data, bool(namespace.evaluate.every))
         config = Config(
             made,
             namespace,
@@ -200,6 +207,18 @@ def _parse(made: Parser, words: Sequence[str]) -> Namespace:
     if isinstance(namespace.trainer.train_only, str):
         namespace.trainer.train_only = [namespace.trainer.train_only]
     return namespace
+
+
+def _name_splits(data: Namespace, evaluated: bool) -> None:
+    """Let data.train be a folder of data.prepare, and an unset data.test its held-out split if evaluations need it."""
+    several = isinstance(data.train, list)
+    trains = data.train if several else [data.train]
+    splits = [splits_of(source) for source in trains]
+    named = [Location(found.get("train", source)) for found, source in zip(splits, trains, strict=True)]
+    data.train = named if several else named[0]
+    if data.test is None and evaluated and all("test" in found for found in splits):
+        tests = [Location(found["test"]) for found in splits]
+        data.test = tests if several else tests[0]
 
 
 def _start(namespace: Namespace) -> tuple[str, dict[str, Any]]:

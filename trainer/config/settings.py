@@ -81,9 +81,9 @@ class DataConfig:
 
     Args:
         train: Folder of WebDataset shards to train on, its index.json, or a URL of either (s3://, gs://, hf://,
-            https://). CycleGAN takes a list of two.
-        test: Held-out shards, which evaluations compare with; a list of two for CycleGAN. Needed unless evaluate.every
-            is 0.
+            https://). A folder that data.prepare wrote stands for its train split. CycleGAN takes a list of two.
+        test: Held-out shards, which evaluations compare with; a list of two for CycleGAN. null means the test split
+            beside data.train, if data.prepare wrote one. Needed unless evaluate.every is 0.
         size: Side of square images in pixels, 16 to 1024, such as 512, or height and width, such as [256, 384]. Images
             are resized and cropped to it as they are read. Networks halve images several times, so both must be
             multiples of a power of two, which depends on the networks: those with maps of codes
@@ -286,7 +286,8 @@ class EvaluateConfig:
         extractor: Network whose features are compared. "inception" is torch-fidelity's InceptionV3. "demo-cnn" is a
             small network trained on the labelled shards. "demo-random" has random weights and gives no inception score.
             "file" is a TorchScript or torch.export file of your own. Other names are those that torch-fidelity has
-            registered, such as dinov2-vit-l-14.
+            registered, such as dinov2-vit-l-14. null means inception or, if its weights are neither in TORCH_HOME nor
+            can be downloaded, demo-random; a run keeps what it began with.
         weights: File of the extractor's weights. null means the file in TORCH_HOME or a download (inception), or
             training (demo-cnn).
         metrics: Scores of samples: fid, is, kid and prdc (precision, recall, density and coverage).
@@ -299,7 +300,7 @@ class EvaluateConfig:
 
     every: NonNegativeInt = 1000
     num: PositiveInt = 2000
-    extractor: str = "inception"
+    extractor: str | None = None
     weights: Location | None = None
     metrics: list[MetricName] = field(default_factory=lambda: [*map(MetricName, METRICS)])
     lpips: Location | None = None
