@@ -14,6 +14,7 @@ from trainer.checkpoint.collective import resume, save_on_main
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.writer import Saver
 from trainer.config.parser import Config
+from trainer.config.resume import RESUMABLE_SETTINGS
 from trainer.config.settings import TENSORBOARD
 from trainer.device_batches import device_batches
 from trainer.distributed.accelerator import make_accelerator
@@ -52,6 +53,10 @@ def train(config: Config) -> int:
                 run = Run(config, folder, accelerator, ranks, stop)
         with run_errors():
             return exit_code(left_early=not run.train())
+
+
+# What TensorBoard's table of runs leaves out: what may change when a run resumes, and what is also a setting of data.
+UNSHOWN = RESUMABLE_SETTINGS | {"system.image_size", "system.channels"}
 
 
 class Run:
@@ -275,7 +280,7 @@ class Run:
         last = next((line for line in reversed(lines) if is_evaluation(line)), {})
         system, shown, device = parts.ema.system, (parts.tests or parts.trains)[0], self.accelerator.device
         self.logger.conclude(
-            config.resolved(),
+            {name: value for name, value in config.stated().items() if name not in UNSHOWN},
             {name: value for name, value in last.items() if "/" in name},
             (lambda: embed(system, shown, config.data, config.trainer.seed, device)) if self.has_codes else None,
         )

@@ -85,6 +85,14 @@ class Config:
             path.chmod(0o600)  # the file may have existed
         path.write_text(text)
 
+    def stated(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults, by their names on the command line."""
+        system = {"class_path": self.namespace.system.class_path}
+        bare = self.parser.parse_object({"system": system, "data": {"train": "nowhere"}})
+        dumped = self.parser.dump(bare, skip_link_targets=False, skip_unset=False)
+        defaults = flatten(yaml.safe_load(dumped))
+        return {name: value for name, value in flatten(self.resolved()).items() if value != defaults.get(name)}
+
     def settle_extractor(self, extractor: str) -> None:
         """Replace an unset extractor by the one that the run has, so that it is saved."""
         self.evaluate.extractor = self.namespace.evaluate.extractor = extractor

@@ -11,13 +11,13 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from trainer.config.resume import RESUMABLE_SETTINGS
 from trainer.log.charts import chart_layout
 from trainer.log.codes import CodeViews, Embedded
 from trainer.log.metrics_file import Line
 from trainer.log.pictures import confusion_picture
 
 NAMED = "ternary/named/"
+PROJECTOR = "projector"  # folder of the codes that its page shows
 
 
 class Board:
@@ -71,18 +71,19 @@ class Board:
         if views.kl is not None:
             self.writer.add_histogram("codes/KL of each number in nats", views.kl, step)
         if views.traversal is not None:
-            self.picture(step, "latent traversals, -3 to 3 deviations", views.traversal)
+            self.picture(step, "traversals of codes, from -3 to 3 deviations", views.traversal)
 
-    def embed(self, step: int, embedded: Embedded) -> None:
+    def embed(self, embedded: Embedded) -> None:
         """Show codes in the projector, with their images and labels."""
-        shutil.rmtree(self.folder / f"{step:05d}", ignore_errors=True)  # of an earlier end of the same run
-        self.writer.add_embedding(embedded.codes, embedded.labels, embedded.images, step, "codes")
+        shutil.rmtree(self.folder / PROJECTOR, ignore_errors=True)  # of an earlier end of the same run
+        self.writer.add_embedding(*embedded, PROJECTOR, "codes")  # instead of a step, which would name the folder
 
     def conclude(self, settings: dict[str, Any], scores: dict[str, float]) -> None:
-        """Add the run to the table of runs, with the settings that shape its result, by name, and its final scores."""
-        plain = {name: one if isinstance(one, str | float | int) else str(one) for name, one in settings.items()}
-        shaping = {name: one for name, one in plain.items() if name not in RESUMABLE_SETTINGS - {"trainer.steps"}}
-        for summary in hparams(shaping, scores):
+        """Add the run to the table of runs: its settings by name, and its final scores."""
+        plain = {
+            name: value if isinstance(value, str | float | int) else str(value) for name, value in settings.items()
+        }
+        for summary in hparams(plain, scores):
             self.writer._get_file_writer().add_summary(summary)  # add_hparams would make another run of it
 
     def flush(self, step: int) -> None:

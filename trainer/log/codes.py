@@ -58,16 +58,16 @@ def code_views(system: System, real: Tensor) -> CodeViews:
     traversal = None
     if mean.dim() == 2:
         deviation = mean.std(0) if certain else torch.ones_like(kl)  # the prior's
-        traversal = _traverse(system, mean[0], deviation, mean.var(0) if certain else kl)
+        traversal = _traverse(system, mean[0], deviation, *(("variance", mean.var(0)) if certain else ("KL", kl)))
     return CodeViews(mean.flatten(1).cpu(), None if certain else kl.flatten().cpu(), traversal)
 
 
-def _traverse(system: System, code: Tensor, deviation: Tensor, importance: Tensor) -> Image.Image:
+def _traverse(system: System, code: Tensor, deviation: Tensor, what: str, importance: Tensor) -> Image.Image:
     panels, places = {}, torch.linspace(-FAR, FAR, STEPS, device=code.device, dtype=code.dtype)
     for number in importance.argsort(descending=True)[:DIMENSIONS].tolist():
         codes = code.repeat(STEPS, 1)
         codes[:, number] = places * deviation[number]
-        panels[f"z{number}: {importance[number]:.2g}"] = to_uint8(system.sample(codes.float()))
+        panels[f"z{number}, {what} {importance[number]:.2g}"] = to_uint8(system.sample(codes.float()))
     return grid(panels, STEPS)
 
 

@@ -160,10 +160,10 @@ class RunLogger:
         """Record in TensorBoard what a finished run is and scores, and its codes, if it has any, in the projector."""
         if self.is_main and self.board:
             with self.tolerate_disk_errors(PICTURES):
-                self.board.conclude(flatten(settings), scores)
+                self.board.conclude(settings, scores)
                 try:
                     if embed is not None:
-                        self.board.embed(self.steps, embed())
+                        self.board.embed(embed())
                 except DataError as error:
                     self.message(f"warning: TensorBoard's projector lacks this run's codes: {error}")
 

@@ -87,6 +87,7 @@ def confusion_picture(shares: dict[str, float]) -> Image.Image:
     cell, left, top = 110, 120, 30
     canvas = Image.new("RGB", (left + cell * len(KINDS), top + cell * len(KINDS)), "white")
     draw = ImageDraw.Draw(canvas)
+    draw.text((4, 8), "image | named", fill="gray", font_size=15)
     for row, kind in enumerate(KINDS):
         draw.text((4, top + cell * (row + 0.45)), kind, fill="black", font_size=15)
         draw.text((left + cell * row + 4, 8), kind, fill="black", font_size=15)
