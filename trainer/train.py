@@ -13,7 +13,7 @@ from trainer.build import build_run, make_train_step, take_trial_steps
 from trainer.checkpoint.collective import resume, save_on_main
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.writer import Saver
-from trainer.config.parser import Config
+from trainer.config.parser import LINKED, Config
 from trainer.config.resume import RESUMABLE_SETTINGS
 from trainer.config.settings import TENSORBOARD
 from trainer.device_batches import device_batches
@@ -56,7 +56,7 @@ def train(config: Config) -> int:
 
 
 # What TensorBoard's table of runs leaves out: what may change when a run resumes, and what is also a setting of data.
-UNSHOWN = RESUMABLE_SETTINGS | {"system.image_size", "system.channels"}
+UNSHOWN = RESUMABLE_SETTINGS | {f"system.{name}" for name in LINKED}
 
 
 class Run:

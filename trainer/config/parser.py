@@ -1,6 +1,7 @@
 """The configuration: one parser of the system, data, trainer and evaluate settings, and its errors."""
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from trainer.config.settings import DataConfig, EvaluateConfig, Location, Traine
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
 from trainer.weights import FREE_SETTINGS, HUB, implied_recipe, implied_settings
+
+LINKED = ("image_size", "channels")  # settings of a system that are those of data
 
 
 def _load_bounded_yaml(text: str) -> Any:
@@ -87,11 +90,16 @@ class Config:
 
     def stated(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, by their names on the command line."""
-        system = {"class_path": self.namespace.system.class_path}
+        now = self.resolved()
+        kind, given = find_system(now["system"]["class_path"]), now["system"]["init_args"]
+        needed = [name for name, one in inspect.signature(kind).parameters.items() if one.default is one.empty]
+        system = {
+            "class_path": kind.__name__,
+            "init_args": {name: given[name] for name in needed if name not in LINKED},
+        }
         bare = self.parser.parse_object({"system": system, "data": {"train": "nowhere"}})
-        dumped = self.parser.dump(bare, skip_link_targets=False, skip_unset=False)
-        defaults = flatten(yaml.safe_load(dumped))
-        return {name: value for name, value in flatten(self.resolved()).items() if value != defaults.get(name)}
+        defaults = flatten(yaml.safe_load(self.parser.dump(bare, skip_link_targets=False, skip_unset=False)))
+        return {name: value for name, value in flatten(now).items() if value != defaults.get(name)}
 
     def settle_extractor(self, extractor: str) -> None:
         """Replace an unset extractor by the one that the run has, so that it is saved."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from data.dataset import read_dataset
 from data.loader import Samples, read
 from data.order import random_positions
+from data.redact import printable
 from models import System
 from trainer.batch import normalize, to_uint8
 from trainer.config.settings import DataConfig
@@ -57,8 +58,9 @@ def code_views(system: System, real: Tensor) -> CodeViews:
     certain = not bool(kl.isfinite().all())  # their variance is 0
     traversal = None
     if mean.dim() == 2:
-        deviation = mean.std(0) if certain else torch.ones_like(kl)  # the prior's
-        traversal = _traverse(system, mean[0], deviation, *(("variance", mean.var(0)) if certain else ("KL", kl)))
+        variance = mean.var(0, correction=0)  # a single image has one, too
+        deviation = variance.sqrt() if certain else torch.ones_like(kl)  # the prior's
+        traversal = _traverse(system, mean[0], deviation, *(("variance", variance) if certain else ("KL", kl)))
     return CodeViews(mean.flatten(1).cpu(), None if certain else kl.flatten().cpu(), traversal)
 
 
@@ -84,8 +86,7 @@ def embed(system: System, images: Samples, data: DataConfig, seed: int, device: 
     for part in np.array_split(positions, math.ceil(len(positions) / GRID)):
         found = read(images, part, data.size, data.channels)
         codes.append(system.posterior(normalize(found.image.to(device)))[0].flatten(1).float().cpu())
-        labels += [
-            dataset.class_name(label) if dataset and label >= 0 else str(label) for label in found.label.tolist()
-        ]
+        names = [dataset.class_name(one) if dataset and one >= 0 else str(one) for one in found.label.tolist()]
+        labels += [printable(name, keep="") for name in names]
         shown.append(thumbnails(found.image, THUMBNAIL))
     return Embedded(torch.cat(codes), labels, torch.cat(shown))

@@ -49,7 +49,7 @@ def run_summary(parts: RunParts, players: Sequence[PlayerState], accelerator: Ac
         ("scores", _scoring(config)),
         ("settings", str(config.run_dir / "config.yaml")),
     ]
-    return _block(rows)
+    return "\n".join(_wrapped(name, text) for name, text in rows)
 
 
 def start_line(config: Config, step: int) -> str:
@@ -78,29 +78,29 @@ def final_summary(folder: Path, config: Config, lines: Sequence[Line], tensorboa
         tensorboard: whether it has TensorBoard's files
     """
     symptoms = [one for one in verdicts(lines, config.resolved()) if one.found]
+    scores = _scores([line for line in lines if is_evaluation(line)])
+    told = [f"{one.symptom}: {one.meaning}; {one.evidence}. What to do: {one.cure}" for one in symptoms]
     board = "make board" if folder.parent == ROOT / "runs" else f"tensorboard --logdir {folder}"
-    rows = [
-        *(("score", text) for text in _scores([line for line in lines if is_evaluation(line)])),
-        *(("symptom", f"{one.symptom}: {one.meaning}; {one.evidence}. What to do: {one.cure}") for one in symptoms),
-        ("samples", str(folder / "samples")),
-        ("report", f"python -m trainer.report {folder}"),
-        *([("curves", board)] if tensorboard else []),
-    ]
-    return f"Finished at step {config.trainer.steps}\n{_block(rows)}"
-
-
-def _block(rows: Sequence[tuple[str, str]]) -> str:
-    """Return names and texts in two columns; long texts are wrapped."""
     return "\n".join(
-        textwrap.fill(
-            text,
-            WIDTH,
-            initial_indent=f"  {name}".ljust(INDENT),
-            subsequent_indent=" " * INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for name, text in rows
+        [
+            f"Finished at step {config.trainer.steps}",
+            *(_wrapped("score", text) for text in scores),
+            *(_wrapped("symptom", text) for text in told),
+            _row("samples", str(folder / "samples")),
+            _row("report", f"python -m trainer.report {folder}"),
+            *([_row("curves", board)] if tensorboard else []),
+        ]
+    )
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name}".ljust(INDENT) + text
+
+
+def _wrapped(name: str, text: str) -> str:
+    indent = " " * INDENT
+    return textwrap.fill(
+        _row(name, text), WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
