@@ -201,7 +201,9 @@ class TrainerConfig:
             is the standard deviation of the averaged steps, as a fraction of the run so far. It takes the memory of the
             averaged networks for each, and needs keep_every, in some 10 to 20 checkpoints of a run. [] keeps none.
         compile: Compile the networks with torch.compile, which takes minutes at the first start and seconds at later
-            ones. Only passes with a gradient penalty stay eager, because they are differentiated twice.
+            ones. Only passes with a gradient penalty stay eager, because they are differentiated twice. cuda_graphs
+            also records the compiled passes as CUDA graphs, for small networks on a GPU, whose operations take less
+            time than their launches; it takes more memory.
         activation_checkpointing: Keep of residual blocks only what enters them, and compute the rest again in backward
             passes: less memory for about a third more time, and the same result. true takes all networks, a list such
             as [decoder] takes these.
@@ -240,7 +242,7 @@ class TrainerConfig:
     ema_half_life: PositiveInt | Schedule = 10_000
     ema_ramp: PositiveFloat = 0.05
     ema_lengths: list[float] = field(default_factory=list)
-    compile: bool = False
+    compile: bool | Literal["cuda_graphs"] = False
     activation_checkpointing: bool | list[str] = False
     share_passes: bool = True
     profile: str | None = None
