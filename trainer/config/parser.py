@@ -91,12 +91,10 @@ class Config:
     def stated(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, by their names on the command line."""
         now = self.resolved()
-        kind, given = find_system(now["system"]["class_path"]), now["system"]["init_args"]
-        needed = [name for name, one in inspect.signature(kind).parameters.items() if one.default is one.empty]
-        system = {
-            "class_path": kind.__name__,
-            "init_args": {name: given[name] for name in needed if name not in LINKED},
-        }
+        class_path, given = now["system"]["class_path"], now["system"]["init_args"]
+        settings = inspect.signature(find_system(class_path)).parameters.values()
+        needed = [one.name for one in settings if one.default is one.empty and one.name not in LINKED]
+        system = {"class_path": class_path, "init_args": {name: given[name] for name in needed}}
         bare = self.parser.parse_object({"system": system, "data": {"train": "nowhere"}})
         defaults = flatten(yaml.safe_load(self.parser.dump(bare, skip_link_targets=False, skip_unset=False)))
         return {name: value for name, value in flatten(now).items() if value != defaults.get(name)}
