@@ -40,8 +40,9 @@ raise SystemExit(train(configure(arguments)))
 """
 SMALL = [
     *("--data.channels", "1", "--data.workers", "0"),
-    *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0"),
+    *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0", "--trainer.trackers", "[]"),
 ]
+BOARD = ["--trainer.trackers", "[tensorboard]"]  # whose pages take a quarter of a second a run
 
 
 def wait_until(condition, seconds: float = 120) -> None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import NETWORKS, wait_until
+from conftest import BOARD, NETWORKS, wait_until
 from sample_images import corrupt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -80,7 +80,7 @@ def test_two_processes_train_as_one(main, ranks, tmp_path):
 def test_resumed_equals_uninterrupted_bit_for_bit(ranks, here, tmp_path, demo_cnn):
     common = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--system.autoencoder.clip", "1"]
     common += ["--trainer.save_every", "3", "--evaluate.every", "4", "--evaluate.num", "64"]
-    common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn, "--trainer.keep", "9"]
+    common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn, "--trainer.keep", "9", *BOARD]
     whole = ranks(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "whole").wait()
     assert whole.returncode == 0, whole.stderr
     # Cut after step 6, as by a kill: later lines are in the logs, later checkpoints are gone or damaged.
@@ -291,7 +291,7 @@ def test_the_run_folder(ranks, tmp_path, demo_cnn):
     done = ranks(
         *("--system", "VAEGAN", "--system.reconstruction", "both", "--trainer.steps", "4"),
         *("--evaluate.every", "2", "--evaluate.num", "64", "--evaluate.extractor", "demo-cnn"),
-        *("--evaluate.weights", demo_cnn),
+        *("--evaluate.weights", demo_cnn, *BOARD),
         faults={0: f"import os\nos.chdir({str(tmp_path / 'elsewhere')!r})"},
     ).wait()
     assert done.returncode == 0, done.stderr
