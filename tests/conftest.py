@@ -137,6 +137,23 @@ def torchmetrics_lpips(vgg16, monkeypatch) -> torch.nn.Module:
     return network
 
 
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 API on loopback, to which environment variables lead; fsspec's file system of it."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    made = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    made.start()
+    host, port = made.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in keys.items():
+            patch.setenv(key, value)
+        yield fsspec.filesystem("s3", use_listings_cache=False)
+    made.stop()
+
+
 @pytest.fixture(scope="session")
 def command(digits):
     """Of trainer/main.py on the digits with small settings, and its environment; `processes`: 0 is without a launcher,

@@ -13,7 +13,8 @@ from typing import Any
 
 from accelerate.utils import parse_flag_from_env
 
-from data.redact import printable
+from data.redact import printable, redacted
+from data.shards.remote import is_remote
 from data.tables import amount, table
 from models import OptimizerConfig
 from trainer.build import check_held_out, load_initial, make_orders, open_datasets, split_batch
@@ -214,6 +215,8 @@ class Report:
         manifest, damaged = checkpoint_files.verify_newest(folder / "checkpoints")
         if manifest:
             self.state.check(manifest, verbose=True)
+        if is_remote(url := str(self.settings.run_dir)):
+            yield f"{redacted(url)}, whose checkpoints a run fetches, and a dry run does not look up; here:"
         yield from (str(folder), *(f"{problem}; the run would put it aside" for problem in damaged))
         step, start = (manifest["step"], "the run resumes") if manifest else (0, "no checkpoint yet: the run starts")
         done = f"all {steps:,} steps are done: nothing is left to train"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from trainer.distributed.exit import run_errors, user_errors
 from trainer.distributed.ranks import Ranks, run_on_main, tensors_of
 from trainer.distributed.rendezvous import rendezvous_errors
 from trainer.distributed.stop import StopSignal, exit_code, listening
+from trainer.errors import RunError
 from trainer.evaluate.extractors.choice import settle_extractor
 from trainer.evaluate.periodic import PeriodicEvaluator
 from trainer.flops import StepFlops
@@ -35,6 +37,7 @@ from trainer.log.pictures import grid_inputs, panels
 from trainer.log.summary import final_summary, run_summary, start_line, start_warnings
 from trainer.log.window import LogWindow, peak_memory
 from trainer.profiler import LOG, StepProfiler, parse_profile
+from trainer.remote_run import RemoteRun, follow
 from trainer.run_folder import RunFolder
 
 
@@ -50,7 +53,8 @@ def train(config: Config) -> int:
                 )
                 ranks = Ranks(accelerator, settings.timeout)
             with ranks.naming_missing_ranks():
-                run = Run(config, folder, accelerator, ranks, stop)
+                remote = follow(config, accelerator)
+                run = Run(config, folder, accelerator, ranks, stop, remote)
         with run_errors():
             return exit_code(left_early=not run.train())
 
@@ -66,8 +70,16 @@ class Run:
         ValueError, DataError, OSError: the settings, the data or the run folder do not allow the run.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, accelerator: Accelerator, ranks: Ranks, stop: StopSignal):
-        settings, is_main = config.trainer, accelerator.is_main_process
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        stop: StopSignal,
+        remote: RemoteRun | None = None,
+    ):
+        settings, is_main, self.remote = config.trainer, accelerator.is_main_process, remote
         self.config, self.folder, self.accelerator, self.ranks, self.stop = config, folder, accelerator, ranks, stop
         self.parts = parts = build_run(config, accelerator, ranks)
         self.warnings = [*settle_extractor(config, accelerator), *start_warnings(config, accelerator)]
@@ -100,7 +112,12 @@ class Run:
         self.data_health = DataHealth(config, self.step, resumed.replaced)
         self.failures = FailureReports(parts, folder, self.logger)
         self.saver = Saver(
-            folder.checkpoints, settings.keep, settings.keep_every, self.logger.message, self.logger.flush
+            folder.checkpoints,
+            settings.keep,
+            settings.keep_every,
+            self.logger.message,
+            self.logger.flush,
+            partial(remote.push_behind, self.logger.message) if remote else lambda: None,
         )
         self._announce()
 
@@ -115,10 +132,13 @@ class Run:
             with self.ranks.naming_missing_ranks():
                 finished = self._train()
                 self.folder.set_status("finished" if finished else "preempted")
+                self._copy_to_url()
                 self.accelerator.wait_for_everyone()
         except BaseException:
-            with suppress(OSError):
+            with suppress(OSError, RunError):
                 self.saver.finish()
+                if self.remote is not None and self.accelerator.is_main_process:
+                    self.remote.push()  # what was reported of the failure
             raise
         finally:
             self.logger.close()
@@ -156,6 +176,12 @@ class Run:
                 "same command to resume"
             )
         return finished
+
+    def _copy_to_url(self) -> None:
+        """Copy the rest of the run folder to where it belongs."""
+        if self.remote is not None:
+            self.logger.flush()
+            run_on_main(self.accelerator, self.remote.push)
 
     def batches(self) -> Generator[Batch]:
         """Yield this process's batches from the present step on."""
@@ -267,6 +293,8 @@ class Run:
     def _announce(self) -> None:
         if self.accelerator.is_main_process:
             self.config.write(self.folder.path / "config.yaml")
+            if self.remote is not None:
+                self.remote.write("config.yaml", self.config.redacted_yaml())
         begin = start_line(self.config, self.step)
         self.logger.start(self.config.redacted_yaml(), begin)
         self.logger.message(run_summary(self.parts, self.train_step.player_states, self.accelerator))

@@ -1,6 +1,7 @@
 """The configuration: one parser of the system, data, trainer and evaluate settings, and its errors."""
 
 import argparse
+import hashlib
 import inspect
 import os
 import sys
@@ -19,6 +20,7 @@ from data.dataset import splits_of
 from data.files import check_yaml, regular_file
 from data.images import one_size
 from data.redact import redacted_all
+from data.shards.remote import is_remote
 from models.load import find_system, import_paths, settings_types, system_names
 from trainer import schemas
 from trainer.config.messages import plain_message
@@ -111,8 +113,8 @@ class Config:
 
     @property
     def run_dir(self) -> Path:
-        assert self.trainer.run_dir is not None
-        return Path(self.trainer.run_dir)
+        """The run's folder on this machine, also if trainer.run_dir is a URL."""
+        return _run_folder(self.trainer)
 
 
 class Parser(ArgumentParser):
@@ -235,6 +237,14 @@ def _name_splits(data: Namespace, evaluated: bool) -> None:
         data.test = tests if several else tests[0]
 
 
+def _run_folder(settings: TrainerConfig | Namespace) -> Path:
+    url = str(settings.run_dir)
+    if not is_remote(url):
+        return Path(url)
+    name = f"{url.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    return Path(settings.scratch or Path.home() / ".cache" / "vaegan-trainer" / "runs") / name
+
+
 def _start(namespace: Namespace) -> tuple[str, dict[str, Any]]:
     """Return where a run's first weights are, and the settings that they imply, as a recipe.
 
@@ -245,7 +255,7 @@ def _start(namespace: Namespace) -> tuple[str, dict[str, Any]]:
     """
     settings, class_path, implied = namespace.trainer, namespace.system.class_path, dict[str, Any]()
     kind = find_system(class_path)
-    if saved := schemas.newest_start(Path(settings.run_dir) / "checkpoints"):
+    if saved := schemas.newest_start(_run_folder(settings) / "checkpoints"):
         source = saved.configuration.trainer.init_from
         if saved.initial:
             implied = implied_recipe(kind, saved.initial.settings.data, saved.initial.settings.system.init_args)

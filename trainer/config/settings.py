@@ -173,7 +173,11 @@ class TrainerConfig:
         micro_batch: Largest number of images that a process takes through the networks at once. null means all of its
             images of a step. Lower it to save memory: the result is the same.
         seed: Seed of the weights, the order of the data and all random draws.
-        run_dir: Folder for all results. The same command resumes the run in it. null means runs/RECIPE.
+        run_dir: Folder for all results. The same command resumes the run in it. null means runs/RECIPE. A URL (s3://,
+            gs://, ...) is a folder elsewhere, to which results are copied after each save, and from which the run
+            resumes on any machine.
+        scratch: Folder on this machine's disk in which runs work whose run_dir is a URL, each in a folder of its own
+            with as many checkpoints as a local run keeps. null means ~/.cache/vaegan-trainer/runs.
         precision: Precision of forward and backward passes; weights are float32. null means the launcher's, if that is
             bf16 or fp16, or else bf16 on GPUs that have it.
         overflows: Number of updates in a row that fp16's loss scaler may skip before the run counts as diverged.
@@ -227,6 +231,7 @@ class TrainerConfig:
     micro_batch: PositiveInt | None = None
     seed: NonNegativeInt = 0
     run_dir: Location | None = None
+    scratch: Location | None = None
     precision: Literal["no", "bf16", "fp16"] | None = None
     overflows: PositiveInt = 20
     grad_sync: Literal["ddp", "flat"] = "ddp"

@@ -54,7 +54,8 @@ def run_summary(parts: RunParts, players: Sequence[PlayerState], accelerator: Ac
 
 def start_line(config: Config, step: int) -> str:
     """Return at which step a run starts or resumes, and where."""
-    return f"{'Resuming' if step else 'Starting'} at step {step} of {config.trainer.steps} in {config.run_dir}"
+    where = redacted(str(config.trainer.run_dir))
+    return f"{'Resuming' if step else 'Starting'} at step {step} of {config.trainer.steps} in {where}"
 
 
 def start_warnings(config: Config, accelerator: Accelerator) -> list[str]:
