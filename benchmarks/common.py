@@ -171,7 +171,7 @@ class Training:
             slice(rank * settings.batch_size, (rank + 1) * settings.batch_size), world * settings.batch_size
         )
         self.networks = prepare_networks(self.system, accelerator, settings)
-        self.step = TrainStep(accelerator, self.system, 10**9)
+        self.step = TrainStep(accelerator, self.system, 10**9, graphs=settings.compile == "cuda_graphs")
         self.done = max(player_state.player.start for player_state in self.step.player_states)
         self.batch = random_batch(config, self.system.domains, rank, world)
         self.batch.images = tuple(images.to(accelerator.device) for images in self.batch.images)

@@ -3,7 +3,7 @@
 For each recipe, and for three systems that a CPU would train for days: images a second, milliseconds a step, TFLOP/s of
 the passes that the mathematics needs, their share of the GPU's peak (MFU, `trainer/flops.py`) and peak memory, in fp32
 (with TF32 where torch's defaults allow it), bf16 and fp16: eager in torch's default memory format, eager in
-channels_last, which is what runs do, and compiled. The training step works on one
+channels_last, which is what runs do, compiled, and compiled with CUDA graphs. The training step works on one
 batch in memory: no data is read, and nothing is evaluated. Times are medians over --rounds of --steps steps each,
 between two synchronizations, after --warmup steps; memory is the allocator's peak since the system was built.
 """
@@ -34,7 +34,7 @@ SYSTEMS = {
     "--system.networks.patches true --system.latent_dim 32 --system.kl_weight 1e-6 --system.binary.r1_weight 0",
     **RECIPES,
 }
-VARIANTS = ("default format", "channels_last", "compiled")
+VARIANTS = {"default format": "false", "channels_last": "false", "compiled": "true", "CUDA graphs": "cuda_graphs"}
 
 
 def measure(settings: list[str], variant: str, options: argparse.Namespace) -> list[object]:
@@ -45,8 +45,9 @@ def measure(settings: list[str], variant: str, options: argparse.Namespace) -> l
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    compiled = ["--trainer.compile", str(variant == "compiled").lower()]
-    config = configure([*settings, *compiled, "--data.train", "none", "--evaluate.every", "0"])
+    config = configure(
+        [*settings, "--trainer.compile", VARIANTS[variant], "--data.train", "none", "--evaluate.every", "0"]
+    )
     images, precision = config.trainer.batch_size, config.trainer.precision
     training = Training(config, accelerator(precision, cpu=not cuda), variant != "default format")
 
@@ -70,7 +71,9 @@ def rows(options: argparse.Namespace) -> Iterator[list[object]]:
     for name in options.only:
         first = 0.0
         for precision in ("no", "bf16", "fp16") if options.device == "cuda" else ("no", "bf16"):
-            for variant in VARIANTS[:2] if options.eager else VARIANTS:
+            for variant, compiled in VARIANTS.items():
+                if compiled != "false" and (options.eager or (compiled == "cuda_graphs" and options.device == "cpu")):
+                    continue
                 took, *figures = measure([*SYSTEMS[name].split(), "--trainer.precision", precision], variant, options)
                 assert isinstance(took, float)
                 first = first or took

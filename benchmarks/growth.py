@@ -9,7 +9,7 @@ memory, as runs do.
 - Growth: one of width, resolution and batch at a time; the others are 32, 64 pixels and 64 images, or 16 images where
   the resolution grows. `python -m benchmarks.scaling` measures the growth over processes.
 - Samples: the loader of a set of 1,000-image shards, `images/s` of batches of 64 in one process, and the MB that the
-  process needs more than with the smallest set. The shards are links to one.
+  process needs more than with the smallest set. The shards are links to one, so the disk is not measured.
 """
 
 import argparse
@@ -23,12 +23,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from benchmarks.common import accelerator, bar, child, made_images, memory, parser, print_table, seconds
 from benchmarks.plain import PlainLoop
 from data.loader import Batches, load
 from data.order import Order
 from data.processes import allow_open_files
+from data.shards.index import index_folder, index_json, table_path
 from data.shards.reader import Shards
 from models import VAEGAN
 from trainer.batch import Batch
@@ -93,11 +95,15 @@ def samples_rows(given: argparse.Namespace) -> Iterator[list[object]]:
     smallest = None
     with tempfile.TemporaryDirectory() as name:
         one = made_images(Path(name) / "one", 32, 1000) / "00000.tar"
+        (entry,), _ = index_folder(one.parent)
         for samples in SAMPLES[:1] if given.small else SAMPLES:
             folder = Path(name) / str(samples)
             folder.mkdir()
-            for i in range(samples // 1000):
-                os.link(one, folder / f"{i:05d}.tar")
+            urls = [f"{i:05d}.tar" for i in range(samples // 1000)]
+            for url in urls:
+                os.link(one, folder / url)
+                os.link(table_path(one), table_path(folder / url))
+            (folder / "index.json").write_bytes(index_json(replace(entry, url=url) for url in urls))
             found = child("benchmarks.growth", samples_in_child.__name__, folder, given.rounds)
             smallest = smallest or found["memory"]
             yield [f"{samples:,}", f"{found['rate']:,.0f}", f"{found['memory'] - smallest:.0f}"]

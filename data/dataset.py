@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,6 +97,14 @@ def dataset_fingerprint(classes: list[str], splits: dict[str, Split]) -> str:
     """Return a checksum of the images, keys and labels of each split, and of the classes' names."""
     content = [classes, {name: split.fingerprint for name, split in splits.items()}]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def splits_of(source: str) -> dict[str, str]:
+    """Return the splits' folders by name, if a source is what data.prepare wrote or its train split; {} otherwise."""
+    folder = Path(source)
+    roots = [folder, folder.parent] if folder.name == "train" else [folder]
+    root = next((root for root in roots if os.path.isfile(root / "dataset.json")), None)
+    return {path.name: str(path) for path in root.iterdir() if path.is_dir()} if root else {}
 
 
 def read_dataset(folder: Path) -> Dataset | None:

@@ -104,7 +104,7 @@ class Adversary:
         for name, weight, images in (("r1", config.r1_weight, {"real": image}), ("r2", config.r2_weight, shown)):
             if due and largest(weight):
                 penalties = [losses.gradient_penalty(x, logits[kind]) for kind, x in images.items()]
-                terms[name] = torch.stack(penalties).mean()
+                terms[name] = losses.mean(penalties)
                 loss = loss + config.penalty_every * batch.at(weight) * terms[name]
         if config.lecam_weight:
             s_real, s_fake = losses.realness(real), losses.realness(torch.cat(fake))
@@ -126,10 +126,10 @@ class Adversary:
         logits = self._logits(batch, fakes)
         if self.opponent == "not_own":
             own: dict[str, Literal[1, 2]] = {"reconstructed": 1, "generated": 2}
-            return torch.stack([losses.not_own(logits[kind], own[kind]) for kind in fakes]).mean()
+            return losses.mean(losses.not_own(logits[kind], own[kind]) for kind in fakes)
         kind = self.config.adversarial
         real = self._logits(batch, {"real": image})["real"] if kind == "relativistic" else None
-        return torch.stack([losses.generator_loss(fake, kind, real) for fake in logits.values()]).mean()
+        return losses.mean(losses.generator_loss(fake, kind, real) for fake in logits.values())
 
     def features(self, batch: Batch, layer: int, images: list[Tensor]) -> list[Tensor]:
         """Return a level's activations for images that are all augmented by the same draws."""

@@ -1,6 +1,7 @@
 """Losses as their papers write them: pure functions of network outputs that return the mean over the batch."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -19,6 +20,12 @@ TANGENT = 4.0
 def at_least_fp32(x: Tensor) -> Tensor:
     """Return x as fp32 if it is in half precision, in which no loss is computed."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def mean(values: Iterable[Tensor]) -> Tensor:
+    """Return the mean of scalars."""
+    first, *rest = values
+    return sum(rest, first) / (1 + len(rest))
 
 
 def reparameterize(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
@@ -64,7 +71,7 @@ def likelihood(kind: Likelihood, target: Tensor, prediction: Tensor, log_scale: 
 
 def realness(logits: Tensor) -> Tensor:
     """Return s with sigmoid(s) = p(real): the logit [n, 1, ...], or l_real - logsumexp(l_rec, l_gen) of [n, 3, ...]."""
-    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 0] - logits[:, 1:].logsumexp(1)
+    return logits.squeeze(1) if logits.shape[1] == 1 else logits[:, 0] - logits[:, 1:].logsumexp(1)
 
 
 def loss_on_real(kind: Adversarial, s: Tensor) -> Tensor:
@@ -165,13 +172,15 @@ def confusion(logits: dict[str, Tensor], relativistic: bool = False) -> dict[str
         return {f"accuracy/{kind}": (s[kind] < s["real"]).to(s[kind].dtype).mean() for kind in fakes}
     terms = {}
     for kind, values in logits.items():
-        ternary = values.shape[1] == 3
-        names = ("real", "reconstructed", "generated") if ternary else ("real", "fake")
-        named = values.argmax(1) if ternary else (values[:, 0] <= 0).long()
-        shares = {name: (named == i).to(values.dtype).mean() for i, name in enumerate(names)}
-        terms[f"accuracy/{kind}"] = shares[kind if kind in names else "fake"]
-        if ternary:
-            terms |= {f"named/{kind}/{name}": share for name, share in shares.items()}
+        if values.shape[1] == 1:
+            right = values > 0 if kind == "real" else values <= 0
+            terms[f"accuracy/{kind}"] = right.to(values.dtype).mean()
+            continue
+        names = ("real", "reconstructed", "generated")
+        named = values.argmax(1).unsqueeze(-1) == torch.arange(3, device=values.device)
+        shares = dict(zip(names, named.to(values.dtype).flatten(0, -2).mean(0).unbind(), strict=True))
+        terms[f"accuracy/{kind}"] = shares[kind]
+        terms |= {f"named/{kind}/{name}": share for name, share in shares.items()}
     return terms
 
 

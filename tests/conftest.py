@@ -40,8 +40,9 @@ raise SystemExit(train(configure(arguments)))
 """
 SMALL = [
     *("--data.channels", "1", "--data.workers", "0"),
-    *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0"),
+    *("--trainer.batch_size", "8", "--trainer.log_every", "2", "--evaluate.every", "0", "--trainer.trackers", "[]"),
 ]
+BOARD = ["--trainer.trackers", "[tensorboard]"]  # whose pages take a quarter of a second a run
 
 
 def wait_until(condition, seconds: float = 120) -> None:
@@ -134,6 +135,23 @@ def torchmetrics_lpips(vgg16, monkeypatch) -> torch.nn.Module:
     names = {key: f"features.{key.split('.', 1)[1]}" for key in network.net.state_dict()}
     network.net.load_state_dict({key: weights[name] for key, name in names.items()})
     return network
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 API on loopback, to which environment variables lead; fsspec's file system of it."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    made = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    made.start()
+    host, port = made.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in keys.items():
+            patch.setenv(key, value)
+        yield fsspec.filesystem("s3", use_listings_cache=False)
+    made.stop()
 
 
 @pytest.fixture(scope="session")

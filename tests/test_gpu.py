@@ -125,15 +125,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(launched, digits, tmp_path, op
     assert scalers(tmp_path / "whole") == scalers(tmp_path / "cut")
 
 
-def test_compiled_networks_train_as_eager_ones(launched, tmp_path):
+@pytest.mark.parametrize("compile", ["true", pytest.param("cuda_graphs", marks=only_cuda)])
+def test_compiled_networks_train_as_eager_ones(launched, tmp_path, compile):
     run = [*TERNARY, "--trainer.precision", "no", "--trainer.steps", "4", "--trainer.log_every", "1"]
     launched(None, *run, "--trainer.run_dir", tmp_path / "eager")
-    launched(None, *run, "--trainer.run_dir", tmp_path / "compiled", "--trainer.compile", "true")
+    launched(None, *run, "--trainer.run_dir", tmp_path / "compiled", "--trainer.compile", compile)
     assert weights(tmp_path / "eager").keys() == weights(tmp_path / "compiled").keys()
     for one, other in zip(lines(tmp_path / "eager"), lines(tmp_path / "compiled"), strict=True):
         for key in ("autoencoder/reconstruction", "autoencoder/kl", "ternary/discriminator_loss", "ternary/r1"):
             assert one[key] == pytest.approx(other[key], rel=2e-2), (key, one["step"])
-    resumed = [*run, "--trainer.steps", "6", "--trainer.compile", "true"]
+    resumed = [*run, "--trainer.steps", "6", "--trainer.compile", compile]
     assert "Resuming at step 4 of 6" in launched(None, *resumed, "--trainer.run_dir", tmp_path / "eager")
 
 

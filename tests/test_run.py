@@ -13,15 +13,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import NETWORKS, wait_until
+from conftest import BOARD, NETWORKS, wait_until
 from sample_images import corrupt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import models
 from models import OptimizerConfig
 from trainer.checkpoint import files as checkpoint_files
+from trainer.config.parser import configure
 from trainer.distributed.accelerator import keep_freed_memory
+from trainer.evaluate.extractors.choice import settle_extractor
 
 
 def weights(run_dir, step=None) -> dict[str, torch.Tensor]:
@@ -78,7 +81,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(ranks, here, tmp_path, demo_cn
     common = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--system.autoencoder.clip", "1"]
     common += ["--system.classes", "10"]
     common += ["--trainer.save_every", "3", "--evaluate.every", "4", "--evaluate.num", "64"]
-    common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn, "--trainer.keep", "9"]
+    common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn, "--trainer.keep", "9", *BOARD]
     whole = ranks(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "whole").wait()
     assert whole.returncode == 0, whole.stderr
     # Cut after step 6, as by a kill: later lines are in the logs, later checkpoints are gone or damaged.
@@ -97,6 +100,35 @@ def test_resumed_equals_uninterrupted_bit_for_bit(ranks, here, tmp_path, demo_cn
     done = here(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "cut")
     assert done.returncode == 0, done.stderr
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut"), "nothing is done twice"
+    shown_in_tensorboard(tmp_path / "cut")
+
+
+def shown_in_tensorboard(run: Path) -> None:
+    """Its pages of a ternary run that started at step 0, resumed at 6, and was found finished at 8."""
+    board = EventAccumulator(str(run), size_guidance={"images": 0, "histograms": 0}).Reload()
+    tags = board.Tags()
+    pictures = {"real | reconstructed | generated", "confusion of the ternary discriminator"}
+    assert {*tags["images"]} == pictures | {"traversals of codes, from -3 to 3 deviations"}
+    assert {*tags["histograms"]} == {"codes/means", "codes/KL of each number in nats"}
+    for tag in (*tags["images"], *tags["histograms"]):
+        kind = board.Images if tag in tags["images"] else board.Histograms
+        assert [event.step for event in kind(tag)] == [3, 4, 6, 8], tag
+    starts = {event.step: event.tensor_proto.string_val[0].decode() for event in board.Tensors("starts/text_summary")}
+    assert [text.partition(" in ")[0] for text in starts.values()] == [
+        *("Starting at step 0 of 8", "Resuming at step 6 of 8", "Resuming at step 8 of 8")
+    ]
+    assert [*starts] == [0, 6, 8]
+    content = {
+        name: HParamsPluginData.FromString(board.PluginTagToContent("hparams")[f"_hparams_/{name}"])
+        for name in ("experiment", "session_start_info")
+    }
+    hparams = content["session_start_info"].session_start_info.hparams
+    assert hparams["system.discriminator"].string_value == "ternary"
+    assert {"system.autoencoder.clip", "system.latent_dim", "trainer.batch_size"} < {*hparams}
+    assert not {"system.kl_weight", "system.image_size", "trainer.run_dir", "evaluate.num"} & {*hparams}
+    metrics = {info.name.tag for info in content["experiment"].experiment.metric_infos}
+    assert "eval/fid64/demo-cnn-v1" in metrics <= {*tags["scalars"]}
+    assert len((run / "projector" / "codes" / "tensors.tsv").read_text().splitlines()) == 359
 
 
 @pytest.mark.parametrize("system", ["CycleGAN", "VAEGAN"])
@@ -260,7 +292,7 @@ def test_the_run_folder(ranks, tmp_path, demo_cnn):
     done = ranks(
         *("--system", "VAEGAN", "--system.reconstruction", "both", "--trainer.steps", "4"),
         *("--evaluate.every", "2", "--evaluate.num", "64", "--evaluate.extractor", "demo-cnn"),
-        *("--evaluate.weights", demo_cnn),
+        *("--evaluate.weights", demo_cnn, *BOARD),
         faults={0: f"import os\nos.chdir({str(tmp_path / 'elsewhere')!r})"},
     ).wait()
     assert done.returncode == 0, done.stderr
@@ -274,7 +306,13 @@ def test_the_run_folder(ranks, tmp_path, demo_cnn):
         *("binary/accuracy/real", "binary/accuracy/reconstructed", "binary/accuracy/generated"),
         *("autoencoder/reconstruction", "autoencoder/reconstruction/features", "autoencoder/kl"),
         *("autoencoder/generator_loss/binary", "autoencoder/grad_norm", "speed/images_per_second", "speed/data_wait"),
-        *("eval/fid64/demo-cnn-v1", "eval/is64/demo-cnn-v1", "eval/rfid359/demo-cnn-v1", "eval/psnr359"),
+        *(
+            "speed/host_gb",
+            "eval/fid64/demo-cnn-v1",
+            "eval/is64/demo-cnn-v1",
+            "eval/rfid359/demo-cnn-v1",
+            "eval/psnr359",
+        ),
         *("eval/ssim359", "eval/prior_gap359", "eval/active_units359", "eval/z_recovered64", "eval/sharpness64"),
     } <= tags
     assert [event.step for event in board.Scalars("eval/fid64/demo-cnn-v1")] == [2, 4]
@@ -285,7 +323,17 @@ def test_the_run_folder(ranks, tmp_path, demo_cnn):
     for title, patterns in charts.items():
         assert any(re.match(pattern, tag) for pattern in patterns for tag in tags), f"nothing is in {title}"
     assert "eval/" not in done.stderr, "its scores are shown by short names"
-    assert board.Tags()["images"] == ["real | reconstructed | generated"]
+    assert "\r" not in done.stderr, "a file gets no progress bar"
+    for row in (
+        "  system    VAEGAN\n  player    binary trains discriminator_binary ",
+        "weights; adamw, lr 0.0002\n  data      1,438 training images, 179 steps an epoch; 359 held out\n",
+        "  images    32 x 32 pixels, grey\n  batch     8 images a step = 1 x 1 x 8 (processes x micro-",
+        "  scores    every 2 steps and at the end, by demo-cnn\n  settings  ",
+        "\nFinished at step 4\n  score     fid64/demo-cnn-v1 ",
+        f"\n  samples   {run_dir}/samples\n  report    python -m trainer.report {run_dir}\n  curves    tensorboard --",
+    ):
+        assert done.stderr.count(row) == 1, row
+    assert "class_path" not in done.stderr, "the configuration is in its file"
     assert len(list((run_dir / "samples").glob("step_*.png"))) == 2
     evaluations = [line for line in lines(run_dir) if "eval/fid64/demo-cnn-v1" in line]
     assert {line["weights"] for line in evaluations} == {"ema"}
@@ -525,6 +573,36 @@ def test_a_demo_cnn_is_trained_beside_the_first_steps(here, demo_cnn, tmp_path, 
         assert "classifies only 12.0%. Run the same command with another evaluate.extractor to resume" in done.stderr
         assert here(*command, "demo-random").returncode == 0
     assert [line["step"] for line in lines(run) if f"eval/fid64/{name}" in line] == [4]
+
+
+def test_an_unset_extractor_is_settled_once_and_kept(here, digits, tmp_path, monkeypatch):
+    """Without InceptionV3's weights and a network it is demo-random, also when the weights are there at the resume."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens: a machine without network
+    run = ["--system", "AE", "--trainer.run_dir", tmp_path / "run", "--evaluate.every", "9", "--evaluate.num", "2"]
+    run += ["--evaluate.metrics", "[fid]", "--trainer.steps"]
+    first = here(*run, "1")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count("warning: ") == 1
+    assert "warning: evaluate.extractor is unset, and InceptionV3's weights could not be downloaded to " in first.stderr
+    path = tmp_path / "torch" / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"weights")
+    assert "eval/rfid359/demo-random-v1" in lines(tmp_path / "run")[-1]
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["evaluate"]["extractor"] == "demo-random"
+    resumed = configure(["--data.train", str(digits), *map(str, run), "2"])
+    assert settle_extractor(resumed, SimpleNamespace(is_main_process=True)) == []
+    assert resumed.evaluate.extractor == "demo-random"
+
+
+def test_all_processes_have_the_extractor_that_the_main_one_chose(digits, monkeypatch):
+    config = configure(["--system", "AE", "--data.train", str(digits)])
+    monkeypatch.setattr(
+        "trainer.distributed.ranks.broadcast_object_list", lambda _: [("demo-random", ["it has random weights"]), None]
+    )
+    warnings = settle_extractor(config, SimpleNamespace(is_main_process=False))
+    assert (warnings, config.evaluate.extractor) == (["it has random weights"], "demo-random")
+    assert config.resolved()["evaluate"]["extractor"] == "demo-random"
 
 
 def test_a_budget_leaves_evaluations_out_and_changes_no_step(here, demo_cnn, tmp_path):

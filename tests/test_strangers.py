@@ -232,7 +232,7 @@ def test_settings_that_a_runs_first_weights_implied_are_those_of_its_networks_al
     config = configure(start)
     arguments = config.resolved()["system"]["init_args"]
     assert (config.data.size, arguments["networks"]["width"]) == (64, 16)
-    assert (config.data.test, config.evaluate.extractor, config.evaluate.weights) == (None, "inception", None)
+    assert (config.data.test, config.evaluate.extractor, config.evaluate.weights) == (None, None, None)
     assert arguments["autoencoder"]["lr"] < 1
 
 

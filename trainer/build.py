@@ -86,9 +86,9 @@ def _check_same_run(config: Config, system: System, shards: list[Shards], code: 
 
 def make_train_step(parts: RunParts, accelerator: Accelerator) -> TrainStep:
     """Return the run's step, with new optimizers."""
-    settings = parts.config.trainer
-    system, frozen = parts.system, parts.frozen
-    return TrainStep(accelerator, system, settings.steps, settings.share_passes, settings.overflows, frozen)
+    settings, graphs = parts.config.trainer, parts.config.trainer.compile == "cuda_graphs"
+    options = (settings.steps, settings.share_passes, settings.overflows, parts.frozen, graphs)
+    return TrainStep(accelerator, parts.system, *options)
 
 
 def take_trial_steps(parts: RunParts, state: TrainState, accelerator: Accelerator) -> None:
@@ -107,7 +107,8 @@ def take_trial_steps(parts: RunParts, state: TrainState, accelerator: Accelerato
     label = torch.zeros(len(blank), dtype=torch.int64, device=accelerator.device)
     train_step = make_train_step(parts, accelerator)
     players = [player_state.player for player_state in train_step.player_states]
-    trials = {start + settings.compile * after for p in players for start in p.starts for after in (0, p.every)}
+    compiles = bool(settings.compile)
+    trials = {start + compiles * after for p in players for start in p.starts for after in (0, p.every)}
     for step in trials:
         train_step(Batch(images, rows, settings.batch_size, 0, step, label).split(parts.micro_batch), step)
     state.load_networks(before)

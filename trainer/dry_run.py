@@ -9,13 +9,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import parse_flag_from_env
 
-from data.redact import printable
+from data.redact import printable, redacted
+from data.shards.remote import is_remote
 from data.tables import amount, table
 from models import OptimizerConfig
 from trainer.build import check_held_out, load_initial, make_orders, open_datasets, split_batch
@@ -192,19 +191,22 @@ class Report:
         check_held_out(self.tests)
         from trainer.evaluate.extractors import demo_cnn, inception, registered  # these take seconds to import
         from trainer.evaluate.extractors.build import build_extractor
+        from trainer.evaluate.extractors.choice import extractor_so_far
 
-        registered.check_name(settings.extractor)
-        if settings.weights or settings.extractor == "file":  # build_extractor() reads the file
+        kind = settings.extractor or extractor_so_far(self.config) or "inception"
+        registered.check_name(kind)
+        if settings.weights or kind == "file":  # build_extractor() reads the file
             alone: Any = fake_accelerator(1, None)
             build_extractor(settings, self.config.data, self.config.run_dir, self.trains, self.tests, alone)
-        elif settings.extractor == "demo-cnn" and not self.remote:
+        elif kind == "demo-cnn" and not self.remote:
             demo_cnn.check_labels(self.trains, self.tests)
-        hub = Path(torch.hub.get_dir(), "checkpoints", inception.INCEPTION_FILE)
-        download = settings.extractor == "inception" and not settings.weights and not hub.exists()
+        hub = inception.hub_path()
+        download = kind == "inception" and not settings.weights and not hub.exists()
         samples = f"{settings.num:,} samples and " * self.system.can("sample")
         images = " and ".join(f"{len(shards):,}" for shards in self.tests)
         yield f"every {settings.every:,} steps and after the last: {-(-self.settings.steps // settings.every):,} times"
-        source = f"{settings.extractor}{f', which the run first downloads to {hub}' * download}"
+        source = f"{kind}{f', which the run first downloads to {hub}' * download}"
+        source += ", or by demo-random if it cannot" * (download and settings.extractor is None)
         yield f"{samples}{images} held-out images, by {source}"
 
     def _run_folder(self) -> Iterator[str]:
@@ -213,6 +215,8 @@ class Report:
         manifest, damaged = checkpoint_files.verify_newest(folder / "checkpoints")
         if manifest:
             self.state.check(manifest, verbose=True)
+        if is_remote(url := str(self.settings.run_dir)):
+            yield f"{redacted(url)}, whose checkpoints a run fetches, and a dry run does not look up; here:"
         yield from (str(folder), *(f"{problem}; the run would put it aside" for problem in damaged))
         step, start = (manifest["step"], "the run resumes") if manifest else (0, "no checkpoint yet: the run starts")
         done = f"all {steps:,} steps are done: nothing is left to train"

@@ -70,15 +70,20 @@ def prepare_networks(
         frozen: networks that no player changes
 
     Raises:
-        ValueError: trainer.activation_checkpointing does not fit the system.
+        ValueError: trainer.activation_checkpointing does not fit the system, or trainer.compile the device.
     """
+    graphs, device = settings.compile == "cuda_graphs", accelerator.device.type
+    if graphs and device != "cuda":
+        raise ValueError(
+            f"trainer.compile is cuda_graphs, expected true or false on {device}, which has no CUDA graphs"
+        )
     checkpoint_activations(system, settings.activation_checkpointing)
     networks = system.networks()
     if settings.compile:
         keep_compiled_code()
     for name, network in networks.items():
         if settings.compile:
-            compile_network(network)
+            compile_network(network, graphs)
         # In evaluation mode, accelerate does not wrap a network in DDP.
         alone = settings.grad_sync == "flat" or name in frozen
         setattr(system, name, accelerator.prepare_model(network, evaluation_mode=alone))
@@ -96,16 +101,20 @@ def keep_compiled_code() -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
-def compile_network(network: nn.Module) -> None:
+def compile_network(network: nn.Module, graphs: bool = False) -> None:
     """Compile a network's forward passes in place, but for passes of a discriminator that are differentiated twice.
 
     A pass is compiled once for each size of its batch and for frozen and for trained weights, which players take in
     turns, so that a run compiles in its first steps only.
+
+    Args:
+        network: its `forward` is replaced
+        graphs: record each compiled pass as a CUDA graph, which the host then launches at once
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     torch._functorch.config.donated_buffer = False  # system.adaptive takes gradients of a graph more than once
     eager = network.forward
-    compiled = torch.compile(eager, dynamic=False)
+    compiled = torch.compile(eager, dynamic=False, mode="reduce-overhead" if graphs else None)
     if not isinstance(network, Discriminator):
         network.forward = compiled
         return

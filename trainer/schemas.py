@@ -30,7 +30,7 @@ class ManifestTrainer(Struct):
 
 
 class ManifestEvaluate(Struct):
-    extractor: str
+    extractor: str | None
     weights: str | None
 
 
@@ -120,8 +120,13 @@ class StartTrainer(Struct):
     init_from: str | None = None
 
 
+class StartEvaluate(Struct):
+    extractor: str | None = None
+
+
 class StartConfiguration(Struct):
     trainer: StartTrainer
+    evaluate: StartEvaluate = msgspec.field(default_factory=StartEvaluate)
 
 
 class StartManifest(Struct):

@@ -14,6 +14,11 @@ from models import Player, System
 from trainer.batch import Batch
 
 
+def _not_finite(value: Tensor) -> Tensor:
+    """Return whether a scalar is infinite or NaN, in two operations on the device; `isfinite` takes four."""
+    return (value.detach() * 0).isnan()
+
+
 @dataclass(eq=False)
 class PlayerState:
     """A player with its networks and its optimizer."""
@@ -140,6 +145,7 @@ class TrainStep:
         share_passes: make the system's forward passes once per step for all players, if the batch is not split
         overflows: updates in a row that a player's scaler may skip
         frozen: networks that no player changes
+        graphs: the networks are recorded as CUDA graphs, whose results may be overwritten from one step to the next
     """
 
     def __init__(
@@ -150,9 +156,10 @@ class TrainStep:
         share_passes: bool = True,
         overflows: int = 20,
         frozen: Collection[str] = (),
+        graphs: bool = False,
     ):
         self.accelerator, self.system, self.steps, self.share_passes = accelerator, system, steps, share_passes
-        self.overflows = overflows
+        self.overflows, self.graphs = overflows, graphs
         fp16 = accelerator.mixed_precision == "fp16"
         self.player_states = [
             PlayerState.create(player, system, torch.amp.GradScaler(accelerator.device.type) if fp16 else None)
@@ -169,6 +176,8 @@ class TrainStep:
             batches: this process's micro-batches of one global batch
             step: the step, counted from 0
         """
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         moving = [state for state in self.player_states if state.player.moves(step)]
         shared = None
         if self.share_passes and len(batches) == 1:
@@ -204,7 +213,7 @@ class TrainStep:
         with self.accelerator.autocast():
             passes = self.system.passes(batch) if shared is None else shared
             loss, terms, observed, own = state.player.loss(batch, passes)
-        self._block(~loss.isfinite(), state, step)
+        self._block(_not_finite(loss), state, step)
         scaled = loss * torch.where(self.failure < 0, 1 / parts, torch.nan)
         if state.scaler is not None:
             scaled = state.scaler.scale(scaled)
@@ -240,7 +249,7 @@ class TrainStep:
             state.overflows = torch.where(norm.isfinite(), 0.0, state.overflows + 1)
             self._block(state.overflows >= self.overflows, state, step)
         else:
-            self._block(~norm.isfinite(), state, step)
+            self._block(_not_finite(norm), state, step)
             # Fused Adam leaves weights and moments untouched where found_inf is 1.
             optimizer.grad_scale, optimizer.found_inf = None, (self.failure >= 0).float()  # type: ignore[attr-defined]
             optimizer.step()
@@ -254,7 +263,7 @@ class TrainStep:
 
     def _block(self, bad: Tensor, state: PlayerState, step: int) -> None:
         code = step * len(self.player_states) + self.player_states.index(state)
-        self.failure = torch.where((self.failure < 0) & bad, code, self.failure)
+        self.failure.masked_fill_((self.failure < 0) & bad, code)
 
     def failed(self) -> tuple[int, Player] | None:
         """Return the first step and player, over all processes, whose loss or gradient was not finite, or None.

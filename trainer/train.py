@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -12,24 +13,30 @@ from trainer.build import build_run, make_train_step, take_trial_steps
 from trainer.checkpoint.collective import resume, save_on_main
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.writer import Saver
-from trainer.config.parser import Config
+from trainer.config.parser import LINKED, Config
+from trainer.config.resume import RESUMABLE_SETTINGS
 from trainer.config.settings import TENSORBOARD
 from trainer.device_batches import device_batches
 from trainer.distributed.accelerator import make_accelerator
 from trainer.distributed.exit import run_errors, user_errors
-from trainer.distributed.ranks import ROOT, Ranks, run_on_main, tensors_of
+from trainer.distributed.ranks import Ranks, run_on_main, tensors_of
 from trainer.distributed.rendezvous import rendezvous_errors
 from trainer.distributed.stop import StopSignal, exit_code, listening
+from trainer.errors import RunError
+from trainer.evaluate.extractors.choice import settle_extractor
 from trainer.evaluate.periodic import PeriodicEvaluator
 from trainer.flops import StepFlops
 from trainer.log.board import hide_tensorboard_tracebacks
+from trainer.log.codes import embed
 from trainer.log.data_health import DataHealth
 from trainer.log.failures import FailureReports
 from trainer.log.logger import RunLogger
+from trainer.log.metrics_file import is_evaluation, read_metrics
 from trainer.log.pictures import GridInputs, columns, grid_inputs, panels
-from trainer.log.summary import run_summary
-from trainer.log.window import LogWindow
+from trainer.log.summary import final_summary, run_summary, start_line, start_warnings
+from trainer.log.window import LogWindow, peak_memory
 from trainer.profiler import LOG, StepProfiler, parse_profile
+from trainer.remote_run import RemoteRun, follow
 from trainer.run_folder import RunFolder
 
 
@@ -45,9 +52,14 @@ def train(config: Config) -> int:
                 )
                 ranks = Ranks(accelerator, settings.timeout)
             with ranks.naming_missing_ranks():
-                run = Run(config, folder, accelerator, ranks, stop)
+                remote = follow(config, accelerator)
+                run = Run(config, folder, accelerator, ranks, stop, remote)
         with run_errors():
             return exit_code(left_early=not run.train())
+
+
+# What TensorBoard's table of runs leaves out: what may change when a run resumes, and what is also a setting of data.
+UNSHOWN = RESUMABLE_SETTINGS | {f"system.{name}" for name in LINKED}
 
 
 class Run:
@@ -57,10 +69,19 @@ class Run:
         ValueError, DataError, OSError: the settings, the data or the run folder do not allow the run.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, accelerator: Accelerator, ranks: Ranks, stop: StopSignal):
-        settings, is_main = config.trainer, accelerator.is_main_process
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        stop: StopSignal,
+        remote: RemoteRun | None = None,
+    ):
+        settings, is_main, self.remote = config.trainer, accelerator.is_main_process, remote
         self.config, self.folder, self.accelerator, self.ranks, self.stop = config, folder, accelerator, ranks, stop
         self.parts = parts = build_run(config, accelerator, ranks)
+        self.warnings = [*settle_extractor(config, accelerator), *start_warnings(config, accelerator)]
         self.train_step = make_train_step(parts, accelerator)
         self.window = LogWindow(accelerator, self.train_step.meter, settings.batch_size)
         players = self.train_step.player_states
@@ -71,6 +92,7 @@ class Run:
         take_trial_steps(parts, self.state, accelerator)
         run_on_main(accelerator, folder.lock)
         resumed = resume(folder.checkpoints, self.state, accelerator)
+        self.has_codes = parts.system.can("posterior") and parts.system.can("sample")
         self.step, self.evaluation_pending = resumed.step, resumed.evaluation_pending
         if resumed.windows:
             self.window.load(resumed.windows)
@@ -89,7 +111,12 @@ class Run:
         self.data_health = DataHealth(config, self.step, resumed.replaced)
         self.failures = FailureReports(parts, folder, self.logger)
         self.saver = Saver(
-            folder.checkpoints, settings.keep, settings.keep_every, self.logger.message, self.logger.flush
+            folder.checkpoints,
+            settings.keep,
+            settings.keep_every,
+            self.logger.message,
+            self.logger.flush,
+            partial(remote.push_behind, self.logger.message) if remote else lambda: None,
         )
         self._announce()
 
@@ -104,10 +131,13 @@ class Run:
             with self.ranks.naming_missing_ranks():
                 finished = self._train()
                 self.folder.set_status("finished" if finished else "preempted")
+                self._copy_to_url()
                 self.accelerator.wait_for_everyone()
         except BaseException:
-            with suppress(OSError):
+            with suppress(OSError, RunError):
                 self.saver.finish()
+                if self.remote is not None and self.accelerator.is_main_process:
+                    self.remote.push()  # what was reported of the failure
             raise
         finally:
             self.logger.close()
@@ -136,8 +166,21 @@ class Run:
         self._save_on_main(self.saver.finish)
         # A run that must stop in its last step is not finished while that step's evaluation is pending.
         finished = self.step == self.config.trainer.steps and not (stopping and self.evaluator)
-        self.logger.message(self._last_message(finished))
+        if finished and self.accelerator.is_main_process:
+            self._conclude()
+        elif not finished:
+            reason = self.stop.reason or "another process"
+            self.logger.message(
+                f"Stopped at step {self.step} of {self.config.trainer.steps} ({reason}). Checkpoint saved; run the "
+                "same command to resume"
+            )
         return finished
+
+    def _copy_to_url(self) -> None:
+        """Copy the rest of the run folder to where it belongs."""
+        if self.remote is not None:
+            self.logger.flush()
+            run_on_main(self.accelerator, self.remote.push)
 
     def batches(self) -> Generator[Batch]:
         """Yield this process's batches from the present step on."""
@@ -185,6 +228,7 @@ class Run:
             terms |= {f"{player.name}/{name}": value for name, value in varying.items()}
         if self.accelerator.is_main_process:
             rate = terms["speed/images_per_second"] / self.config.trainer.batch_size
+            terms |= peak_memory(self.accelerator.device)
             terms |= self.flops.rates(range(self.window.first_step, self.step), rate, self.accelerator.device)
         if self.config.data.on_error == "skip":
             self.data_health.replaced += len(summary.replaced)
@@ -202,6 +246,8 @@ class Run:
             try:
                 system = self.parts.ema.system
                 self.logger.pictures(self.step, panels(system, *self.grid_inputs), columns(system.classes))
+                if self.has_codes:
+                    self.logger.codes(self.step, system, self.grid_inputs[0].real[0], self.grid_inputs[0].label)
             except FloatingPointError as error:
                 trouble = str(error)
         (trouble,) = broadcast_object_list([trouble])
@@ -246,18 +292,23 @@ class Run:
     def _announce(self) -> None:
         if self.accelerator.is_main_process:
             self.config.write(self.folder.path / "config.yaml")
-        self.logger.start(self.config.redacted_yaml())
-        self.logger.message(run_summary(self.parts, self.accelerator, self.step))
-        for problem in [problem for shards in self.parts.trains for problem in shards.problems]:
-            self.logger.message(f"left out: {problem}")
+            if self.remote is not None:
+                self.remote.write("config.yaml", self.config.redacted_yaml())
+        begin = start_line(self.config, self.step)
+        self.logger.start(self.config.redacted_yaml(), begin)
+        self.logger.message(run_summary(self.parts, self.train_step.player_states, self.accelerator))
+        left_out = [f"left out: {problem}" for shards in self.parts.trains for problem in shards.problems]
+        for text in (*(f"warning: {warning}" for warning in self.warnings), *left_out, begin):
+            self.logger.message(text)
 
-    def _last_message(self, finished: bool) -> str:
-        path = self.folder.path
-        if finished:
-            board = "make board" if path.parent == ROOT / "runs" else f"tensorboard --logdir {path}"
-            curves = f"; show the curves with `{board}`" if TENSORBOARD in self.config.trainer.trackers else ""
-            return f"Finished at step {self.step}: samples are in {path / 'samples'}{curves}"
-        return (
-            f"Stopped at step {self.step} of {self.config.trainer.steps} ({self.stop.reason or 'another process'}). "
-            "Checkpoint saved; run the same command to resume"
+    def _conclude(self) -> None:
+        """Print what a finished run scored and where it is, and complete TensorBoard's files."""
+        lines, parts, config = read_metrics(self.folder.path), self.parts, self.config
+        last = next((line for line in reversed(lines) if is_evaluation(line)), {})
+        system, shown, device = parts.ema.system, (parts.tests or parts.trains)[0], self.accelerator.device
+        self.logger.conclude(
+            {name: value for name, value in config.stated().items() if name not in UNSHOWN},
+            {name: value for name, value in last.items() if "/" in name},
+            (lambda: embed(system, shown, config.data, config.trainer.seed, device)) if self.has_codes else None,
         )
+        self.logger.message(final_summary(self.folder.path, config, lines, TENSORBOARD in config.trainer.trackers))

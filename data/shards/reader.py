@@ -128,9 +128,8 @@ class Shards:
         contents, labels = [b""] * len(positions), np.full(len(positions), -1)
         order = np.argsort(positions)
         shards = np.searchsorted(self.ends, positions[order], side="right")
-        parts_of_shards = np.split(order, np.flatnonzero(np.diff(shards)) + 1) if len(order) else []
-        for places in sorted(parts_of_shards, key=np.min):  # as `shards_of`
-            shard, _ = self._place(int(positions[places[0]]))
+        for shard in self.shards_of(positions).tolist():
+            places = order[shards == shard]
             with self._opened(shard) as (file, table):
                 rows = table[positions[places] - (self.ends[shard] - self.counts[shard])]
                 labels[places] = rows[:, 2]

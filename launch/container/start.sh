@@ -2,7 +2,7 @@
 # Trains on one machine of a run: the entry point of the container, and what launch/skypilot/ runs. `start.sh SETTINGS...`
 #
 # Settings are environment variables:
-#   RUN_DIR                   the run's folder, on a disk that all machines share
+#   RUN_DIR                   the run's folder, on a disk that all machines share, or a URL such as s3://BUCKET/RUN
 #   NODES, NODE_RANK          number of machines, and which of them this is, from 0; by default PET_NNODES and
 #                             PET_NODE_RANK, which Kubeflow sets, or 1 and 0
 #   MASTER_ADDR, MASTER_PORT  the first machine's address, and a free port of it; needed by several machines
@@ -26,9 +26,14 @@ refuse() {
     exit 2
 }
 
-state() { cat "$RUN_DIR/state" 2>/dev/null || true; }
+state() {
+    case $RUN_DIR in
+        *://*) "$PYTHON" -c 'import fsspec, sys; print(fsspec.open(sys.argv[1]).open().read().decode())' "$RUN_DIR/state" ;;
+        *) cat "$RUN_DIR/state" ;;
+    esac 2>/dev/null || true
+}
 
-[ -n "${RUN_DIR:-}" ] || refuse "RUN_DIR is not set: name the run's folder, on a disk that outlives this machine"
+[ -n "${RUN_DIR:-}" ] || refuse "RUN_DIR is not set: name the run's folder, a URL or on a disk that outlives this machine"
 ((NODES == 1)) || [ -n "$MASTER_ADDR" ] || refuse "NODES is $NODES, and MASTER_ADDR is not set: name the first machine"
 GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 PROCESSES=${PROCESSES:-$((GPUS > 0 ? GPUS : 1))}

@@ -164,8 +164,8 @@ class VAEGAN(Autoencoding, System):
 
     def loss(self, batch: Batch, passes: Passes) -> Loss:
         terms = self.reconstruction_terms(batch, passes.reconstructed)
-        likelihood = torch.stack([value for name, value in terms.items() if name != "perceptual"]).sum()
-        reconstruction = self.reconstruction_weight * likelihood
+        first, *rest = (value for name, value in terms.items() if name != "perceptual")
+        reconstruction = self.reconstruction_weight * sum(rest, first)
         if "perceptual" in terms:
             reconstruction = reconstruction + self.perceptual_weight * terms["perceptual"]
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
@@ -180,11 +180,11 @@ class VAEGAN(Autoencoding, System):
         if not counting:
             return Loss(loss, terms, statistics)
         weighted = [game.weight(batch) * generator_losses[mode] for mode, game in counting.items()]
-        generator_loss = torch.stack(weighted).mean()
+        generator_loss = losses.mean(weighted)
         if not self.adaptive:
             return Loss(loss + self.adversarial_weight * generator_loss, terms, statistics)
         # The ratio is taken of losses without weight and ramp, or it would cancel these.
-        plain = torch.stack(list(generator_losses.values())).mean()
+        plain = losses.mean(generator_losses.values())
         statistics |= self._last_layer_gradients(passes.decoded, reconstruction / batch.image[0].numel(), plain)
         weight = self.get_buffer("adaptive_weight").clone()
         terms |= {"adaptive_weight": weight, "adaptive_saturated": (weight >= self.adaptive_limit).to(weight.dtype)}

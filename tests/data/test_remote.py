@@ -112,24 +112,11 @@ def server(folder, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def bucket(folder):
-    """An S3 API on loopback with the shards in it: s3://pictures/set."""
-    from moto.server import ThreadedMotoServer
-
-    made = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    made.start()
-    host, port = made.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in keys.items():
-            patch.setenv(key, value)
-        import fsspec
-
-        files = fsspec.filesystem("s3")
-        files.mkdir("pictures")
-        files.put(str(folder), "pictures/", recursive=True)
-        yield "s3://pictures/set"
-    made.stop()
+def bucket(folder, s3):
+    """The shards in a bucket: s3://pictures/set."""
+    s3.mkdir("pictures")
+    s3.put(str(folder), "pictures/", recursive=True)
+    return "s3://pictures/set"
 
 
 def tars(shards: Shards, cache: Path) -> int:

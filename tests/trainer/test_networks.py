@@ -16,7 +16,8 @@ from models import NetworkConfig
 from models.losses import gradient_penalty
 from models.networks import Discriminator
 from trainer.checkpoint.state import load_optimizer, optimizer_tensors
-from trainer.networks import checkpoint_activations, compile_network, set_memory_format
+from trainer.config.settings import TrainerConfig
+from trainer.networks import checkpoint_activations, compile_network, prepare_networks, set_memory_format
 from trainer.profiler import DATA, LOG, StepProfiler
 from trainer.step import PlayerState, TrainStep
 
@@ -139,6 +140,11 @@ def test_activation_checkpointing_keeps_every_bit(share):
 def test_activation_checkpointing_of_what_is_not_there_is_refused(system, which, words):
     with pytest.raises(ValueError, match=f"^trainer.activation_checkpointing is .*{words}"):
         checkpoint_activations(system(), which)
+
+
+def test_cuda_graphs_are_refused_on_a_cpu():
+    with pytest.raises(ValueError, match=r"^trainer.compile is cuda_graphs, expected true or false on cpu"):
+        prepare_networks(vaegan(), Accelerator(cpu=True), TrainerConfig(compile="cuda_graphs"))
 
 
 def test_moments_of_a_checkpoint_take_the_memory_format_of_their_weights():

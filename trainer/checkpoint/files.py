@@ -17,6 +17,7 @@ from models.manifest import checkpoints as list_checkpoints
 from trainer import schemas
 
 Tensors = dict[str, dict[str, Tensor]]  # by file and name
+Scores = tuple[dict[str, float], dict[str, Any]] | None  # of a checkpoint, and how they were measured
 Found = TypeVar("Found")
 # Other errors of reading are not damage: the disk may be there again a minute later.
 DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
@@ -43,13 +44,21 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         return {name.removesuffix(".safetensors"): manifests.tensors(path, manifest, name) for name in files}, manifest
 
 
-def read_scores(path: Path) -> tuple[dict[str, float], dict[str, Any]] | None:
+def read_scores(path: Path) -> Scores:
     """Return a checkpoint's scores and how they were measured; None without a valid scores.json."""
     try:
         manifests.check_regular(path / "scores.json")
-        found = schemas.checked(json.loads((path / "scores.json").read_text()), schemas.ScoresFile, "scores.json")
+        return parse_scores((path / "scores.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def parse_scores(content: bytes) -> Scores:
+    """Return the scores in the text of a scores.json, and how they were measured; None if it is not valid."""
+    try:
+        found = schemas.checked(json.loads(content), schemas.ScoresFile, "scores.json")
         return found.scores, found.evaluation
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 

@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from data.files import UNFINISHED, atomically
 from models import manifest as manifests
-from trainer.checkpoint.files import Tensors, list_checkpoints, read_scores
+from trainer.checkpoint.files import Scores, Tensors, list_checkpoints, read_scores
 from trainer.files import Pause, write_atomically, write_pieces
 
 PAUSE = 4.0  # times the seconds that a piece took
@@ -50,6 +50,7 @@ class Saver:
         keep_every: checkpoints at multiples of this step are kept for good; None: none are
         log: prints a message for the user
         before_save: is called before each save, to write what the checkpoint depends on
+        after_save: is called after each save, in the thread
 
     Attributes:
         step: of the last save
@@ -63,8 +64,10 @@ class Saver:
         keep_every: int | None,
         log: Callable[[str], None],
         before_save: Callable[[], None] = lambda: None,
+        after_save: Callable[[], None] = lambda: None,
     ):
-        self.folder, self.keep, self.keep_every, self.log, self.before_save = folder, keep, keep_every, log, before_save
+        self.folder, self.keep, self.keep_every, self.log = folder, keep, keep_every, log
+        self.before_save, self.after_save = before_save, after_save
         self.step, self.seconds = 0, 0.0
         self._thread: threading.Thread | None = None
         self._run_waits = threading.Event()
@@ -121,6 +124,7 @@ class Saver:
                     self.before_save()
                     save(self.folder, step, tensors, manifest, self._pause)
                     self._rotate()
+                    self.after_save()
                     self.seconds = max(self.seconds, time.monotonic() - began)
                     return
                 except OSError as error:
@@ -182,22 +186,34 @@ def rotate(folder: Path, keep: int, keep_every: int | None = None) -> None:
 
     Only scores that were measured in the same way are compared.
     """
-    paths = list_checkpoints(folder)
-    best: dict[str, tuple[float, Path]] = {}
-    for path in paths:
-        scores, evaluation = read_scores(path) or ({}, {})
-        for name, score in scores.items():
+    paths = {step_of(path): path for path in list_checkpoints(folder)}
+    kept = kept_steps({step: read_scores(path) for step, path in paths.items()}, keep, keep_every)
+    for step in paths.keys() - kept:
+        removed = paths[step].with_name(f"{UNFINISHED}{paths[step].name}")
+        paths[step].rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)  # the next start removes the rest
+
+
+def kept_steps(scores: Mapping[int, Scores], keep: int, keep_every: int | None) -> set[int]:
+    """Return which of some checkpoints are kept, by their steps, as `rotate` says.
+
+    Args:
+        scores: of each checkpoint, by its step
+    """
+    best: dict[str, tuple[float, int]] = {}
+    for step, found in scores.items():
+        values, evaluation = found or ({}, {})
+        for name, score in values.items():
             if name.startswith("eval/fid"):
                 measured = json.dumps([name, evaluation])
-                best[measured] = min((score, path), best.get(measured, (score, path)))
-    kept = {*paths[:keep], *(path for _, path in best.values())}
-    if keep_every:
-        kept |= {path for path in paths if int(path.name.removeprefix("step_")) % keep_every == 0}
-    for path in paths:
-        if path not in kept:
-            removed = path.with_name(f"{UNFINISHED}{path.name}")
-            path.rename(removed)
-            shutil.rmtree(removed, ignore_errors=True)  # the next start removes the rest
+                best[measured] = min((score, step), best.get(measured, (score, step)))
+    multiples = {step for step in scores if keep_every and step % keep_every == 0}
+    return {*sorted(scores)[-keep:], *multiples, *(step for _, step in best.values())}
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def _manifest(step: int, manifest: dict[str, Any], digests: dict[str, str]) -> bytes:

@@ -129,7 +129,7 @@ def _check(settings: ComparisonSettings) -> None:
 def _config(name: str, system: dict[str, Any], seed: int, settings: ComparisonSettings) -> Config:
     given = system | {"init_args": {**settings.compare.common, **(system.get("init_args") or {})}}
     trainer = replace(settings.trainer, seed=seed, run_dir=Location(settings.out / name / f"seed_{seed}"))
-    evaluate = settings.evaluate
+    evaluate = replace(settings.evaluate, extractor=settings.evaluate.extractor or "inception")
     if evaluate.extractor == "demo-cnn" and not evaluate.weights:
         evaluate = replace(evaluate, weights=Location(settings.out / "demo-cnn-v1.safetensors"))
     if not evaluate.statistics:

@@ -1,6 +1,8 @@
 """The configuration: one parser of the system, data, trainer and evaluate settings, and its errors."""
 
 import argparse
+import hashlib
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -14,9 +16,11 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 import models
+from data.dataset import splits_of
 from data.files import check_yaml, regular_file
 from data.images import one_size
 from data.redact import redacted_all
+from data.shards.remote import is_remote
 from models.load import find_system, import_paths, settings_types, system_names
 from trainer import schemas
 from trainer.config.messages import plain_message
@@ -25,6 +29,8 @@ from trainer.config.settings import DataConfig, EvaluateConfig, Location, Traine
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
 from trainer.weights import FREE_SETTINGS, HUB, implied_recipe, implied_settings
+
+LINKED = ("image_size", "channels")  # settings of a system that are those of data
 
 
 def _load_bounded_yaml(text: str) -> Any:
@@ -84,6 +90,22 @@ class Config:
             path.chmod(0o600)  # the file may have existed
         path.write_text(text)
 
+    def stated(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults, by their names on the command line."""
+        now = self.resolved()
+        class_path, given = now["system"]["class_path"], now["system"]["init_args"]
+        settings = inspect.signature(find_system(class_path)).parameters.values()
+        needed = [one.name for one in settings if one.default is one.empty and one.name not in LINKED]
+        system = {"class_path": class_path, "init_args": {name: given[name] for name in needed}}
+        bare = self.parser.parse_object({"system": system, "data": {"train": "nowhere"}})
+        defaults = flatten(yaml.safe_load(self.parser.dump(bare, skip_link_targets=False, skip_unset=False)))
+        return {name: value for name, value in flatten(now).items() if value != defaults.get(name)}
+
+    def settle_extractor(self, extractor: str) -> None:
+        """Replace an unset extractor by the one that the run has, so that it is saved."""
+        self.evaluate.extractor = self.namespace.evaluate.extractor = extractor
+        vars(self).pop("yaml", None)
+
     def settle_precision(self, precision: str) -> None:
         """Replace an unset precision by the launcher's, so that it is printed, saved and compared."""
         self.trainer.precision = self.namespace.trainer.precision = precision  # type: ignore[assignment]
@@ -91,8 +113,8 @@ class Config:
 
     @property
     def run_dir(self) -> Path:
-        assert self.trainer.run_dir is not None
-        return Path(self.trainer.run_dir)
+        """The run's folder on this machine, also if trainer.run_dir is a URL."""
+        return _run_folder(self.trainer)
 
 
 class Parser(ArgumentParser):
@@ -175,6 +197,7 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
             namespace = _parse(made, ["--config", yaml.safe_dump(implied), *words])
             namespace.trainer.init_from = init_from
         namespace.pop("config")
+        _name_splits(namespace.data, bool(namespace.evaluate.every))
         config = Config(
             made,
             namespace,
@@ -202,6 +225,26 @@ def _parse(made: Parser, words: Sequence[str]) -> Namespace:
     return namespace
 
 
+def _name_splits(data: Namespace, evaluated: bool) -> None:
+    """Let data.train be a folder of data.prepare, and an unset data.test its held-out split if evaluations need it."""
+    several = isinstance(data.train, list)
+    trains = data.train if several else [data.train]
+    splits = [splits_of(source) for source in trains]
+    named = [Location(found.get("train", source)) for found, source in zip(splits, trains, strict=True)]
+    data.train = named if several else named[0]
+    if data.test is None and evaluated and all("test" in found for found in splits):
+        tests = [Location(found["test"]) for found in splits]
+        data.test = tests if several else tests[0]
+
+
+def _run_folder(settings: TrainerConfig | Namespace) -> Path:
+    url = str(settings.run_dir)
+    if not is_remote(url):
+        return Path(url)
+    name = f"{url.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    return Path(settings.scratch or Path.home() / ".cache" / "vaegan-trainer" / "runs") / name
+
+
 def _start(namespace: Namespace) -> tuple[str, dict[str, Any]]:
     """Return where a run's first weights are, and the settings that they imply, as a recipe.
 
@@ -212,7 +255,7 @@ def _start(namespace: Namespace) -> tuple[str, dict[str, Any]]:
     """
     settings, class_path, implied = namespace.trainer, namespace.system.class_path, dict[str, Any]()
     kind = find_system(class_path)
-    if saved := schemas.newest_start(Path(settings.run_dir) / "checkpoints"):
+    if saved := schemas.newest_start(_run_folder(settings) / "checkpoints"):
         source = saved.configuration.trainer.init_from
         if saved.initial:
             implied = implied_recipe(kind, saved.initial.settings.data, saved.initial.settings.system.init_args)

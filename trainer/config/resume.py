@@ -11,8 +11,9 @@ RESUMABLE_SETTINGS = frozenset(
     for section, names in {
         "data": "train test workers on_error max_skipped cache cache_gb lanes window",
         "system": "perceptual_weights binary.dino_weights ternary.dino_weights codes.dino_weights",
-        "trainer": "steps run_dir micro_batch save_every log_every trackers check_every keep keep_every time_limit "
-        "timeout deterministic grad_sync share_passes accept_new_data compile activation_checkpointing profile",
+        "trainer": "steps run_dir scratch micro_batch save_every log_every trackers check_every keep "
+        "keep_every time_limit timeout deterministic grad_sync share_passes accept_new_data compile "
+        "activation_checkpointing profile",
         "evaluate": "every num extractor weights metrics statistics lpips budget",
     }.items()
     for name in names.split()

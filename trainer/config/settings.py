@@ -81,9 +81,9 @@ class DataConfig:
 
     Args:
         train: Folder of WebDataset shards to train on, its index.json, or a URL of either (s3://, gs://, hf://,
-            https://). CycleGAN takes a list of two.
-        test: Held-out shards, which evaluations compare with; a list of two for CycleGAN. Needed unless evaluate.every
-            is 0.
+            https://). A folder that data.prepare wrote stands for its train split. CycleGAN takes a list of two.
+        test: Held-out shards, which evaluations compare with; a list of two for CycleGAN. null means the test split
+            beside data.train, if data.prepare wrote one. Needed unless evaluate.every is 0.
         size: Side of square images in pixels, 16 to 1024, such as 512, or height and width, such as [256, 384]. Images
             are resized and cropped to it as they are read. Networks halve images several times, so both must be
             multiples of a power of two, which depends on the networks: those with maps of codes
@@ -173,7 +173,11 @@ class TrainerConfig:
         micro_batch: Largest number of images that a process takes through the networks at once. null means all of its
             images of a step. Lower it to save memory: the result is the same.
         seed: Seed of the weights, the order of the data and all random draws.
-        run_dir: Folder for all results. The same command resumes the run in it. null means runs/RECIPE.
+        run_dir: Folder for all results. The same command resumes the run in it. null means runs/RECIPE. A URL (s3://,
+            gs://, ...) is a folder elsewhere, to which results are copied after each save, and from which the run
+            resumes on any machine.
+        scratch: Folder on this machine's disk in which runs work whose run_dir is a URL, each in a folder of its own
+            with as many checkpoints as a local run keeps. null means ~/.cache/vaegan-trainer/runs.
         precision: Precision of forward and backward passes; weights are float32. null means the launcher's, if that is
             bf16 or fp16, or else bf16 on GPUs that have it.
         overflows: Number of updates in a row that fp16's loss scaler may skip before the run counts as diverged.
@@ -201,7 +205,9 @@ class TrainerConfig:
             is the standard deviation of the averaged steps, as a fraction of the run so far. It takes the memory of the
             averaged networks for each, and needs keep_every, in some 10 to 20 checkpoints of a run. [] keeps none.
         compile: Compile the networks with torch.compile, which takes minutes at the first start and seconds at later
-            ones. Only passes with a gradient penalty stay eager, because they are differentiated twice.
+            ones. Only passes with a gradient penalty stay eager, because they are differentiated twice. cuda_graphs
+            also records the compiled passes as CUDA graphs, for small networks on a GPU, whose operations take less
+            time than their launches; it takes more memory.
         activation_checkpointing: Keep of residual blocks only what enters them, and compute the rest again in backward
             passes: less memory for about a third more time, and the same result. true takes all networks, a list such
             as [decoder] takes these.
@@ -225,6 +231,7 @@ class TrainerConfig:
     micro_batch: PositiveInt | None = None
     seed: NonNegativeInt = 0
     run_dir: Location | None = None
+    scratch: Location | None = None
     precision: Literal["no", "bf16", "fp16"] | None = None
     overflows: PositiveInt = 20
     grad_sync: Literal["ddp", "flat"] = "ddp"
@@ -240,7 +247,7 @@ class TrainerConfig:
     ema_half_life: PositiveInt | Schedule = 10_000
     ema_ramp: PositiveFloat = 0.05
     ema_lengths: list[float] = field(default_factory=list)
-    compile: bool = False
+    compile: bool | Literal["cuda_graphs"] = False
     activation_checkpointing: bool | list[str] = False
     share_passes: bool = True
     profile: str | None = None
@@ -286,7 +293,8 @@ class EvaluateConfig:
         extractor: Network whose features are compared. "inception" is torch-fidelity's InceptionV3. "demo-cnn" is a
             small network trained on the labelled shards. "demo-random" has random weights and gives no inception score.
             "file" is a TorchScript or torch.export file of your own. Other names are those that torch-fidelity has
-            registered, such as dinov2-vit-l-14.
+            registered, such as dinov2-vit-l-14. null means inception or, if its weights are neither in TORCH_HOME nor
+            can be downloaded, demo-random; a run keeps what it began with.
         weights: File of the extractor's weights. null means the file in TORCH_HOME or a download (inception), or
             training (demo-cnn).
         metrics: Scores of samples: fid, is, kid and prdc (precision, recall, density and coverage).
@@ -299,7 +307,7 @@ class EvaluateConfig:
 
     every: NonNegativeInt = 1000
     num: PositiveInt = 2000
-    extractor: str = "inception"
+    extractor: str | None = None
     weights: Location | None = None
     metrics: list[MetricName] = field(default_factory=lambda: [*map(MetricName, METRICS)])
     lpips: Location | None = None

@@ -217,7 +217,7 @@ def _extractor_config(
     A file of weights is opened only if the command line names it: a run's folder may be a stranger's, and the file
     code. The demo-cnn in the run's folder is safe to open.
     """
-    kind = settings.extractor or (saved.extractor if saved else "inception")
+    kind = settings.extractor or (saved and saved.extractor) or "inception"
     weights = settings.weights
     if saved and kind == saved.extractor:
         is_code = kind == "file"

@@ -1,5 +1,6 @@
 """A run's curves and pictures in TensorBoard."""
 
+import shutil
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -8,9 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from trainer.log.charts import chart_layout
+from trainer.log.codes import CodeViews, Embedded
 from trainer.log.metrics_file import Line
+from trainer.log.pictures import confusion_picture
+
+NAMED = "ternary/named/"
+PROJECTOR = "projector"  # folder of the codes that its page shows
 
 
 class Board:
@@ -25,17 +32,20 @@ class Board:
     def __init__(self, folder: Path, step: int, tags: Collection[str] = ()):
         self.folder, self.flushed_step = folder, step  # of the last line whose curves are on the disk
         self.tags = {*tags}
+        self.named: dict[str, float] = {}  # the last log line's confusion of a ternary discriminator
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def start(self, configuration: str) -> None:
-        """Record the configuration."""
+    def start(self, configuration: str, begin: str) -> None:
+        """Record the configuration, and as what the run starts or resumes."""
         self.writer.add_text("configuration", f"```yaml\n{configuration}\n```", 0)
+        self.writer.add_text("starts", begin, self.flushed_step)
 
     def plot(self, step: int, values: dict[str, Any]) -> None:
         """Plot the values that have a slash in their names; new ones get into the layout of charts."""
         plotted = {name: value for name, value in values.items() if "/" in name}
         for name, value in plotted.items():
             self.writer.add_scalar(name, value, step)
+        self.named |= {name.partition(NAMED)[2]: value for name, value in plotted.items() if name.startswith(NAMED)}
         if not plotted.keys() <= self.tags:
             self.tags |= plotted.keys()
             self.writer.add_custom_scalars(chart_layout(self.tags))  # TensorBoard takes the last
@@ -49,6 +59,32 @@ class Board:
 
     def picture(self, step: int, title: str, picture: Image.Image) -> None:
         self.writer.add_image(title, np.asarray(picture), step, dataformats="HWC")
+
+    def confusion(self, step: int) -> None:
+        """Draw the last confusion of a ternary discriminator, if there is one."""
+        if self.named:
+            self.picture(step, "confusion of the ternary discriminator", confusion_picture(self.named))
+
+    def codes(self, step: int, views: CodeViews) -> None:
+        """Draw histograms of codes and of their KL, and a traversal."""
+        self.writer.add_histogram("codes/means", views.means, step)
+        if views.kl is not None:
+            self.writer.add_histogram("codes/KL of each number in nats", views.kl, step)
+        if views.traversal is not None:
+            self.picture(step, "traversals of codes, from -3 to 3 deviations", views.traversal)
+
+    def embed(self, embedded: Embedded) -> None:
+        """Show codes in the projector, with their images and labels."""
+        shutil.rmtree(self.folder / PROJECTOR, ignore_errors=True)  # of an earlier end of the same run
+        self.writer.add_embedding(*embedded, PROJECTOR, "codes")  # instead of a step, which would name the folder
+
+    def conclude(self, settings: dict[str, Any], scores: dict[str, float]) -> None:
+        """Add the run to the table of runs: its settings by name, and its final scores."""
+        plain = {
+            name: value if isinstance(value, str | float | int) else str(value) for name, value in settings.items()
+        }
+        for summary in hparams(plain, scores):
+            self.writer._get_file_writer().add_summary(summary)  # add_hparams would make another run of it
 
     def flush(self, step: int) -> None:
         """Write all to the disk; `step` is that of the last line."""

@@ -10,25 +10,30 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 from tqdm import tqdm
 
+from data.errors import DataError
 from data.redact import printable
+from models import System
 from trainer.config.resume import flatten
 from trainer.config.settings import TENSORBOARD
 from trainer.files import write_atomically
 from trainer.log.board import Board
+from trainer.log.codes import Embedded, code_views
 from trainer.log.metrics_file import Line, read_metrics
 from trainer.log.pictures import COLUMNS, Panels, grid
 from trainer.log.trackers import Trackers
 
 PLAIN_TERMS = ("discriminator_loss", "generator_loss", "reconstruction", "kl")
-CURVES = "TensorBoard's curves"
+CURVES, PICTURES = "TensorBoard's curves", "TensorBoard's pictures"
+QUIET = 10  # seconds between lines in an output that is no terminal, such as a job's log
 
 
 class RunLogger:
@@ -69,13 +74,13 @@ class RunLogger:
         self.board = Board(folder, step, tags) if TENSORBOARD in trackers else None
         self.trackers = Trackers(trackers, folder, step, self.message)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        self.began, self.first = time.monotonic(), step
+        self.began, self.first, self._quiet_until = time.monotonic(), step, 0.0
 
-    def start(self, configuration: str) -> None:
-        """Record the configuration, without credentials."""
+    def start(self, configuration: str, begin: str) -> None:
+        """Record the configuration, without credentials, and as what the run starts or resumes."""
         if self.is_main:
             if self.board:
-                self.board.start(configuration)
+                self.board.start(configuration, begin)
             self.trackers.start(flatten(yaml.safe_load(configuration)))
 
     def advance(self) -> None:
@@ -111,7 +116,7 @@ class RunLogger:
         self.message("\n".join(lines))
 
     def terms(self, step: int, values: dict[str, float], **facts: Any) -> None:
-        """Record a log line's terms, and print the main ones."""
+        """Record a log line's terms, and print the main ones; into a file, at most every QUIET seconds."""
         self.scalars(step, values, **facts)
         if not self.is_main:
             return
@@ -122,6 +127,9 @@ class RunLogger:
         }
         text = "  ".join(f"{name} {value}" for name, value in main.items())
         if self.bar.disable:
+            if step < self.steps and time.monotonic() < self._quiet_until:
+                return
+            self._quiet_until = time.monotonic() + QUIET
             left = (time.monotonic() - self.began) / (step - self.first) * (self.steps - step)
             self.message(f"step {step}/{self.steps}  {text}  eta {tqdm.format_interval(left)}")
         else:
@@ -136,8 +144,28 @@ class RunLogger:
                 picture.save(self.folder / "samples" / f"step_{step:08d}.png")
                 self.trackers.notify(drawn=step)
             if self.board:
-                with self.tolerate_disk_errors("TensorBoard's pictures"):
+                with self.tolerate_disk_errors(PICTURES):
                     self.board.picture(step, " | ".join(panels), picture)
+                    self.board.confusion(step)
+
+    def codes(self, step: int, system: System, real: Tensor, label: Tensor) -> None:
+        """Show in TensorBoard how a system with an encoder codes images, uint8 [n, channels, height, width]."""
+        if self.is_main and self.board:
+            with self.tolerate_disk_errors(PICTURES):
+                self.board.codes(step, code_views(system, real, label))
+
+    def conclude(
+        self, settings: dict[str, Any], scores: dict[str, float], embed: Callable[[], Embedded] | None
+    ) -> None:
+        """Record in TensorBoard what a finished run is and scores, and its codes, if it has any, in the projector."""
+        if self.is_main and self.board:
+            with self.tolerate_disk_errors(PICTURES):
+                self.board.conclude(settings, scores)
+                try:
+                    if embed is not None:
+                        self.board.embed(embed())
+                except DataError as error:
+                    self.message(f"warning: TensorBoard's projector lacks this run's codes: {error}")
 
     def flush(self) -> None:
         """Write everything recorded so far to the disk, before a checkpoint from which a run may resume.

@@ -7,14 +7,17 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional as F
 
 from data.loader import Samples, read
 from data.order import random_positions
 from models import System
+from models.resize import resize
 from trainer.batch import normalize, to_uint8
 from trainer.classes import in_turn
 from trainer.config.settings import DataConfig
 from trainer.draws import key
+from trainer.log.charts import KINDS
 
 GRID, COLUMNS = 48, 12  # images in each panel of a run's grids, and of those in a row, at most
 Panels = dict[str, Tensor]  # uint8 images [n, channels, height, width] by title
@@ -92,6 +95,30 @@ def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Seq
         for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
             picture = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(picture, (i % columns * column, panel * tall + title + i // columns * row))
+    return canvas
+
+
+def thumbnails(images: Tensor, side: int) -> Tensor:
+    """Return uint8 images [n, channels, height, width] as squares of a side, in [0, 1], with black edges."""
+    scale = side / max(images.shape[-2:])
+    small = resize(images / 255, [max(1, round(length * scale)) for length in images.shape[-2:]])
+    return F.pad(small, (0, side - small.shape[-1], 0, side - small.shape[-2]))
+
+
+def confusion_picture(shares: dict[str, float]) -> Image.Image:
+    """Return a ternary discriminator's confusion matrix, of shares by KIND/CLASS: rows are kinds, columns classes."""
+    cell, left, top = 110, 120, 30
+    canvas = Image.new("RGB", (left + cell * len(KINDS), top + cell * len(KINDS)), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((4, 8), "image | named", fill="gray", font_size=15)
+    for row, kind in enumerate(KINDS):
+        draw.text((4, top + cell * (row + 0.45)), kind, fill="black", font_size=15)
+        draw.text((left + cell * row + 4, 8), kind, fill="black", font_size=15)
+        for column, name in enumerate(KINDS):
+            share, x, y = shares[f"{kind}/{name}"], left + cell * column, top + cell * row
+            shade = round(255 * (1 - 0.6 * share)) if math.isfinite(share) else 255
+            draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill=(shade, shade, 255))
+            draw.text((x + 36, y + 44), f"{share:.2f}", fill="black", font_size=18)
     return canvas
 
 

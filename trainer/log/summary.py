@@ -1,22 +1,130 @@
-"""What a run prints when it starts."""
+"""What a run prints when it starts, and when it has finished."""
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate import Accelerator
 
+from data.images import sides
+from data.redact import redacted
+from trainer.config.parser import Config
+from trainer.config.resume import flatten
+from trainer.distributed.ranks import ROOT
+from trainer.log.health import verdicts
+from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
+from trainer.step import PlayerState
+
+INDENT, WIDTH = 12, 120  # of a block's texts, and of its lines
 
 
-def run_summary(parts: RunParts, accelerator: Accelerator, step: int) -> str:
-    """Return the run's settings, networks, data and batch split, and the step at which it starts or resumes."""
+def run_summary(parts: RunParts, players: Sequence[PlayerState], accelerator: Accelerator) -> str:
+    """Return a block about a run: system, players and networks, data, batch split and processes, and scores."""
     config, world = parts.config, accelerator.num_processes
-    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in parts.networks.items()}
-    networks = [f"{name} {size:,} weights{' (frozen)' * (name in parts.frozen)}" for name, size in sizes.items()]
-    return (
-        f"{config.redacted_yaml()}\n"
-        f"{type(parts.system).__name__}: {', '.join(networks)}\n"
-        + "".join(f"{line}\n" for line in (parts.initial.lines if parts.initial else ()))
-        + f"{' + '.join(f'{len(shards):,}' for shards in parts.trains)} training images, "
-        f"{parts.orders[0].steps_per_epoch} steps an epoch; {world} process{'es' if world > 1 else ''} on "
-        f"{accelerator.device.type}, precision {accelerator.mixed_precision}; {config.trainer.batch_size} images a "
-        f"step = {world} x {parts.per_rank_batch // parts.micro_batch} x {parts.micro_batch}\n"
-        f"{'Resuming' if step else 'Starting'} at step {step} of {config.trainer.steps} in {config.run_dir}"
+    settings, data = config.trainer, config.data
+    sizes = {name: sum(weight.numel() for weight in network.parameters()) for name, network in parts.networks.items()}
+    images = " + ".join(f"{len(shards):,}" for shards in parts.trains)
+    held_out = " + ".join(f"{len(shards):,}" for shards in parts.tests) or "none"
+    height, width = sides(data.size)
+    rows = [
+        ("system", type(parts.system).__name__),
+        *(("player", _player(state, sizes)) for state in players),
+        *(("frozen", f"{name} {sizes[name]:,} weights") for name in sorted(parts.frozen)),
+        *(("weights", line) for line in (parts.initial.lines if parts.initial else ())),
+        ("data", f"{images} training images, {parts.orders[0].steps_per_epoch} steps an epoch; {held_out} held out"),
+        *(("", redacted(source)) for source in (*data.trains, *data.tests)),
+        ("images", f"{height} x {width} pixels, {'grey' if data.channels == 1 else 'colour'}"),
+        (
+            "batch",
+            f"{settings.batch_size} images a step = {world} x {parts.per_rank_batch // parts.micro_batch} x "
+            f"{parts.micro_batch} (processes x micro-batches x images)",
+        ),
+        (
+            "device",
+            f"{world} process{'es' if world > 1 else ''} on {accelerator.device.type}, precision "
+            f"{accelerator.mixed_precision}",
+        ),
+        ("scores", _scoring(config)),
+        ("settings", str(config.run_dir / "config.yaml")),
+    ]
+    return "\n".join(_wrapped(name, text) for name, text in rows)
+
+
+def start_line(config: Config, step: int) -> str:
+    """Return at which step a run starts or resumes, and where."""
+    where = redacted(str(config.trainer.run_dir))
+    return f"{'Resuming' if step else 'Starting'} at step {step} of {config.trainer.steps} in {where}"
+
+
+def start_warnings(config: Config, accelerator: Accelerator) -> list[str]:
+    """Return what would make the run slower than it need be."""
+    family = flatten(config.resolved()).get("system.networks.family")
+    if accelerator.device.type == "cpu" and family == "residual":
+        return [
+            "system.networks.family residual is for GPUs, and slow on this CPU: add --system.networks.family dcgan "
+            "--system.networks.norm group"
+        ]
+    return []
+
+
+def final_summary(folder: Path, config: Config, lines: Sequence[Line], tensorboard: bool) -> str:
+    """Return a finished run's scores, symptoms and paths.
+
+    Args:
+        folder: the run's folder
+        config: its settings
+        lines: of its metrics.jsonl
+        tensorboard: whether it has TensorBoard's files
+    """
+    symptoms = [one for one in verdicts(lines, config.resolved()) if one.found]
+    scores = _scores([line for line in lines if is_evaluation(line)])
+    told = [f"{one.symptom}: {one.meaning}; {one.evidence}. What to do: {one.cure}" for one in symptoms]
+    board = "make board" if folder.parent == ROOT / "runs" else f"tensorboard --logdir {folder}"
+    return "\n".join(
+        [
+            f"Finished at step {config.trainer.steps}",
+            *(_wrapped("score", text) for text in scores),
+            *(_wrapped("symptom", text) for text in told),
+            _row("samples", str(folder / "samples")),
+            _row("report", f"python -m trainer.report {folder}"),
+            *([_row("curves", board)] if tensorboard else []),
+        ]
     )
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name}".ljust(INDENT) + text
+
+
+def _wrapped(name: str, text: str) -> str:
+    indent = " " * INDENT
+    return textwrap.fill(
+        _row(name, text), WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _player(state: PlayerState, sizes: dict[str, int]) -> str:
+    player, optimizer = state.player, state.player.optimizer
+    networks = ", ".join(f"{name} {sizes[name]:,} weights" for name in player.networks)
+    when = f", from step {player.start}" * bool(player.start) + f", every {player.every} steps" * (player.every > 1)
+    return f"{player.name} trains {networks}; {optimizer.algorithm}, lr {optimizer.lr:g}{when}"
+
+
+def _scoring(config: Config) -> str:
+    settings = config.evaluate
+    if not settings.every:
+        return "none, because evaluate.every is 0"
+    return f"every {settings.every} steps and at the end, by {settings.extractor}"
+
+
+def _scores(evaluations: Sequence[Line]) -> list[str]:
+    """Return each FID and rFID of the last evaluation, and that of the run's best if it was lower."""
+    texts = []
+    for name, value in evaluations[-1].items() if evaluations else ():
+        if re.match(r"eval/r?fid\d", name):
+            best, step = min((line[name], line["step"]) for line in evaluations if name in line)
+            lower = f"; it was lowest at step {step}: {best:.4g}" * (best < value)
+            texts.append(f"{name.removeprefix('eval/')} {value:.4g}{lower}")
+    return texts

@@ -1,5 +1,6 @@
 """What a run collects between two log lines."""
 
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,12 @@ from data.loader import Images
 from data.order import sample_checksum
 from trainer.profiler import DATA
 from trainer.step import TermMeans
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the most memory that this process has held so far in gigabytes: on the host, and of tensors on its GPU."""
+    peak = {"speed/host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    return peak | ({"speed/gpu_gb": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {})
 
 
 class WindowSummary(NamedTuple):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-from conftest import reseal
+from conftest import BOARD, reseal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import models
@@ -304,7 +304,7 @@ def filling(self, batches, number):
             file.write(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
 TrainStep.__call__ = filling
 """
-    run = ["--system", "AE", "--trainer.run_dir", small_disk / "run", "--trainer.save_every", "20"]
+    run = ["--system", "AE", "--trainer.run_dir", small_disk / "run", "--trainer.save_every", "20", *BOARD]
     done = ranks(*run, "--trainer.log_every", "1", faults={0: filling}).wait()
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

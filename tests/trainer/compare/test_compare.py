@@ -25,7 +25,7 @@ from trainer.log.metrics_file import read_metrics
 RECIPE = ROOT / "launch" / "recipes" / "compare-digits.yaml"
 TERNARY = {"class_path": "VAEGAN", "init_args": {"discriminator": "ternary", "adversarial_weight": 10}}
 SMALL = {
-    "trainer": {"steps": 10, "batch_size": 8, "log_every": 5},
+    "trainer": {"steps": 10, "batch_size": 8, "log_every": 5, "trackers": []},
     "evaluate": {"every": 5, "num": 64, "extractor": "demo-cnn"},
 }
 START = runs.start

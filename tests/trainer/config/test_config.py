@@ -219,3 +219,20 @@ def test_a_recipe_that_is_no_regular_file_is_refused(tmp_path, capsys):
     os.mkfifo(tmp_path / "x.yaml")
     for words in (["--config", f"{tmp_path}/x.yaml"], [f"--config={tmp_path}/x.yaml"]):
         assert "x.yaml cannot be read: it is a FIFO, and no regular file" in refused(capsys, *words)
+
+
+def test_a_prepared_folder_stands_for_its_splits(digits):
+    """And a train split for its folder; held-out images that are not needed, or named, are not looked for."""
+
+    def splits(*arguments):
+        data = configure([*map(str, arguments)]).data
+        return data.train, data.test
+
+    train, test = str(digits / "train"), str(digits / "test")
+    for source in (digits, train):
+        assert splits("--system", "AE", "--data.train", source) == (train, test)
+        assert splits("--system", "AE", "--data.train", source, "--data.test", "else")[1] == os.path.abspath("else")
+        assert splits("--system", "AE", "--data.train", source, "--evaluate.every", 0) == (train, None)
+        assert splits("--system", "CycleGAN", "--data.train", f"[{source}, {train}]") == ([train, train], [test, test])
+    index = f"{train}/index.json"
+    assert splits("--system", "AE", "--data.train", index) == (index, None)

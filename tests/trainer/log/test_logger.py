@@ -3,6 +3,7 @@
 import threading
 from types import SimpleNamespace
 
+from data.errors import DataError
 from trainer.log.board import hide_tensorboard_tracebacks
 from trainer.log.logger import RunLogger
 
@@ -28,6 +29,28 @@ def test_the_logger_knows_the_step_of_its_last_line(tmp_path):
             run_logger.flush()
             assert run_logger.board.flushed_step == step
         run_logger.close()
+
+
+def test_a_file_gets_a_line_in_ten_seconds_and_the_last(tmp_path, capsys, monkeypatch):
+    clock = iter([0.0, 11.0, 11.0, 11.0, 15.0, 22.0, 22.0, 22.0, 23.0, 23.0])
+    monkeypatch.setattr("trainer.log.logger.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    run_logger = RunLogger(tmp_path, 0, 4, is_main=True)
+    for step in range(1, 5):
+        run_logger.terms(step, {"a/kl": 1.0, "speed/images_per_second": 8.0, "speed/data_wait": 0.0})
+    run_logger.close()
+    printed = capsys.readouterr().err
+    assert [line.partition("  ")[0] for line in printed.splitlines()] == ["step 1/4", "step 3/4", "step 4/4"]
+    assert printed.splitlines()[1].endswith("a/kl 1  images/s 8  data wait 0%  eta 00:07")
+
+
+def test_a_damaged_image_costs_the_projector_and_not_the_run(tmp_path, capsys):
+    def embed():
+        raise DataError("7.jpg is damaged")
+
+    run_logger = RunLogger(tmp_path, 0, 9, is_main=True)
+    run_logger.conclude({}, {}, embed)
+    run_logger.close()
+    assert capsys.readouterr().err == "warning: TensorBoard's projector lacks this run's codes: 7.jpg is damaged\n"
 
 
 def test_only_disk_errors_of_tensorboards_thread_are_hidden(monkeypatch):

@@ -63,7 +63,7 @@ def memory(monkeypatch):
 def logged(folder: Path, first: int, last: int, close=True) -> RunLogger:
     """What a run logs that starts behind step `first`: a line a step, and at even ones a picture and scores."""
     logger = RunLogger(folder, first, 9, True, trackers=["memory"])
-    logger.start(CONFIGURATION)
+    logger.start(CONFIGURATION, "Starting at step 0")
     facts = dict(extractor="demo", extractor_sha256="", held_out="", held_out_images=1)
     for step in range(first + 1, last + 1):
         logger.scalars(step, {"a/b": step / 2}, sample_checksum=7)

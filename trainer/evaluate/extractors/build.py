@@ -32,7 +32,7 @@ def build_extractor(
         ValueError: the extractor is unknown or not available; the message says what to do.
     """
     extractor: nn.Module
-    kind, weights, device = settings.extractor, settings.weights, accelerator.device
+    kind, weights, device = settings.extractor or "inception", settings.weights, accelerator.device
     if kind == "inception":
         extractor = inception(weights, f"{prefix}weights")
     elif kind == "file":

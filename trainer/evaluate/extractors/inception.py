@@ -41,11 +41,11 @@ def inception(weights: str | None, setting: str = "evaluate.weights") -> Incepti
     Raises:
         ValueError: there are no weights and no network, or the file holds other weights.
     """
-    path = Path(weights) if weights else Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
+    path = Path(weights) if weights else hub_path()
     if weights and not path.exists():
         raise ValueError(f"{setting} names {path}, which does not exist; expected torch-fidelity's {INCEPTION_FILE}")
     if not weights:
-        _download(path)
+        _download_once(path)
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would also run code in the file
         extractor = Inception(path)
@@ -60,17 +60,28 @@ def inception(weights: str | None, setting: str = "evaluate.weights") -> Incepti
     return extractor
 
 
-def _download(path: Path) -> None:
-    """Have one process per machine download the weights if they are missing; every process calls this."""
+def hub_path() -> Path:
+    """Return where the weights are, or will be downloaded to, unless a file is named."""
+    return Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
+
+
+def download(path: Path) -> str:
+    """Download the weights to a path if it does not exist; return why it still does not, or ""."""
+    if path.exists():
+        return ""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    reason = "another process of this machine could not download them"
-    if is_local_main() and not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
-        except (OSError, RuntimeError) as error:
-            reason = f"they could not be downloaded: {error}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
+    except (OSError, RuntimeError) as error:
+        return f"InceptionV3's weights could not be downloaded to {path}: {first_line(error)}"
+    return ""
+
+
+def _download_once(path: Path) -> None:
+    """Have one process per machine download the weights if they are missing; every process calls this."""
+    reason = download(path) if is_local_main() else "another process of this machine could not download them"
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     if not path.exists():

@@ -1,0 +1,36 @@
+"""The last block of a run: final scores, symptoms with their cures, and paths."""
+
+from types import SimpleNamespace
+
+from trainer.distributed.ranks import ROOT
+from trainer.log.summary import WIDTH, final_summary
+
+FACTS = {"extractor": "demo-cnn-v1"}
+CONFIG = SimpleNamespace(trainer=SimpleNamespace(steps=8), resolved=lambda: {})
+
+
+def test_a_finished_run_says_how_good_it_is_and_what_looks_wrong():
+    fids = {4: 2.0, 6: 2.5, 8: 9.0}
+    lines = [
+        {"step": step, "eval/fid2k/demo-cnn-v1": fid, "eval/rfid359/demo-cnn-v1": 1.0, **FACTS}
+        for step, fid in fids.items()
+    ]
+    said = final_summary(ROOT / "runs" / "a", CONFIG, lines, tensorboard=True).splitlines()
+    assert said[:3] == [
+        "Finished at step 8",
+        "  score     fid2k/demo-cnn-v1 9; it was lowest at step 4: 2",
+        "  score     rfid359/demo-cnn-v1 1",
+    ]
+    assert said[3].startswith("  symptom   diverging: the run gets worse; eval/fid2k/demo-cnn-v1 is 9, its best 2")
+    assert "What to do: go back to the best checkpoint" in " ".join(" ".join(said).split())
+    assert said[-1] == "  curves    make board"
+    assert max(map(len, said)) <= WIDTH
+
+
+def test_commands_are_not_wrapped_and_nothing_is_said_of_what_a_run_lacks():
+    folder = ROOT / ("deep " * 40) / "a"
+    assert final_summary(folder, CONFIG, [], tensorboard=False).splitlines() == [
+        "Finished at step 8",
+        f"  samples   {folder}/samples",
+        f"  report    python -m trainer.report {folder}",
+    ]
