@@ -61,7 +61,7 @@ def alike(one: Path, other: Path, step: int | None = None) -> bool:
 
 def test_two_processes_train_as_one(main, ranks, tmp_path):
     """accelerate launch on two CPU ranks: the world is two, and weights and terms are those of one process."""
-    common = ["--system", "VAEGAN", "--system.discriminator", "both", "--trainer.steps", "4", "--system.classes", "10"]
+    common = ["--system", "VAEGAN", "--system.discriminator", "both", "--trainer.steps", "4"]
     common += ["--trainer.ema_lengths", "[0.05, 0.1]", "--trainer.keep_every", "4"]
     two = main(*common, "--trainer.run_dir", tmp_path / "two", processes=2, cwd=tmp_path)
     assert two.returncode == 0, two.stderr
@@ -79,7 +79,6 @@ def test_two_processes_train_as_one(main, ranks, tmp_path):
 
 def test_resumed_equals_uninterrupted_bit_for_bit(ranks, here, tmp_path, demo_cnn):
     common = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--system.autoencoder.clip", "1"]
-    common += ["--system.classes", "10"]
     common += ["--trainer.save_every", "3", "--evaluate.every", "4", "--evaluate.num", "64"]
     common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn, "--trainer.keep", "9", *BOARD]
     whole = ranks(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "whole").wait()

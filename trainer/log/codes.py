@@ -60,7 +60,7 @@ def code_views(system: System, real: Tensor, label: Tensor | None = None) -> Cod
     if mean.dim() == 2:
         variance = mean.var(0, correction=0)  # a single image has one, too
         deviation = variance.sqrt() if certain else torch.ones_like(kl)  # the prior's
-        told = system.told(None if label is None else label[:1], STEPS)
+        told = () if label is None else system.told(label[:1], STEPS)
         traversal = _traverse(system, told, mean[0], deviation, *(("variance", variance) if certain else ("KL", kl)))
     return CodeViews(mean.flatten(1).cpu(), None if certain else kl.flatten().cpu(), traversal)
 
