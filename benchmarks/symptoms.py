@@ -1,7 +1,7 @@
 """Make symptoms of docs/troubleshooting.md: short runs on scikit-learn's digits, each with settings that are wrong.
 
 Prints what trainer.log.health says about each run, and draws the curve that tells it beside that of a healthy run.
-`python -m benchmarks.symptoms OUT.png` takes 3 minutes on one CPU core; runs that have ended are not repeated.
+`python -m benchmarks.symptoms OUT.png` takes 4 minutes on one CPU core; runs that have ended are not repeated.
 """
 
 import argparse
@@ -34,6 +34,8 @@ class Case(NamedTuple):
 
 
 STRONG = "--system.ternary.r1_weight 0 --system.ternary.lr 0.01 --system.autoencoder.lr 0.0001"
+ALONE = "--system.reconstruction_weight 0 --system.kl_weight 0 --system.ternary.r1_weight 0"  # a GAN without R1
+MOMENTUM = "--system.autoencoder.betas [0.9,0.99] --system.ternary.betas [0.9,0.99]"
 CASES = [
     Case("posterior collapse", "autoencoder/kl", "KL, nats per image", "--system.kl_weight 300"),
     Case("discriminator too strong", TERNARY, "discriminator's loss", STRONG),
@@ -44,6 +46,8 @@ CASES = [
         "share of time waiting",
         "--data.train {large}/train --data.test {large}/test",
     ),
+    Case("mode collapse", "eval/recall300/demo-random-v1", "recall", f"{ALONE} --system.ternary.lr 0.01"),
+    Case("diverging", "eval/fid300/demo-random-v1", "FID", f"{ALONE} --system.autoencoder.lr 0.01 {MOMENTUM}"),
 ]
 
 
@@ -67,13 +71,13 @@ def draw(runs: Path, out: Path) -> None:
     """Draw the curve of each symptom, and of the healthy run, into one picture."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(2, 2, figsize=(8, 5.6), layout="constrained")
+    figure, panels = pyplot.subplots(2, 3, figsize=(12, 5.6), layout="constrained")
     for case, panel in zip(CASES, panels.flat, strict=True):
         for name, colour in ((case.symptom, "#d62728"), (HEALTHY, "#7f7f7f")):
             points = [(line["step"], line[case.curve]) for line in Run(runs / name).lines if case.curve in line]
             panel.plot(*zip(*points, strict=True), color=colour, label=name)
         panel.set(title=case.symptom, ylabel=case.axis, xlabel="step")
-        if case.symptom == "posterior collapse":
+        if case.symptom in ("posterior collapse", "diverging"):
             panel.set_yscale("log")
     panels[0, 0].legend(["with the symptom", HEALTHY])
     figure.savefig(out, dpi=80)
