@@ -78,7 +78,8 @@ def test_two_processes_train_as_one(main, ranks, tmp_path):
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(ranks, here, tmp_path, demo_cnn):
-    common = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--system.autoencoder.clip", "1"]
+    common = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--system.classes", "10"]
+    common += ["--system.autoencoder.clip", "1"]
     common += ["--trainer.save_every", "3", "--evaluate.every", "4", "--evaluate.num", "64"]
     common += ["--evaluate.extractor", "demo-cnn", "--evaluate.weights", demo_cnn, "--trainer.keep", "9", *BOARD]
     whole = ranks(*common, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "whole").wait()

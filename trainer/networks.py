@@ -119,7 +119,7 @@ def compile_network(network: nn.Module, graphs: bool = False) -> None:
         network.forward = compiled
         return
 
-    def forward(image: Tensor, **options: Any) -> Tensor:
-        return (eager if network.differentiated_twice(image) else compiled)(image, **options)
+    def forward(image: Tensor, *label: Tensor | None, **options: Any) -> Tensor:
+        return (eager if network.differentiated_twice(image) else compiled)(image, *label, **options)
 
     network.forward = forward  # type: ignore[assignment]

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from trainer.checkpoint.writer import Scores, kept_steps, step_of
 from trainer.config.parser import Config
 from trainer.distributed.ranks import run_on_main
 from trainer.errors import RunError
+from trainer.run_folder import RunFolder
 
 MANIFEST = "manifest.json"
 OF_STEP = re.compile(r"checkpoints/step_(\d{8,18})/([^/]+)")
@@ -63,14 +65,14 @@ class RemoteRun:
         """Copy the run with its newest checkpoint to this machine, unless it has one that is as new.
 
         Args:
-            alone: keep no other checkpoint here, where none is written or removed
+            alone: have this checkpoint here and no other, as a machine needs it whose processes write none
 
         Raises:
             OSError: the URL cannot be read.
         """
         names = self._tried("read", self._names)
-        newest = max(_whole(names), default=-1)
-        if newest <= self._local_step():
+        newest, local = max(_whole(names), default=-1), self._local_steps()
+        if newest < 0 or (newest in local if alone else newest <= max(local, default=-1)):
             return
         print(f"Fetching step {newest} of {self.name} into {self.folder}", file=sys.stderr, flush=True)
         step = f"checkpoints/step_{newest:08d}"
@@ -106,30 +108,34 @@ class RemoteRun:
             log(f"{error}. The run goes on, and its next save tries again")
 
     def _push(self) -> None:
-        whole, ours = _whole(self._names()), self._local_step()
+        names, local = self._names(), self._local_steps()
+        whole, ours = _whole(names), max(local, default=-1)
         if (theirs := max(whole, default=-1)) > ours:
             raise RunError(
                 f"trainer.run_dir {self.name} has a checkpoint of step {theirs}, and this run has none after step "
                 f"{ours}: another run writes there. Stop one of them, or use another --trainer.run_dir"
             )
+        scores = {step: self._scores_of(step, names) for step in whole | local}
+        kept = kept_steps(scores, self.keep, self.keep_every)
         # The log goes first: a checkpoint resumes from log lines up to its step.
         for name in sorted(self._local_names(), key=lambda name: (name.startswith("checkpoints/"), MANIFEST in name)):
-            stat, step = (self.folder / name).stat(), OF_STEP.fullmatch(name)
-            state = (stat.st_size, stat.st_mtime_ns)
-            sent_before = step and step[2] != "scores.json" and int(step[1]) in whole
-            if not sent_before and self._sent.get(name) != state:
-                self.files.put_file(str(self.folder / name), f"{self.root}/{name}")
-                self._sent[name] = state
-        self._rotate()
-
-    def _rotate(self) -> None:
-        """Remove checkpoints that a local run folder would not keep, by the scores that lie beside them."""
-        names = self._names()
-        scores = {step: self._scores_of(step, names) for step in _whole(names)}
-        for step in scores.keys() - kept_steps(scores, self.keep, self.keep_every):
-            folder = f"{self.root}/checkpoints/step_{step:08d}"
-            self.files.rm_file(f"{folder}/{MANIFEST}")
+            step = OF_STEP.fullmatch(name)
+            if step and (int(step[1]) not in kept or (step[2] != "scores.json" and int(step[1]) in whole)):
+                continue  # it need not be there, or is
+            with nullcontext() if step else suppress(FileNotFoundError):  # another program's file may vanish
+                self._send(name)
+        for number in _steps(names) - kept:
+            folder = f"{self.root}/checkpoints/step_{number:08d}"
+            if number in whole:
+                self.files.rm_file(f"{folder}/{MANIFEST}")
             self.files.rm(folder, recursive=True)
+
+    def _send(self, name: str) -> None:
+        """Copy a file, unless it is there as it is now."""
+        stat = (self.folder / name).stat()
+        if self._sent.get(name) != (state := (stat.st_size, stat.st_mtime_ns)):
+            self.files.put_file(str(self.folder / name), f"{self.root}/{name}")
+            self._sent[name] = state
 
     def _scores_of(self, step: int, names: set[str]) -> Scores:
         name = f"checkpoints/step_{step:08d}/scores.json"
@@ -151,8 +157,8 @@ class RemoteRun:
         names = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
         return {name for name in names if not UNSENT.fullmatch(name)}
 
-    def _local_step(self) -> int:
-        return max(map(step_of, list_checkpoints(self.folder / "checkpoints")), default=-1)
+    def _local_steps(self) -> set[int]:
+        return {*map(step_of, list_checkpoints(self.folder / "checkpoints"))}
 
     def _fetch_file(self, name: str, path: Path) -> None:
         if name.startswith("/"):  # names with `..` are hidden ones
@@ -171,8 +177,10 @@ class RemoteRun:
             raise OSError(f"trainer.run_dir {self.name} cannot be {verb}: {reason}") from error
 
 
-def follow(config: Config, accelerator: Accelerator) -> RemoteRun | None:
+def follow(config: Config, folder: RunFolder, accelerator: Accelerator) -> RemoteRun | None:
     """Bring the newest checkpoint of a run whose folder is a URL to every machine; None: the folder is here.
+
+    The main process locks its local folder first.
 
     All processes call this.
 
@@ -192,6 +200,7 @@ def follow(config: Config, accelerator: Accelerator) -> RemoteRun | None:
     remote = RemoteRun(str(settings.run_dir), config.run_dir, settings.keep, settings.keep_every)
 
     def begin() -> None:
+        folder.lock()
         remote.fetch()
         remote.push()  # a run that was killed may have saved a checkpoint that it did not copy
 
@@ -204,5 +213,8 @@ def follow(config: Config, accelerator: Accelerator) -> RemoteRun | None:
 
 def _whole(names: set[str]) -> set[int]:
     """Return the steps of whole checkpoints among the names of a run's files."""
-    found = (OF_STEP.fullmatch(name) for name in names)
-    return {int(step[1]) for step in found if step and step[2] == MANIFEST}
+    return _steps({name for name in names if name.endswith(f"/{MANIFEST}")})
+
+
+def _steps(names: set[str]) -> set[int]:
+    return {int(step[1]) for name in names if (step := OF_STEP.fullmatch(name))}

@@ -74,12 +74,14 @@ class RunFolder:
             self._lock.close()
 
     def lock(self) -> None:
-        """Lock the folder for this process, and set its status to "running".
+        """Lock the folder for this process, unless it is, and set its status to "running".
 
         Raises:
             ValueError: another run holds the lock for longer than WAIT seconds, or the folder holds a link.
             OSError: the folder cannot be made or written.
         """
+        if self._lock is not None:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         refuse_links(self.path)
         self._lock = lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed by __exit__)

@@ -52,7 +52,7 @@ def train(config: Config) -> int:
                 )
                 ranks = Ranks(accelerator, settings.timeout)
             with ranks.naming_missing_ranks():
-                remote = follow(config, accelerator)
+                remote = follow(config, folder, accelerator)
                 run = Run(config, folder, accelerator, ranks, stop, remote)
         with run_errors():
             return exit_code(left_early=not run.train())
@@ -137,7 +137,9 @@ class Run:
             with suppress(OSError, RunError):
                 self.saver.finish()
                 if self.remote is not None and self.accelerator.is_main_process:
-                    self.remote.push()  # what was reported of the failure
+                    if self.folder.status == "running":
+                        self.folder.set_status("failed")
+                    self.remote.push()  # with what was reported of the failure
             raise
         finally:
             self.logger.close()
@@ -180,7 +182,7 @@ class Run:
         """Copy the rest of the run folder to where it belongs."""
         if self.remote is not None:
             self.logger.flush()
-            run_on_main(self.accelerator, self.remote.push)
+            self._save_on_main(self.remote.push)
 
     def batches(self) -> Generator[Batch]:
         """Yield this process's batches from the present step on."""
@@ -294,6 +296,7 @@ class Run:
             self.config.write(self.folder.path / "config.yaml")
             if self.remote is not None:
                 self.remote.write("config.yaml", self.config.redacted_yaml())
+                self.remote.write("state", "running\n")
         begin = start_line(self.config, self.step)
         self.logger.start(self.config.redacted_yaml(), begin)
         self.logger.message(run_summary(self.parts, self.train_step.player_states, self.accelerator))

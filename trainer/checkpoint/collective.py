@@ -59,19 +59,21 @@ def save_on_main(accelerator: Accelerator, saver: Saver, work: Callable[[], None
     """Call a method of the saver on the main process; if it fails there, stop every process.
 
     Raises:
-        RunError: a checkpoint could not be written.
+        RunError: a checkpoint could not be written, or another run writes to the run's URL.
     """
 
     def report_failure() -> str | None:
         try:
             work()
             return None
+        except RunError as error:
+            return str(error)
         except OSError as error:
-            where = error.filename or saver.folder
-            return f"step {saver.step}: the checkpoint could not be saved: {error.strerror} ({where})"
+            what = f"{error.strerror} ({error.filename or saver.folder})" if error.strerror else error
+            return (
+                f"step {saver.step}: the checkpoint could not be saved: {what}. Earlier checkpoints are intact: free "
+                "some space or repair the folder, then run the same command to resume from the newest"
+            )
 
     if failure := run_on_main(accelerator, report_failure):
-        raise RunError(
-            f"{failure}. Earlier checkpoints are intact: free some space or repair the folder, then run the same "
-            "command to resume from the newest"
-        )
+        raise RunError(failure)

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from trainer.config.messages import plain_message
-from trainer.config.parser import Config
+from trainer.config.parser import Config, name_splits
 from trainer.config.parser import parser as make_parser
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.log.metrics_file import is_evaluation, read_metrics
@@ -79,6 +79,7 @@ def plan_runs(settings: ComparisonSettings) -> list[PlannedRun]:
     Raises:
         ValueError: a setting is missing or out of its range; names it.
     """
+    name_splits(settings.data, evaluated=True)
     _check(settings)
     systems = settings.compare.systems
     runs = [

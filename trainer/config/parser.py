@@ -95,7 +95,7 @@ class Config:
         now = self.resolved()
         class_path, given = now["system"]["class_path"], now["system"]["init_args"]
         settings = inspect.signature(find_system(class_path)).parameters.values()
-        needed = [one.name for one in settings if one.default is one.empty and one.name not in LINKED]
+        needed = [one.name for one in settings if one.default is one.empty and one.name in given.keys() - {*LINKED}]
         system = {"class_path": class_path, "init_args": {name: given[name] for name in needed}}
         bare = self.parser.parse_object({"system": system, "data": {"train": "nowhere"}})
         defaults = flatten(yaml.safe_load(self.parser.dump(bare, skip_link_targets=False, skip_unset=False)))
@@ -197,7 +197,7 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
             namespace = _parse(made, ["--config", yaml.safe_dump(implied), *words])
             namespace.trainer.init_from = init_from
         namespace.pop("config")
-        _name_splits(namespace.data, bool(namespace.evaluate.every))
+        name_splits(namespace.data, bool(namespace.evaluate.every))
         config = Config(
             made,
             namespace,
@@ -225,10 +225,10 @@ def _parse(made: Parser, words: Sequence[str]) -> Namespace:
     return namespace
 
 
-def _name_splits(data: Namespace, evaluated: bool) -> None:
+def name_splits(data: Namespace | DataConfig, evaluated: bool) -> None:
     """Let data.train be a folder of data.prepare, and an unset data.test its held-out split if evaluations need it."""
     several = isinstance(data.train, list)
-    trains = data.train if several else [data.train]
+    trains = data.train if isinstance(data.train, list) else [data.train]
     splits = [splits_of(source) for source in trains]
     named = [Location(found.get("train", source)) for found, source in zip(splits, trains, strict=True)]
     data.train = named if several else named[0]

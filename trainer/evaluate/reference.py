@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 
 from data.files import atomically, escaped, regular_file
 from data.images import plain
@@ -87,8 +87,8 @@ def load_or_compute(
     if path and path.suffix != ".npz":
         key = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
         path /= f"{extractor.name}-{key}.npz"
-    (exists,) = broadcast_object_list([path is not None and path.exists()])
-    if path and exists:
+    # All must have the file, or all compute it: machines may have run folders of their own.
+    if path and all(gather_object([path.exists()])):
         return raise_on_all_ranks(lambda: load(path, meta)).to(ranks.device)
     places = torch.full((len(real),), -1)
     chosen = np.sort(permutation(len(real), 0)[:kept]) if len(real) > kept else np.arange(len(real))

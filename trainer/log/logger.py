@@ -158,14 +158,17 @@ class RunLogger:
         self, settings: dict[str, Any], scores: dict[str, float], embed: Callable[[], Embedded] | None
     ) -> None:
         """Record in TensorBoard what a finished run is and scores, and its codes, if it has any, in the projector."""
-        if self.is_main and self.board:
-            with self.tolerate_disk_errors(PICTURES):
-                self.board.conclude(settings, scores)
-                try:
-                    if embed is not None:
-                        self.board.embed(embed())
-                except DataError as error:
-                    self.message(f"warning: TensorBoard's projector lacks this run's codes: {error}")
+        if not (self.is_main and self.board):
+            return
+        embedded = None
+        try:
+            embedded = embed() if embed else None
+        except (DataError, OSError) as error:
+            self.message(f"warning: TensorBoard's projector lacks this run's codes: {error}")
+        with self.tolerate_disk_errors(PICTURES):
+            self.board.conclude(settings, scores)
+            if embedded is not None:
+                self.board.embed(embedded)
 
     def flush(self) -> None:
         """Write everything recorded so far to the disk, before a checkpoint from which a run may resume.

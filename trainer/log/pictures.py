@@ -14,7 +14,7 @@ from data.order import random_positions
 from models import System
 from models.resize import resize
 from trainer.batch import normalize, to_uint8
-from trainer.classes import in_turn
+from trainer.classes import check_labels, in_turn
 from trainer.config.settings import DataConfig
 from trainer.draws import key
 from trainer.log.charts import KINDS
@@ -44,10 +44,17 @@ def columns(classes: int) -> int:
 def grid_inputs(
     sets: Sequence[Samples], data: DataConfig, seed: int, system: System, device: torch.device
 ) -> GridInputs:
-    """Return GRID real images and prior draws, or as many as fill whole rows: the same for all of a run."""
+    """Return GRID real images and prior draws, or as many as fill whole rows: the same for all of a run.
+
+    Raises:
+        DataError: an image is damaged, or its label is not one of the system's classes.
+    """
     row = columns(system.classes)
     num = GRID // row * row
-    found = [read(one, random_positions(len(one), num, seed), data.size, data.channels) for one in sets]
+    positions = [random_positions(len(one), num, seed) for one in sets]
+    found = [read(one, at, data.size, data.channels) for one, at in zip(sets, positions, strict=True)]
+    if found:
+        check_labels(sets[0], system.classes, found[0].label.numpy(), positions[0])
     z = torch.randn(num, *system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
     drawn = in_turn(system, torch.arange(num, device=device) % row)
     label = found[0].label.to(device) if found else torch.zeros(0, dtype=torch.int64)

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, wait_until
@@ -49,6 +50,8 @@ def test_whenever_a_machine_is_lost_the_newest_checkpoint_with_a_manifest_is_who
     for step in (1, 2):
         save(checkpoints, step)
         remote("here").push()
+    (there / "checkpoints" / "step_00000000").mkdir()
+    (there / "checkpoints" / "step_00000000" / "encoder.safetensors").write_text("left by a lost machine")
     shutil.copytree(there, tmp_path / "before")
     save(checkpoints, 3)
     (tmp_path / "here" / "metrics.jsonl").write_text("a line\n")
@@ -73,8 +76,8 @@ def test_whenever_a_machine_is_lost_the_newest_checkpoint_with_a_manifest_is_who
         assert (tmp_path / name / "metrics.jsonl").exists() or found[changes] == 2, "the log comes first"
         if ended:
             break
-    # The log, two files and a manifest of step 3, the manifest of step 1, and the rest of it.
-    assert found == {0: 2, 1: 2, 2: 2, 3: 2, 4: 3, 5: 3, 6: 3}
+    # The log, two files and a manifest of step 3; then the rest of step 0, the manifest of step 1, and the rest of it.
+    assert found == {0: 2, 1: 2, 2: 2, 3: 2, 4: 3, 5: 3, 6: 3, 7: 3}
     assert steps(there) == [2, 3]
 
 
@@ -97,10 +100,13 @@ def test_the_url_keeps_what_a_folder_would_keep(remote, tmp_path):
     other.push()
     assert steps(tmp_path / "there") == [4, 7, 9]
     remote("other").fetch(alone=True)
-    assert steps(tmp_path / "other") == [5, 6, 7, 9], "what is newest here already is not fetched"
+    assert steps(tmp_path / "other") == [5, 6, 7, 9], "what is here already is not fetched"
     save(tmp_path / "behind" / "checkpoints", 8)
     remote("behind").fetch(alone=True)
     assert steps(tmp_path / "behind") == [9]
+    save(tmp_path / "ahead" / "checkpoints", 10)
+    remote("ahead").fetch(alone=True)
+    assert steps(tmp_path / "ahead") == [9], "the main process resumes from this one"
 
 
 def test_a_run_that_another_has_overtaken_stops(remote, tmp_path):
@@ -180,10 +186,12 @@ def test_killed_while_it_copies_to_s3(s3, command, main, tmp_path):
     assert whole.returncode == 0, whole.stderr
     run = [*RUN, *SCORED, "--trainer.run_dir", "s3://runs/a/b", "--trainer.scratch", tmp_path / "scratch"]
     for step in (3, 6):
-        with subprocess.Popen(**command(*run, processes=2), cwd=ROOT):
+        with subprocess.Popen(**command(*run, processes=2), cwd=ROOT) as process:
             wait_until(lambda s=step: s3.exists(f"s3://runs/a/b/checkpoints/step_{s:08d}"))
-            subprocess.run(["pkill", "-KILL", "-f", "s3://runs/a/b"], check=True)  # the launcher, and both ranks
-        wait_until(lambda: subprocess.run(["pgrep", "-f", "s3://runs/a/b"], stdout=subprocess.DEVNULL).returncode)
+            ranks = psutil.Process(process.pid).children(recursive=True)
+            for one in (process, *ranks):
+                one.kill()
+        psutil.wait_procs(ranks)
         shutil.rmtree(tmp_path / "scratch")
     done = main(*run, processes=2)
     assert done.returncode == 0, done.stderr
