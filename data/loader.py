@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -227,6 +228,8 @@ def load(
         prepare_workers()
     options: dict[str, Any] = {"multiprocessing_context": PROCESSES, "worker_init_fn": _begin} if workers else {}
     options |= {"collate_fn": _as_it_is, "pin_memory": pin_memory}
+    # torch advises against more workers than cores; a run says itself if it waits for data.
+    warnings.filterwarnings("ignore", "This DataLoader will create")
     loader: DataLoader[Any] = DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, **options)
     with _fetching(batches, steps, ahead) as now:
         arriving = iter(loader)

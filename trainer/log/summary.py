@@ -64,7 +64,7 @@ def start_warnings(config: Config, accelerator: Accelerator) -> list[str]:
     if accelerator.device.type == "cpu" and family == "residual":
         return [
             "system.networks.family residual is for GPUs, and slow on this CPU: add --system.networks.family dcgan "
-            "--system.networks.norm group"
+            "--system.networks.width 16 --system.networks.norm group"
         ]
     return []
 

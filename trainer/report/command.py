@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         from trainer.report.page import report  # importing matplotlib takes a second
 
         write_atomically(settings.out, report(entries))
-    print(f"{settings.out}: {len(entries)} run{'s' * (len(entries) > 1)}")
+    print(f"{settings.out.absolute()}: {len(entries)} run{'s' * (len(entries) > 1)}")
 
 
 def open_entries(folders: list[Path]) -> list[Entry]:

@@ -85,5 +85,10 @@ def test_each_symptom_is_told_at_its_threshold(symptom, has, has_not):
 @pytest.mark.parametrize(("precision", "found"), [(0.5, True), (0.05, False)])
 def test_samples_near_few_images_are_a_collapse_and_samples_near_none_are_not(precision, found):
     scores = {"step": 1, "extractor": "demo-cnn-v1", RECALL: 0.05, PRECISION: precision}
-    judged = {one.symptom: one.found for one in verdicts([{"step": 1, **HEALTHY}, scores], {})}
+    lines = [{"step": 1, **HEALTHY}, scores, scores | {"step": 2}]
+    judged = {one.symptom: one.found for one in verdicts(lines, {})}
+    assert judged["mode collapse"] == found
+    for too_few in (lines[:2], [*lines[:2], lines[2] | {"eval/psnr99": 20.0}]):
+        assert "mode collapse" not in {one.symptom for one in verdicts(too_few, {})}, "one evaluation, or 99 images"
+    judged = {one.symptom: one.found for one in verdicts([*lines[:2], lines[2] | {"eval/psnr2k": 20.0}], {})}
     assert judged["mode collapse"] == found
