@@ -8,11 +8,10 @@ cancels.
 
 The share is the CPU time of the bare steps over that of the run's training process with all its threads, both summed
 over the turns, so that each checkpoint counts. Logging, EMA, checkpoints and receiving batches are in it; the workers
-are not, as they have the other core. CPU time does not see a process wait, so the table also has the share of wall time
-that the run waited for data, by its log. The share by wall time, which a neighbour disturbs, has no bar.
+are not, as they have the other core. CPU time does not see a process wait, so the table also has the share by wall
+time; a neighbour disturbs it, so it has no bar.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -49,29 +48,26 @@ class WholeRun:
         with open(folder.with_suffix(".log"), "w") as log:
             command = [*launch, "trainer/main.py", *words, "--trainer.run_dir", str(folder)]
             self.launcher = psutil.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        self.lines()  # the first
+        self.wait_for_line()
         (self.process,) = self.launcher.children()
 
-    def lines(self, known: int = 0) -> list[dict[str, float]]:
-        """Return the lines of the log when there are more than `known`."""
-        while True:
-            content = self.metrics.read_text() if self.metrics.exists() else ""
-            if content.count("\n") > known:
-                return [json.loads(line) for line in content.splitlines()]
+    def wait_for_line(self, known: int = 0) -> None:
+        """Wait until the log has more lines than `known`."""
+        while not self.metrics.exists() or self.metrics.read_text().count("\n") <= known:
             if self.launcher.poll() is not None:
                 raise SystemExit(f"error: the run ended too early: see {self.metrics.parent.with_suffix('.log')}")
             time.sleep(0.005)
 
-    def turn(self, known: int) -> tuple[float, float, float]:
-        """Let the run go on to its next line; return its CPU and wall seconds, and the share of waiting for data."""
+    def turn(self, known: int) -> tuple[float, float]:
+        """Let the run go on to its next line; return its CPU and wall seconds."""
         processes = [self.process, *self.process.children(recursive=True)]
         began, before = time.perf_counter(), cpu(self.process)
         for each in processes:
             each.resume()
-        line = self.lines(known)[-1]
+        self.wait_for_line(known)
         for each in processes:
             each.suspend()
-        return cpu(self.process) - before, time.perf_counter() - began, line["speed/data_wait"]
+        return cpu(self.process) - before, time.perf_counter() - began
 
 
 def measure(words: list[str], rounds: int, folder: Path) -> list[object]:
@@ -92,13 +88,11 @@ def measure(words: list[str], rounds: int, folder: Path) -> list[object]:
         for each in [*run.launcher.children(recursive=True), run.launcher]:
             each.kill()
     found = found[2:]  # the first have a start in them
-    whole, wall, _, alone, alone_wall = (statistics.mean(column) / TURN for column in zip(*found, strict=True))
-    waited = statistics.median(turn[2] for turn in found)
+    whole, wall, alone, alone_wall = (statistics.mean(column) / TURN for column in zip(*found, strict=True))
     return [
         f"{1e3 * whole:.0f}",
         f"{1e3 * alone:.0f}",
         *bar(alone / whole, LEAST),
-        f"{waited:.3f}",
         f"{alone_wall / wall:.2f}",
     ]
 
@@ -116,7 +110,7 @@ def rows(small: bool, rounds: int) -> Iterator[list[object]]:
 
 def main() -> None:
     given = parser(__doc__, rounds=25).parse_args()
-    columns = "the bare step's | share | required | waited for data | share by wall time"
+    columns = "the bare step's | share | required | share by wall time"
     print_table(f"batch | the run's CPU ms a step | {columns}", rows(given.small, given.rounds))
 
 

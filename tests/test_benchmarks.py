@@ -31,4 +31,4 @@ def test_a_section_runs(monkeypatch, tmp_path, section):
     monkeypatch.setattr(sys, "argv", ["bench", section, "--small", "--rounds", "1", "--out", str(out)])
     benchmarks.main()
     assert benchmarks.machine() in out.read_text()
-    assert out.read_text().count("|---|") > 5
+    assert out.read_text().count("---|") > 5

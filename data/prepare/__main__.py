@@ -59,7 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
         dataset = read_dataset(settings.out)
     assert dataset is not None
     images = ", ".join(f"{n:,} images in {split}" for split, n in counts.items())
-    print(f"{settings.out}: {images}, {len(dataset.classes)} classes")
+    print(f"{settings.out}: {images}, {len(dataset.classes)} class{'es' * (len(dataset.classes) != 1)}")
+    if len(dataset.classes) == 1:
+        name = escaped(dataset.classes[0])
+        print(f"the one class is {name}: if its sub-folders are the classes, prepare that folder instead")
     if dataset.ignored:
         print("ignored: " + ", ".join(f"{count:,} {escaped(ending)}" for ending, count in dataset.ignored.items()))
     if dataset.rejected:

@@ -890,3 +890,15 @@ def test_readers_travel_to_other_processes(tmp_path):
     source = sources.open_source(str(folder_of_images(tmp_path / "in", n=2)), tmp_path / "spool", tmp_path)
     read = pickle.loads(pickle.dumps(source.read))
     assert [read(item) for item in source.items] == [source.read(item) for item in source.items]
+
+
+def test_one_class_of_nested_folders_is_named_with_what_to_prepare_instead(tmp_path, capsys):
+    for kind in ("pants", "shoes"):
+        (tmp_path / "set" / "clothes" / kind).mkdir(parents=True)
+        Image.new("L", (16, 16), 100 + len(kind)).save(tmp_path / "set" / "clothes" / kind / "1.png")
+    command = [tmp_path / "set", tmp_path / "out", "--size", 16, "--test_fraction", 0]
+    code, text = run(prepare_command, *command, capsys=capsys)
+    assert code == 0, text
+    assert "1 class\nthe one class is clothes: if its sub-folders are the classes, prepare that folder instead" in text
+    command[:2] = tmp_path / "set" / "clothes", tmp_path / "two"
+    assert "2 classes\n" in run(prepare_command, *command, capsys=capsys)[1]
