@@ -40,9 +40,7 @@ Size = int | tuple[int, int]  # of square images, or height and width, in pixels
 class View(NamedTuple):
     """A crop of an image."""
 
-    area: float = (
-        0.0  # share of the image that is kept, in (0, 1]; 0 keeps the largest centred part of the size's shape
-    )
+    area: float = 0.0  # share of the image that is kept, in (0, 1]; 0: the largest centred part of the size's shape
     log_ratio: float = 0.0  # logarithm of how much wider than the size's shape the crop is
     x: float = 0.5  # where the crop lies, from 0 (left) to 1 (right)
     y: float = 0.5  # from 0 (top) to 1 (bottom)

@@ -29,7 +29,7 @@ from trainer.run_folder import RunFolder
 
 MANIFEST = "manifest.json"
 OF_STEP = re.compile(r"checkpoints/step_(\d{8,18})/([^/]+)")
-# Hidden files and damaged checkpoints, and the settings, which may hold credentials: they are written without.
+# What is not copied: hidden files, damaged checkpoints, and the settings, which a run writes there without credentials.
 UNSENT = re.compile(r"config\.yaml|(.*/)?(damaged)?\..*")
 
 Result = TypeVar("Result")
@@ -78,14 +78,15 @@ class RemoteRun:
         step = f"checkpoints/step_{newest:08d}"
         older = list_checkpoints(self.folder / "checkpoints")
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        # The checkpoint comes last: with it here, a start fetches nothing, and copies this folder's log to the URL.
+        for name in names:
+            if not name.startswith(("checkpoints/", "profile/")) and not UNSENT.fullmatch(name):
+                self._fetch_file(name, self.folder / name)
         with atomically(self.folder / step) as unfinished:
             for name in (name for name in names if name.startswith(f"{step}/")):
                 self._fetch_file(name, unfinished / Path(name).name)
         for path in older if alone else ():
             shutil.rmtree(path, ignore_errors=True)
-        for name in names:
-            if not name.startswith(("checkpoints/", "profile/")) and not UNSENT.fullmatch(name):
-                self._fetch_file(name, self.folder / name)
 
     def push(self) -> None:
         """Copy what is new or has changed, each checkpoint's manifest last, and remove checkpoints no longer kept.
@@ -180,9 +181,7 @@ class RemoteRun:
 def follow(config: Config, folder: RunFolder, accelerator: Accelerator) -> RemoteRun | None:
     """Bring the newest checkpoint of a run whose folder is a URL to every machine; None: the folder is here.
 
-    The main process locks its local folder first.
-
-    All processes call this.
+    All processes call this. The main process locks its local folder first.
 
     Raises:
         ValueError, OSError: the URL cannot be opened, read or written.

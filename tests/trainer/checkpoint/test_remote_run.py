@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from contextlib import nullcontext
 
 import psutil
 import pytest
@@ -79,6 +80,23 @@ def test_whenever_a_machine_is_lost_the_newest_checkpoint_with_a_manifest_is_who
     # The log, two files and a manifest of step 3; then the rest of step 0, the manifest of step 1, and the rest of it.
     assert found == {0: 2, 1: 2, 2: 2, 3: 2, 4: 3, 5: 3, 6: 3, 7: 3}
     assert steps(there) == [2, 3]
+
+
+def test_a_machine_that_is_lost_while_it_fetches_keeps_the_log(remote, tmp_path, monkeypatch):
+    """It is lost before each file in turn, and its disk stays; the next start must not take a part for the whole."""
+    save(tmp_path / "here" / "checkpoints", 1)
+    (tmp_path / "here" / "metrics.jsonl").write_text("a line\n")
+    remote("here").push()
+    for changes in range(5):
+        other, left = remote(f"other {changes}"), [changes]
+        monkeypatch.setattr(other.files, "get_file", lost_after(left, other.files.get_file))
+        with pytest.raises(OSError, match="cannot be read") if changes < 4 else nullcontext():
+            other.fetch()
+        monkeypatch.undo()
+        for work in (other.fetch, other.push):
+            work()
+        assert (tmp_path / f"other {changes}" / "metrics.jsonl").read_text() == "a line\n"
+        assert checkpoint_files.load_newest(tmp_path / f"other {changes}" / "checkpoints")[1]["step"] == 1
 
 
 def test_the_url_keeps_what_a_folder_would_keep(remote, tmp_path):
