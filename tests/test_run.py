@@ -589,6 +589,8 @@ def test_an_unset_extractor_is_settled_once_and_kept(here, digits, tmp_path, mon
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"weights")
     assert "eval/rfid359/demo-random-v1" in lines(tmp_path / "run")[-1]
+    (scores,) = (tmp_path / "run" / "checkpoints").glob("*/scores.json")
+    assert json.loads(scores.read_text())["evaluation"]["judged_by"] == "rfid", "which chooses the best checkpoint"
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["evaluate"]["extractor"] == "demo-random"
     resumed = configure(["--data.train", str(digits), *map(str, run), "2"])
     assert settle_extractor(resumed, SimpleNamespace(is_main_process=True)) == []

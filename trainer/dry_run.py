@@ -173,8 +173,9 @@ class Report:
     def _checkpoints(self) -> Iterator[str]:
         settings, every, folder = self.settings, self.config.evaluate.every, self.config.run_dir
         kept = {f"the newest {settings.keep}": settings.keep}
-        if every and (best := self.system.can("sample") + 2 * self.system.can("translate")):
-            kept["the best by FID"] = best
+        if every:
+            best = {"fid": "the best by FID", "rfid": "the best by rFID"}[self.system.judged_by]
+            kept[best] = 1 + self.system.can("translate")  # one in each direction
         if settings.keep_every:
             kept[f"every {settings.keep_every:,}th step's"] = settings.steps // settings.keep_every
         disk = next(path for path in (folder, *folder.parents) if path.exists())

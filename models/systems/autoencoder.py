@@ -16,6 +16,7 @@ class AE(Autoencoding, System):
     """
 
     averaged = ("encoder", "decoder")
+    judged_by = "rfid"
 
     def __init__(
         self,

@@ -70,6 +70,7 @@ class VAE(Autoencoding, System):
             check(bounded, "likelihood", likelihood, f"another, as images of family {networks.family} are not bounded")
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.likelihood: Likelihood = likelihood
+        self.judged_by = "fid" if kl_weight else "rfid"
         self.kl_weight, self.kl_warmup, self.free_bits = kl_weight, kl_warmup, free_bits
         self.optimizer = autoencoder
         self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)

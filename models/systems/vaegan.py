@@ -110,7 +110,7 @@ class VAEGAN(Autoencoding, System):
         classes: int = 0,
     ):
         super().__init__()
-        self.classes = classes
+        self.classes, self.judged_by = classes, "fid" if samples else "rfid"
         self.reconstruction, self.likelihood, self.optimizer = reconstruction, likelihood, autoencoder
         self.reconstruction_weight, self.perceptual_weight = reconstruction_weight, perceptual_weight
         self.kl_weight, self.kl_warmup, self.free_bits = kl_weight, kl_warmup, free_bits

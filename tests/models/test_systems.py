@@ -373,6 +373,13 @@ def test_systems_say_what_they_can():
     assert abilities == {"ae": everything, "gan, classes": {"sample"}, "ganvae": everything, "cyclegan": {"translate"}}
 
 
+def test_systems_say_whether_they_are_for_samples_or_for_reconstructions():
+    for_samples = (VAE(32, 1, 4, SMALL), GAN(32, 1, 4, SMALL), vaegan("both"), cyclegan())
+    assert {system.judged_by for system in for_samples} == {"fid"}
+    for_reconstructions = (AE(32, 1, 4, SMALL), VAE(32, 1, 4, SMALL, kl_weight=0), vaegan(samples=False))
+    assert {system.judged_by for system in for_reconstructions} == {"rfid"}
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [

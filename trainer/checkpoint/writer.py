@@ -46,7 +46,7 @@ class Saver:
 
     Args:
         folder: the run's checkpoints
-        keep: number of newest checkpoints that are kept, besides the best by each FID
+        keep: number of newest checkpoints that are kept, besides the best, as `kept_steps` has it
         keep_every: checkpoints at multiples of this step are kept for good; None: none are
         log: prints a message for the user
         before_save: is called before each save, to write what the checkpoint depends on
@@ -182,9 +182,10 @@ def checkpoint_bytes(tensors: Tensors, manifest: dict[str, Any]) -> int:
 
 
 def rotate(folder: Path, keep: int, keep_every: int | None = None) -> None:
-    """Remove all checkpoints but the newest `keep`, multiples of `keep_every`, and the best by each FID.
+    """Remove all checkpoints but the newest `keep`, multiples of `keep_every`, and the best.
 
-    Only scores that were measured in the same way are compared.
+    The best have the lowest FID of samples, or of reconstructions if the run is judged by that, as each evaluation
+    says. Only scores that were measured in the same way are compared.
     """
     paths = {step_of(path): path for path in list_checkpoints(folder)}
     kept = kept_steps({step: read_scores(path) for step, path in paths.items()}, keep, keep_every)
@@ -204,7 +205,7 @@ def kept_steps(scores: Mapping[int, Scores], keep: int, keep_every: int | None) 
     for step, found in scores.items():
         values, evaluation = found or ({}, {})
         for name, score in values.items():
-            if name.startswith("eval/fid"):
+            if name.startswith(f"eval/{evaluation.get('judged_by', 'fid')}"):
                 measured = json.dumps([name, evaluation])
                 best[measured] = min((score, step), best.get(measured, (score, step)))
     multiples = {step for step in scores if keep_every and step % keep_every == 0}

@@ -190,7 +190,8 @@ class TrainerConfig:
             accelerate knows, such as "wandb" (Weights & Biases) or "mlflow". A resumed run goes on in the same
             tracker run. A tracker that fails never stops a run.
         check_every: Number of steps between checks that all processes have the same weights. Each save is also checked.
-        keep: Number of newest checkpoints to keep, besides the best by FID.
+        keep: Number of newest checkpoints to keep, besides the best: by the FID of samples, or by that of
+            reconstructions (rFID) where the system is for these: AE, VAE without a kl_weight, VAEGAN without `samples`.
         keep_every: Keep also the checkpoints at multiples of this number of steps. null keeps none.
         time_limit: Save a checkpoint and exit before the process reaches this age, as SLURM writes times: minutes,
             MM:SS, HH:MM:SS or D-HH:MM:SS. null means no limit.

@@ -7,7 +7,8 @@ from typing import Any
 def hints(past: Sequence[dict[str, Any]], scores: dict[str, float], facts: dict[str, Any]) -> list[str]:
     """Return messages about scores that became much worse than the best before.
 
-    A FID that doubles hints at divergence; a recall or inception score that falls by half hints at mode collapse.
+    A FID that doubles, of what the run is judged by, hints at divergence; a recall or inception score that falls by
+    half hints at mode collapse.
 
     Args:
         past: earlier evaluations in order, with their steps and facts
@@ -15,13 +16,13 @@ def hints(past: Sequence[dict[str, Any]], scores: dict[str, float], facts: dict[
         facts: facts of this evaluation; past ones with other facts are not comparable and are ignored
     """
     comparable = [line for line in past if all(line.get(name) == value for name, value in facts.items())]
-    messages = []
+    messages, judged_by = [], f"eval/{facts.get('judged_by', 'fid')}"
     for name, value in scores.items():
         known = [(line[name], line["step"]) for line in comparable if name in line]
         if not known:
             continue
         previous = known[-1][0]
-        if name.startswith("eval/fid"):
+        if name.startswith(judged_by):
             best, step = min(known)
             worse, change = value > 2 * best >= previous, "more than doubled"
             advice = "the run may be diverging. Its best checkpoint is kept; lower the lr, or stop here"

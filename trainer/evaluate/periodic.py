@@ -93,7 +93,7 @@ class PeriodicEvaluator:
     @property
     def comparable(self) -> dict[str, Any]:
         """What two evaluations must share for their scores to be comparable."""
-        return self.evaluator.facts
+        return self.evaluator.facts | {"judged_by": self.parts.system.judged_by}
 
     def affordable(self) -> bool:
         """Return whether another evaluation fits into evaluate.budget. Only scores depend on it, never a step."""

@@ -144,8 +144,9 @@ def _diverging(logs: list[Line], evaluations: list[Line], status: str) -> Iterat
     if found:
         evidence.append("the run stopped at a value that is not finite")
     fids = {tag: [line[tag] for line in evaluations if tag in line] for tag in (evaluations[-1] if evaluations else ())}
+    judged_by = evaluations[-1].get("judged_by", "fid") if evaluations else ""
     for tag, values in fids.items():
-        if tag.startswith("eval/fid") and len(values) > 1:
+        if tag.startswith(f"eval/{judged_by}") and len(values) > 1:
             found |= not values[-1] <= WORSE * min(values)
             evidence.append(f"{tag} is {values[-1]:.4g}, its best {min(values):.4g}")
     third = len(logs) // 3

@@ -93,6 +93,15 @@ def test_scores_measured_in_another_way_do_not_compete(tmp_path):
     assert [path.name[-1] for path in checkpoint_files.list_checkpoints(tmp_path)] == ["4", "2", "1"]
 
 
+@pytest.mark.parametrize(("judged_by", "best"), [("fid", 2), ("rfid", 1), (None, 2)])
+def test_the_best_is_the_one_by_the_score_that_judges_the_run(judged_by, best):
+    """The tokenizer's samples are best at step 2 and its reconstructions at step 1; an older version named no judge."""
+    how = {"held_out": "a"} | ({"judged_by": judged_by} if judged_by else {})
+    scored = {1: (9.0, 1.0), 2: (5.0, 3.0), 3: (7.0, 2.0)}
+    scores = {step: ({"eval/fid2k/x": fid, "eval/rfid359/x": rfid}, how) for step, (fid, rfid) in scored.items()}
+    assert writer.kept_steps(scores, 1, None) == {best, 3}
+
+
 @pytest.mark.parametrize("found", [None, 4])
 def test_a_checkpoint_of_another_format_is_refused_and_stays(tmp_path, found):
     save(tmp_path, 1)

@@ -319,6 +319,9 @@ def test_hints_of_divergence_and_of_collapse():
     assert hints(past(fid, 9.0, 5.0), {fid: 9.9}, facts) == []
     assert hints(past(fid, 5.0), {fid: 11.0}, {"extractor": "y"}) == []  # measured in another way
     assert hints([], {fid: 11.0}, facts) == []
+    facts = {"extractor": "x", "judged_by": "rfid"}
+    assert hints(past(fid, 5.0), {fid: 11.0}, facts) == []  # a tokenizer's samples say nothing
+    assert len(hints(past("eval/rfid9/x", 5.0), {"eval/rfid9/x": 11.0}, facts)) == 1
     (told,) = hints(past(recall, 0.3, 0.6), {recall: 0.2}, facts)
     assert "fallen by more than half, from its best 0.6 at step 1 to 0.2" in told
     (told,) = hints(past(score, 9.0), {score: 4.5}, facts)  # of what it is above 1

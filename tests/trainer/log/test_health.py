@@ -16,6 +16,7 @@ HEALTHY = {
 }
 SCORES = {
     "eval/fid2k/demo-cnn-v1": 3.0,
+    "eval/rfid359/demo-cnn-v1": 2.0,
     "eval/precision2k/demo-cnn-v1": 0.5,
     "eval/recall2k/demo-cnn-v1": 0.8,
     "eval/active_units359": 16.0,
@@ -70,6 +71,11 @@ RECALL, PRECISION = "eval/recall2k/demo-cnn-v1", "eval/precision2k/demo-cnn-v1"
             "diverging",
             {"last": {"eval/fid2k/demo-cnn-v1": 6.1}},
             {"last": {"eval/fid2k/demo-cnn-v1": 5.9, "eval/rfid359/demo-cnn-v1": 99.0}},
+        ),
+        (
+            "diverging",
+            {"last": {"judged_by": "rfid", "eval/rfid359/demo-cnn-v1": 99.0}},
+            {"last": {"judged_by": "rfid", "eval/fid2k/demo-cnn-v1": 99.0}},
         ),
         ("diverging", {"last": {"eval/fid2k/demo-cnn-v1": math.nan}}, {}),
         ("diverging", {"late": {"autoencoder/reconstruction": 61.0}}, {"late": {"autoencoder/reconstruction": 59.0}}),
