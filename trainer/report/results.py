@@ -11,6 +11,8 @@ import yaml
 
 from data.files import check_yaml, read
 from data.redact import redacted_all
+from models.manifest import checkpoints
+from trainer.checkpoint.writer import step_of
 from trainer.config.resume import flatten
 from trainer.log.charts import KINDS
 from trainer.log.metrics_file import Line, is_evaluation, read_metrics
@@ -121,6 +123,12 @@ class Run:
         except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not the configuration of a run: {error}") from error
         return redacted_all(settings)
+
+    @property
+    def step(self) -> int:
+        """The last step that has left something: a line of the log, or a checkpoint where the run stopped."""
+        saved = checkpoints(self.folder / "checkpoints")
+        return max([line["step"] for line in self.lines] + [step_of(path) for path in saved], default=0)
 
     @property
     def status(self) -> str:

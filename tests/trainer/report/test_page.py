@@ -151,6 +151,14 @@ def test_labels_of_an_axis_are_whole(values):
             assert not axis.get_offset_text().get_text()
 
 
+def test_a_run_that_was_stopped_between_two_log_lines_is_at_its_checkpoints_step(tmp_path):
+    stopped = run(tmp_path / "run", 3)
+    (stopped / "checkpoints" / "step_00000011").mkdir(parents=True)
+    (stopped / "state").write_text("stopped\n")
+    main([str(stopped), "--out", str(tmp_path / "page.html")])
+    assert "step 11 of 9, stopped." in Parsed(tmp_path / "page.html").text
+
+
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"step": 50, **TERMS}) + "\n")
