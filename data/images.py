@@ -126,6 +126,12 @@ def decode_whole(content: bytes, limits: Limits = LIMITS) -> Image.Image:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def decode_own_size(content: bytes, channels: int, limits: Limits = LIMITS) -> np.ndarray:
+    """Return an encoded image in its own size, uint8 [height, width, channels]; raise ValueError as `decode` does."""
+    image = decode_whole(content, limits)
+    return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, channels)
+
+
 def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], int]:
     """Return an encoded image's width and height, and its channels (1 grey, 3 colour), without decoding it.
 

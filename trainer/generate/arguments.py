@@ -46,6 +46,7 @@ def parser() -> CommandParser:
     for name in ("reconstruct", "translate"):
         commands[name].add_argument("--images", required=True, help="folder of images or WebDataset shards", **FOLDER)
         _add_num(commands[name], "all")
+    _add_whole(commands["reconstruct"])
     commands["translate"].add_argument(
         "--direction", choices=["a2b", "b2a"], required=True, help="source and target domain"
     )
@@ -78,6 +79,13 @@ def _add_num(command: CommandParser, usual: str) -> None:
         "--num", type=PositiveInt, help=f"number of images, if there are as many (default: {usual}, or 64 in a grid)"
     )
     command.add_argument("--grid", action="store_true", help="write a single PNG that shows all images")
+
+
+def _add_whole(command: CommandParser) -> None:
+    add = command.add_argument
+    add("--whole", action="store_true", help="keep the images' own sizes (systems whose codes are maps)")
+    tiles = "the same in tiles of this side, blended over a quarter of it where they overlap, to save memory"
+    add("--tile", type=PositiveInt, metavar="PIXELS", help=tiles)
 
 
 def _add_seed(command: CommandParser) -> None:

@@ -55,6 +55,10 @@ def _check(settings: argparse.Namespace) -> None:
         if not out.name or (out.exists() and any(out.iterdir())):
             why = "exists and is not empty" if out.name else "is the working directory"
             raise ValueError(f"--out {out} {why}: name a new folder for --shards")
+    if settings.command == "reconstruct" and settings.grid and (settings.whole or settings.tile):
+        raise ValueError(
+            "--grid shows images of one size, and --whole and --tile keep their own: leave one of them out"
+        )
     if getattr(settings, "fps", None) and settings.format == "png":
         raise ValueError("--fps has no effect on a strip: add --format gif or mp4, or leave it out")
     for option in ("sampler", "truncation", "components") if images else ():
@@ -96,6 +100,8 @@ def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
         return panels.sample(generator, num, settings.seed, _sampler(generator, settings))
     if settings.command == "decode":
         return panels.decode(generator, settings.latents, _num(settings))
+    if settings.command == "reconstruct" and (settings.whole or settings.tile):
+        return panels.whole(generator, settings.images, settings.num, settings.tile)
     return panels.compare(generator, settings.images, _num(settings), getattr(settings, "direction", None))
 
 

@@ -10,14 +10,19 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.files import read as read_file
-from data.images import LIMITS, Size, decode
+from data.images import LIMITS, Size, decode, decode_own_size
 from data.loader import read
 from data.shards.reader import Shards
 from data.sources import find
 
 
-def open_folder(folder: Path, size: Size, channels: int) -> tuple[list[str], Callable[[range], Tensor]]:
+def open_folder(folder: Path, size: Size | None, channels: int) -> tuple[list[str], Callable[[range], Tensor]]:
     """Return the names of a folder's images, in order, and a function that reads some of them as uint8.
+
+    Args:
+        folder: of image files or of shards
+        size: of the images that are returned; None: their own, one at a time
+        channels: of the images that are returned
 
     Raises:
         ValueError, DataError: it is no folder of images or shards.
@@ -27,6 +32,8 @@ def open_folder(folder: Path, size: Size, channels: int) -> tuple[list[str], Cal
     if any(folder.glob("*.tar")):
         shards = Shards(folder)
         names = [f"{i:06d}" for i in range(len(shards))]
+        if size is None:
+            return names, lambda rows: torch.stack([_decode_sample(shards, i, channels) for i in rows])
         return names, lambda rows: read(shards, np.array(rows), size, channels).image
     try:
         found = find(folder)
@@ -37,9 +44,21 @@ def open_folder(folder: Path, size: Size, channels: int) -> tuple[list[str], Cal
     return names, lambda rows: torch.stack([decode_file(folder / found[i].name, size, channels) for i in rows])
 
 
-def decode_file(path: Path, size: Size, channels: int) -> Tensor:
-    """Return an image file as uint8 [channels, height, width]; a DataError says why it cannot be read."""
+def decode_file(path: Path, size: Size | None, channels: int) -> Tensor:
+    """Return an image file as uint8 [channels, height, width]; a DataError says why it cannot be read.
+
+    A `size` of None is the image's own.
+    """
     try:
-        return torch.tensor(decode(read_file(path, LIMITS.bytes), size, channels)).permute(2, 0, 1)
+        content = read_file(path, LIMITS.bytes)
+        pixels = decode_own_size(content, channels) if size is None else decode(content, size, channels)
+        return torch.tensor(pixels).permute(2, 0, 1)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise DataError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _decode_sample(shards: Shards, position: int, channels: int) -> Tensor:
+    try:
+        return torch.tensor(decode_own_size(shards.image(position), channels)).permute(2, 0, 1)
+    except ValueError as error:
+        raise DataError(f"cannot decode an image: {shards.name(position)}: {error}") from error

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from data.errors import DataError
 from data.latents import unpack
@@ -17,6 +18,7 @@ from trainer.classes import check_labels
 from trainer.draws import prior
 from trainer.generate.generator import Generator
 from trainer.generate.images import decode_file, open_folder
+from trainer.generate.whole import check_tile, reconstruct
 from trainer.log.pictures import Panels
 from trainer.log.pictures import interpolate as path_between
 from trainer.samplers import Sampler
@@ -57,6 +59,19 @@ def compare(generator: Generator, folder: Path, num: int | None, direction: Lite
             *generator.told(islice(numbers, len(names))),
         )
         yield names, {"original": images, title: made}
+
+
+def whole(generator: Generator, folder: Path, num: int | None, tile: int | None) -> Pictures:
+    """Yield images of their own sizes, one by one, beside their reconstructions, made in tiles if their side is given.
+
+    Raises:
+        ValueError: the system's codes are no maps, or the tile does not fit them.
+    """
+    stride = check_tile(generator, tile)
+    names, images = open_folder(folder, None, generator.channels)
+    for i in tqdm(range(min(num or len(names), len(names))), disable=None):
+        image = images(range(i, i + 1))
+        yield [names[i]], {"original": image, "reconstructed": reconstruct(generator, image[0], stride, tile)[None]}
 
 
 def decode(generator: Generator, folder: Path, num: int | None) -> Pictures:
