@@ -12,6 +12,7 @@ from typing import Any
 from data.dataset import Dataset
 from data.errors import DataError
 from data.files import atomically
+from data.shards.index import LOCK
 from data.shards.reader import Shards
 
 
@@ -68,6 +69,7 @@ def complete(unfinished: Path, out: Path, dataset: Dataset) -> None:
     """Index the shards, write dataset.json, and give the folder its name."""
     for split in dataset.splits:
         Shards(unfinished / "out" / split)  # writes the index
+        (unfinished / "out" / split / LOCK).unlink(missing_ok=True)  # `locked` keeps others out of the folder
     with atomically(unfinished / "out" / "dataset.json", unfinished / "dataset.json") as path:
         path.write_text(dataset.to_json())
     os.rename(unfinished / "out", out)

@@ -115,8 +115,9 @@ def test_it_agrees_with_the_run(run, report, here, digits, tmp_path, system):
     dry, expected = run(*arguments, small=small), report(*arguments, small=small)
     done = here(*arguments, "--trainer.run_dir", tmp_path / "run", small=small)
     assert (dry.code, done.returncode) == (0, 0), (dry.err, done.stderr)
-    configuration = dry.out.partition("configuration\n")[2].partition("\n\nplayers")[0]
-    assert textwrap.dedent(configuration) + "\n" == (tmp_path / "run" / "config.yaml").read_text()
+    tables, _, configuration = dry.out.partition("\n\nall settings\n")
+    assert tables.startswith("\nplayers, in the order of their updates\n")
+    assert textwrap.dedent(configuration) == (tmp_path / "run" / "config.yaml").read_text()
     words = dry.out.split()
     for name in expected.system.networks():
         assert f"{name} {words[words.index(name) + 1].removesuffix(',')} weights" in done.stderr

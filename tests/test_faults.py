@@ -20,7 +20,7 @@ from test_run import alike, lines, weights
 
 from trainer import run_folder
 from trainer.checkpoint import files as checkpoint_files
-from trainer.distributed.stop import EXIT_PREEMPTED
+from trainer.distributed.stop import EXIT_STOPPED
 
 TERNARY = ["--system", "VAEGAN", "--system.discriminator", "ternary"]
 
@@ -160,14 +160,14 @@ def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(
     running(sent, *to, kill=kill)
     at = lines(tmp_path / "left")[-1]["step"]
     done = running.wait()
-    assert done.codes == [EXIT_PREEMPTED, EXIT_PREEMPTED], done.stderr
-    assert word(tmp_path / "left") == "preempted"
+    assert done.codes == [EXIT_STOPPED, EXIT_STOPPED], done.stderr
+    assert word(tmp_path / "left") == "stopped"
     (step,) = saved(tmp_path / "left")
     if log_every == 1:
         assert step == lines(tmp_path / "left")[-1]["step"] <= at + 4, "on its way, one to be asked in, one to answer"
-    assert (
-        f"Stopped at step {step} of 40 ({sent.name if 0 in to else 'another process'}). Checkpoint saved" in done.stderr
-    )
+    name = "Ctrl-C" if sent == signal.SIGINT else sent.name
+    reason = name if 0 in to else "another process"
+    assert f"Stopped by {reason} at step {step} of 40. Checkpoint saved" in done.stderr
     resumed = ranks(*run, "--trainer.run_dir", tmp_path / "left", processes=2).wait()
     assert (resumed.returncode, word(tmp_path / "left")) == (0, "finished")
     if not left_alone.exists():
@@ -193,7 +193,7 @@ TrainStep.__call__ = asked
 """
     run = [*scored, "--trainer.steps", "8", "--evaluate.every", "7", "--trainer.run_dir"]
     left = ranks(*run, tmp_path / "left", faults={0: late}).wait()
-    assert (left.returncode, word(tmp_path / "left"), saved(tmp_path / "left")[0]) == (EXIT_PREEMPTED, "preempted", 8)
+    assert (left.returncode, word(tmp_path / "left"), saved(tmp_path / "left")[0]) == (EXIT_STOPPED, "stopped", 8)
     assert not any("eval/fid64/demo-cnn-v1" in line for line in lines(tmp_path / "left") if line["step"] == 8)
     shutil.copytree(tmp_path / "left", tmp_path / "unscored")
     rest = ranks(*run, tmp_path / "left").wait()
@@ -242,12 +242,12 @@ def test_interrupts_are_heard_while_a_rank_waits_for_another(ranks, tmp_path):
 def test_a_time_limit_is_kept(ranks, tmp_path):
     run = [*TERNARY, "--trainer.run_dir", tmp_path, "--trainer.steps", "1000000", "--trainer.time_limit", "0:06"]
     done = ranks(*run, processes=2).wait()
-    assert done.codes == [EXIT_PREEMPTED, EXIT_PREEMPTED], done.stderr
+    assert done.codes == [EXIT_STOPPED, EXIT_STOPPED], done.stderr
     # Either process may be the first to come near the limit, and the main one alone speaks.
     assert re.search(
-        r"Stopped at step \d+ of 1000000 \((trainer\.time_limit|another process)\)\. Checkpoint saved", done.stderr
+        r"Stopped by (trainer\.time_limit|another process) at step \d+ of 1000000\. Checkpoint saved", done.stderr
     )
-    assert word(tmp_path) == "preempted"
+    assert word(tmp_path) == "stopped"
 
 
 @pytest.mark.parametrize("then", [1, pytest.param(4, marks=pytest.mark.slow)])
@@ -559,8 +559,8 @@ listen_early()
 os.kill(os.getpid(), signal.SIGTERM)
 """
     done = ranks(*TERNARY, "--trainer.run_dir", tmp_path, faults={0: early}).wait()
-    assert (done.returncode, word(tmp_path), saved(tmp_path)) == (EXIT_PREEMPTED, "preempted", [1]), done.stderr
-    assert "Stopped at step 1 of 10000 (SIGTERM). Checkpoint saved; run the same command to resume" in done.stderr
+    assert (done.returncode, word(tmp_path), saved(tmp_path)) == (EXIT_STOPPED, "stopped", [1]), done.stderr
+    assert "Stopped by SIGTERM at step 1 of 10000. Checkpoint saved; run the same command to resume" in done.stderr
 
 
 @pytest.fixture
@@ -605,7 +605,7 @@ def test_ranks_die_with_their_launcher_and_have_saved(launched, tmp_path):
     assert family, "workers that read ahead"
     launcher.kill()
     wait_until(lambda: all(map(gone, (*ranks, *family))), 60)
-    assert word(run_dir) == "preempted"
+    assert word(run_dir) == "stopped"
     (step,) = saved(run_dir)
     assert step == lines(run_dir)[-1]["step"]
 

@@ -82,7 +82,6 @@ class Report:
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield the title and the lines of each section; raises what the class raises."""
         place = {"cpu": "CPU", "cuda": "GPU"}[self.device]
-        yield "configuration", self.config.redacted_yaml().splitlines()
         yield "players, in the order of their updates", self._players()
         if self.run.frozen:
             yield "networks that trainer.train_only leaves as they are", sorted(self.run.frozen)
@@ -94,6 +93,7 @@ class Report:
         yield "checkpoints", self._checkpoints()
         yield "evaluation", self._evaluation() if self.config.evaluate.every else ["none, because evaluate.every is 0"]
         yield "run folder", self._run_folder()
+        yield "all settings", self.config.redacted_yaml().splitlines()
 
     def _players(self) -> list[str]:
         settings = [field.name for field in fields(OptimizerConfig)]

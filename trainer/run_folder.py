@@ -18,7 +18,7 @@ from trainer.files import write_atomically
 FULL = (errno.ENOSPC, errno.EDQUOT)
 WAIT = 30  # seconds to wait for another run that is about to stop
 
-RunStatus = Literal["running", "finished", "preempted", "diverged", "failed"]
+RunStatus = Literal["running", "finished", "stopped", "diverged", "failed"]
 
 
 def refuse_links(folder: Path) -> None:

@@ -130,7 +130,7 @@ class Run:
         try:
             with self.ranks.naming_missing_ranks():
                 finished = self._train()
-                self.folder.set_status("finished" if finished else "preempted")
+                self.folder.set_status("finished" if finished else "stopped")
                 self._copy_to_url()
                 self.accelerator.wait_for_everyone()
         except BaseException:
@@ -173,7 +173,7 @@ class Run:
         elif not finished:
             reason = self.stop.reason or "another process"
             self.logger.message(
-                f"Stopped at step {self.step} of {self.config.trainer.steps} ({reason}). Checkpoint saved; run the "
+                f"Stopped by {reason} at step {self.step} of {self.config.trainer.steps}. Checkpoint saved; run the "
                 "same command to resume"
             )
         return finished

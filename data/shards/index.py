@@ -28,6 +28,7 @@ from data.shards.tars import IMAGE_EXTENSIONS, checksum, samples
 
 BY = "vaegan-trainer"
 MAX_PROBLEMS = 10  # of a shard that the index lists
+LOCK = ".index.lock"  # beside the index; removed only where no other process can wait for it
 PARALLEL = 2**26  # bytes of tars for which starting several processes saves time
 
 
@@ -244,7 +245,7 @@ def _lock(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(OSError):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: a FIFO does not block either
-            lock = os.open(folder / ".index.lock", flags, 0o666)
+            lock = os.open(folder / LOCK, flags, 0o666)
             stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

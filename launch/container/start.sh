@@ -75,7 +75,7 @@ for ((i = 0; i < 60 && NODE_RANK > 0; i++)); do
 done
 case $code,$(state) in
     0,finished) exit 0 ;;
-    *,preempted) exit 75 ;;
+    *,stopped) exit 75 ;;
     *,diverged) exit 2 ;;
     *) exit 1 ;;
 esac

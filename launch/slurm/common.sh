@@ -106,8 +106,8 @@ train() {
                 say "finished at step $step"
                 exit 0
                 ;;
-            preempted)
-                say "preempted at step $step: requeued, to start in two minutes"
+            stopped)
+                say "stopped at step $step: requeued, to start in two minutes"
                 scontrol requeue "$job" ||
                     fail 1 "job $job cannot be requeued: submit it again to resume from step $step"
                 exit 0 # SLURM has ended this script before

@@ -12,7 +12,7 @@ import yaml
 from conftest import NETWORKS, ROOT, SMALL, THREADS, wait_until
 
 CONTAINER = ROOT / "launch" / "container"
-CODES = {"finished": 0, "preempted": 75, "refused": 2}
+CODES = {"finished": 0, "stopped": 75, "refused": 2}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_signal_to_the_script_alone_saves_and_the_same_command_goes_on(start, 
     wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists() or process.poll() is not None)
     process.terminate()
     output, _ = process.communicate(timeout=240)
-    assert (process.returncode, state.read_text().strip()) == (75, "preempted"), output
+    assert (process.returncode, state.read_text().strip()) == (75, "stopped"), output
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")
     steps = str(int(saved.name.removeprefix("step_")) + 2)
     process = start("--trainer.steps", steps, PROCESSES=processes)
@@ -128,7 +128,7 @@ def test_the_jobset_acts_on_the_scripts_exit_codes():
 
 def test_the_spot_task_recovers_what_was_preempted():
     task = yaml.safe_load((ROOT / "launch" / "skypilot" / "task.yaml").read_text())
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [CODES["preempted"]]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [CODES["stopped"]]
     assert (ROOT / "launch" / "container" / "start.sh").exists()
     done = subprocess.run(["bash", "-n"], input=task["run"], text=True, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -158,8 +158,8 @@ def test_a_finished_run_ends_the_job(job):
     assert (done.code, len(done.trained), done.requeued) == (0, 1, [])
 
 
-def test_a_preempted_run_is_requeued(job):
-    done = job(attempts=[(50, "preempted")])
+def test_a_stopped_run_is_requeued(job):
+    done = job(attempts=[(50, "stopped")])
     assert (done.code, len(done.trained), done.requeued) == (0, 1, ["requeue 7"])
 
 
@@ -169,13 +169,13 @@ def test_of_an_array_only_the_task_is_requeued(job):
         "SLURM_ARRAY_TASK_ID": 1,
         "script": "array.sh",
     }  # the last task has the array's number
-    done = job("a.yaml", "b.yaml", "--", "--trainer.steps", "9", attempts=[(50, "preempted")], **task)
+    done = job("a.yaml", "b.yaml", "--", "--trainer.steps", "9", attempts=[(50, "stopped")], **task)
     assert (done.code, done.requeued) == (0, ["requeue 7_1"])
     assert done.trained[0].endswith(" --config b.yaml --trainer.steps 9")
 
 
 def test_a_refused_requeue_is_told(job):
-    done = job(attempts=[(50, "preempted")], REFUSED=1)
+    done = job(attempts=[(50, "stopped")], REFUSED=1)
     assert done.code == 1
     assert "job 7 cannot be requeued: submit it again to resume from step 50" in done.said
 

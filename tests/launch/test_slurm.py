@@ -121,7 +121,7 @@ def test_a_job_that_is_preempted_and_killed_ends_as_one_that_never_was(cluster, 
         reached.append(after(reached[-1]))
         cluster("scancel", f"--signal={name}", number)
         cluster.requeued(number, restarts)
-        assert (run_dir / "state").read_text() == "preempted\n"
+        assert (run_dir / "state").read_text() == "stopped\n"
         reached[-1] = after(reached[-1] - 1)
     reached.append(after(reached[-1]))
     os.kill(ranks(run_dir)[0], signal.SIGKILL)

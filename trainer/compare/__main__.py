@@ -78,8 +78,9 @@ def write(runs: list[PlannedRun], failed: dict[str, str], settings: ComparisonSe
     try:
         if folders := differently_scored(entries):
             raise ValueError(
-                f"{' and '.join(map(str, folders))} were evaluated with different extractor weights or held-out "
-                "images, so their scores are not comparable. Remove the older runs, and run the same command again"
+                f"{' and '.join(map(str, folders))} were evaluated with different extractor weights, held-out images "
+                "or numbers of samples, so their scores are not comparable. Remove the older runs, and run the same "
+                "command again"
             )
         write_page(entries, failed, settings.data, shown_settings(runs[0], settings.compare), settings.out)
     except (ValueError, DataError, OSError) as error:

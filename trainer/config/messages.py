@@ -1,8 +1,16 @@
-"""jsonargparse's error messages in plain words."""
+"""jsonargparse's error messages in plain words, with what was perhaps meant."""
 
+import dataclasses
+import difflib
 import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import models
 from models.load import system_names
+from trainer.config.settings import DataConfig, EvaluateConfig, TrainerConfig
 
 DENIED = re.compile(r"Importing '(.*?)' is not allowed, denied by .*? to allow it\.")
 NOISE = ("Given value type", "Subtypes:", "Does not validate", "Errors:", "- Expected a 'NoneType'", "Problem with")
@@ -15,6 +23,8 @@ WRONG = re.compile(
     r'setting "([\w.]+)": (?=Not|Expected)(?:Not of type (\w+): )?(?:Expected (.+?)\.? )?(?:Got|Given) value: (.*)'
 )
 VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
+UNKNOWN = re.compile(r"(?:Group '(\w+)' does not accept option '|Option '|unrecognized arguments: --)([\w.]+)")
+SECTIONS = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}
 TYPES = {
     "PositiveInt": "a whole number above 0",
     "NonNegativeInt": "a whole number of at least 0",
@@ -49,3 +59,42 @@ def plain_message(message: str) -> str:
         setting, kind, expected, value = wrong.groups()
         return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value}"
     return text
+
+
+def meant(message: str) -> str:
+    """Return what follows a plain message about a setting that there is not: whose it is, or what it is like."""
+    if not (unknown := UNKNOWN.search(message)):
+        return ""
+    name = ".".join(filter(None, unknown.groups()))
+    of = {kind.__name__: {*_names(kind, "system")} for kind in models.SYSTEMS}
+    if owners := [system for system, names in of.items() if name in names]:
+        return f": it is a setting of {', '.join(owners)}"
+    known = {"config", "system", "dry_run"}.union(*of.values(), *(_names(kind, of) for of, kind in SECTIONS.items()))
+    group, _, last = name.rpartition(".")
+    in_group = [one.rpartition(".")[2] for one in sorted(known) if one.rpartition(".")[0] == group]
+    if in_group:
+        close = [f"{group}.{one}".lstrip(".") for one in difflib.get_close_matches(last, in_group, 1)]
+    else:
+        close = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.85)
+    if not close:  # it may be in another group: that of the run, before those of a player
+        same = [one for one in known if difflib.get_close_matches(last, [one.rpartition(".")[2]], cutoff=0.75)]
+        close = sorted(same, key=lambda one: (one.count("."), one))[:1]
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def _names(kind: Any, section: str) -> Iterator[str]:
+    """Yield the settings of a class as they are typed, nested ones included."""
+    for name, hint in typing.get_type_hints(kind.__init__).items():
+        if name != "return":
+            yield f"{section}.{name}"
+            for part in (hint, *typing.get_args(hint)):
+                if isinstance(part, type) and dataclasses.is_dataclass(part):
+                    yield from _names(part, f"{section}.{name}")
+
+
+def other_recipes(missing: Path) -> str:
+    """Return what follows a message about a recipe that is not there: those of its folder, the most alike first."""
+    there = sorted(path.stem for path in missing.parent.glob("*.yaml"))
+    close = difflib.get_close_matches(missing.stem, there, 3)
+    hint = f": did you mean {' or '.join(close)}?" if close else ""
+    return f"{hint} {missing.parent} has {', '.join(there[:50])}" if there else hint

@@ -23,7 +23,7 @@ from data.redact import redacted_all
 from data.shards.remote import is_remote
 from models.load import find_system, import_paths, settings_types, system_names
 from trainer import schemas
-from trainer.config.messages import plain_message
+from trainer.config.messages import meant, other_recipes, plain_message
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
@@ -126,7 +126,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a system's settings: the outer one prints the error
             super().error(message, ex)
-        exit_with_error(f"{plain_message(message)}\n{self.hint}")
+        plain = plain_message(message)
+        exit_with_error(f"{plain}{meant(plain)}\n{self.hint}")
 
 
 class DryRun(argparse.Action):
@@ -185,7 +186,8 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
         try:
             regular_file(os.path.expanduser(recipe))
         except OSError as error:
-            made.error(f"--config {recipe} cannot be read: {error.strerror}")
+            others = other_recipes(Path(recipe).expanduser()) if isinstance(error, FileNotFoundError) else ""
+            made.error(f"--config {recipe} cannot be read: {error.strerror}{others}")
     namespace = _parse(made, words)
     recipes = [recipe for recipe in namespace.config or [] if recipe]
     for recipe in recipes:

@@ -15,7 +15,7 @@ import psutil
 
 from trainer.distributed.launcher import is_local_main
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the checkpoint is saved, and the same command resumes
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the checkpoint is saved, and the same command resumes
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SECONDS_TO_SAVE = 60  # for a process whose launcher is gone
 
@@ -27,7 +27,7 @@ class StopSignal:
     process. The second Ctrl-C ends the process at once.
 
     Attributes:
-        reason: the first signal's name, "trainer.time_limit", or None
+        reason: the first signal's name ("Ctrl-C" for SIGINT), "trainer.time_limit", or None
         limit: seconds that this process may live
         run_began: whether there may be anything to save
     """
@@ -84,10 +84,10 @@ class StopSignal:
                 os._exit(128 + number)
             _print_at_once("Stopping after a checkpoint is saved; press Ctrl-C again to exit at once")
             self._interrupted = True
-        self.reason = self.reason or number.name
+        self.reason = self.reason or ("Ctrl-C" if number == signal.SIGINT else number.name)
         if os.getppid() != self._launcher:
             if not self.run_began:
-                os._exit(EXIT_PREEMPTED)
+                os._exit(EXIT_STOPPED)
             timer = threading.Timer(SECONDS_TO_SAVE, os.kill, (os.getpid(), signal.SIGKILL))
             timer.daemon = True
             timer.start()
@@ -132,7 +132,7 @@ def exit_code(left_early: bool) -> int:
     """Return the exit code of a run without errors."""
     # A launcher that may restart its processes would restart one with a code other than 0.
     restarted = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-    return EXIT_PREEMPTED if left_early and not restarted else 0
+    return EXIT_STOPPED if left_early and not restarted else 0
 
 
 def parse_time_limit(limit: str) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -87,21 +88,22 @@ def picture(pixels: Tensor) -> Image.Image:
 def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Sequence[str] = ()) -> Image.Image:
     """Return a picture of titled panels below each other, with images in rows of `columns`.
 
-    Images smaller than `pixels` are enlarged by a whole number. `headings` stand above the first columns.
+    Each panel has the rows that its images fill. Images smaller than `pixels` are enlarged by a whole number.
+    `headings` stand above the first columns.
     """
-    n, (height, width) = max(len(images) for images in panels.values()), next(iter(panels.values())).shape[-2:]
+    height, width = next(iter(panels.values())).shape[-2:]
     scale, gap, title = max(1, pixels // max(height, width)), 2, 20
     row, column = height * scale + gap, width * scale + gap
-    tall = math.ceil(n / columns) * row + title
-    canvas = Image.new("RGB", (columns * column - gap, tall * len(panels) - gap), "white")
+    ends = list(accumulate(math.ceil(len(images) / columns) * row + title for images in panels.values()))
+    canvas = Image.new("RGB", (columns * column - gap, ends[-1] - gap), "white")
     draw = ImageDraw.Draw(canvas)
     for i, heading in enumerate(headings):
         draw.text((i * column + 2, 1), heading, fill="black", font_size=15)
-    for panel, (name, images) in enumerate(panels.items()):
-        draw.text((2, panel * tall + 1), name, fill="black", font_size=15)
+    for top, (name, images) in zip([0, *ends], panels.items(), strict=False):
+        draw.text((2, top + 1), name, fill="black", font_size=15)
         for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
             picture = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-            canvas.paste(picture, (i % columns * column, panel * tall + title + i // columns * row))
+            canvas.paste(picture, (i % columns * column, top + title + i // columns * row))
     return canvas
 
 

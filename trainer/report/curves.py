@@ -1,5 +1,7 @@
 """The curves of runs, one picture for each chart."""
 
+import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 import matplotlib
@@ -15,7 +17,13 @@ from trainer.report.results import Entry
 matplotlib.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
 matplotlib.rcParams |= {"grid.alpha": 0.25, "legend.frameon": False, "text.parse_math": False}
 STYLES = ("-", "--", ":", "-.")
-HEIGHT, ROW, LABELS = 2.6, 0.16, 0.45  # inches: of a chart, a row of its legend, and the text below its axis
+WIDTH, HEIGHT, ROW, LABELS = (
+    4.8,
+    2.6,
+    0.16,
+    0.45,
+)  # inches: of a chart, a row of its legend, and the text below its axis
+LEFT, DIGIT, PAD = 0.58, 0.08, 0.14  # inches: at least left of a chart, of a digit of a label, and around the label
 TAGS = 12  # in a chart
 MARKED = 30  # points, up to which each is marked
 
@@ -34,18 +42,39 @@ def colour(index: int) -> str:
 
 def draw_curves(entries: list[Entry]) -> dict[str, list[Curves]]:
     """Return by question the charts that have any curve. Colours are entries; of a single one, they are tags."""
-    tags = list(dict.fromkeys(tag for entry in entries for run in entry.runs for line in run.lines for tag in line))
+    runs = [run for entry in entries for run in entry.runs]
+    tags = list(dict.fromkeys(tag for run in runs for line in run.lines for tag in line))
+    extractors = list(dict.fromkeys(line["extractor"] for run in runs for line in run.evaluations))
     drawn = {}
     for question, charts in QUESTIONS.items():
-        figures = [Curves(chart.title, _draw(chart, chart.of(tags)[:TAGS], entries)) for chart in charts]
+        figures = [
+            Curves(title, _draw(chart, shown[:TAGS], entries))
+            for chart in charts
+            for title, shown in _comparable(chart, tags, extractors).items()
+        ]
         if found := [curves for curves in figures if curves.figure.axes]:
             drawn[question] = found
     return drawn
 
 
+def _comparable(chart: Chart, tags: list[str], extractors: Collection[str]) -> dict[str, list[str]]:
+    """Return a chart's tags by title: scores by other extractors, or of other numbers of images, have another axis."""
+    groups, counts = dict[tuple[str, int], list[str]](), dict[tuple[str, ...], list[str]]()
+    for tag in chart.of(tags):
+        extractor = next((one for one in extractors if tag.endswith(f"/{one}")), "")
+        score = re.match(r"(eval/[a-z_]+)(\d+k?)(.*)", tag, re.DOTALL)
+        measure, count, rest = score.groups() if score else (tag, "", "")
+        of = counts.setdefault((measure, rest), [])
+        of += [count] * (count not in of)
+        groups.setdefault((extractor, of.index(count)), []).append(tag)
+    names = [", ".join(tag.removeprefix("eval/") for tag in group) for group in groups.values()]
+    titles = [f"{chart.title}: {name}" for name in names] if len(names) > 1 else [chart.title]
+    return dict(zip(titles, groups.values(), strict=False))
+
+
 def _draw(chart: Chart, tags: list[str], entries: list[Entry]) -> Figure:
     """Return a chart, which has no axes if no curve has two points."""
-    figure, lines, one = Figure((4.8, HEIGHT)), dict[str, Line2D](), len(entries) == 1
+    figure, lines, one = Figure((WIDTH, HEIGHT)), dict[str, Line2D](), len(entries) == 1
     for i, entry in enumerate(entries):
         for k, tag in enumerate(tags):
             steps, values = entry.curve(tag)
@@ -57,6 +86,7 @@ def _draw(chart: Chart, tags: list[str], entries: list[Entry]) -> Figure:
                 lines.setdefault(tag, line)
     if lines:
         axis.set_xlabel("step")
+        axis.yaxis.set_major_formatter(_number)
         if chart.log and all(np.min(line.get_ydata()) > 0 for line in axis.lines):
             _set_log_scale(axis)
         _lay_out(figure, lines, one)
@@ -67,8 +97,11 @@ def _lay_out(figure: Figure, lines: dict[str, Line2D], colours: bool) -> None:
     """Make room for labels and, of several lines, a legend below; Matplotlib's own layouts take twice the time."""
     names = lines if len(lines) > 1 else {}
     height = HEIGHT + ROW * len(names)
-    figure.set_size_inches(4.8, height)
-    figure.subplots_adjust(0.12, (LABELS + ROW * len(names)) / height, 0.98, 1 - 0.08 / height)
+    figure.set_size_inches(WIDTH, height)
+    figure.subplots_adjust(bottom=(LABELS + ROW * len(names)) / height, right=0.98, top=1 - 0.08 / height)
+    low, high = figure.gca().get_ylim()
+    digits = max(len(_number(tick)) for tick in figure.gca().get_yticks() if low <= tick <= high)
+    figure.subplots_adjust(left=max(LEFT, digits * DIGIT + PAD) / WIDTH)
     handles = [
         Line2D([], [], color=line.get_color() if colours else "black", linestyle=line.get_linestyle())
         for line in names.values()
@@ -80,5 +113,10 @@ def _lay_out(figure: Figure, lines: dict[str, Line2D], colours: bool) -> None:
 def _set_log_scale(axis: Axes) -> None:
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_major_formatter(_number)
     axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _number(value: float, _: float = 0) -> str:
+    """Return the label of a tick, without a common factor or offset above the axis."""
+    return f"{value:.10g}"

@@ -119,7 +119,7 @@ def report(entries: list[Entry]) -> str:
 
 def progress(run: Run) -> str:
     """Return what was trained, how far it is, and its state."""
-    settings, step = flatten(run.settings), max((line["step"] for line in run.lines), default=0)
+    settings, step = flatten(run.settings), run.step
     of = f" of {steps:,}" if isinstance(steps := settings.get("trainer.steps"), int) else ""
     system = str(settings.get("system.class_path", "")).rpartition(".")[2]
     return ", ".join(filter(None, [system, f"step {step:,}{of}", run.status]))

@@ -11,6 +11,8 @@ import yaml
 
 from data.files import check_yaml, read
 from data.redact import redacted_all
+from models.manifest import checkpoints
+from trainer.checkpoint.writer import step_of
 from trainer.config.resume import flatten
 from trainer.log.charts import KINDS
 from trainer.log.metrics_file import Line, is_evaluation, read_metrics
@@ -31,9 +33,9 @@ class Measure(NamedTuple):
     def arrow(self) -> str:
         return {"lower": "↓", "higher": "↑", "one": "→\N{NO-BREAK SPACE}1"}[self.better]
 
-    def value(self, line: Line) -> float | None:
-        """Return its value in an evaluation's line, None if the system cannot have it."""
-        return next((value for name, value in line.items() if re.match(rf"eval/{self.key}\d", name)), None)
+    def tag(self, line: Line) -> str | None:
+        """Return its name in an evaluation's line, None if the system cannot have it."""
+        return next((name for name in line if re.match(rf"eval/{self.key}\d", name)), None)
 
     def text(self, value: float | None) -> str:
         """Return a value as it is shown."""
@@ -91,9 +93,18 @@ class Run:
     def scores(self) -> dict[str, float]:
         """The last evaluation's values and the training speed, by measure."""
         last = self.evaluations[-1] if self.evaluations else {}
-        found = {measure.key: measure.value(last) for measure in COLUMNS}
-        found["images_per_second"] = self.median("speed/images_per_second")
-        return {key: value for key, value in found.items() if value is not None}
+        found = {measure.key: last[tag] for measure in COLUMNS if (tag := measure.tag(last))}
+        speed = self.median("speed/images_per_second")
+        return found if speed is None else found | {"images_per_second": speed}
+
+    def measured(self, measure: Measure) -> tuple[str, ...]:
+        """Return what must be the same of two scores that are compared; nothing for what is no score."""
+        last = self.evaluations[-1] if self.evaluations else {}
+        if (tag := measure.tag(last)) is None:
+            return ()
+        # The name tells the number of images, and the extractor if there is one.
+        by = [last["extractor_sha256"]] if tag.endswith(f"/{last['extractor']}") else []
+        return (tag, last["held_out"], *by)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -112,6 +123,12 @@ class Run:
         except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not the configuration of a run: {error}") from error
         return redacted_all(settings)
+
+    @property
+    def step(self) -> int:
+        """The last step that has left something: a line of the log, or a checkpoint where the run stopped."""
+        saved = checkpoints(self.folder / "checkpoints")
+        return max([line["step"] for line in self.lines] + [step_of(path) for path in saved], default=0)
 
     @property
     def status(self) -> str:
@@ -199,10 +216,14 @@ def score_table(entries: list[Entry]) -> dict[str, list[Cell]]:
 
 
 def best(entries: list[Entry], measure: Measure) -> set[str]:
-    """Return the systems whose mean, rounded as it is shown, is the best; none if all means look equal."""
+    """Return the systems whose mean, rounded as it is shown, is the best.
+
+    It is none if all means look equal, or if the scores were not measured alike.
+    """
     means = {entry.name: mean for entry in entries if (mean := entry.mean(measure.key)) is not None}
     texts = {name: measure.text(mean) for name, mean in means.items()}
-    if len({*texts.values()}) < 2:
+    ways = {run.measured(measure) for entry in entries for run in entry.runs if measure.key in run.scores}
+    if len({*texts.values()}) < 2 or len(ways) > 1:
         return set()
     loss = {"lower": lambda x: x, "higher": lambda x: -x, "one": lambda x: abs(x - 1)}[measure.better]
     top = min(means, key=lambda name: loss(means[name]))
@@ -210,9 +231,9 @@ def best(entries: list[Entry], measure: Measure) -> set[str]:
 
 
 def differently_scored(entries: list[Entry]) -> list[Path]:
-    """Return a run of each kind if last evaluations had other extractor weights or held-out images, else nothing."""
-    folders: dict[tuple[str, str], Path] = {}
+    """Return a run of each kind if last evaluations had other extractor weights, images or numbers of samples."""
+    folders: dict[tuple[Any, ...], Path] = {}
     for run in (run for entry in entries for run in entry.runs if run.evaluations):
         last = run.evaluations[-1]
-        folders.setdefault((last["extractor_sha256"], last["held_out"]), run.folder)
+        folders.setdefault((last["extractor_sha256"], last["held_out"], str(last.get("num"))), run.folder)
     return [*folders.values()] if len(folders) > 1 else []

@@ -8,7 +8,8 @@ from trainer.report.results import MEASURES, MISSING, Cell, Entry, best, score_t
 
 def entry(name: str, kind: str, settings: dict | None = None, **scores: list[float]) -> Entry:
     seeds = range(len(next(iter(scores.values()))))
-    runs = [SimpleNamespace(scores={key: values[seed] for key, values in scores.items()}) for seed in seeds]
+    found = [{key: values[seed] for key, values in scores.items()} for seed in seeds]
+    runs = [SimpleNamespace(scores=one, measured=lambda measure: ()) for one in found]
     return Entry(name, kind, settings or {}, runs)
 
 

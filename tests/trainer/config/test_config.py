@@ -76,6 +76,32 @@ def test_mistakes_are_named(capsys, arguments, words):
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "end"),
+    [
+        (["VAE", "--system.kl_wieght", "1"], "did you mean system.kl_weight?"),
+        (["VAE", "--system.networks.widht", "1"], "did you mean system.networks.width?"),
+        (["VAE", "--system.newtorks.width", "1"], "did you mean system.networks.width?"),
+        (["VAE", "--trainer.setps=1"], "did you mean trainer.steps?"),
+        (["VAE", "--setps", "1"], "did you mean trainer.steps?"),
+        (["VAE", "--system.seed", "1"], "did you mean trainer.seed?"),
+        (["VAE", "--sytem", "AE"], "did you mean system?"),
+        (["AE", "--system.kl_weight", "1"], "it is a setting of VAE, VAEGAN"),
+        (["VAE", "--system.autoencoder.rate", "1"], "--system.autoencoder.rate=1"),  # nothing is like it
+    ],
+)
+def test_what_was_perhaps_meant(capsys, arguments, end):
+    assert refused(capsys, *DATA, "--system", *arguments).splitlines()[0].endswith(end)
+
+
+def test_a_recipe_says_so_too(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("{system: VAE, data: {train: x}, trainer: {setps: 3}}")
+    assert "'setps': did you mean trainer.steps?" in refused(capsys, "--config", str(tmp_path / "mine.yaml"))
+    missing = refused(capsys, "--config", str(ROOT / "launch" / "recipes" / "digitsvae.yaml"))
+    assert "No such file or directory: did you mean digits-vae or " in missing
+    assert " has celeba64, cifar10-r3gan, " in missing
+
+
 def test_missing_data_is_required(capsys):
     assert "data.train" in refused(capsys, "--system", "VAE")
 

@@ -1,5 +1,9 @@
 """When a process should stop."""
 
+import os
+import signal
+import time
+
 import pytest
 
 from trainer.distributed.stop import StopSignal, parse_time_limit
@@ -33,3 +37,18 @@ def test_a_time_limit_leaves_time_for_two_steps_and_saves(monkeypatch, now, stop
     stop._last_call = now  # the last step takes no time
     assert stop.should_stop(3) is stops
     assert stop.reason == ("trainer.time_limit" if stops else None)
+
+
+@pytest.mark.parametrize(("sent", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGUSR1, "SIGUSR1")])
+def test_the_reason_is_what_was_pressed_or_sent(sent, name):
+    stop = StopSignal()
+    stop.listen()
+    try:
+        os.kill(os.getpid(), sent)
+        deadline = time.monotonic() + 30
+        while stop.reason is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert stop.reason == name
+        assert stop.should_stop(0)
+    finally:
+        stop.close()

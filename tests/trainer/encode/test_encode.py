@@ -107,6 +107,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_webdataset_reads_the_same_samples_with_latents(whole, run, photos):
     urls = [str(path) for path in sorted((whole / "train").glob("*.tar"))]
     assert len(urls) == 4
+    assert {path.suffix for path in whole.rglob("*") if path.is_file()} == {".tar", ".npy", ".json"}, "and no lock"
     kind = webdataset.handle_extension("safetensors", safetensors.torch.load)
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode(kind))
     mean, log_variance = codes(run, photos)

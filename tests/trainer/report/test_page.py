@@ -1,19 +1,23 @@
 """The page about runs shows all names as text, leaves out what is not there, and holds all that it shows."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from trainer.compare import page as comparison
 from trainer.config.settings import DataConfig
 from trainer.report.command import main
+from trainer.report.curves import draw_curves
 from trainer.report.results import Entry, Run
 
 HOSTILE = "<script>alert(1)</script>"
@@ -102,6 +106,57 @@ def test_runs_stand_side_by_side(reported):
     assert [image["data-step"] for image in frames if "hidden" not in image] == ["9", "12", "9"]
     assert len(frames) == 6  # what is no PNG is left out
     assert "c/a, step 9" in {image["alt"] for image in frames}  # two runs have one name
+
+
+def test_what_was_measured_differently_is_not_compared(tmp_path):
+    """Scores by two extractors, and of two numbers of samples: charts of their own, a warning, and no best."""
+    by = {"a": ("fid2k/inception", "i", 2000), "bb": ("fid2k/dino", "d", 2000), "ccc": ("fid1k/dino", "d", 1000)}
+    for name, (tag, digest, num) in by.items():
+        (tmp_path / name).mkdir()
+        facts = SCORES | {"extractor": tag.partition("/")[2], "extractor_sha256": digest, "num": num}
+        fid = len(name)
+        lines = [{"step": step, f"eval/{tag}": fid, "eval/psnr359": 20 + fid, **facts} for step in (1, 2)]
+        lines.append({"step": 2, **TERMS, "speed/images_per_second": 100 * fid})
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def made(*names: str) -> tuple[list[str], list[str], bool]:
+        """The charts, what is bold, and whether there is a warning."""
+        main([*(str(tmp_path / name) for name in names), "--out", str(tmp_path / "page.html")])
+        page, html = Parsed(tmp_path / "page.html"), (tmp_path / "page.html").read_text()
+        warned = "different extractor weights, held-out images or numbers of samples" in page.text
+        return [image["alt"] for image in page.all("img")], re.findall('class="best">([^<\n]*)', html), warned
+
+    # PSNR and the speed depend on neither extractor nor samples.
+    psnr = "PSNR of reconstructions (dB)"
+    fids = {name: f"FID and rFID: {tag}" for name, (tag, *_) in by.items()}
+    assert made("a", "bb") == ([fids["a"], fids["bb"], psnr], ["22.0", "200"], True)
+    assert made("bb", "ccc") == ([fids["bb"], fids["ccc"], psnr], ["23.0", "300"], True)
+    shutil.copytree(tmp_path / "bb", tmp_path / "copy")
+    log = tmp_path / "copy" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('dino": 2', 'dino": 5'))
+    assert made("bb", "copy") == (["FID and rFID", psnr], ["2.00"], False)
+
+
+@pytest.mark.parametrize("values", [(2.1e-4, 2.15e-4), (1e-7, 3e4), (0.9999995, 0.9999999), (1.2345e8, 1.3e8)])
+def test_labels_of_an_axis_are_whole(values):
+    run = SimpleNamespace(lines=[{"step": i, "vae/lr": value} for i, value in enumerate(values)], evaluations=[])
+    for question in draw_curves([Entry("a", "VAE", {}, [run])]).values():
+        for curves in question:
+            renderer = FigureCanvasAgg(curves.figure).get_renderer()
+            curves.figure.draw(renderer)
+            axis = curves.figure.gca().yaxis
+            labels = [one.get_window_extent(renderer) for one in axis.get_ticklabels() if one.get_text()]
+            assert len(labels) > 1
+            assert min(label.x0 for label in labels) >= 0
+            assert not axis.get_offset_text().get_text()
+
+
+def test_a_run_that_was_stopped_between_two_log_lines_is_at_its_checkpoints_step(tmp_path):
+    stopped = run(tmp_path / "run", 3)
+    (stopped / "checkpoints" / "step_00000011").mkdir(parents=True)
+    (stopped / "state").write_text("stopped\n")
+    main([str(stopped), "--out", str(tmp_path / "page.html")])
+    assert "step 11 of 9, stopped." in Parsed(tmp_path / "page.html").text
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):

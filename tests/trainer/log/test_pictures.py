@@ -1,0 +1,20 @@
+"""Grids fit their images."""
+
+import numpy as np
+import torch
+
+from trainer.log.pictures import grid
+
+
+def test_a_panel_of_few_images_has_no_empty_rows():
+    """Five held-out images beside 48 samples: one row of images, then the next panel's title at once."""
+    held_out, generated = torch.zeros(5, 1, 32, 32, dtype=torch.uint8), torch.zeros(48, 1, 32, 32, dtype=torch.uint8)
+    drawn = np.asarray(grid({"real": held_out, "reconstructed": held_out, "generated": generated}))
+    row, title = 64 + 2, 20
+    assert drawn.shape == (3 * title + (1 + 1 + 4) * row - 2, 12 * row - 2, 3)
+    starts = [title, row + 2 * title, 2 * row + 3 * title]
+    for top, images in zip(starts, (5, 5, 12), strict=True):
+        strip = drawn[top : top + 64]
+        assert not strip[:, (images - 1) * row : images * row - 2].any()
+        assert (strip[:, images * row :] == 255).all()
+    assert not drawn[-64:, -64:].any()
