@@ -120,7 +120,7 @@ def test_other_commands_accept_an_export(export, tiny_run, tmp_path, capsys):
     ).read_bytes()
 
 
-def test_the_card_draws_new_images_and_a_missing_score_is_told(export, tiny_run, tmp_path, monkeypatch):
+def test_the_card_draws_new_images_and_a_missing_score_is_told(export, tiny_run, digits, tmp_path, monkeypatch):
     run = shutil.copytree(tiny_run("VAEGAN"), tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     done = export(run, "my out", "--num", 0)
@@ -128,6 +128,7 @@ def test_the_card_draws_new_images_and_a_missing_score_is_told(export, tiny_run,
     assert "step_00000003 has no scores" in done.err
     assert f"`python -m trainer.evaluate {run}/checkpoints/step_00000003`\n" in done.err
     card = (tmp_path / "my out" / "README.md").read_text()
+    assert f"fingerprint of the shards {Shards(digits / 'train').fingerprint()}\n" in card
     python, command = (
         part.strip() for part in re.findall(r"^```(?:python)?\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
     )
