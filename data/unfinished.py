@@ -51,7 +51,7 @@ def begin(unfinished: Path, planned: dict[str, Any]) -> None:
     Raises:
         DataError: Another plan has begun.
     """
-    path = unfinished / "plan.json"
+    path, planned = unfinished / "plan.json", json.loads(json.dumps(planned))  # as it is read again
     if not (path.exists() and any((unfinished / "out").glob("*/*.tar"))):
         shutil.rmtree(unfinished / "out", ignore_errors=True)
         with atomically(path) as temporary:

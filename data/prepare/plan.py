@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.images import LIMITS, Limits
+from data.images import LIMITS, Limits, Size, sides
 from data.sources import SPLITS, Item, Source
 
 FORMATS = ("keep", "png", "jpeg", "webp")
@@ -23,7 +23,7 @@ class PrepareSettings:
     test_fraction: float = 0.1
     per_shard: int = 10_000
     shard_bytes: int = 1_000_000_000
-    size: int | None = None
+    size: Size | None = None  # height and width with `crop` only
     crop: bool = False
     format: str = "keep"
     quality: int = 95
@@ -38,7 +38,11 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         share = "a share from 0 (nothing is held out) to below 1"
         check_range("test_fraction", self.test_fraction, 0 <= self.test_fraction < 1, share)
-        check_range("size", self.size, self.size is None or self.size >= 1, "at least 1 pixel")
+        if self.size is not None:
+            size = f"{self.size}" if isinstance(self.size, int) else "{} {}".format(*self.size)
+            check_range("size", size, min(sides(self.size)) >= 1, "at least 1 pixel")
+            fits = self.crop or isinstance(self.size, int)
+            check_range("size", size, fits, "one number, the shorter side, or --crop beside height and width")
         check_range("format", self.format, self.format in FORMATS, ", ".join(FORMATS))
         check_range("quality", self.quality, 1 <= self.quality <= 100, "1 to 100")
         for name in ("per_shard", "shard_bytes", "max_pixels", "max_bytes", "max_scans"):

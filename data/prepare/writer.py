@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from data.dataset import Rejected
 from data.errors import DataError
 from data.files import atomically, escaped
-from data.images import FORMATS, decode_whole
+from data.images import FORMATS, decode_whole, sides
 from data.inspect.summary import DatasetSummary
 from data.prepare.plan import PrepareSettings, Task
 from data.processes import run_in_parallel
@@ -89,7 +89,8 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
         decode_whole(content, settings.limits)  # raises with a reason for the user
         raise
     wanted = form if settings.format == "keep" else settings.format.upper()
-    fits = settings.size in (None, min(width, height)) and not (settings.crop and width != height)
+    size = settings.size or min(width, height)
+    fits = (height, width) == sides(size) if settings.crop else min(width, height) == size
     if fits and wanted == form:
         return form, content
     image = decode_whole(content, settings.limits)
@@ -107,7 +108,8 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
 def _resized(image: Image.Image, settings: PrepareSettings) -> Image.Image:
     size = settings.size or min(image.size)
     if settings.crop:
-        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)  # as a run does that reads the image
+        return ImageOps.fit(image, sides(size)[::-1], Image.Resampling.BICUBIC)  # as a run does that reads the image
+    assert isinstance(size, int)
     width, height = (round(side * size / min(image.size)) for side in image.size)
     if width * height > settings.max_pixels:
         raise ValueError(f"it would have {width} x {height} pixels, more than {settings.max_pixels:,}")

@@ -28,7 +28,7 @@ from sample_images import encoded, flat
 from data import index as index_command
 from data import sources
 from data.errors import DataError
-from data.images import decode, limit_settings
+from data.images import decode, header, limit_settings
 from data.inspect.__main__ import main as inspect_command
 from data.inspect.verify import inspect
 from data.prepare.__main__ import main as prepare_command
@@ -37,7 +37,7 @@ from data.prepare.plan import PrepareSettings
 from data.prepare.writer import convert
 from data.shards.reader import Shards, write
 from data.shards.tars import members, samples
-from data.unfinished import locked
+from data.unfinished import begin, locked
 
 
 def noise(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -316,6 +316,9 @@ def test_images_are_resized_and_encoded(form, original):
     assert result == expected
     result, changed = convert(content, PrepareSettings(size=12, crop=True, format="png"))
     assert (decode(changed, 12, 3) == decode(content, 12, 3)).all(), "as a run sees the original"
+    _, changed = convert(content, PrepareSettings(size=(12, 8), crop=True, format="png"))
+    assert (decode(changed, (12, 8), 3) == decode(content, (12, 8), 3)).all()
+    assert header(changed)[0] == (8, 12)
     sizes = [len(convert(content, PrepareSettings(format="jpeg", size=12, quality=q))[1]) for q in (20, 95)]
     assert sizes[0] < sizes[1]
 
@@ -592,6 +595,16 @@ def test_a_killed_run_goes_on(forked, tmp_path):
     assert not unfinished.exists()
 
 
+def test_a_plan_with_height_and_width_goes_on(tmp_path):
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    for _ in range(2):
+        begin(tmp_path, {"size": (16, 24)})
+        (tmp_path / "out" / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / "train" / "00000.tar").touch()
+    with pytest.raises(DataError, match=r"size: \[16, 24\] then, \[24, 16\] now"):
+        begin(tmp_path, {"size": (24, 16)})
+
+
 def test_a_split_named_by_some_files_only_is_refused(tmp_path):
     for i, name in enumerate(("train-0", "test-0", "more")):
         parquet(tmp_path / "set" / f"{name}.parquet", [(flat(i), 0)])
@@ -730,6 +743,10 @@ def numbered_shards(tmp_path) -> Path:
         (["digits", "empty"], "empty exists already"),
         (["digits", "out", "--test_fraction", "1"], "--test_fraction is 1.0, expected a share"),
         (["digits", "out", "--size", "0"], "--size is 0, expected at least 1 pixel"),
+        (["digits", "out", "--size", "8", "9"], "--size is 8 9, expected one number, the shorter side, or --crop"),
+        (["--size", "8", "nowhere", "out"], "nowhere does not exist"),
+        (["digits", "out", "--size", "-8"], "--size: must be PIXELS, or HEIGHT WIDTH beside --crop; got -8"),
+        (["digits", "out", "--size", "8", "9", "9"], "unrecognized arguments: 9"),
         (["digits", "out", "--format", "bmp"], "--format is bmp, expected keep, png, jpeg, webp"),
         (["digits", "out", "--quality", "0"], "--quality is 0, expected 1 to 100"),
         (["digits", "out", "--workers", "0"], "--workers is 0, expected at least 1"),
