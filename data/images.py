@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 STRIP = 256  # rows that are blended with white at once
 JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # a JPEG's first bytes, and the first bytes of its Exif segment
 SCAN, END = b"\xff\xda", b"\xff\xd9"  # a JPEG's marks of a scan and of its end
@@ -76,6 +77,7 @@ def decode(
 ) -> np.ndarray:
     """Return an encoded image as uint8 [height, width, channels], in `out` if that is given.
 
+    Transparent images are laid over white, unless there are 4 channels: colour and alpha, 255 where an image has none.
     The view is resized to `size` (bicubic, antialiased) unless it is unscaled. A JPEG whose view is at least four times
     as large is decoded at a half, a quarter or an eighth of its size first, which libjpeg does in less time.
 
@@ -85,13 +87,13 @@ def decode(
     height, width = sides(size)
     out = np.empty((height, width, channels), np.uint8) if out is None else out
     _check(content, limits)
-    if content.startswith(JPEG) and (not _has_exif(content) or _is_upright(content)):
+    if content.startswith(JPEG) and channels < 4 and (not _has_exif(content) or _is_upright(content)):
         if view is CENTRE_CROP and _decode_into(content, out):
             return out
         pixels = _decode_jpeg(content, channels, size, view, limits)
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     else:
-        image, mode = decode_whole(content, limits), "L" if channels == 1 else "RGB"
+        image, mode = decode_whole(content, limits, channels == 4), MODES[channels]
         image = image if image.mode == mode else image.convert(mode)
     if view.unscaled:
         image = _window(image, width, height, view)
@@ -106,8 +108,10 @@ def decode(
     return out
 
 
-def decode_whole(content: bytes, limits: Limits = LIMITS) -> Image.Image:
+def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -> Image.Image:
     """Return the first frame of an encoded image, upright and over white, in mode L or RGB.
+
+    If `alpha` is kept, a transparent image is in mode RGBA instead, as it is.
 
     Raises:
         ValueError: The bytes are no image, are damaged, or hold more than the limits.
@@ -118,6 +122,8 @@ def decode_whole(content: bytes, limits: Limits = LIMITS) -> Image.Image:
         _check_pixels(*image.size, limits)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        if alpha and image.has_transparency_data:
+            return image.convert("RGBA")
         image = _flatten(image)
         return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
     except UnidentifiedImageError as error:
@@ -128,8 +134,8 @@ def decode_whole(content: bytes, limits: Limits = LIMITS) -> Image.Image:
 
 def decode_own_size(content: bytes, channels: int, limits: Limits = LIMITS) -> np.ndarray:
     """Return an encoded image in its own size, uint8 [height, width, channels]; raise ValueError as `decode` does."""
-    image = decode_whole(content, limits)
-    return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, channels)
+    image = decode_whole(content, limits, channels == 4)
+    return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
 
 
 def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], int]:

@@ -156,7 +156,7 @@ class PositionBlocks(Dataset):
     Args:
         blocks: shards and positions of each number
         size: pixels of a side, or height and width
-        channels: 1 or 3
+        channels: 1, 3 or 4, as `decode` has it
     """
 
     unit, sets = "block", ()  # no sets are fetched ahead
@@ -178,7 +178,7 @@ class Batches(Dataset):
     Args:
         shards, orders: of each data set
         size: pixels of a side, or height and width
-        channels: 1 or 3
+        channels: 1, 3 or 4, as `decode` has it
         rows: this rank's rows of the global batch
         augment: random views, drawn by each order's seed
     """

@@ -19,7 +19,8 @@ def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor, chosen: T
     Args:
         image: [n, channels, height, width] in [-1, 1]
         kinds: color (brightness +-1/2, saturation x [0, 2], contrast x [1/2, 3/2]), translation (by up to 1/8 of the
-            height and width, zeros outside), cutout (a part of half the height and width is zero)
+            height and width, zeros outside), cutout (a part of half the height and width is zero). Of four channels
+            the fourth is alpha, whose values color leaves as they are
         u: draws [n, DRAWS] from U[0, 1)
         chosen: bool [n, kinds], whether each of the kinds changes an image; None if all do
     """
@@ -41,6 +42,8 @@ def augment(image: Tensor, kinds: tuple[Augmentation, ...], u: Tensor, chosen: T
 
 
 def _color(image: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    if image.shape[1] == 4:
+        return torch.cat([_color(image[:, :3], brightness, saturation, contrast), image[:, 3:]], 1)
     image = image + (brightness - 0.5)
     grey = image.mean(1, keepdim=True)
     image = grey + (image - grey) * (2 * saturation)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.schedule import Varying, at
+from models.visible import visible
 from trainer.draws import draw, key
 
 
@@ -24,6 +25,11 @@ def to_uint8(image: Tensor) -> Tensor:
     if not image.isfinite().all():
         raise FloatingPointError(f"{int((~image.isfinite()).sum())} of {image.numel()} pixels are not finite")
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def visible_pixels(pixels: Tensor) -> Tensor:
+    """Return uint8 images [n, channels, height, width] as `visible` shows them: uint8 [n, 1 or 3, height, width]."""
+    return pixels if pixels.shape[1] in (1, 3) else to_uint8(visible(normalize(pixels)))
 
 
 @dataclass

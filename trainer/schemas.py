@@ -19,7 +19,7 @@ Positive = Annotated[float, Meta(gt=0)]
 
 class ManifestData(Struct):
     size: int | tuple[int, int]  # in the range of its system, as that checks
-    channels: Literal[1, 3]
+    channels: Literal[1, 3, 4]
     train: str | list[str]
     test: str | list[str] | None
     cache_gb: Positive

@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     size = "resize the shorter side (bicubic, antialiased; default: keep it); with --crop, a square or HEIGHT WIDTH"
     add("--size", type=_size, metavar="PIXELS", help=size)
     add("--crop", action="store_true", help="keep only the largest centred square, or part of the shape of --size")
+    alpha = "keep the transparency of images that are changed, for runs with data.channels 4 (default: over white)"
+    add("--alpha", action="store_true", help=alpha)
     add("--format", help=f"{', '.join(FORMATS)}; keep encodes only what --size or --crop changes {default}")
     add("--quality", type=int, metavar="N", help=f"quality of encoded JPEG and WebP, 1 to 100 {default}")
     share = f"share of the images for testing if SOURCE names no splits, by a hash of each path; 0: none {default}"

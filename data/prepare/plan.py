@@ -25,6 +25,7 @@ class PrepareSettings:
     shard_bytes: int = 1_000_000_000
     size: Size | None = None  # height and width with `crop` only
     crop: bool = False
+    alpha: bool = False
     format: str = "keep"
     quality: int = 95
     max_pixels: int = LIMITS.pixels
@@ -44,6 +45,8 @@ class PrepareSettings:
             fits = self.crop or isinstance(self.size, int)
             check_range("size", size, fits, "one number, the shorter side, or --crop beside height and width")
         check_range("format", self.format, self.format in FORMATS, ", ".join(FORMATS))
+        kept = "png, webp or keep with --alpha, as JPEGs are never transparent"
+        check_range("format", self.format, not (self.alpha and self.format == "jpeg"), kept)
         check_range("quality", self.quality, 1 <= self.quality <= 100, "1 to 100")
         for name in ("per_shard", "shard_bytes", "max_pixels", "max_bytes", "max_scans"):
             check_range(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")

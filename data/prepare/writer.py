@@ -77,7 +77,8 @@ class Writer:
 def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
     """Return an image's format and bytes in the size, crop and format of the settings; its own bytes if they fit.
 
-    A changed image is upright, of mode L or RGB, and with the format `keep` JPEG or WebP if it was that, else PNG.
+    A changed image is upright, of mode L or RGB (or RGBA, where alpha is kept), and with the format `keep` JPEG or WebP
+    if it was that, else PNG.
 
     Raises:
         ValueError: The bytes are no image or damaged, or the new image would be too large.
@@ -93,7 +94,7 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
     fits = (height, width) == sides(size) if settings.crop else min(width, height) == size
     if fits and wanted == form:
         return form, content
-    image = decode_whole(content, settings.limits)
+    image = decode_whole(content, settings.limits, settings.alpha)
     if not fits:
         image = _resized(image, settings)
     wanted = wanted if wanted in ENCODED else "PNG"

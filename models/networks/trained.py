@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.visible import visible
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
 Build = Callable[[dict[str, Tensor]], tuple[nn.Module, dict[str, Tensor]]]
 
@@ -47,6 +49,6 @@ class Trained(nn.Module):
         self.eval().requires_grad_(False)
 
     def standardized(self, image: Tensor) -> Tensor:
-        """Return images [n, 1 or 3, h, w] in [-1, 1] as the network takes them, in the type of its weights."""
+        """Return images [n, channels, h, w] in [-1, 1] as the network takes them, in the type of its weights."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return ((image.to(mean.dtype).expand(-1, 3, -1, -1) + 1) / 2 - mean) / std
+        return ((visible(image.to(mean.dtype)).expand(-1, 3, -1, -1) + 1) / 2 - mean) / std

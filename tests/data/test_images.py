@@ -36,6 +36,25 @@ def test_large_jpegs_are_scaled_while_they_are_decoded():
     assert np.abs(scaled - whole).max() > 0, "it took another way"
 
 
+def test_four_channels_are_colour_and_alpha():
+    """To the bit where the size fits; opaque where an image has no alpha."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    for form, options in ("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True}):
+        assert (decode(encoded(pixels, form, **options), 32, 4) == pixels).all()
+    greys = decode(encoded(pixels[..., 2:]), 32, 4)  # of mode LA
+    assert (greys == pixels[..., [2, 2, 2, 3]]).all()
+    for form, options in ("PNG", {}), ("JPEG", {}):
+        opaque = encoded(smooth(32, 32), form, **options)
+        assert (decode(opaque, 32, 4)[..., :3] == decode(opaque, 32, 3)).all()
+        assert (decode(opaque, 32, 4)[..., 3] == 255).all()
+    flipped = decode(encoded(pixels), 16, 4, View(flip=True))
+    assert (flipped == decode(encoded(pixels[:, ::-1]), 16, 4)).all()
+    clear = np.zeros((32, 32, 4), np.uint8)
+    clear[:, 16:] = [200, 100, 50, 255]
+    colours = decode(encoded(clear), 16, 4)[:, 8:, :3].astype(int)
+    assert np.abs(colours - [200, 100, 50]).max() <= 2, "what is clear darkens no edge"
+
+
 def test_decode_of_uncommon_images():
     clear = np.zeros((32, 32, 4), np.uint8)
     clear[:, 16:, 3] = 255

@@ -342,6 +342,19 @@ def test_changed_images_are_upright_opaque_and_not_too_large():
     assert (decode(changed, 4, 1) == 128).all()
 
 
+@pytest.mark.parametrize(("form", "options"), [("keep", {}), ("png", {}), ("webp", {"size": (8, 6), "crop": True})])
+def test_changed_images_keep_their_alpha_if_asked(form, options):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 4), dtype=np.uint8)
+    content, size = encoded(pixels, "TIFF"), options.get("size", 6)
+    _, changed = convert(content, PrepareSettings(alpha=True, format=form, **{"size": 6, "crop": True} | options))
+    with Image.open(io.BytesIO(changed)) as image:
+        assert image.mode == "RGBA"
+    if form != "webp":
+        assert (decode(changed, size, 4) == decode(content, size, 4)).all()
+    _, changed = convert(content, PrepareSettings(size=6))
+    assert (decode(changed, (6, 8), 4)[..., 3] == 255).all(), "over white otherwise"
+
+
 def images_of_every_kind() -> dict[str, bytes]:
     def saved(image: Image.Image, form: str, **options) -> bytes:
         file = io.BytesIO()
@@ -748,6 +761,7 @@ def numbered_shards(tmp_path) -> Path:
         (["digits", "out", "--size", "-8"], "--size: must be PIXELS, or HEIGHT WIDTH beside --crop; got -8"),
         (["digits", "out", "--size", "8", "9", "9"], "unrecognized arguments: 9"),
         (["digits", "out", "--format", "bmp"], "--format is bmp, expected keep, png, jpeg, webp"),
+        (["digits", "out", "--format", "jpeg", "--alpha"], "--format is jpeg, expected png, webp or keep with --alpha"),
         (["digits", "out", "--quality", "0"], "--quality is 0, expected 1 to 100"),
         (["digits", "out", "--workers", "0"], "--workers is 0, expected at least 1"),
         (["digits", "out", "--max_rejected", "2"], "--max_rejected is 2.0, expected a share"),

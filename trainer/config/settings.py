@@ -88,7 +88,7 @@ class DataConfig:
             are resized and cropped to it as they are read. Networks halve images several times, so both must be
             multiples of a power of two, which depends on the networks: those with maps of codes
             (system.networks.latent_stride) and discriminators of patches take the most sizes.
-        channels: Channels of an image: 1 (grey) or 3 (colour).
+        channels: Channels of an image: 1 (grey), 3 (colour, transparent images over white), or 4 (colour and alpha).
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
         crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1], resized
@@ -115,7 +115,7 @@ class DataConfig:
     train: list[Location] | Location
     test: list[Location] | Location | None = None
     size: Size = 32
-    channels: Literal[1, 3] = 3
+    channels: Literal[1, 3, 4] = 3
     workers: NonNegativeInt = 2
     crop: Crop | None = None
     flip: bool = False

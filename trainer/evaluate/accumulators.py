@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trainer.batch import visible_pixels
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.ranks import EvaluationRanks, raise_on_all_ranks
 from trainer.exact_sum import ExactSum
@@ -13,7 +14,7 @@ from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.statistics import FeatureStatistics, Moments
 from trainer.precision import strict_fp32
 
-ImagesByIndex = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, 1 or 3, h, w]
+ImagesByIndex = Callable[[Tensor], Tensor]  # maps indices [n] to images, uint8 [n, channels, h, w]
 
 
 class FeatureAccumulator:
@@ -32,12 +33,13 @@ class FeatureAccumulator:
         self.sharpness = ExactSum((), device)
 
     def update(self, index: Tensor, pixels: Tensor) -> None:
-        """Add images, uint8 [n, 1 or 3, h, w], whose indices in the set are `index` [n].
+        """Add images, uint8 [n, channels, h, w], whose indices in the set are `index` [n]; transparent ones over white.
 
         Raises:
             FloatingPointError: a feature is not finite.
             ValueError: the images have another type or shape.
         """
+        pixels = visible_pixels(pixels)
         features, logits = extract_features(self.extractor, pixels)
         features = features.to(self.device)
         self.moments.update(features)

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from trainer.batch import visible_pixels
 from trainer.evaluate.accumulators import ImagesByIndex
 from trainer.evaluate.extractors.extractor import BATCH, Extractor
 from trainer.precision import strict_fp32
@@ -52,7 +53,7 @@ class _ImageDataset(Dataset[Tensor]):
     def __getitem__(self, i: int) -> Tensor:
         if i // BATCH != self.block:
             self.block = i // BATCH
-            self.loaded = self.images(torch.arange(self.num).split(BATCH)[self.block]).cpu()
+            self.loaded = visible_pixels(self.images(torch.arange(self.num).split(BATCH)[self.block])).cpu()
         return self.loaded[i % BATCH]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from data.files import atomically
 from data.shards.reader import write as write_samples
 from data.sources.source import png
+from trainer.batch import visible_pixels
 from trainer.extras import needs
 from trainer.generate.panels import Pictures
 from trainer.log.pictures import grid, picture
@@ -80,7 +81,7 @@ def write_films(pictures: Pictures, out: Path, kind: str, fps: int) -> set[Path]
 def _enlarged(pixels: Tensor) -> Image.Image:
     _, height, width = pixels.shape
     scale = max(1, FILM_SIZE // max(height, width))
-    return picture(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+    return picture(visible_pixels(pixels[None])[0]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
 
 
 def _save_gif(frames: list[Image.Image], path: Path, fps: int) -> None:

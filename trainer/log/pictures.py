@@ -14,7 +14,7 @@ from data.loader import Samples, read
 from data.order import random_positions
 from models import System
 from models.resize import resize
-from trainer.batch import normalize, to_uint8
+from trainer.batch import normalize, to_uint8, visible_pixels
 from trainer.classes import check_labels, in_turn
 from trainer.config.settings import DataConfig
 from trainer.draws import key
@@ -81,14 +81,15 @@ def panels(system: System, inputs: GridInputs) -> Panels:
 
 
 def picture(pixels: Tensor) -> Image.Image:
-    """Return uint8 pixels [1 or 3, height, width] as a picture in grey or colour."""
+    """Return uint8 pixels [1, 3 or 4, height, width] as a picture in grey, in colour, or in colour with alpha."""
     return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).cpu().numpy())
 
 
 def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Sequence[str] = ()) -> Image.Image:
     """Return a picture of titled panels below each other, with images in rows of `columns`.
 
-    Each panel has the rows that its images fill. Images smaller than `pixels` are enlarged by a whole number.
+    Each panel has the rows that its images fill. Transparent images are shown over white. Images smaller than `pixels`
+    are enlarged by a whole number.
     `headings` stand above the first columns.
     """
     height, width = next(iter(panels.values())).shape[-2:]
@@ -101,7 +102,7 @@ def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Seq
         draw.text((i * column + 2, 1), heading, fill="black", font_size=15)
     for top, (name, images) in zip([0, *ends], panels.items(), strict=False):
         draw.text((2, top + 1), name, fill="black", font_size=15)
-        for i, image in enumerate(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
+        for i, image in enumerate(visible_pixels(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
             picture = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(picture, (i % columns * column, top + title + i // columns * row))
     return canvas
@@ -110,7 +111,7 @@ def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Seq
 def thumbnails(images: Tensor, side: int) -> Tensor:
     """Return uint8 images [n, channels, height, width] as squares of a side, in [0, 1], with black edges."""
     scale = side / max(images.shape[-2:])
-    small = resize(images / 255, [max(1, round(length * scale)) for length in images.shape[-2:]])
+    small = resize(visible_pixels(images) / 255, [max(1, round(length * scale)) for length in images.shape[-2:]])
     return F.pad(small, (0, side - small.shape[-1], 0, side - small.shape[-2]))
 
 

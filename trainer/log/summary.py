@@ -17,6 +17,7 @@ from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
 from trainer.step import PlayerState
 
+COLOURS = {1: "grey", 3: "colour", 4: "colour and alpha"}  # by channels
 INDENT, WIDTH = 12, 120  # of a block's texts, and of its lines
 
 
@@ -35,7 +36,7 @@ def run_summary(parts: RunParts, players: Sequence[PlayerState], accelerator: Ac
         *(("weights", line) for line in (parts.initial.lines if parts.initial else ())),
         ("data", f"{images} training images, {parts.orders[0].steps_per_epoch} steps an epoch; {held_out} held out"),
         *(("", redacted(source)) for source in (*data.trains, *data.tests)),
-        ("images", f"{height} x {width} pixels, {'grey' if data.channels == 1 else 'colour'}"),
+        ("images", f"{height} x {width} pixels, {COLOURS[data.channels]}"),
         (
             "batch",
             f"{settings.batch_size} images a step = {world} x {parts.per_rank_batch // parts.micro_batch} x "

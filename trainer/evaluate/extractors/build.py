@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.config.settings import DataConfig, EvaluateConfig
 from trainer.distributed.ranks import run_on_main
-from trainer.evaluate.extractors.demo_cnn import FILE, Sets, demo_random, fit, is_fit, load_demo_cnn
+from trainer.evaluate.extractors.demo_cnn import FILE, Sets, demo_random, fit, is_fit, load_demo_cnn, visible_channels
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.file import FileExtractor
 from trainer.evaluate.extractors.inception import inception
@@ -41,7 +41,7 @@ def build_extractor(
         path = Path(weights or run_dir / FILE)
         if weights is None:
             run_on_main(accelerator, lambda: None if is_fit(path, train, test, data) else fit(train, test, data, path))
-        extractor = load_demo_cnn(path, data.channels)
+        extractor = load_demo_cnn(path, visible_channels(data))
     elif weights:
         raise ValueError(f"{prefix}weights has no effect while {prefix}extractor is {kind}; leave it out")
     elif kind == "demo-random":

@@ -24,6 +24,7 @@ from data.loader import Samples, read
 from data.order import Order, random_positions
 from data.processes import PROCESSES, end_with_parent, prepare_workers
 from models.manifest import check_tensors
+from trainer.batch import visible_pixels
 from trainer.config.settings import DataConfig
 from trainer.evaluate.extractors.extractor import resize
 
@@ -106,7 +107,7 @@ def demo_random(train: Sets, data: DataConfig, images: int = 5_000) -> DemoCNN:
     """
     with _reproducible():
         pixels = _some(train, images, data)[0]
-        network = DemoCNN(data.channels, 1)  # the class is not used
+        network = DemoCNN(visible_channels(data), 1)  # the class is not used
         for module in network.body:
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0  # one forward pass then sets the statistics
@@ -145,7 +146,9 @@ def fit(train: Sets, test: Sets, data: DataConfig, path: Path, images: int = 20_
     """
     check_labels(train, test)
     with _reproducible():
-        network = DemoCNN(data.channels, int(max(labels.max() for labels in (*_labels(train), *_labels(test)))) + 1)
+        network = DemoCNN(
+            visible_channels(data), int(max(labels.max() for labels in (*_labels(train), *_labels(test)))) + 1
+        )
         pixels, labels = _some(train, images, data)
         _train(network, pixels, labels, steps)
         accuracy = _accuracy(network, *_some(test, 5_000, data))
@@ -199,6 +202,11 @@ def identity(train: Sets, test: Sets, data: DataConfig) -> list[Any]:
     return [*(images.fingerprint() for images in (*train, *test)), plain(data.size), data.channels]
 
 
+def visible_channels(data: DataConfig) -> int:
+    """Return the channels of images as `visible_pixels` shows them."""
+    return 1 if data.channels == 1 else 3
+
+
 def _labels(sets: Sets) -> list[np.ndarray]:
     return [images.labels if len(sets) == 1 else np.full(len(images), i) for i, images in enumerate(sets)]
 
@@ -210,7 +218,8 @@ def _some(sets: Sets, count: int, data: DataConfig) -> tuple[Tensor, Tensor]:
         positions = random_positions(len(images), min(count // len(sets), *map(len, sets)), 0)
         ordered = np.sort(positions)  # in another order remote shards would be fetched again and again
         parts = np.array_split(ordered, max(1, len(ordered) // 256))
-        resized = torch.cat([_resize(read(images, part, data.size, data.channels).image) for part in parts])
+        found = (visible_pixels(read(images, part, data.size, data.channels).image) for part in parts)
+        resized = torch.cat([_resize(image) for image in found])
         pixels.append(resized[np.searchsorted(ordered, positions)])
         labels.append(torch.from_numpy(known[positions]))
     return torch.cat(pixels), torch.cat(labels)
