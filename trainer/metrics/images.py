@@ -1,4 +1,4 @@
-"""Metrics of images and of codes, in float64: sharpness, PSNR, SSIM, how codes fit the prior, and their spectrum."""
+"""Metrics of images and of codes: sharpness, PSNR, SSIM, how codes fit the prior, and their spectrum."""
 
 import torch
 from torch import Tensor, nn
