@@ -5,6 +5,7 @@ Prints what trainer.log.health says about each run, and draws the curve that tel
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ SETTINGS = (
     "--evaluate.every 40 --evaluate.num 300 --evaluate.metrics [fid,prdc] --evaluate.extractor demo-random"
 )
 TERNARY = "ternary/discriminator_loss"
+CHANCE = math.log(3)  # the loss of a ternary discriminator that guesses
 HEALTHY, ENDED = "healthy", ("finished", "diverged")
 
 
@@ -76,6 +78,10 @@ def draw(runs: Path, out: Path) -> None:
         for name, colour in ((case.symptom, "#d62728"), (HEALTHY, "#7f7f7f")):
             points = [(line["step"], line[case.curve]) for line in Run(runs / name).lines if case.curve in line]
             panel.plot(*zip(*points, strict=True), color=colour, label=name)
+        if case.curve == TERNARY:
+            panel.axhline(CHANCE, color="#1f77b4", linestyle="--")
+            panel.margins(y=0.15)  # room for its name
+            panel.text(250, CHANCE + 0.02, "chance, ln 3", ha="right", color="#1f77b4")
         panel.set(title=case.symptom, ylabel=case.axis, xlabel="step")
         if case.symptom in ("posterior collapse", "diverging"):
             panel.set_yscale("log")

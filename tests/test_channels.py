@@ -75,7 +75,7 @@ def test_a_run_from_before_data_bits_goes_on_with_eight(bits, differs):
 def test_structural_similarity_is_the_same_in_sixteen_bits():
     eight = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     wide = (eight.int() * 257).to(torch.uint16)
-    assert ssim(wide, wide.flip(0)).tolist() == pytest.approx(ssim(eight, eight.flip(0)).tolist())
+    assert ssim(wide, wide.flip(0)).tolist() == pytest.approx(ssim(eight, eight.flip(0)).tolist(), rel=1e-4)  # float32
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from conftest import NETWORKS, ROOT, SMALL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from data.shards.reader import Shards
 from models.networks import NetworkConfig
 from models.networks.autoencoder import Decoder
 from trainer.config.parser import configure
@@ -121,6 +122,8 @@ def test_it_agrees_with_the_run(run, report, here, digits, tmp_path, system):
     words = dry.out.split()
     for name in expected.system.networks():
         assert f"{name} {words[words.index(name) + 1].removesuffix(',')} weights" in done.stderr
+    assert "  fingerprint of the shards  " in dry.out
+    assert f" {Shards(digits / 'train').fingerprint()}" in dry.out
     assert dry.row("data.train")[-13:-9] == ["1", "1,438", "2.95", "MB"]
     assert dry.row("data.train")[-7:-5] == ["0.00559", "179"]
     assert "1,438 training images, 179 steps an epoch" in done.stderr

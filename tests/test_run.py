@@ -590,6 +590,7 @@ def test_an_unset_extractor_is_settled_once_and_kept(here, digits, tmp_path, mon
     path.write_bytes(b"weights")
     assert "eval/rfid359/demo-random-v1" in lines(tmp_path / "run")[-1]
     (scores,) = (tmp_path / "run" / "checkpoints").glob("*/scores.json")
+    assert ": evaluating 2 samples and 359 held-out images ...\n" in first.stderr
     assert json.loads(scores.read_text())["evaluation"]["judged_by"] == "rfid", "which chooses the best checkpoint"
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["evaluate"]["extractor"] == "demo-random"
     resumed = configure(["--data.train", str(digits), *map(str, run), "2"])

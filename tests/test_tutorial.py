@@ -55,5 +55,7 @@ def test_a_reader_gets_from_photos_to_an_export(blocks, photos, monkeypatch, tmp
         else:
             done = subprocess.run(["bash", "-euc", text], env=os.environ | settings, capture_output=True, text=True)
             assert done.returncode == 0, f"{text}\n{done.stderr}"
-    expected = "report.html out/samples out/reconstructions out/strips out/photos/README.md out/photos-samples"
+    expected = (
+        "runs/photos/report.html out/samples out/reconstructions out/strips out/photos/README.md out/photos-samples"
+    )
     assert all((tmp_path / name).exists() for name in expected.split())

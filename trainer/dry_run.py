@@ -106,7 +106,17 @@ class Report:
         return table(rows)
 
     def _data(self) -> Iterator[str]:
-        head = ("set", "shards", "images", "bytes", "where", "fingerprint", "epochs", "steps per epoch", "order")
+        head = (
+            "set",
+            "shards",
+            "images",
+            "bytes",
+            "where",
+            "fingerprint of the shards",
+            "epochs",
+            "steps per epoch",
+            "order",
+        )
         rows: list[tuple[Any, ...]] = [head]
         for i, shards in enumerate((*self.trains, *self.tests)):
             name, of_run = "data.test", list[Any]([None] * 3)

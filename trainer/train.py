@@ -281,6 +281,8 @@ class Run:
     def _evaluate(self) -> None:
         """Score the averaged networks, and add the scores to this step's checkpoint."""
         assert self.evaluator is not None
+        drawn = self.config.evaluate.num if self.parts.system.can("sample") else 0
+        self.logger.evaluating(self.step, drawn, sum(map(len, self.parts.tests)))
         try:
             scores, facts = self.evaluator()
         except FloatingPointError as error:

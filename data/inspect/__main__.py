@@ -48,7 +48,7 @@ def describe(folder: Path, dataset: Dataset) -> str:
         row("modes", lambda split: _counts(split.modes)),
         row("mean", lambda split: _figures(split.latents.latents_mean if split.latents else split.mean)),
         row("std", lambda split: _figures(split.latents.latents_std if split.latents else split.std)),
-        row("fingerprint", lambda split: split.fingerprint),
+        row("fingerprint of the samples", lambda split: split.fingerprint),
     ]
     labels = sorted({int(label) for split in splits for label in split.labels})
     if len(labels) <= MOST_CLASSES:
@@ -59,7 +59,7 @@ def describe(folder: Path, dataset: Dataset) -> str:
     else:
         counts = [[split.labels.get(str(label), 0) for label in labels] for split in splits]
         rows.append([f"{len(labels)} classes", *(f"{min(n)} to {max(n)} images each" for n in counts)])
-    lines = [f"{folder}, fingerprint {dataset.fingerprint}", *table(rows)]
+    lines = [f"{folder}, fingerprint of all samples {dataset.fingerprint}", *table(rows)]
     if rejected := dataset.rejected:
         lines.append(f"rejected: {len(rejected):,}")
         lines += [f"  {one.file}: {one.reason}" for one in rejected[:MOST_REJECTED]]

@@ -145,4 +145,4 @@ def _differences(folder: Path, expected: dict[str, Split], found: dict[str, Spli
 def _text(entry: ShardEntry | None) -> str:
     if entry is None:
         return "no such shard"
-    return f"{entry.images:,} images, {entry.bytes:,} bytes, fingerprint {entry.fingerprint}"
+    return f"{entry.images:,} images, {entry.bytes:,} bytes, fingerprint of the samples {entry.fingerprint}"

@@ -58,5 +58,5 @@ def test_the_wheel_trains_reports_and_exports_without_the_repository(tmp_path, v
         call(python, "-m", *shlex.split(line), cwd=tmp_path)
     found = call(python, "-c", "import models; print(models.__file__); models.load('export')", cwd=tmp_path)
     assert Path(found.strip()).is_relative_to(tmp_path / "env")
-    assert (tmp_path / "report.html").stat().st_size > 0
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
     assert len([*(tmp_path / "samples").glob("*.png")]) == 2

@@ -160,7 +160,7 @@ def finish(
             f"{name}: {split.images:,} latents {planned['latent_shape']}, {split.image_bytes:,} bytes, scaling_factor "
             f"{split.latents.scaling_factor:.5g}, shift_factor {split.latents.shift_factor:.5g}"
         )
-    return "\n".join([f"{out}, fingerprint {fingerprint}", *lines])
+    return "\n".join([f"{out}, fingerprint of all samples {fingerprint}", *lines])
 
 
 def _encoder(checkpoint: Path, device: str) -> LatentEncoder:

@@ -10,9 +10,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.redact import printable
 from models import System
-from trainer.report.results import MEASURES
+from trainer.report.results import MEASURES, Measure
 
 SCORE = re.compile(r"eval/([a-z_]+?)(\d+)(k?)((?:/[^/]+)*)")  # what was measured, on how many images, by what
+CARD_MEASURES = MEASURES | {
+    one.key: one
+    for one in (
+        Measure("density", "density", "higher", 2),
+        Measure("coverage", "coverage", "higher", 2),
+        Measure("cycle_psnr", "PSNR of cycles", "higher", 1),
+    )
+}
+DEVIATION = re.compile(r"(eval/[a-z]+)_std(\d.*)")  # of a score over parts of the images
 # How Markdown marks up: punctuation, but for what is harmless within a line.
 MARKUP = re.compile(r"[!-,:-@\[-`{-~]|(?<=www)\.", re.IGNORECASE)
 
@@ -41,6 +50,7 @@ def card(system: System, metadata: dict[str, Any], settings: dict[str, Any], **c
         kind=type(system).__name__,
         encodes=system.can("posterior"),
         translates=system.can("translate"),
+        draws=system.can("sample") and system.judged_by == "fid",
         latent_shape=system.latent_shape,
         classes=system.classes,
         label=", label" if system.classes else "",
@@ -70,18 +80,22 @@ def tags(system: System, library: str, license_: str | None) -> dict[str, Any]:
 
 
 def score_rows(scores: dict[str, float]) -> list[dict[str, Any]]:
-    """Return the rows of the table of scores; other names than those of scores are left out."""
-    rows = []
+    """Return the rows of the table of scores, with their deviations; other names than those of scores are left out."""
+    rows, deviations = (
+        [],
+        {DEVIATION.sub(r"\1\2", name): value for name, value in scores.items() if DEVIATION.match(name)},
+    )
     for name, value in scores.items():
-        if match := SCORE.fullmatch(name):
+        if (match := SCORE.fullmatch(name)) and not DEVIATION.match(name):
             key, number, thousands, by = match.groups()
-            measure, parts = MEASURES.get(key), by.strip("/").split("/")
+            measure, parts = CARD_MEASURES.get(key), by.strip("/").split("/")
+            shown = [value, deviations[name]] if name in deviations else [value]
             head = f"{measure.head} {measure.arrow}" if measure else key.replace("_", " ")
             way = f" ({parts.pop(0)})" if parts[0] in ("a2b", "b2a") else ""  # of a translation
             rows.append(
                 {
                     "name": head + way,
-                    "value": measure.text(value) if measure else f"{value:.4g}",
+                    "value": " ± ".join(measure.text(one) if measure else f"{one:.4g}" for one in shown),
                     "images": f"{int(number) * (1000 if thousands else 1):,}",
                     "extractor": "/".join(parts),
                 }

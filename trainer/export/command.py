@@ -2,9 +2,14 @@
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
+from data.redact import printable
 from models.diffusers import WEIGHTS_FILE
+from models.manifest import checkpoints
+from trainer.checkpoint.files import read_scores
 from trainer.distributed.exit import user_errors
 from trainer.export import folder, hub, images
 from trainer.export.arguments import parser
@@ -64,7 +69,20 @@ def export(settings: argparse.Namespace) -> str:
         (unfinished / "README.md").write_text(text, encoding="utf-8")
     files = ", ".join(sorted(path.name for path in out.iterdir()))
     said = f"{out}: step {source.saved.step:,} of a {type(source.system).__name__} as {files}"
-    return f"{said}\n{hub.push(out, settings.push, settings.private)}" if settings.push else said
+    pushed = f"\n{hub.push(out, settings.push, settings.private)}" if settings.push else ""
+    if not source.scores and settings.ema_length is None:
+        print(printable(f"warning: {unscored(source.path)}"), file=sys.stderr)
+    return f"{said}{pushed}"
+
+
+def unscored(checkpoint: Path) -> str:
+    """Return that a checkpoint has no scores, and how to get some."""
+    others = [path for path in checkpoints(checkpoint.parent) if read_scores(path)]
+    instead = f", or export {others[0]}, the newest that has some" if others else ""
+    return (
+        f"{checkpoint.name} has no scores, and so the model card has none: no evaluation was due when it was saved, by "
+        f"Ctrl-C for example. Get them by `python -m trainer.evaluate {shlex.quote(str(checkpoint))}`{instead}"
+    )
 
 
 def card_of(
@@ -86,6 +104,8 @@ def card_of(
         source.configuration,
         title=name,
         place=json.dumps(name),
+        command_place=shlex.quote(printable(name, keep="")),
+        command_folder=shlex.quote(printable(Path(name).name, keep="")),
         pushed=bool(settings.push),
         diffusers=diffusers,
         step=source.saved.step,

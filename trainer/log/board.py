@@ -33,12 +33,14 @@ class Board:
         self.folder, self.flushed_step = folder, step  # of the last line whose curves are on the disk
         self.tags = {*tags}
         self.named: dict[str, float] = {}  # the last log line's confusion of a ternary discriminator
+        self.starts = 1 + len([*folder.glob("events.out.tfevents.*")])  # each start has written a file
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def start(self, configuration: str, begin: str) -> None:
         """Record the configuration, and as what the run starts or resumes."""
         self.writer.add_text("configuration", f"```yaml\n{configuration}\n```", 0)
         self.writer.add_text("starts", begin, self.flushed_step)
+        self.plot(self.flushed_step, {"run/starts": self.starts})  # beside the curves, which may bend there
 
     def plot(self, step: int, values: dict[str, Any]) -> None:
         """Plot the values that have a slash in their names; new ones get into the layout of charts."""

@@ -63,6 +63,7 @@ QUESTIONS: dict[str, list[Chart]] = {
         Chart("share of the time spent waiting for data", ("speed/data_wait",)),
         Chart("peak memory of the main process (GB)", ("speed/.*_gb$",)),
         Chart("TFLOPS of a process", ("speed/tflops",)),
+        Chart("starts of the run", ("run/starts",)),
     ],
 }
 

@@ -104,6 +104,12 @@ class RunLogger:
             self._append(json.dumps({"step": step, **values, **facts}) + "\n", step)
         self.trackers.notify()
 
+    def evaluating(self, step: int, samples: int, held_out: int) -> None:
+        """Print that an evaluation begins, which may take minutes, into a file; a terminal shows the progress bar."""
+        if self.is_main and self.bar.disable:
+            images = f"{samples:,} samples and " * bool(samples) + f"{held_out:,} held-out images"
+            self.message(f"step {step}: evaluating {images} ...")
+
     def scores(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """Record an evaluation's scores, and print them by short names."""
         self.scalars(step, values, **facts)

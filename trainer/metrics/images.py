@@ -1,4 +1,4 @@
-"""Metrics of images and of codes, in float64: sharpness, PSNR, SSIM, how codes fit the prior, and their spectrum."""
+"""Metrics of images and of codes: sharpness, PSNR, SSIM, how codes fit the prior, and their spectrum."""
 
 import torch
 from torch import Tensor, nn
@@ -79,15 +79,16 @@ def laplacian_variance(image: Tensor) -> Tensor:
 
 
 def ssim(image: Tensor, other: Tensor) -> Tensor:
-    """Return the structural similarity [n] of uint8 or uint16 images [n, c, h, w] (Wang et al. 2004)."""
+    """Return the structural similarity [n] of images [n, c, h, w] (Wang et al. 2004), to about five digits.
+
+    They are uint8 or uint16.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds
 
-    # Its variances are differences of squares: float32 has too few digits for that.
-    values = structural_similarity_index_measure(
-        image.double(), other.double(), data_range=float(peak(image)), reduction="none"
-    )
-    assert isinstance(values, Tensor)
-    return values
+    # One by one and in float32: 64 images of 256 pixels at once, in float64, take 20 GB and 30 times as long on a CPU.
+    pairs, largest = zip(image.float().split(1), other.float().split(1), strict=True), float(peak(image))
+    values = [structural_similarity_index_measure(*pair, data_range=largest, reduction="none") for pair in pairs]
+    return torch.cat([value for value in values if isinstance(value, Tensor)])
 
 
 def psnr(image: Tensor, other: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def parser() -> CommandParser:
         "--out",
         metavar="FILE",
         type=Path,
-        default=Path("report.html"),
-        help="the page to write; one that is there is replaced (default: report.html)",
+        help="the page to write; one that is there is replaced (default: report.html in the folder of the run, of "
+        "several in the current folder)",
     )
     return made
 
@@ -33,16 +33,18 @@ def parser() -> CommandParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     settings = parser().parse_args(arguments)
+    alone = len(settings.runs) == 1
+    out: Path = settings.out or (settings.runs[0] if alone else Path()) / "report.html"
     with user_errors():
-        if settings.out.is_dir() or not settings.out.parent.is_dir():
-            what = "is a folder" if settings.out.is_dir() else f"lies in {settings.out.parent}, which does not exist"
-            raise ValueError(f"--out {settings.out} {what}: name a file in an existing folder, such as report.html")
+        if settings.out and (out.is_dir() or not out.parent.is_dir()):
+            what = "is a folder" if out.is_dir() else f"lies in {out.parent}, which does not exist"
+            raise ValueError(f"--out {out} {what}: name a file in an existing folder, such as report.html")
         entries = open_entries(settings.runs)
         from trainer.files import write_atomically
         from trainer.report.page import report  # importing matplotlib takes a second
 
-        write_atomically(settings.out, report(entries))
-    print(f"{settings.out.absolute()}: {len(entries)} run{'s' * (len(entries) > 1)}")
+        write_atomically(out, report(entries))
+    print(f"{out.absolute()}: {len(entries)} run{'s' * (len(entries) > 1)}")
 
 
 def open_entries(folders: list[Path]) -> list[Entry]:

@@ -1,6 +1,8 @@
 """The folder of an export: what opens it, what it states, how training goes on from it, and what is refused."""
 
 import json
+import re
+import shlex
 import shutil
 from functools import partial
 
@@ -116,6 +118,33 @@ def test_other_commands_accept_an_export(export, tiny_run, tmp_path, capsys):
     assert (tmp_path / "copy" / "decoder.safetensors").read_bytes() == (
         tmp_path / "out" / "decoder.safetensors"
     ).read_bytes()
+
+
+def test_the_card_draws_new_images_and_a_missing_score_is_told(export, tiny_run, digits, tmp_path, monkeypatch):
+    run = shutil.copytree(tiny_run("VAEGAN"), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    done = export(run, "my out", "--num", 0)
+    assert done.err.count("warning: ") == 1
+    assert "step_00000003 has no scores" in done.err
+    assert f"`python -m trainer.evaluate {run}/checkpoints/step_00000003`\n" in done.err
+    card = (tmp_path / "my out" / "README.md").read_text()
+    assert f"fingerprint of the shards {Shards(digits / 'train').fingerprint()}\n" in card
+    python, command = (
+        part.strip() for part in re.findall(r"^```(?:python)?\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    )
+    made = {"image": torch.zeros(2, 1, 32, 32)}
+    exec(python, made)
+    assert (made["reconstruction"].shape, made["new"].shape) == ((2, 1, 32, 32), (16, 1, 32, 32))
+    _, _, _, *arguments = shlex.split(command)
+    generate(arguments)
+    assert len([*(tmp_path / "samples").rglob("*.png")]) == 100
+
+    scored = run / "checkpoints" / "step_00000002"
+    scored.mkdir()
+    (scored / "scores.json").write_text(json.dumps({"scores": {"eval/fid9/a": 1.0}, "evaluation": {}}))
+    assert f"or export {scored}, the newest that has some\n" in export(run, "more", "--num", 0).err
+    shutil.copy(scored / "scores.json", run / "checkpoints" / "step_00000003")
+    assert "warning" not in export(run, "last", "--num", 0).err
 
 
 def test_training_goes_on_from_a_full_export_as_from_the_run(export, here, tiny_run, tmp_path):

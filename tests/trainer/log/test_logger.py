@@ -43,6 +43,18 @@ def test_a_file_gets_a_line_in_ten_seconds_and_the_last(tmp_path, capsys, monkey
     assert printed.splitlines()[1].endswith("a/kl 1  images/s 8  data wait 0%  eta 00:07")
 
 
+def test_a_file_tells_that_an_evaluation_begins(tmp_path, capsys):
+    run_logger = RunLogger(tmp_path, 0, 4, is_main=True)
+    run_logger.evaluating(4, 10_000, 359)
+    run_logger.evaluating(4, 0, 359)
+    run_logger.bar.disable = False
+    run_logger.evaluating(4, 0, 359)  # a terminal's bar is there
+    run_logger.bar.disable = True
+    run_logger.close()
+    images = "10,000 samples and 359 held-out images", "359 held-out images"
+    assert capsys.readouterr().err == "".join(f"step 4: evaluating {one} ...\n" for one in images)
+
+
 def test_a_damaged_image_costs_the_projector_and_not_the_run(tmp_path, capsys):
     def embed():
         raise DataError("7.jpg is damaged")

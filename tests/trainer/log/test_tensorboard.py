@@ -2,28 +2,71 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from urllib.request import urlopen
 
 import pytest
 from conftest import BOARD, wait_until
+from playwright.sync_api import Page, sync_playwright
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from trainer.log.board import Board
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUN = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--trainer.steps", "4", "--trainer.log_every", "2"]
 RUN += ["--evaluate.every", "4", "--evaluate.num", "32", "--evaluate.extractor", "demo-random"]
 
 
+TABS = {
+    "timeseries": ["starts", "generator_loss/ternary"],
+    "scalars": ["autoencoder/kl", "eval/fid32/demo-random-v1"],
+    "custom_scalars": ["How good is it?", "Is the machine busy?"],
+    "images": ["confusion of the ternary discriminator", "traversals of codes, from -3 to 3 deviations"],
+    "histograms": ["codes/means"],
+    "distributions": ["codes/means"],
+    "text": ["configuration/text_summary", "Starting at step 0 of 4"],
+    "hparams": ["system.discriminator", "eval/fid32/demo-random-v1"],
+    "projector": ["Points: 359"],
+}
+
+
 @pytest.fixture
-def board(here, tmp_path):
-    """`board(path)`: the JSON that TensorBoard's page gets from a path of its server."""
+def url(here, tmp_path):
+    """The address of TensorBoard's server on a run."""
     done = here(*RUN, *BOARD, "--trainer.run_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     start = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", "0", "--load_fast", "false"]
     with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as server:
         (url,) = next(found for line in server.stderr if (found := re.findall(r"http://localhost:\d+/", line)))
         assert b"<tb-webapp" in urlopen(url).read()
-        yield lambda path: json.load(urlopen(f"{url}data/{path}"))
-        server.terminate()
+        try:
+            yield url
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def board(url):
+    """`board(path)`: the JSON that TensorBoard's page gets from a path of its server."""
+    return lambda path: json.load(urlopen(f"{url}data/{path}"))
+
+
+def test_a_curve_steps_up_where_the_run_started(tmp_path):
+    for step in (0, 200, 200, 300):
+        board = Board(tmp_path, step)
+        board.start("trainer: {}", "Starting")
+        board.plot(step + 50, {"vae/kl": 1.0})
+        board.close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert [(point.step, point.value) for point in found.Scalars("run/starts")] == [
+        (0, 1),
+        (200, 2),
+        (200, 3),
+        (300, 4),
+    ]
+    assert [point.step for point in found.Scalars("vae/kl")] == [50, 250, 350], "the third start goes on before 250"
 
 
 @pytest.mark.slow
@@ -39,3 +82,19 @@ def test_each_tab_has_its_content(board):
         assert board("plugin/images/tags")["run"].keys() >= {tag}
     (projected,) = board("plugin/projector/runs")
     assert board(f"plugin/projector/info?run={projected}")["embeddings"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed")
+def test_a_browser_shows_what_is_in_each_tab(url):
+    def shows(page: Page, text: str) -> bool:
+        return any(frame.get_by_text(text).count() for frame in page.frames)  # the projector has a frame of its own
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        for tab, texts in TABS.items():
+            page = browser.new_page(viewport={"width": 1600, "height": 1200})
+            page.goto(f"{url}#{tab}")
+            for text in texts:
+                wait_until(lambda page=page, text=text: shows(page, text))
+            page.close()

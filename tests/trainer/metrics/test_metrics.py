@@ -7,10 +7,11 @@ from evaluators import fidelity
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from trainer.exact_sum import ExactSum
 from trainer.metrics.fid import frechet
-from trainer.metrics.images import Codes, Spectrum, laplacian_variance
+from trainer.metrics.images import Codes, Spectrum, laplacian_variance, ssim
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.kid import mmd, subsets
 from trainer.metrics.prdc import Neighbours, manifold_scores, neighbours, radii
@@ -266,3 +267,14 @@ def test_prior_gap_in_closed_form():
     maps = Codes(3, torch.device("cpu"))
     maps.update(z.view(1000, 2, 2, 3).permute(0, 3, 1, 2), torch.full((1000, 3, 2, 2), -torch.inf))
     assert maps.compute(maps.parts)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_ssim_is_that_of_torchmetrics_in_float64():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 3, 16, 24), dtype=torch.uint8, generator=generator)
+    image[2] = 77  # without variance
+    other = (image * torch.linspace(0, 1, 24)).to(torch.uint8)
+    expected = structural_similarity_index_measure(image.double(), other.double(), data_range=255.0, reduction="none")
+    # Three windowed means of 121 products of up to 255^2 round by at most 122 * 2^-24 of them; c2 is the least divisor.
+    bound = 3 * 122 * 2**-24 * 255**2 / (0.03 * 255) ** 2
+    torch.testing.assert_close(ssim(image, other).double(), expected, rtol=0, atol=bound)

@@ -151,6 +151,18 @@ def test_labels_of_an_axis_are_whole(values):
             assert not axis.get_offset_text().get_text()
 
 
+def test_a_page_about_one_run_is_in_its_folder_and_of_several_here(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    one, two = run(tmp_path / "one", 3), run(tmp_path / "two", 2)
+    main([str(one)])
+    assert "one" in Parsed(one / "report.html").text
+    assert not [*Path().iterdir()]
+    main([str(one), str(two)])
+    assert [path.name for path in Path().iterdir()] == ["report.html"]
+    assert not (two / "report.html").exists()
+
+
 def test_a_run_that_was_stopped_between_two_log_lines_is_at_its_checkpoints_step(tmp_path):
     stopped = run(tmp_path / "run", 3)
     (stopped / "checkpoints" / "step_00000011").mkdir(parents=True)
