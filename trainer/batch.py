@@ -40,8 +40,8 @@ def to_pixels(image: Tensor, bits: int) -> Tensor:
 
 def visible_pixels(pixels: Tensor) -> Tensor:
     """Return images [n, channels, height, width] as a screen shows them: uint8 [n, 1 or 3, height, width]."""
-    shown = pixels.dtype == torch.uint8 and pixels.shape[1] in (1, 3)
-    return pixels if shown else to_uint8(visible(normalize(pixels)))
+    hidden = pixels.dtype == torch.uint16 or pixels.shape[1] == 4
+    return to_uint8(visible(normalize(pixels))) if hidden else pixels
 
 
 @dataclass

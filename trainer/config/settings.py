@@ -89,9 +89,9 @@ class DataConfig:
             multiples of a power of two, which depends on the networks: those with maps of codes
             (system.networks.latent_stride) and discriminators of patches take the most sizes.
         channels: Channels of an image: 1 (grey), 3 (colour, transparent images over white), or 4 (colour and alpha).
-        bits: Bits of a channel: 8, to which images of sixteen bits are reduced, or 16, as PNGs and grey TIFFs may have.
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
+        bits: Bits of a channel: 8, to which images of sixteen bits are reduced, or 16, as PNGs and TIFFs may have.
         crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1], resized
             to data.size; or "random": data.size pixels of the image at a random place, unscaled, which suits large
             images and networks with maps of codes (smaller images are enlarged). null takes the largest centred part
@@ -117,8 +117,8 @@ class DataConfig:
     test: list[Location] | Location | None = None
     size: Size = 32
     channels: Literal[1, 3, 4] = 3
-    bits: Literal[8, 16] = 8
     workers: NonNegativeInt = 2
+    bits: Literal[8, 16] = 8
     crop: Crop | None = None
     flip: bool = False
     on_error: OnError = "stop"
@@ -149,7 +149,7 @@ class DataConfig:
     def of_manifest(cls, saved: ManifestData, **more: Any) -> "DataConfig":
         """Return a run's data settings, without those that would run a command or write files on this machine."""
         train, test = ([*map(Location, [at] if isinstance(at, str) else at or [])] for at in (saved.train, saved.test))
-        return cls(train, test, saved.size, saved.channels, saved.bits, **more)
+        return cls(train, test, saved.size, saved.channels, bits=saved.bits, **more)
 
     @property
     def format(self) -> Format:
