@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -25,12 +25,15 @@ from trainer.checkpoint.writer import Scores, kept_steps, step_of
 from trainer.config.parser import Config
 from trainer.distributed.ranks import run_on_main
 from trainer.errors import RunError
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, some_grids
 
 MANIFEST = "manifest.json"
 OF_STEP = re.compile(r"checkpoints/step_(\d{8,18})/([^/]+)")
 # What is not copied: hidden files, damaged checkpoints, and the settings, which a run writes there without credentials.
 UNSENT = re.compile(r"config\.yaml|(.*/)?(damaged)?\..*")
+# What commands read beside a checkpoint, and what a report reads.
+MODEL = re.compile(r"config\.yaml|demo-cnn-v1\.safetensors")
+LOG, GRID = re.compile(r"config\.yaml|metrics\.jsonl|state"), re.compile(r"samples/step_\d+\.png")
 
 Result = TypeVar("Result")
 
@@ -45,18 +48,20 @@ class RemoteRun:
         url: of the run folder
         folder: the local copy, which holds the checkpoints that a local run folder would hold
         keep, keep_every: which checkpoints are kept at the URL, as `Saver` has it
+        setting: what names the URL, for messages
 
     Raises:
         ValueError: there is no package for this kind of URL.
     """
 
-    def __init__(self, url: str, folder: Path, keep: int, keep_every: int | None):
+    def __init__(self, url: str, folder: Path, keep: int, keep_every: int | None, setting: str = "trainer.run_dir"):
         self.name, self.folder, self.keep, self.keep_every = redacted(url), folder, keep, keep_every
+        self.setting = setting
         options = {"auto_mkdir": True} if url.startswith("file:") else {}
         try:
             self.files, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
-            raise ValueError(f"trainer.run_dir {self.name} cannot be opened: {error}") from error
+            raise ValueError(f"{setting} {self.name} cannot be opened: {error}") from error
         self.root = root.rstrip("/")
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of the files that this process has copied
         self._scores: dict[int, Scores] = {}  # of checkpoints that are at the URL alone
@@ -87,6 +92,47 @@ class RemoteRun:
                 self._fetch_file(name, unfinished / Path(name).name)
         for path in older if alone else ():
             shutil.rmtree(path, ignore_errors=True)
+
+    def copy_checkpoint(self, step: int | None) -> Path:
+        """Copy a checkpoint, the newest unless a step is given, with what commands read beside it; return its folder.
+
+        Raises:
+            ValueError: there is no such checkpoint.
+            OSError: the URL cannot be read.
+        """
+        names = self._tried("read", self._names)
+        whole = _whole(names)
+        if not whole or (step is not None and step not in whole):
+            which = "checkpoint" if step is None else f"whole checkpoint of step {step}"
+            raise ValueError(
+                f"{self.setting} {self.name} holds no {which}: expected the URL of a run (trainer.run_dir)"
+            )
+        chosen = max(whole) if step is None else step
+        print(f"Fetching step {chosen} of {self.name}", file=sys.stderr, flush=True)
+        self._copy(name for name in names if MODEL.fullmatch(name) or _steps({name}) == {chosen})
+        return self.folder / "checkpoints" / f"step_{chosen:08d}"
+
+    def copy_log(self) -> Path:
+        """Copy the log, the settings and some pictures, and return the folder; a checkpoint's folder is left empty.
+
+        Raises:
+            ValueError: there is no run.
+            OSError: the URL cannot be read.
+        """
+        names = self._tried("read", self._names)
+        if not any(map(LOG.fullmatch, names)):
+            raise ValueError(f"{self.setting} {self.name} holds no log: expected the URL of a run (trainer.run_dir)")
+        self.folder.mkdir()
+        grids = some_grids(sorted(filter(GRID.fullmatch, names)))
+        self._copy([*grids, *filter(LOG.fullmatch, names)])
+        for step in sorted(_whole(names))[-1:]:
+            (self.folder / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+        return self.folder
+
+    def _copy(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name == "config.yaml" or not UNSENT.fullmatch(name):  # hidden names may lead elsewhere
+                self._fetch_file(name, self.folder / name)
 
     def push(self) -> None:
         """Copy what is new or has changed, each checkpoint's manifest last, and remove checkpoints no longer kept.
@@ -163,7 +209,7 @@ class RemoteRun:
 
     def _fetch_file(self, name: str, path: Path) -> None:
         if name.startswith("/"):  # names with `..` are hidden ones
-            raise OSError(f"trainer.run_dir {self.name} holds {name}, which no run has written")
+            raise OSError(f"{self.setting} {self.name} holds {name}, which no run has written")
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomically(path) as unfinished:
             self._tried("read", lambda: self.files.get_file(f"{self.root}/{name}", str(unfinished)))
@@ -175,7 +221,7 @@ class RemoteRun:
             raise
         except Exception as error:  # each kind of storage has its own errors
             reason = str(error) or type(error).__name__
-            raise OSError(f"trainer.run_dir {self.name} cannot be {verb}: {reason}") from error
+            raise OSError(f"{self.setting} {self.name} cannot be {verb}: {reason}") from error
 
 
 def follow(config: Config, folder: RunFolder, accelerator: Accelerator) -> RemoteRun | None:

@@ -6,11 +6,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import IO, Literal, Self, TypeVar
 
 from data.files import UNFINISHED
 from trainer.files import write_atomically
@@ -18,7 +18,11 @@ from trainer.files import write_atomically
 FULL = (errno.ENOSPC, errno.EDQUOT)
 WAIT = 30  # seconds to wait for another run that is about to stop
 
+FRAMES = 12  # sample grids of a run on a page
+
 RunStatus = Literal["running", "finished", "stopped", "diverged", "failed"]
+
+Grid = TypeVar("Grid")  # a path or a name
 
 
 def refuse_links(folder: Path) -> None:
@@ -143,6 +147,12 @@ class RunFolder:
             with open(path, "r+b") as file:  # a full disk still has the block of the old status
                 file.write(f"{status}\n".encode())
                 file.truncate()
+
+
+def some_grids(grids: Sequence[Grid]) -> list[Grid]:
+    """Return at most FRAMES of a run's sample grids, evenly over its steps, with the first and the last."""
+    last = len(grids) - 1
+    return [*dict.fromkeys(grids[round(i * last / (FRAMES - 1))] for i in range(FRAMES))] if grids else []
 
 
 def _holder(lock: IO[str]) -> str:

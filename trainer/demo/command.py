@@ -16,6 +16,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from trainer.distributed.exit import CommandParser, user_errors
 from trainer.extras import needs
+from trainer.run_place import local_run, run_place
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,7 +26,9 @@ def parser() -> CommandParser:
     made = CommandParser(
         prog="python -m trainer.demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    made.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a checkpoint or of a run")
+    made.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=run_place, help="folder of a checkpoint or of a run, or its URL"
+    )
     images = "folder of images or WebDataset shards, for examples and directions (default: the run's data.test)"
     made.add_argument("--images", metavar="FOLDER", type=Path, help=images)
     num = "number of these images whose codes give the directions (default: 512)"
@@ -50,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         from trainer.demo.model import Model
         from trainer.demo.page import build_page, serve
 
-        model = Model(settings.checkpoint, settings.images, settings.num, settings.device, settings.classes)
+        with local_run(settings.checkpoint) as run:
+            model = Model(run, settings.images, settings.num, settings.device, settings.classes)
         page = build_page(model, Path(uploads))
         address = serve(page, settings.host, settings.port)
         print(f"{address} shows {model.title}. Ctrl-C ends it", flush=True)

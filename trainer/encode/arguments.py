@@ -19,6 +19,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat
 from data.command import add_limits
 from data.latents import FORMATS, TYPES
 from trainer.distributed.exit import CommandParser
+from trainer.run_place import run_place
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -39,7 +40,12 @@ def parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("run", metavar="RUN", type=Path, help="folder of a run, of a checkpoint or of an export")
+    add(
+        "run",
+        metavar="RUN",
+        type=run_place,
+        help="folder of a run, of a checkpoint or of an export, or the URL of a run",
+    )
     add("shards", metavar="SHARDS", help="images to encode")
     add("out", metavar="OUT", type=Path, help="folder to make; it must not exist yet")
     add("--mean_only", action="store_true", help="leave out the log-variance, which a draw of z needs")

@@ -31,6 +31,7 @@ from trainer.encode.arguments import parse
 from trainer.encode.writer import LatentWriter, Task
 from trainer.errors import RunError
 from trainer.latents import LatentEncoder
+from trainer.run_place import local_run
 
 TIMEOUT = timedelta(days=1)  # for processes that wait while another encodes its last shard
 
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse(arguments)
     with user_errors(), ExitStack() as stack:
         accelerator = command_accelerator(TIMEOUT)
-        checkpoint = run_on_main(accelerator, lambda: checkpoint_of(settings.run))  # a run in training may save another
+        # One process looks for all: a run in training may save another checkpoint.
+        checkpoint = run_on_main(accelerator, lambda: checkpoint_of(stack.enter_context(local_run(settings.run))))
         encoder = _encoder(checkpoint, str(accelerator.device))
         splits, classes = open_splits(settings)
         planned = plan(settings, checkpoint, splits, encoder)

@@ -27,7 +27,7 @@ def parser() -> CommandParser:
         prog="python -m trainer.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = made.add_argument
-    add("what", metavar="WHAT", help="a run's folder, a checkpoint's folder, or images")
+    add("what", metavar="WHAT", help="a run's folder, a checkpoint's folder, the URL of one, or images")
     add("--against", metavar="REAL", help="real images, or an .npz of their statistics (default: the run's data.test)")
     add("--num", type=_number, help="number of images to score (default: 10000 samples of a checkpoint, or all images)")
     names = ",".join(METRICS)

@@ -1,6 +1,7 @@
 """`python -m trainer.evaluate`: compute scores, print them, write the images, audit the scores."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
         SystemExit: with code 2 if something cannot be scored, or 1 if the audit finds another score.
     """
     settings = parser().parse_args(arguments)
-    with user_errors():
+    with user_errors(), ExitStack() as stack:
         _check_out(settings.out)
         accelerator = command_accelerator(TIMEOUT)
-        target = open_target(settings, accelerator)
+        target = open_target(settings, accelerator, stack)
         try:
             scores = target.score()
         except FloatingPointError as error:

@@ -5,7 +5,8 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.metrics import METRICS, OF_SUMS
 from trainer.metrics.statistics import ReferenceStatistics
 from trainer.run_folder import refuse_links
+from trainer.run_place import local_run, run_place
 from trainer.samplers import open_sampler
 
 TIMEOUT = timedelta(hours=2)  # for ranks that wait while one trains a demo-cnn or downloads weights
@@ -54,23 +56,26 @@ class Target:
     facts: dict[str, Any]  # what is scored, for the line of JSON
 
 
-def open_target(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
-    """Return what the command line names.
+def open_target(settings: argparse.Namespace, accelerator: Accelerator, stack: ExitStack) -> Target:
+    """Return what the command line names; the stack removes the copy of a run at a URL.
 
     Raises:
         ValueError, DataError, OSError: it cannot be scored; the message says what to change.
     """
-    path = Path(settings.what)
+    # Images at a URL are scored against others, a run there against its own.
+    remote = "://" in settings.what and not settings.against
     if settings.audit and (settings.against or "").endswith(".npz"):
         raise ValueError("--audit needs real images, but --against names statistics")
 
     def find() -> Path | None:
+        path = stack.enter_context(local_run(run_place(settings.what))) if remote else Path(settings.what)
         is_run = (path / "manifest.json").exists() or (path / "checkpoints").is_dir()
         return checkpoint_of(path) if is_run else None
 
     # One rank looks for all: a run that is still training may save another checkpoint at any time.
     if checkpoint := run_on_main(accelerator, find):
-        return _checkpoint(settings, accelerator, checkpoint)
+        target = _checkpoint(settings, accelerator, checkpoint)
+        return replace(target, facts=target.facts | {"checkpoint": settings.what}) if remote else target
     return _images(settings, accelerator)
 
 

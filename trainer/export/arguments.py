@@ -14,6 +14,7 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeInt
 
 from trainer.distributed.exit import CommandParser
+from trainer.run_place import run_place
 
 
 def parser() -> CommandParser:
@@ -22,7 +23,7 @@ def parser() -> CommandParser:
         prog="python -m trainer.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = made.add_argument
-    add("run", metavar="RUN", type=Path, help="folder of a run or of a checkpoint")
+    add("run", metavar="RUN", type=run_place, help="folder of a run or of a checkpoint, or its URL")
     add("out", metavar="OUT", type=Path, help="new folder")
     add("--overwrite", action="store_true", help="replace OUT if it is an older export")
     number = "images of which latents are measured; 0 reads no images (default: 10000, or all if there are fewer)"

@@ -17,6 +17,7 @@ from trainer.export.card import card, score_rows, tags
 from trainer.export.programs import Kind, write_programs
 from trainer.latents import LatentStatistics
 from trainer.log.pictures import columns, grid
+from trainer.run_place import local_run
 
 FILES = {
     "config.json": "sizes, and the mean and deviation of the latents",
@@ -53,8 +54,14 @@ def export(settings: argparse.Namespace) -> str:
     folder.check_out(out, settings.overwrite)
     if settings.push:
         hub.check_push(settings.push)
+    with local_run(settings.run) as run:
+        return _export(settings, run)
+
+
+def _export(settings: argparse.Namespace, run: Path) -> str:
+    out: Path = settings.out
     kinds: list[Kind] = [kind for kind in ("onnx", "torch_export") if getattr(settings, kind)]
-    source = folder.TrainedCheckpoint.open(settings.run, settings.ema_length)
+    source = folder.TrainedCheckpoint.open(run, settings.ema_length)
     measured, shown = images.open_sets(source, settings.images, settings.num)
     with folder.new_folder(out, settings.overwrite) as unfinished:
         if settings.full:  # first: a run that is still training removes its old checkpoints
@@ -71,17 +78,18 @@ def export(settings: argparse.Namespace) -> str:
     said = f"{out}: step {source.saved.step:,} of a {type(source.system).__name__} as {files}"
     pushed = f"\n{hub.push(out, settings.push, settings.private)}" if settings.push else ""
     if not source.scores and settings.ema_length is None:
-        print(printable(f"warning: {unscored(source.path)}"), file=sys.stderr)
+        print(printable(f"warning: {unscored(source.path, settings.run)}"), file=sys.stderr)
     return f"{said}{pushed}"
 
 
-def unscored(checkpoint: Path) -> str:
+def unscored(checkpoint: Path, run: Path | str) -> str:
     """Return that a checkpoint has no scores, and how to get some."""
     others = [path for path in checkpoints(checkpoint.parent) if read_scores(path)]
+    place = run if isinstance(run, str) else str(checkpoint)  # the copy of a URL's is gone soon
     instead = f", or export {others[0]}, the newest that has some" if others else ""
     return (
         f"{checkpoint.name} has no scores, and so the model card has none: no evaluation was due when it was saved, by "
-        f"Ctrl-C for example. Get them by `python -m trainer.evaluate {shlex.quote(str(checkpoint))}`{instead}"
+        f"Ctrl-C for example. Get them by `python -m trainer.evaluate {shlex.quote(place)}`{instead}"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from trainer.distributed.exit import CommandParser
+from trainer.run_place import run_place
 from trainer.samplers import add_sampler_options
 
 FORMATS = ("png", "gif", "mp4")
@@ -34,7 +35,9 @@ def parser() -> CommandParser:
     chosen = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands = {name: chosen.add_parser(name, help=what, description=what) for name, what in COMMANDS.items()}
     for command in commands.values():
-        command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a checkpoint or of a run")
+        command.add_argument(
+            "checkpoint", metavar="CHECKPOINT", type=run_place, help="folder of a checkpoint or of a run, or its URL"
+        )
         command.add_argument("--out", required=True, help="folder for PNGs; replaces those of the same name", **FOLDER)
         command.add_argument("--device", help="torch's name of a device (default: cuda if there is one, else cpu)")
     for name in (name for name in COMMANDS if name != "translate"):

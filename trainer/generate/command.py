@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from trainer.generate.generator import Generator
 from trainer.generate.neighbours import find_neighbours, report, show
 from trainer.generate.panels import Pictures
 from trainer.generate.writers import write, write_films, write_grid, write_shards
+from trainer.run_place import local_run
 from trainer.samplers import Sampler, open_sampler, training_images
 
 SAMPLES, DRAWN = 10_000, 64  # that are drawn unless --num says so: by sample, and by other commands or in a grid
@@ -24,9 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     settings = parser().parse_args(arguments)
     out, command = settings.out, settings.command
-    with user_errors():
+    with user_errors(), ExitStack() as stack:
         _check(settings)
-        generator = Generator(settings.checkpoint, command, settings.device, getattr(settings, "classes", None))
+        run = stack.enter_context(local_run(settings.checkpoint))
+        generator = Generator(run, command, settings.device, getattr(settings, "classes", None))
         _check_classes(generator, settings)
         pictures = _pictures(generator, settings)
         if getattr(settings, "shards", False):

@@ -5,11 +5,13 @@ The runs may still be training.
 """
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
 from trainer.distributed.exit import CommandParser, user_errors
 from trainer.report.results import Entry, Run
 from trainer.run_folder import refuse_links
+from trainer.run_place import local_run, run_place
 
 MOST = 10  # runs on a page: as many colours as curves can have
 
@@ -19,13 +21,13 @@ def parser() -> CommandParser:
     made = CommandParser(
         prog="python -m trainer.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("runs", metavar="RUN", nargs="+", type=Path, help=f"a run's folder; up to {MOST}")
+    made.add_argument("runs", metavar="RUN", nargs="+", type=run_place, help=f"a run's folder or its URL; up to {MOST}")
     made.add_argument(
         "--out",
         metavar="FILE",
         type=Path,
         help="the page to write; one that is there is replaced (default: report.html in the folder of the run, of "
-        "several in the current folder)",
+        "several, or of one at a URL, in the current folder)",
     )
     return made
 
@@ -33,13 +35,13 @@ def parser() -> CommandParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     settings = parser().parse_args(arguments)
-    alone = len(settings.runs) == 1
-    out: Path = settings.out or (settings.runs[0] if alone else Path()) / "report.html"
-    with user_errors():
+    alone = settings.runs[0] if len(settings.runs) == 1 else ""
+    out: Path = settings.out or (alone if isinstance(alone, Path) else Path()) / "report.html"
+    with user_errors(), ExitStack() as stack:
         if settings.out and (out.is_dir() or not out.parent.is_dir()):
             what = "is a folder" if out.is_dir() else f"lies in {out.parent}, which does not exist"
             raise ValueError(f"--out {out} {what}: name a file in an existing folder, such as report.html")
-        entries = open_entries(settings.runs)
+        entries = open_entries([stack.enter_context(local_run(run, log=True)) for run in settings.runs])
         from trainer.files import write_atomically
         from trainer.report.page import report  # importing matplotlib takes a second
 

@@ -22,10 +22,10 @@ from trainer.log.charts import KINDS
 from trainer.log.health import Verdict, verdicts
 from trainer.report.curves import colour, draw_curves
 from trainer.report.results import COLUMNS, MISSING, Entry, Run, differently_scored, score_table
+from trainer.run_folder import some_grids
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 SCRIPT = Path(__file__).with_name("slider.js").read_text()
-FRAMES = 12  # sample grids of a run on the page, evenly over its steps
 PNG = b"\x89PNG"
 LARGEST = 1 << 23  # bytes of a sample grid
 HIDDEN = ("trainer.run_dir", "data.workers")  # differ between runs, and say little about them
@@ -128,10 +128,8 @@ def progress(run: Run) -> str:
 def grids(run: Run) -> list[Frame]:
     """Return sample grids of a run, at most FRAMES, evenly over its steps; files that are none are left out."""
     found = sorted(path for path in run.folder.glob("samples/step_*.png") if path.stem[5:].isdecimal())
-    last = len(found) - 1
-    chosen = dict.fromkeys(found[round(i * last / (FRAMES - 1))] for i in range(FRAMES)) if found else ()
     frames = []
-    for path in chosen:
+    for path in some_grids(found):
         with suppress(OSError, ValueError):
             header(content := read(path, LARGEST))
             if content.startswith(PNG):

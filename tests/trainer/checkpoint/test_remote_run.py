@@ -1,8 +1,11 @@
 """A run folder at a URL: what is there is whole at any moment, and a run goes on from it on another machine."""
 
+import json
 import shutil
 import subprocess
+import tempfile
 from contextlib import nullcontext
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,7 +16,11 @@ from test_run import lines, weights
 
 from trainer.checkpoint import files as checkpoint_files
 from trainer.errors import RunError
+from trainer.evaluate.command import main as evaluate
+from trainer.export.command import main as export
+from trainer.generate.command import main as generate
 from trainer.remote_run import RemoteRun
+from trainer.report.command import main as report
 
 RUN = ["--system", "GAN", "--trainer.save_every", "3", "--trainer.steps", "8", "--trainer.trackers", "[tensorboard]"]
 SCORED = ["--evaluate.every", "4", "--evaluate.num", "32", "--evaluate.extractor", "demo-random"]
@@ -217,3 +224,67 @@ def test_killed_while_it_copies_to_s3(s3, command, main, tmp_path):
     s3.get("s3://runs/a/b", str(tmp_path / "got"), recursive=True)
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "got")
     assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+@pytest.fixture
+def at_url(tiny_run, remote, tmp_path, monkeypatch):
+    """A run, the URL of its copy, and the list of the files that are fetched from there."""
+    run = shutil.copytree(tiny_run("VAEGAN"), tmp_path / "here")
+    remote("here").push()
+    shutil.copy(run / "config.yaml", tmp_path / "there")
+    fetched, fetch = list[str](), RemoteRun._fetch_file
+    monkeypatch.setattr(RemoteRun, "_fetch_file", lambda *call: (fetched.append(call[1]), fetch(*call)))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    for name in ("scratch", "working"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "working")
+    yield run, f"file://{tmp_path}/there", fetched
+    assert not [*(tmp_path / "scratch").iterdir()], "nothing stays on this machine"
+
+
+def test_commands_read_a_run_at_its_url_as_its_folder_and_what_they_need_alone(at_url):
+    run, url, fetched = at_url
+    report([url])
+    assert "step 3 of 3, finished" in Path("report.html").read_text()
+    assert {*fetched} == {"config.yaml", "metrics.jsonl", "state", "samples/step_00000003.png"}
+    fetched.clear()
+    for out, place in (("a", url), ("b", f"{url}/checkpoints/step_00000003/"), ("c", run)):
+        generate(["sample", str(place), "--out", out, "--num", "2"])
+        assert Path(out, "000001.png").read_bytes() == Path("a", "000001.png").read_bytes()
+    kept = {path.name for path in (run / "checkpoints" / "step_00000003").iterdir()}
+    assert fetched.count("config.yaml") == 2
+    assert {*fetched} == {"config.yaml"} | {f"checkpoints/step_00000003/{name}" for name in kept}
+
+
+@pytest.mark.slow
+def test_evaluations_and_exports_of_a_run_at_its_url_name_the_url(at_url, capsys):
+    run, url, _ = at_url
+    for out, place in (("url", url), ("folder", str(run))):
+        export([place, out, "--num", "0", "--full"])
+        evaluate([place, "--extractor", "demo-random", "--num", "2", "--metrics", "fid"])
+    said = capsys.readouterr()
+    assert f"python -m trainer.evaluate {url}`" in said.err
+    first, second = (json.loads(line) for line in said.out.splitlines() if line.startswith("{"))
+    assert first["checkpoint"] == url
+    assert {key for key in first if first[key] != second[key]} <= {"checkpoint", "eval/seconds"}
+    assert contents(Path("url")) == contents(Path("folder"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]  # it has the title
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_url_without_a_run_or_a_checkpoint_is_named(remote, tmp_path, capsys):
+    save(tmp_path / "here" / "checkpoints", 1)
+    remote("here").push()
+    url = f"file://{tmp_path}/there"
+    for command, place, words in (
+        (generate, f"{url}/no", f"RUN {url}/no holds no checkpoint: expected the URL of a run"),
+        (generate, f"{url}/checkpoints/step_00000002", f"RUN {url} holds no whole checkpoint of step 2"),
+        (generate, "nowhere://a/b", "RUN nowhere://a/b cannot be opened: "),
+        (report, url, f"RUN {url} holds no log: expected the URL of a run"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            command([*(["sample"] * (command is generate)), place, "--out", str(tmp_path / "out")])
+        assert f"error: {words}" in capsys.readouterr().err
