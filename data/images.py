@@ -38,6 +38,14 @@ LIMITS = Limits()
 Size = int | tuple[int, int]  # of square images, or height and width, in pixels
 
 
+class Format(NamedTuple):
+    """What images are read as."""
+
+    size: Size
+    channels: int  # 1, 3 or 4
+    bits: int = 8  # of a channel, 8 or 16
+
+
 class View(NamedTuple):
     """A crop of an image."""
 
@@ -95,6 +103,14 @@ def decode(
     else:
         image, mode = decode_whole(content, limits, channels == 4), MODES[channels]
         image = image if image.mode == mode else image.convert(mode)
+    image = viewed(image, size, view)
+    out[:] = np.asarray(image).reshape(out.shape)
+    return out
+
+
+def viewed(image: Image.Image, size: Size, view: View) -> Image.Image:
+    """Return a view of an image in some size."""
+    height, width = sides(size)
     if view.unscaled:
         image = _window(image, width, height, view)
     elif view.area:
@@ -104,8 +120,7 @@ def decode(
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     if view.flip:
         image = ImageOps.mirror(image)
-    out[:] = np.asarray(image).reshape(out.shape)
-    return out
+    return image
 
 
 def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -> Image.Image:
@@ -150,6 +165,12 @@ def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], in
             return image.size, 1 if image.mode in GREY else 3
     except UnidentifiedImageError as error:
         raise ValueError(f"it is damaged, or no image of a known kind ({', '.join(FORMATS)})") from error
+
+
+def check_header(content: bytes, limits: Limits) -> None:
+    """Raise a ValueError unless the bytes begin as an image within the limits."""
+    _check(content, limits)
+    header(content, limits)
 
 
 def limit_settings(limit: str) -> str:

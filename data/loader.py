@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from data.deep import decode_deep
 from data.errors import DataError
-from data.images import CENTRE_CROP, Limits, Size, View, decode, sides
+from data.images import CENTRE_CROP, Format, Limits, Size, View, decode, sides
 from data.order import Order, random_bits
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards.reader import OnError, Shards
@@ -52,7 +53,7 @@ class Samples(Protocol):
 class Images(NamedTuple):
     """Decoded samples."""
 
-    image: Tensor  # uint8 [n, channels, height, width]
+    image: Tensor  # uint8 or uint16 [n, channels, height, width]
     label: Tensor  # int64 [n], -1 where an image has none
     position: Tensor  # int64 [n], of the samples that were read
     skipped: list[str]  # a message for each damaged sample: where it is, what is wrong, and its stand-in
@@ -85,31 +86,31 @@ class Augment(NamedTuple):
         return [View(*row)._replace(unscaled=self.crop == "random") for row in drawn]
 
 
-def read(shards: Samples, positions: np.ndarray, size: Size, channels: int) -> Images:
+def read(shards: Samples, positions: np.ndarray, size: Size, channels: int, bits: int = 8) -> Images:
     """Return the samples at some positions; if the shards skip errors, a damaged one's neighbour stands in for it.
 
     Raises:
         DataError: A sample cannot be read, or is damaged; the message names shard and member.
     """
-    images = _read(shards, positions, size, channels, [CENTRE_CROP] * len(positions), lambda: positions)
+    form = Format(size, channels, bits)
+    images = _read(shards, positions, form, [CENTRE_CROP] * len(positions), lambda: positions)
     return images._replace(image=images.image.contiguous())
 
 
 def _read(
     shards: Samples,
     positions: np.ndarray,
-    size: Size,
-    channels: int,
+    form: Format,
     views: Sequence[View],
     others: Callable[[], np.ndarray],
 ) -> Images:
     """Return a view of each sample; `others` returns more positions that may stand in for damaged samples."""
     contents, labels = shards.images(positions)
-    images, seen, skipped = _empty(len(positions), *sides(size), channels), positions.copy(), []
+    images, seen, skipped = _empty(form, len(positions)), positions.copy(), []
     pixels = images.numpy()
     for row, (content, view) in enumerate(zip(contents, views, strict=True)):
         try:
-            decode(content, size, channels, view, pixels[row], shards.limits)
+            _decode(content, form, view, shards.limits, pixels[row])
         except ValueError as error:
             name = shards.name(int(positions[row]))
             if shards.on_error == "stop":
@@ -117,13 +118,13 @@ def _read(
                     f"cannot decode an image: {name}: {error}. Repair or remove the sample and prepare the shard "
                     "again, or let others stand in for such: --data.on_error skip"
                 ) from error
-            seen[row], pixels[row], labels[row] = _stand_in(shards, int(positions[row]), others, size, channels, view)
+            seen[row], pixels[row], labels[row] = _stand_in(shards, int(positions[row]), others, form, view)
             skipped.append(f"{name}: {error}; seen instead: {shards.name(int(seen[row]))}")
     return Images(images.permute(0, 3, 1, 2), torch.from_numpy(labels), torch.from_numpy(seen), skipped)
 
 
 def _stand_in(
-    shards: Samples, damaged: int, others: Callable[[], np.ndarray], size: Size, channels: int, view: View
+    shards: Samples, damaged: int, others: Callable[[], np.ndarray], form: Format, view: View
 ) -> tuple[int, np.ndarray, int]:
     """Return position, pixels and label of a damaged sample's stand-in: the next good sample of its shard, or else of
     the others. It is a function of the data and the step alone, so that every rank finds the same one."""
@@ -132,22 +133,32 @@ def _stand_in(
     for position in itertools.chain(neighbours.tolist(), np.roll(others(), -damaged).tolist()):
         (content,), (label,) = shards.images(np.array([position]))
         with suppress(ValueError):
-            return position, decode(content, size, channels, view, limits=shards.limits), label
+            return position, _decode(content, form, view, shards.limits), label
     raise DataError(f"{shards.name(damaged)} is damaged, and so is all that could stand in for it")
 
 
-def _empty(*shape: int) -> Tensor:
-    """Return a uint8 tensor; in a worker, of shared memory, into which torch would copy every batch otherwise."""
+def _decode(content: bytes, form: Format, view: View, limits: Limits, out: np.ndarray | None = None) -> np.ndarray:
+    if form.bits == 8:
+        return decode(content, form.size, form.channels, view, out, limits)
+    pixels = decode_deep(content, form.size, form.channels, view, limits)
+    if out is not None:
+        out[:] = pixels
+    return pixels
+
+
+def _empty(form: Format, n: int) -> Tensor:
+    """Return a tensor for n images; in a worker, of shared memory, into which torch would copy a batch otherwise."""
+    shape, dtype = (n, *sides(form.size), form.channels), torch.uint8 if form.bits == 8 else torch.uint16
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
+        return torch.empty(shape, dtype=dtype)
     try:
-        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
     except RuntimeError as error:
         raise DataError(
             f"/dev/shm, through which workers send images, is too small or full ({error}): enlarge it (docker run "
             "--shm-size 8g), or lower data.workers; 0 workers need none"
         ) from error
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 class PositionBlocks(Dataset):
@@ -157,17 +168,18 @@ class PositionBlocks(Dataset):
         blocks: shards and positions of each number
         size: pixels of a side, or height and width
         channels: 1, 3 or 4, as `decode` has it
+        bits: of a channel, 8 or 16
     """
 
     unit, sets = "block", ()  # no sets are fetched ahead
 
-    def __init__(self, blocks: Sequence[tuple[Shards, range]], size: Size, channels: int):
-        self.blocks, self.size, self.channels = blocks, size, channels
+    def __init__(self, blocks: Sequence[tuple[Shards, range]], size: Size, channels: int, bits: int = 8):
+        self.blocks, self.form = blocks, Format(size, channels, bits)
 
     def __getitem__(self, number: int) -> list[Images] | DataError:
         try:
             shards, positions = self.blocks[number]
-            return [read(shards, np.array(positions), self.size, self.channels)]
+            return [read(shards, np.array(positions), *self.form)]
         except (DataError, OSError, MemoryError) as error:
             return DataError(str(error) or type(error).__name__)
 
@@ -181,6 +193,7 @@ class Batches(Dataset):
         channels: 1, 3 or 4, as `decode` has it
         rows: this rank's rows of the global batch
         augment: random views, drawn by each order's seed
+        bits: of a channel, 8 or 16
     """
 
     unit = "step"
@@ -193,9 +206,10 @@ class Batches(Dataset):
         channels: int,
         rows: slice,
         augment: Augment = Augment(),
+        bits: int = 8,
     ):
         self.sets = list(zip(shards, orders, strict=True))
-        self.size, self.channels, self.rows, self.augment = size, channels, rows, augment
+        self.form, self.rows, self.augment = Format(size, channels, bits), rows, augment
 
     def __getitem__(self, step: int) -> list[Images] | DataError:
         try:
@@ -206,7 +220,7 @@ class Batches(Dataset):
 
     def _images(self, shards: Shards, order: Order, step: int) -> Images:
         views = self.augment.views(self.rows, order.seed, step)
-        return _read(shards, order.rows(step, self.rows), self.size, self.channels, views, lambda: order[step])
+        return _read(shards, order.rows(step, self.rows), self.form, views, lambda: order[step])
 
 
 def load(

@@ -12,24 +12,36 @@ from trainer.draws import draw, key
 
 
 def normalize(image: Tensor) -> Tensor:
-    """Map uint8 to [-1, 1] in float32, contiguous by channel."""
-    return (image.float().contiguous() / 127.5).sub_(1)
+    """Map uint8 or uint16 to [-1, 1] in float32, contiguous by channel."""
+    return (image.float().contiguous() / (peak(image) / 2)).sub_(1)
+
+
+def peak(image: Tensor) -> int:
+    """Return the largest value of a channel: 255 of uint8, 65535 of uint16."""
+    return torch.iinfo(image.dtype).max
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Map [-1, 1] to uint8, clamped and rounded.
+    """Map [-1, 1] to uint8, as `to_pixels`."""
+    return to_pixels(image, 8)
+
+
+def to_pixels(image: Tensor, bits: int) -> Tensor:
+    """Map [-1, 1] to uint8 or uint16, clamped and rounded.
 
     Raises:
         FloatingPointError: a value is not finite; the cast would turn it into an ordinary pixel.
     """
     if not image.isfinite().all():
         raise FloatingPointError(f"{int((~image.isfinite()).sum())} of {image.numel()} pixels are not finite")
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    dtype = torch.uint8 if bits == 8 else torch.uint16
+    return ((image.clamp(-1, 1) + 1) * ((2**bits - 1) / 2)).round().to(dtype)
 
 
 def visible_pixels(pixels: Tensor) -> Tensor:
-    """Return uint8 images [n, channels, height, width] as `visible` shows them: uint8 [n, 1 or 3, height, width]."""
-    return pixels if pixels.shape[1] in (1, 3) else to_uint8(visible(normalize(pixels)))
+    """Return images [n, channels, height, width] as a screen shows them: uint8 [n, 1 or 3, height, width]."""
+    hidden = pixels.dtype == torch.uint16 or pixels.shape[1] == 4
+    return to_uint8(visible(normalize(pixels))) if hidden else pixels
 
 
 @dataclass

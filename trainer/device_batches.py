@@ -22,7 +22,9 @@ def device_batches(parts: RunParts, accelerator: Accelerator, first_step: int, w
     """
     settings, data, device = parts.config.trainer, parts.config.data, accelerator.device
     rows, steps = parts.system.rows, range(first_step, settings.steps)
-    source = Batches(parts.trains, parts.orders, data.size, data.channels, rows, Augment(data.crop, data.flip))
+    source = Batches(
+        parts.trains, parts.orders, data.size, data.channels, rows, Augment(data.crop, data.flip), data.bits
+    )
     loader = load(source, steps, data.workers, device.type == "cuda", _rows_of_this_machine(parts, accelerator))
     copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for step, sets in zip(steps, loader, strict=True):

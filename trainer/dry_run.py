@@ -27,7 +27,7 @@ from trainer.precision import check_precision, choose_precision, has_gpu
 from trainer.run_folder import RunFolder
 from trainer.step_memory import FakeRun, fake_accelerator
 
-PIXEL = 1 + 4  # bytes of a channel: as uint8 when decoded, as float32 for the networks
+FLOAT = 4  # bytes of a number for the networks
 NOT_COUNTED = {
     "cpu": "Python takes another 0.8 GB, and glibc's heap 1.3 to 1.4 times what is in use "
     "(1.03 to 1.1 times with MALLOC_MMAP_THRESHOLD_=65536).",
@@ -160,7 +160,7 @@ class Report:
         """Return rows of purpose, bytes and explanation; the last row is their sum."""
         held, data = self.run.held, self.config.data
         live, player = self.run.peak(self.per_rank_batch, self.micro_batch)
-        images = self.per_rank_batch * self.system.domains * math.prod(data.shape) * PIXEL
+        images = self.per_rank_batch * self.system.domains * math.prod(data.shape) * (data.bits // 8 + FLOAT)
         also = "" if held["gradients"] else ", and gradients"
         rows = [
             ("weights", held["weights"], "of all networks, with their statistics"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.dataset import LatentStatistics
-from data.images import Size
+from data.images import Format, Size
 from data.loader import Samples, read
 from models import System
 from trainer.batch import normalize
@@ -25,16 +25,17 @@ class LatentEncoder(Blocks):
         system: a trained system, as `models.load` returns it
         size, channels: of its images
         device: torch's name of a device (default: a GPU if there is one)
+        bits: of a channel of its images
 
     Raises:
         ValueError: the system has no encoder, or the device cannot be used.
     """
 
-    def __init__(self, system: System, size: Size, channels: int, device: str | None = None):
+    def __init__(self, system: System, size: Size, channels: int, device: str | None = None, bits: int = 8):
         if not system.can("posterior"):
             raise ValueError(f"{type(system).__name__} has no encoder, and so no latents")
         super().__init__(system, size, device)
-        self.channels = channels
+        self.format = Format(size, channels, bits)
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of z given images, both float32 [n, *latent_shape] on the CPU.
@@ -42,7 +43,7 @@ class LatentEncoder(Blocks):
         The log-variance is -inf if the code is certain.
 
         Args:
-            pixels: uint8 [n, channels, height, width]
+            pixels: uint8 or uint16 [n, channels, height, width]
 
         Raises:
             ValueError: a code is not finite.
@@ -120,5 +121,5 @@ def latent_statistics(
         count = min(num or len(images), len(images))
         for rows in encoder.rows(count):
             positions = np.array(rows) * len(images) // count
-            sums.update(*encoder(read(images, positions, encoder.size, encoder.channels).image))
+            sums.update(*encoder(read(images, positions, *encoder.format).image))
     return sums.compute()

@@ -140,7 +140,7 @@ def _codes(encoder: LatentEncoder, images: Samples, positions: np.ndarray) -> tu
     """Means and standard deviations [n, dim] of the posteriors of images."""
     parts = []
     for rows in encoder.rows(len(positions)):
-        some = read(images, positions[rows.start : rows.stop], encoder.size, encoder.channels)
+        some = read(images, positions[rows.start : rows.stop], *encoder.format)
         parts.append(torch.stack(encoder(some.image)))
     mean, log_variance = torch.cat(parts, 1).flatten(2)
     return mean, (log_variance / 2).exp()
@@ -202,7 +202,7 @@ def open_sampler(
         raise ValueError(
             f"--sampler {kind} is fitted to codes, and {type(system).__name__} has no encoder; leave it out"
         )
-    encoder = LatentEncoder(system, data.size, data.channels, device)
+    encoder = LatentEncoder(system, data.size, data.channels, device, data.bits)
     images = training_images(settings.train, data)
     made = fit(kind, encoder, images, settings.train_num or TRAIN_NUM, settings.components or COMPONENTS)
     return replace(made, truncation=truncation)

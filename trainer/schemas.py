@@ -23,6 +23,7 @@ class ManifestData(Struct):
     train: str | list[str]
     test: str | list[str] | None
     cache_gb: Positive
+    bits: Literal[8, 16] = 8  # older runs do not name it
 
 
 class ManifestTrainer(Struct):

@@ -11,6 +11,7 @@ import webdataset
 from PIL import Image, ImageOps
 
 from data.dataset import Rejected
+from data.deep import changed, encode_png, is_deep, over_white, read_deep
 from data.errors import DataError
 from data.files import atomically, escaped
 from data.images import FORMATS, decode_whole, sides
@@ -78,7 +79,7 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
     """Return an image's format and bytes in the size, crop and format of the settings; its own bytes if they fit.
 
     A changed image is upright, of mode L or RGB (or RGBA, where alpha is kept), and with the format `keep` JPEG or WebP
-    if it was that, else PNG.
+    if it was that, else PNG. Sixteen bits a channel stay sixteen in PNGs.
 
     Raises:
         ValueError: The bytes are no image or damaged, or the new image would be too large.
@@ -94,10 +95,14 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
     fits = (height, width) == sides(size) if settings.crop else min(width, height) == size
     if fits and wanted == form:
         return form, content
+    wanted = wanted if wanted in ENCODED else "PNG"
+    if wanted == "PNG" and is_deep(content):
+        pixels = read_deep(content, settings.limits)
+        pixels = pixels if settings.alpha else over_white(pixels)
+        return wanted, encode_png(pixels if fits else changed(pixels, lambda image: _resized(image, settings)))
     image = decode_whole(content, settings.limits, settings.alpha)
     if not fits:
         image = _resized(image, settings)
-    wanted = wanted if wanted in ENCODED else "PNG"
     file = io.BytesIO()
     try:
         image.save(file, wanted, **({} if wanted == "PNG" else {"quality": settings.quality}))

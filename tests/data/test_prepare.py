@@ -403,7 +403,8 @@ def test_every_kind_of_image(tmp_path):
             assert decode(changed, 16, 3).shape == (16, 16, 3), name
         if not name.endswith("jpg"):  # runs read some JPEGs by another decoder, a rounding apart
             _, changed = convert(content, PrepareSettings(size=16, crop=True, format="png"))
-            assert (decode(changed, 16, 3) == decode(content, 16, 3)).all(), name
+            apart = np.abs(decode(changed, 16, 3).astype(int) - decode(content, 16, 3)).max()
+            assert apart <= name.startswith("deep"), name  # the low bytes count, where these are resized
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "empty"])

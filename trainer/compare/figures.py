@@ -26,7 +26,7 @@ def draw_panels(entry: Entry, data: DataConfig) -> Panels:
     """
     system, shards = models.load(entry.runs[0].folder), data.open(data.tests)[0]
     num = ROWS * IMAGES_PER_ROW
-    real, label, *_ = read(shards, permutation(len(shards), 0)[:num], data.size, data.channels)
+    real, label, *_ = read(shards, permutation(len(shards), 0)[:num], *data.format)
     z = torch.randn(num, *system.latent_shape, generator=torch.Generator().manual_seed(0))
     inputs = GridInputs([real], label, z, in_turn(system, torch.arange(num)))
     return panels(system, inputs) | {"interpolated": interpolation_rows(system, real, z, ROWS, IMAGES_PER_ROW)}

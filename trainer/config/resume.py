@@ -21,12 +21,15 @@ RESUMABLE_SETTINGS = frozenset(
 # What else may change with --trainer.accept_new_data, by the names in the messages of TrainState.check.
 NEW_DATA_SETTINGS = frozenset({"data", "data.train", "data.crop", "data.flip", "trainer.batch_size"})
 
+FORMERLY = {"data.bits": 8}  # settings that older checkpoints lack, and what they were
+
 
 def differences(
     saved: dict[str, Any], now: dict[str, Any], resumable: frozenset[str] = RESUMABLE_SETTINGS
 ) -> list[str]:
     """Return one line for each setting in which two resolved configurations differ, but for the resumable ones."""
-    old, new = flatten(saved), flatten(now)
+    new = flatten(now)
+    old = {name: value for name, value in FORMERLY.items() if name in new} | flatten(saved)
     return [
         f"{name}: {old.get(name)} in the checkpoint, {new.get(name)} now"
         for name in sorted(old.keys() | new.keys())

@@ -9,7 +9,7 @@ import msgspec
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
-from data.images import LIMITS, Limits, Size, sides
+from data.images import LIMITS, Format, Limits, Size, sides
 from data.loader import Crop
 from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
@@ -91,6 +91,7 @@ class DataConfig:
         channels: Channels of an image: 1 (grey), 3 (colour, transparent images over white), or 4 (colour and alpha).
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
+        bits: Bits of a channel: 8, to which images of sixteen bits are reduced, or 16, as PNGs and TIFFs may have.
         crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1], resized
             to data.size; or "random": data.size pixels of the image at a random place, unscaled, which suits large
             images and networks with maps of codes (smaller images are enlarged). null takes the largest centred part
@@ -117,6 +118,7 @@ class DataConfig:
     size: Size = 32
     channels: Literal[1, 3, 4] = 3
     workers: NonNegativeInt = 2
+    bits: Literal[8, 16] = 8
     crop: Crop | None = None
     flip: bool = False
     on_error: OnError = "stop"
@@ -147,7 +149,11 @@ class DataConfig:
     def of_manifest(cls, saved: ManifestData, **more: Any) -> "DataConfig":
         """Return a run's data settings, without those that would run a command or write files on this machine."""
         train, test = ([*map(Location, [at] if isinstance(at, str) else at or [])] for at in (saved.train, saved.test))
-        return cls(train, test, saved.size, saved.channels, **more)
+        return cls(train, test, saved.size, saved.channels, bits=saved.bits, **more)
+
+    @property
+    def format(self) -> Format:
+        return Format(self.size, self.channels, self.bits)
 
     @property
     def shape(self) -> tuple[int, int, int]:

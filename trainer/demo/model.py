@@ -14,7 +14,7 @@ from data.loader import read
 from data.order import permutation
 from models.load import checkpoint_of
 from trainer import schemas
-from trainer.batch import normalize
+from trainer.batch import normalize, visible_pixels
 from trainer.draws import prior
 from trainer.generate import panels
 from trainer.generate.generator import Generator
@@ -91,7 +91,7 @@ class Model:
             DataError: it is damaged, or no image, or larger than an image may be.
         """
         try:
-            return decode_file(Path(path), self.generator.size, self.generator.channels)
+            return decode_file(Path(path), *self.generator.format)
         except DataError as error:
             raise DataError(str(error).replace(f"{path}: ", ": ").replace(" the image :", " this image:")) from error
 
@@ -136,14 +136,14 @@ class Model:
 
     def _read(self, folder: Path | None, num: int) -> list[Tensor]:
         """Return some images of each data set, always the same, uint8."""
-        size, channels = self.generator.size, self.generator.channels
+        form = self.generator.format
         if folder:
-            names, images = open_folder(folder, size, channels)
+            names, images = open_folder(folder, *form)
             return [torch.cat([images(range(i, i + 1)) for i in permutation(len(names), 0)[:num]])]
         data = self.generator.data
         try:
             sets = data.open(data.tests or data.trains, by_user=False)  # the checkpoint's manifest names them
-            return [read(one, permutation(len(one), 0)[:num], size, channels).image for one in sets]
+            return [read(one, permutation(len(one), 0)[:num], *form).image for one in sets]
         except DataError as error:
             raise DataError(f"the run's images: {error}. Name others with --images FOLDER") from error
 
@@ -179,6 +179,7 @@ def enlarged(pixels: Tensor) -> Image.Image:
 
 def error_map(image: Tensor, other: Tensor) -> tuple[Image.Image, str]:
     """Return where two images differ, as colours from black (equal) to bright (the largest error), and in words."""
+    image, other = visible_pixels(image[None])[0], visible_pixels(other[None])[0]
     difference = (image.float() - other.float()).abs().mean(0)
     largest, mse = difference.max().item(), (image.float() - other.float()).square().mean().item()
     colours = colormaps["inferno"](np.asarray(difference / max(largest, 1)), bytes=True)[..., :3]

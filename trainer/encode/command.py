@@ -95,7 +95,8 @@ def plan(
         "checkpoint": saved.sha256,
         "step": saved.step,
         "size": plain(encoder.size),
-        "channels": encoder.channels,
+        "channels": encoder.format.channels,
+        "bits": encoder.format.bits,
         "crop": "the largest centred square",
         "latent_shape": [*encoder.system.latent_shape],
         "mean_only": settings.mean_only,
@@ -128,7 +129,7 @@ def read_ahead(tasks: list[Task], encoder: LatentEncoder, workers: int) -> Itera
         for task in tasks
         for rows in encoder.rows(len(task.positions))
     ]
-    return load(PositionBlocks(blocks, encoder.size, encoder.channels), range(len(blocks)), workers)
+    return load(PositionBlocks(blocks, *encoder.format), range(len(blocks)), workers)
 
 
 def finish(
@@ -166,7 +167,7 @@ def finish(
 
 def _encoder(checkpoint: Path, device: str) -> LatentEncoder:
     data = schemas.checkpoint(checkpoint).configuration.data
-    return LatentEncoder(models.load(checkpoint), data.size, data.channels, device)
+    return LatentEncoder(models.load(checkpoint), data.size, data.channels, device, data.bits)
 
 
 def _wait(accelerator: Accelerator) -> None:

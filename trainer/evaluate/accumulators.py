@@ -33,7 +33,7 @@ class FeatureAccumulator:
         self.sharpness = ExactSum((), device)
 
     def update(self, index: Tensor, pixels: Tensor) -> None:
-        """Add images, uint8 [n, channels, h, w], whose indices in the set are `index` [n]; transparent ones over white.
+        """Add images [n, channels, h, w], as `visible_pixels` shows them, whose indices in the set are `index` [n].
 
         Raises:
             FloatingPointError: a feature is not finite.

@@ -16,7 +16,7 @@ from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.evaluate.arguments import parser
 from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.target import TIMEOUT, Target, open_target
-from trainer.log.pictures import picture
+from trainer.log.pictures import png
 from trainer.metrics.fid import frechet
 from trainer.metrics.statistics import Gaussian, Moments, ReferenceStatistics
 
@@ -95,7 +95,7 @@ def _write_images(target: Target, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for index in target.evaluator.ranks.blocks(target.evaluator.num):
         for i, pixels in zip(index.tolist(), target.images(index), strict=True):
-            picture(pixels).save(out / f"{i:06d}.png")
+            (out / f"{i:06d}.png").write_bytes(png(pixels))
 
 
 def _audit(target: Target, scores: dict[str, float]) -> None:
@@ -105,7 +105,7 @@ def _audit(target: Target, scores: dict[str, float]) -> None:
     real, data = target.real, target.evaluator.data
 
     def pixels(index: Tensor) -> Tensor:
-        return read(real, index.numpy(), data.size, data.channels).image
+        return read(real, index.numpy(), *data.format).image
 
     if len(real) > target.evaluator.kept:
         print(f"audit: KID and precision use {target.evaluator.kept:,} of the real images, and are not audited")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.images import plain
 from data.loader import Images, Samples, read
 from models import System
-from trainer.batch import normalize, to_uint8
+from trainer.batch import normalize, to_pixels
 from trainer.classes import in_turn, shuffled_labels
 from trainer.config.settings import DataConfig
 from trainer.evaluate import reference
@@ -131,6 +131,7 @@ class Evaluator:
             **({"sampler": self.sampler.recipe} if self.sampler else {}),
             "image_size": plain(self.data.size),
             "channels": self.data.channels,
+            "bits": self.data.bits,
             "block": BLOCK,
             "versions": {name: version(name) for name in libraries},
         }
@@ -177,9 +178,9 @@ class Evaluator:
 
     @torch.no_grad()
     def samples(self, system: System, index: Tensor) -> Tensor:
-        """Return the samples that are scored, uint8 [n, c, h, w], given the indices [n] of a block."""
+        """Return the samples that are scored, [n, c, h, w] in the data's depth, given the indices [n] of a block."""
         with strict_fp32(self.accelerator.device):
-            return to_uint8(self._sample(system, index, self._draw(system, index)))
+            return self._pixels(self._sample(system, index, self._draw(system, index)))
 
     def _draw(self, system: System, index: Tensor) -> Tensor:
         draw = self.sampler or Sampler("prior", system.latent_shape)
@@ -195,7 +196,7 @@ class Evaluator:
         def images(index: Tensor) -> Tensor:
             z = self._draw(system, index)
             image = self._sample(system, index, z)
-            pixels = to_uint8(image)
+            pixels = self._pixels(image)
             if system.can("posterior"):
                 error.add((system.posterior(image)[0] - z).to(self.ranks.device).double().square().sum())
                 size.add(z.to(self.ranks.device).double().square().sum())
@@ -218,7 +219,7 @@ class Evaluator:
 
         def images(index: Tensor) -> Tensor:
             image, label, *_ = self._read(held_out, index)
-            reconstructed = to_uint8(system.reconstruct(normalize(image), *system.told(label)))
+            reconstructed = self._pixels(system.reconstruct(normalize(image), *system.told(label)))
             original, made = image.to(device), reconstructed.to(device)
             values = {"psnr": psnr(original, made), "ssim": ssim(made, original)}
             if self.lpips:
@@ -259,8 +260,8 @@ class Evaluator:
             image = self._read(source, index).image
             translated = system.translate(normalize(image), direction)
             back = system.translate(translated, "b2a" if direction == "a2b" else "a2b")
-            cycle.add(psnr(image.to(self.ranks.device), to_uint8(back).to(self.ranks.device)).sum())
-            return to_uint8(translated)
+            cycle.add(psnr(image.to(self.ranks.device), self._pixels(back).to(self.ranks.device)).sum())
+            return self._pixels(translated)
 
         statistics, count = self._statistics(images, len(source)), short(len(source))
         return {
@@ -293,11 +294,14 @@ class Evaluator:
             ranks=self.ranks,
         )
 
+    def _pixels(self, image: Tensor) -> Tensor:
+        return to_pixels(image, self.data.bits)
+
     def _sum(self) -> ExactSum:
         return ExactSum((), self.ranks.device)
 
     def _read(self, images: Samples, index: Tensor) -> Images:
-        found = read(images, index.numpy(), self.data.size, self.data.channels)
+        found = read(images, index.numpy(), *self.data.format)
         device = self.accelerator.device
         return found._replace(image=found.image.to(device), label=found.label.to(device))
 

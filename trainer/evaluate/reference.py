@@ -57,6 +57,7 @@ def preprocessing(extractor: Extractor, data: DataConfig) -> dict[str, Any]:
         "resize": extractor.resize,
         "size": plain(data.size),
         "channels": data.channels,
+        **({"bits": data.bits} if data.bits != 8 else {}),  # which older files do not name
     }
 
 

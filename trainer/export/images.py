@@ -46,7 +46,7 @@ def measure(source: TrainedCheckpoint, sets: list[Samples], num: int, device: st
     if not sets or not source.system.can("posterior"):
         return None
     data = source.data_config
-    return latent_statistics(LatentEncoder(source.system, data.size, data.channels, device), sets, num)
+    return latent_statistics(LatentEncoder(source.system, data.size, data.channels, device, data.bits), sets, num)
 
 
 def pictures(source: TrainedCheckpoint, sets: list[Samples], device: str | None) -> Panels:

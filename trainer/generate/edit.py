@@ -73,7 +73,7 @@ def _mean_code(generator: Generator, images: Shards, positions: np.ndarray) -> T
     encoder = generator.encoder
     total = ExactSum(generator.system.latent_shape, torch.device("cpu"))
     for rows in generator.blocks(len(positions)):
-        mean, _ = encoder(read(images, positions[rows.start : rows.stop], encoder.size, encoder.channels).image)
+        mean, _ = encoder(read(images, positions[rows.start : rows.stop], *encoder.format).image)
         total.add(mean.double())
     return total.parts.sum(0) / len(positions)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 import models
 from models.load import checkpoint_of
 from trainer import schemas
-from trainer.batch import to_uint8
+from trainer.batch import to_pixels
 from trainer.blocks import Blocks
 from trainer.classes import in_turn
 from trainer.config.settings import DataConfig
@@ -54,8 +54,8 @@ class Generator(Blocks):
             raise ValueError(f"{type(system).__name__} cannot {command}: choose {' or '.join(able)}")
         saved = schemas.checkpoint(checkpoint).configuration.data
         super().__init__(system, saved.size, device)
-        self.channels = saved.channels
         self.data = DataConfig.of_manifest(saved)
+        self.format = self.data.format
         self.classes = classes
         for one in classes or ():
             if one >= system.classes:
@@ -65,7 +65,7 @@ class Generator(Blocks):
     @cached_property
     def encoder(self) -> LatentEncoder:
         """The system's encoder, in blocks too; a ValueError says that there is none."""
-        return LatentEncoder(self.system, self.size, self.channels, self.device)
+        return LatentEncoder(self.system, self.size, self.format.channels, self.device, self.format.bits)
 
     def blocks(self, num: int) -> Iterable[range]:
         """Return the numbers 0 to num - 1 in blocks, with a progress bar if stderr is a terminal."""
@@ -76,12 +76,14 @@ class Generator(Blocks):
         return in_turn(self.system, torch.tensor([*rows]), None if self.classes is None else [*self.classes])
 
     def images(self, use: Callable[..., Tensor], *given: Tensor) -> Tensor:
-        """Return the images that `use` makes of the rows of tensors, uint8 [n, channels, height, width] on the CPU.
+        """Return the images that `use` makes of the rows of tensors, [n, channels, height, width] on the CPU.
+
+        They have the run's depth: uint8, or uint16 with data.bits 16.
 
         Raises:
             ValueError: a pixel is not finite.
         """
         try:
-            return to_uint8(self.padded(use, *given))
+            return to_pixels(self.padded(use, *given), self.format.bits)
         except FloatingPointError as error:
             raise ValueError(f"{error}: the run has diverged, choose an earlier checkpoint") from error

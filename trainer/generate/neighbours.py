@@ -50,7 +50,7 @@ def find_neighbours(
     places = torch.zeros(len(codes), nearest, dtype=torch.int64)
     for rows in generator.blocks(len(positions)):
         part = positions[rows.start : rows.stop]
-        mean, _ = encoder(read(images, part, encoder.size, encoder.channels).image)
+        mean, _ = encoder(read(images, part, *encoder.format).image)
         # Products of matrices would leave a distance above 0 between equal codes.
         found = torch.cdist(codes, mean.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist")
         best, order = torch.cat([best, found], 1).sort(stable=True)
@@ -63,7 +63,7 @@ def show(generator: Generator, found: Neighbours, images: Shards) -> Pictures:
     """Yield images, each beside its neighbours."""
     for rows in generator.rows(len(found.names)):
         part = slice(rows.start, rows.stop)
-        nearest = read(images, found.positions[part].flatten().numpy(), generator.size, generator.channels).image
+        nearest = read(images, found.positions[part].flatten().numpy(), *generator.format).image
         columns = nearest.unflatten(0, (len(rows), -1)).unbind(1)
         beside = {str(i): column for i, column in enumerate(columns, 1)}
         yield found.names[part], {"given": found.images[part], **beside}

@@ -40,7 +40,7 @@ def draws(generator: Generator, num: int, seed: int, sampler: Sampler) -> Iterat
 
 def given(generator: Generator, folder: Path, num: int | None) -> Iterator[tuple[list[str], Tensor]]:
     """Yield blocks of names and images of a folder, uint8 [n, channels, height, width]."""
-    names, images = open_folder(folder, generator.size, generator.channels)
+    names, images = open_folder(folder, *generator.format)
     for rows in generator.blocks(min(num or len(names), len(names))):
         yield names[rows.start : rows.stop], images(rows)
 
@@ -68,7 +68,7 @@ def whole(generator: Generator, folder: Path, num: int | None, tile: int | None)
         ValueError: the system's codes are no maps, or the tile does not fit them.
     """
     stride = check_tile(generator, tile)
-    names, images = open_folder(folder, None, generator.channels)
+    names, images = open_folder(folder, None, *generator.format[1:])
     for i in tqdm(range(min(num or len(names), len(names))), disable=None):
         image = images(range(i, i + 1))
         yield [names[i]], {"original": image, "reconstructed": reconstruct(generator, image[0], stride, tile)[None]}
@@ -112,7 +112,7 @@ def interpolate(generator: Generator, between: Sequence[str], steps: int, seed: 
     if drawn:
         ends = prior(seed, torch.tensor([int(end) for end in between]), system.latent_shape)
     elif system.can("posterior"):
-        files = torch.stack([decode_file(Path(end), generator.size, generator.channels) for end in between])
+        files = torch.stack([decode_file(Path(end), *generator.format) for end in between])
         ends, _ = generator.encoder(files)
     else:
         raise ValueError(

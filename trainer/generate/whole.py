@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from data.images import sides
 from models import System
-from trainer.batch import normalize, to_uint8
+from trainer.batch import normalize, to_pixels
 from trainer.generate.generator import Generator
 from trainer.precision import strict_fp32
 
@@ -42,11 +42,11 @@ def check_tile(generator: Generator, tile: int | None) -> int:
 
 
 def reconstruct(generator: Generator, pixels: Tensor, stride: int, tile: int | None) -> Tensor:
-    """Return the reconstruction of an image of any size, uint8 [channels, height, width].
+    """Return the reconstruction of an image of any size, [channels, height, width] in its depth.
 
     Args:
         generator: its system reconstructs by maps of codes
-        pixels: uint8 [channels, height, width]
+        pixels: uint8 or uint16 [channels, height, width]
         stride: that `check_tile` returns
         tile: pixels of a tile's side; None: the image as a whole
 
@@ -57,7 +57,7 @@ def reconstruct(generator: Generator, pixels: Tensor, stride: int, tile: int | N
     image = pad(normalize(pixels[None]), (0, -width % stride, 0, -height % stride), mode="replicate")
     made = in_tiles(lambda part: _run(generator.system, part, generator.device), image, stride, tile)
     try:
-        return to_uint8(made[0, :, :height, :width])
+        return to_pixels(made[0, :, :height, :width], generator.format.bits)
     except FloatingPointError as error:
         raise ValueError(f"{error}: the run has diverged, choose an earlier checkpoint") from error
 

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from data.files import atomically
 from data.shards.reader import write as write_samples
-from data.sources.source import png
 from trainer.batch import visible_pixels
 from trainer.extras import needs
 from trainer.generate.panels import Pictures
-from trainer.log.pictures import grid, picture
+from trainer.log.pictures import grid, picture, png
 
 FILM_SIZE = 256  # pixels a side of a film's smaller images, which are enlarged by a whole number
 
@@ -27,7 +26,7 @@ def write(pictures: Pictures, out: Path) -> set[Path]:
         for name, *images in zip(names, *panels.values(), strict=True):
             path = out / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture(torch.cat(images, dim=-1)).save(path)
+            path.write_bytes(png(torch.cat(images, dim=-1)))
             written.add(path)
     return written
 
@@ -112,7 +111,7 @@ def write_shards(pictures: Pictures, out: Path) -> int:
         for names, panels in pictures:
             (images,) = panels.values()
             for name, pixels in zip(names, images, strict=True):
-                yield {"__key__": name, "png": png(picture(pixels))}
+                yield {"__key__": name, "png": png(pixels)}
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomically(out) as unfinished:

@@ -87,7 +87,7 @@ def embed(system: System, images: Samples, data: DataConfig, seed: int, device: 
     dataset = read_dataset(Path((data.tests or data.trains)[0]).parent)
     positions = random_positions(len(images), EMBEDDED, seed)
     for part in np.array_split(positions, math.ceil(len(positions) / GRID)):
-        found = read(images, part, data.size, data.channels)
+        found = read(images, part, *data.format)
         codes.append(system.posterior(normalize(found.image.to(device)))[0].flatten(1).float().cpu())
         names = [dataset.class_name(one) if dataset and one >= 0 else str(one) for one in found.label.tolist()]
         labels += [printable(name, keep="") for name in names]

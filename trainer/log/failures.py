@@ -64,7 +64,7 @@ class FailureReports:
         images: Panels = {}
         with suppress(DataError):
             for i, (shards, order) in enumerate(sets):
-                images[f"set {i}"] = read(shards, order[step][:GRID], data.size, data.channels).image
+                images[f"set {i}"] = read(shards, order[step][:GRID], *data.format).image
         weights = {
             f"{name}.{key}": {"largest": value.abs().max().item(), "finite": bool(value.isfinite().all())}
             for name, network in self.parts.networks.items()

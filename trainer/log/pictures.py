@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.deep import encode_png
 from data.loader import Samples, read
 from data.order import random_positions
 from models import System
@@ -53,7 +54,7 @@ def grid_inputs(
     row = columns(system.classes)
     num = GRID // row * row
     positions = [random_positions(len(one), num, seed) for one in sets]
-    found = [read(one, at, data.size, data.channels) for one, at in zip(sets, positions, strict=True)]
+    found = [read(one, at, *data.format) for one, at in zip(sets, positions, strict=True)]
     if found:
         check_labels(sets[0], system.classes, found[0].label.numpy(), positions[0])
     z = torch.randn(num, *system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
@@ -81,8 +82,14 @@ def panels(system: System, inputs: GridInputs) -> Panels:
 
 
 def picture(pixels: Tensor) -> Image.Image:
-    """Return uint8 pixels [1, 3 or 4, height, width] as a picture in grey, in colour, or in colour with alpha."""
+    """Return pixels [1, 3 or 4, height, width] as a picture of eight bits: grey, colour, or colour with alpha."""
+    pixels = pixels if pixels.dtype == torch.uint8 else to_uint8(normalize(pixels))
     return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).cpu().numpy())
+
+
+def png(pixels: Tensor) -> bytes:
+    """Return pixels [1, 3 or 4, height, width], uint8 or uint16, as a PNG of their depth."""
+    return encode_png(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Sequence[str] = ()) -> Image.Image:

@@ -29,6 +29,7 @@ def run_summary(parts: RunParts, players: Sequence[PlayerState], accelerator: Ac
     images = " + ".join(f"{len(shards):,}" for shards in parts.trains)
     held_out = " + ".join(f"{len(shards):,}" for shards in parts.tests) or "none"
     height, width = sides(data.size)
+    bits = f", {data.bits} bits a channel" * (data.bits != 8)
     rows = [
         ("system", type(parts.system).__name__),
         *(("player", _player(state, sizes)) for state in players),
@@ -36,7 +37,7 @@ def run_summary(parts: RunParts, players: Sequence[PlayerState], accelerator: Ac
         *(("weights", line) for line in (parts.initial.lines if parts.initial else ())),
         ("data", f"{images} training images, {parts.orders[0].steps_per_epoch} steps an epoch; {held_out} held out"),
         *(("", redacted(source)) for source in (*data.trains, *data.tests)),
-        ("images", f"{height} x {width} pixels, {COLOURS[data.channels]}"),
+        ("images", f"{height} x {width} pixels, {COLOURS[data.channels]}{bits}"),
         (
             "batch",
             f"{settings.batch_size} images a step = {world} x {parts.per_rank_batch // parts.micro_batch} x "

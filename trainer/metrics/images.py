@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from trainer.batch import peak
 from trainer.exact_sum import ExactSum
 
 
@@ -78,16 +79,22 @@ def laplacian_variance(image: Tensor) -> Tensor:
 
 
 def ssim(image: Tensor, other: Tensor) -> Tensor:
-    """Return the structural similarity [n] of uint8 images [n, c, h, w] (Wang et al. 2004), to about five digits."""
+    """Return the structural similarity [n] of images [n, c, h, w] (Wang et al. 2004), to about five digits.
+
+    They are uint8 or uint16.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds
 
     # One by one and in float32: 64 images of 256 pixels at once, in float64, take 20 GB and 30 times as long on a CPU.
-    pairs = zip(image.float().split(1), other.float().split(1), strict=True)
-    values = [structural_similarity_index_measure(*pair, data_range=255.0, reduction="none") for pair in pairs]
+    pairs, largest = zip(image.float().split(1), other.float().split(1), strict=True), float(peak(image))
+    values = [structural_similarity_index_measure(*pair, data_range=largest, reduction="none") for pair in pairs]
     return torch.cat([value for value in values if isinstance(value, Tensor)])
 
 
 def psnr(image: Tensor, other: Tensor) -> Tensor:
-    """Return 10 log10(255^2 / mean squared error) [n] of uint8 images [n, c, h, w], in decibels, at most 148."""
+    """Return 10 log10(peak^2 / mean squared error) [n] of images [n, c, h, w] in decibels, at most 148 or 196.
+
+    The peak is 255 of uint8, and 65535 of uint16.
+    """
     error = (image.double() - other.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(255**2 / error.clamp(min=1e-10))
+    return 10 * torch.log10(peak(image) ** 2 / error.clamp(min=1e-10))

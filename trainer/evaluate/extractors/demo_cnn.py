@@ -199,7 +199,12 @@ def is_fit(path: Path, train: Sets, test: Sets, data: DataConfig) -> bool:
 
 def identity(train: Sets, test: Sets, data: DataConfig) -> list[Any]:
     """Return what a trained demo-cnn depends on, as plain data."""
-    return [*(images.fingerprint() for images in (*train, *test)), plain(data.size), data.channels]
+    return [
+        *(images.fingerprint() for images in (*train, *test)),
+        plain(data.size),
+        data.channels,
+        *([data.bits] if data.bits != 8 else []),
+    ]
 
 
 def visible_channels(data: DataConfig) -> int:
@@ -218,7 +223,7 @@ def _some(sets: Sets, count: int, data: DataConfig) -> tuple[Tensor, Tensor]:
         positions = random_positions(len(images), min(count // len(sets), *map(len, sets)), 0)
         ordered = np.sort(positions)  # in another order remote shards would be fetched again and again
         parts = np.array_split(ordered, max(1, len(ordered) // 256))
-        found = (visible_pixels(read(images, part, data.size, data.channels).image) for part in parts)
+        found = (visible_pixels(read(images, part, *data.format).image) for part in parts)
         resized = torch.cat([_resize(image) for image in found])
         pixels.append(resized[np.searchsorted(ordered, positions)])
         labels.append(torch.from_numpy(known[positions]))

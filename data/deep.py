@@ -1,0 +1,149 @@
+"""Images of sixteen bits a channel, of which Pillow holds grey ones alone.
+
+They are read as arrays, resized channel by channel in float32, and written as PNG.
+"""
+
+import io
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from data.images import FORMATS, LIMITS, Limits, Size, View, check_header, decode_whole, viewed
+
+WHITE = 65535
+GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601), as Pillow has it
+PNG, COLOUR_TYPES = b"\x89PNG\r\n\x1a\n", {1: 0, 2: 4, 3: 2, 4: 6}  # a PNG's first bytes; its types, by channels
+
+
+def is_deep(content: bytes) -> bool:
+    """Return whether a readable image has sixteen bits a channel."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return image.mode.startswith("I") or _is_deep_colour(image)
+
+
+def decode_deep(content: bytes, size: Size | None, channels: int, view: View, limits: Limits = LIMITS) -> np.ndarray:
+    """Return an image as uint16 [height, width, channels]; a value v of eight bits becomes 257 v.
+
+    Args:
+        content: encoded
+        size: height and width; None: its own
+        channels: 1, 3 or 4, as `data.images.decode` has it
+        view: the crop
+        limits: of an image
+
+    Raises:
+        ValueError: The bytes are no image, are damaged, hold more than the limits, or cannot be read at their depth.
+    """
+    pixels = _with_channels(read_deep(content, limits), channels)
+    return pixels if size is None else changed(pixels, lambda image: viewed(image, size, view))
+
+
+def read_deep(content: bytes, limits: Limits = LIMITS) -> np.ndarray:
+    """Return an image as uint16 [height, width, 1 to 4 channels]: grey or colour, each with alpha if it has some.
+
+    Raises:
+        ValueError: As `decode_deep`.
+    """
+    check_header(content, limits)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if _is_deep_colour(image):
+                return _read_deep_colour(content)
+            if image.mode.startswith("I"):
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                return np.asarray(image).clip(0, WHITE).astype(np.uint16)[..., None]
+    except Exception as error:  # Pillow raises nearly anything on damaged bytes
+        raise ValueError(str(error) or type(error).__name__) from error
+    whole = decode_whole(content, limits, alpha=True)
+    return np.asarray(whole).reshape(whole.height, whole.width, -1).astype(np.uint16) * np.uint16(257)
+
+
+def changed(pixels: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Return uint16 pixels [height, width, channels] that Pillow changes, each channel as an image in float32.
+
+    Colours count as much as they are opaque, as Pillow resizes them.
+    """
+    values = pixels.astype(np.float32)
+    alpha = values[..., -1:] / WHITE if pixels.shape[2] in (2, 4) else None
+    if alpha is not None:
+        values[..., :-1] *= alpha
+    planes = (change(Image.fromarray(np.ascontiguousarray(values[..., i]))) for i in range(values.shape[2]))
+    made = np.stack([np.asarray(plane) for plane in planes], 2)
+    if alpha is not None:
+        made[..., :-1] /= (made[..., -1:] / WHITE).clip(min=1 / WHITE)
+    return np.rint(made).clip(0, WHITE).astype(np.uint16)
+
+
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """Return uint16 pixels [height, width, 1 to 4 channels] without alpha: [height, width, 1 or 3]."""
+    if pixels.shape[2] in (1, 3):
+        return pixels
+    alpha = pixels[..., -1:] / WHITE
+    return np.rint(pixels[..., :-1] * alpha + WHITE * (1 - alpha)).astype(np.uint16)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Return pixels [height, width, 1 to 4 channels], uint8 or uint16, as a PNG of their depth."""
+    height, width, channels = pixels.shape
+    if pixels.dtype == np.uint8:
+        file = io.BytesIO()
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(file, "PNG")
+        return file.getvalue()
+    rows = np.ascontiguousarray(pixels, ">u2").view(np.uint8).reshape(height, -1)
+    above = np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
+    filtered = np.hstack([np.full((height, 1), 2, np.uint8), rows - above])  # filter 2: the difference to the row above
+    header = struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPES[channels], 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")
+    return PNG + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return how the file lays its pixels out, by Pillow's name, such as RGB;16B for colours of two bytes each."""
+    arguments = next(iter(getattr(image, "tile", ())), (None,) * 4)[3]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether Pillow would take the high bytes alone of a colour image, or one with alpha."""
+    return image.mode in ("RGB", "RGBA") and ";16" in _raw_mode(image)
+
+
+def _read_deep_colour(content: bytes) -> np.ndarray:
+    """Read all bytes by other layouts: in the other order the low bytes are the high ones; grey and alpha are four."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        layout = _raw_mode(image)
+    if layout == "LA;16B":
+        return _read_as(content, "RGBA").view(">u2").astype(np.uint16)
+    other = layout[:-1] + {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[layout[-1]]
+    high, low = (_read_as(content, one) for one in (layout, other))
+    return high.astype(np.uint16) << 8 | low
+
+
+def _read_as(content: bytes, layout: str) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        assert isinstance(image, ImageFile.ImageFile)
+        image.tile = [
+            tile._replace(args=(layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout)
+            for tile in image.tile
+        ]
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image)
+
+
+def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    if channels < 4:
+        pixels = over_white(pixels)
+        if channels == 1 and pixels.shape[2] == 3:
+            return np.rint(pixels @ GREY).astype(np.uint16)[..., None]
+        return np.repeat(pixels, channels, 2) if pixels.shape[2] < channels else pixels
+    alpha = pixels[..., -1:] if pixels.shape[2] in (2, 4) else np.full_like(pixels[..., :1], WHITE)
+    colours = pixels[..., :3] if pixels.shape[2] > 2 else np.repeat(pixels[..., :1], 3, 2)
+    return np.concatenate([colours, alpha], 2)

@@ -1,0 +1,131 @@
+"""Images of colour and alpha, and of sixteen bits: from files through training and scores to pictures."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import NETWORKS
+from generating import generate
+from PIL import Image
+
+from data.deep import encode_png, is_deep, read_deep
+from data.prepare import prepare
+from models.augment import DRAWS, augment
+from trainer.batch import normalize, to_pixels, to_uint8, visible_pixels
+from trainer.config.resume import differences
+from trainer.encode.command import main as encode
+from trainer.evaluate.command import main as evaluate
+from trainer.log.pictures import grid, picture, png
+from trainer.log.summary import COLOURS
+from trainer.metrics.images import psnr, ssim
+
+
+def rgba(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (*shape, 4), dtype=np.uint8)
+
+
+def test_transparent_images_are_shown_over_white():
+    """As Pillow lays them, within its rounding of each of two products."""
+    pixels = rgba(9, 9)
+    white = Image.new("RGBA", (9, 9), "white")
+    expected = np.asarray(Image.alpha_composite(white, Image.fromarray(pixels)).convert("RGB")).astype(int)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    shown = visible_pixels(images)[0].permute(1, 2, 0).numpy()
+    assert np.abs(shown - expected).max() <= 1
+    drawn = np.asarray(grid({"": images}, 1, pixels=1))[20:29, :9]
+    assert (drawn == shown).all()
+    assert (np.asarray(picture(images[0])) == pixels).all(), "a picture of its own keeps alpha"
+    for channels in (1, 3):
+        assert visible_pixels(images[:, :channels]).equal(images[:, :channels])
+
+
+def test_colours_change_under_augmentation_and_alpha_does_not():
+    image, u = torch.rand(2, 4, 8, 8), torch.rand(2, DRAWS)
+    changed = augment(image, ("color",), u)
+    assert changed[:, 3].equal(image[:, 3])
+    assert changed[:, :3].equal(augment(image[:, :3], ("color",), u))
+
+
+def test_numbers_of_sixteen_bits_pass_through_the_networks_range_unchanged():
+    pixels = torch.arange(2**16).to(torch.uint16).view(1, 1, 256, 256)
+    assert to_pixels(normalize(pixels), 16).equal(pixels)
+    assert visible_pixels(pixels).equal(to_uint8(normalize(pixels)))
+    assert encode_png(pixels[0].permute(1, 2, 0).numpy()) == png(pixels[0])
+
+
+def test_sixteen_bits_are_scored_as_such():
+    """One step of 65,536 in all pixels is 96 dB, which eight bits could not tell from none."""
+    image = torch.randint(0, 65535, (2, 3, 16, 16)).to(torch.uint16)
+    other = (image.int() + 1).to(torch.uint16)
+    assert psnr(image, other).tolist() == pytest.approx([20 * math.log10(65535)] * 2)
+    eight = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    wide = (eight.int() * 257).to(torch.uint16)
+    assert psnr(wide, wide.flip(0)).tolist() == pytest.approx(psnr(eight, eight.flip(0)).tolist())
+
+
+@pytest.mark.parametrize(("bits", "differs"), [(8, False), (16, True)])
+def test_a_run_from_before_data_bits_goes_on_with_eight(bits, differs):
+    assert bool(differences({"data": {"size": 32}}, {"data": {"size": 32, "bits": bits}})) == differs
+
+
+@pytest.mark.slow  # torchmetrics takes seconds to import
+def test_structural_similarity_is_the_same_in_sixteen_bits():
+    eight = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    wide = (eight.int() * 257).to(torch.uint16)
+    assert ssim(wide, wide.flip(0)).tolist() == pytest.approx(ssim(eight, eight.flip(0)).tolist(), rel=1e-4)  # float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "bits"), [(4, 8), (1, 16), (4, 16)])
+def test_a_system_learns_scores_and_writes_such_images(here, capsys, tmp_path, channels, bits):
+    (tmp_path / "icons").mkdir()
+    for i in range(40):
+        pixels = np.zeros((32, 32, 4), np.uint8 if bits == 8 else np.uint16)
+        pixels[4 : 8 + i % 20, 8:24] = [200, 5 * i, 100, 255]
+        pixels = pixels * (1 if bits == 8 else 256)
+        (tmp_path / "icons" / f"{i}.png").write_bytes(encode_png(pixels[..., 4 - channels :]))
+    prepare(str(tmp_path / "icons"), tmp_path / "set", test_fraction=0.4)
+    run = tmp_path / "run"
+    command = ["--system", "VAEGAN", "--data.channels", channels, "--data.bits", bits]
+    command += ["--data.train", tmp_path / "set" / "train", "--data.workers", "1"]
+    command += ["--data.test", tmp_path / "set" / "test", "--system.binary.augment", "[color, cutout]"]
+    command += ["--system.autoencoder.lr", "3e-3", "--system.kl_weight", "0.01"]
+    command += ["--trainer.steps", "200", "--evaluate.every", "200", "--evaluate.num", "64"]
+    command += ["--evaluate.extractor", "demo-random", "--evaluate.metrics", "[fid]", "--trainer.run_dir", run]
+    done = here(*command, small=NETWORKS)
+    assert done.returncode == 0, done.stderr
+    look = f"{COLOURS[channels]}{', 16 bits a channel' * (bits == 16)}\n"
+    assert f"32 x 32 pixels, {look}" in done.stderr
+    made = generate(capsys, "reconstruct", run, "--images", tmp_path / "icons", "--out", tmp_path / "out")
+    assert made.returncode == 0, made.err
+
+    def pixels_of(path) -> np.ndarray:
+        read = read_deep(path.read_bytes())
+        return read if bits == 16 else (read // 257).astype(np.uint8)
+
+    both = pixels_of(tmp_path / "out" / "9.png")
+    assert both.shape == (32, 64, channels)
+    assert (both[:, :32] == pixels_of(tmp_path / "icons" / "9.png")).all()
+    assert bits == 8 or (both & 255).any(), "the low bits are written"
+    high = both[..., -1] / np.iinfo(both.dtype).max
+    assert high[6:12, 42:54].mean() > high[24:, 32:].mean() + 0.1, "it is learned"
+    made = generate(capsys, "sample", run, "--out", tmp_path / "drawn", "--num", 20, "--shards")
+    assert made.returncode == 0, made.err
+    made = generate(capsys, "sample", run, "--out", tmp_path / "grid", "--num", 9, "--grid")
+    assert Image.open(tmp_path / "grid" / "sample.png").mode == "RGB"
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["channels"], last["bits"]) == (channels, bits)
+    capsys.readouterr()
+    evaluate([str(run), "--num", "64", "--metrics", "fid", "--audit", "--out", str(tmp_path / "scored")])
+    lines = capsys.readouterr().out.splitlines()
+    again = json.loads(next(line for line in lines if line.startswith("{")))
+    for name in ("eval/fid64/demo-random-v1", "eval/psnr16"):
+        assert again.get(name) == last.get(name)
+    assert "audit: torch-fidelity agrees in 1 scores" in lines
+    assert is_deep((tmp_path / "scored" / "000000.png").read_bytes()) == (bits == 16)
+    latents = tmp_path / "latents"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    encode([str(run), str(tmp_path / "set" / "test"), str(latents), "--workers", "0"])
