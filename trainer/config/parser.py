@@ -156,6 +156,7 @@ def parser() -> Parser:
         prog="main.py",
         usage="main.py --config RECIPE [--SECTION.SETTING VALUE ...]",
         description="Train a system of the VAE/GAN family on WebDataset shards.",
+        allow_abbrev=False,  # --trainer.step would set trainer.steps
     )
     made.add_argument(
         "--config",

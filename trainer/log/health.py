@@ -21,7 +21,7 @@ NATS = 1.0  # of KL per image, with which a code tells e images apart; judged if
 # Share of the held-out images that lie near a sample (recall, Kynkaanniemi et al. 2019), while as many samples lie near
 # a held-out image (precision): samples that are no images at all are another problem.
 RECALL = 0.1
-FEW = 100  # held-out images below which recall says little; they are counted in the names of scores of reconstructions
+FEW = 100  # held-out images below which scores say little; they are counted in the names of scores of reconstructions
 HELD_OUT = re.compile(r"eval/(?:rfid|psnr)(\d+)(k?)\b")
 WORSE = 2.0  # how many times its best an FID, or its lowest a reconstruction loss, must be
 WAITING = 0.1  # share of the time
@@ -56,6 +56,14 @@ def verdicts(lines: Sequence[Line], settings: dict[str, Any], status: str = "") 
         *_starved(latest),
         *_diverging(logs, evaluations, status),
     ]
+
+
+def unjudged(judged: Sequence[Verdict]) -> str:
+    """Return which symptom of a run with a discriminator could not be judged, and why; "" if all were."""
+    symptoms = {one.symptom for one in judged}
+    if "mode collapse" in symptoms or not any(symptom.startswith("discriminator") for symptom in symptoms):
+        return ""
+    return f"mode collapse, which takes precision and recall of two evaluations, by {FEW} or more held-out images"
 
 
 def _collapse(latest: list[Line], evaluations: list[Line], settings: dict[str, Any]) -> Iterator[Verdict]:

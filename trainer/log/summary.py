@@ -12,7 +12,7 @@ from data.redact import redacted
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.distributed.ranks import ROOT
-from trainer.log.health import verdicts
+from trainer.log.health import FEW, verdicts
 from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
 from trainer.step import PlayerState
@@ -30,12 +30,13 @@ def run_summary(parts: RunParts, players: Sequence[PlayerState], accelerator: Ac
     held_out = " + ".join(f"{len(shards):,}" for shards in parts.tests) or "none"
     height, width = sides(data.size)
     bits = f", {data.bits} bits a channel" * (data.bits != 8)
+    epoch = parts.orders[0].steps_per_epoch
     rows = [
         ("system", type(parts.system).__name__),
         *(("player", _player(state, sizes)) for state in players),
         *(("frozen", f"{name} {sizes[name]:,} weights") for name in sorted(parts.frozen)),
         *(("weights", line) for line in (parts.initial.lines if parts.initial else ())),
-        ("data", f"{images} training images, {parts.orders[0].steps_per_epoch} steps an epoch; {held_out} held out"),
+        ("data", f"{images} training images, {epoch} step{'s' * (epoch != 1)} an epoch; {held_out} held out"),
         *(("", redacted(source)) for source in (*data.trains, *data.tests)),
         ("images", f"{height} x {width} pixels, {COLOURS[data.channels]}{bits}"),
         (
@@ -60,15 +61,21 @@ def start_line(config: Config, step: int) -> str:
     return f"{'Resuming' if step else 'Starting'} at step {step} of {config.trainer.steps} in {where}"
 
 
-def start_warnings(config: Config, accelerator: Accelerator) -> list[str]:
-    """Return what would make the run slower than it need be."""
-    family = flatten(config.resolved()).get("system.networks.family")
+def start_warnings(parts: RunParts, accelerator: Accelerator) -> list[str]:
+    """Return what would make the run slower than it need be, or its scores less certain than they look."""
+    family, warnings = flatten(parts.config.resolved()).get("system.networks.family"), []
     if accelerator.device.type == "cpu" and family == "residual":
-        return [
+        warnings.append(
             "system.networks.family residual is for GPUs, and slow on this CPU: add --system.networks.family dcgan "
             "--system.networks.width 16 --system.networks.norm group"
-        ]
-    return []
+        )
+    held_out = min(map(len, parts.tests), default=FEW)
+    if parts.config.evaluate.every and held_out < FEW:
+        warnings.append(
+            f"only {held_out} images are held out, so scores say little: precision and recall are near 1 for noise. "
+            f"Hold out {FEW} or more (data.prepare --test_fraction), or take another set as data.test"
+        )
+    return warnings
 
 
 def final_summary(folder: Path, config: Config, lines: Sequence[Line], tensorboard: bool) -> str:

@@ -19,7 +19,7 @@ from data.files import read
 from data.images import header
 from trainer.config.resume import flatten
 from trainer.log.charts import KINDS
-from trainer.log.health import Verdict, verdicts
+from trainer.log.health import Verdict, unjudged, verdicts
 from trainer.report.curves import colour, draw_curves
 from trainer.report.results import COLUMNS, MISSING, Entry, Run, differently_scored, score_table
 from trainer.run_folder import some_grids
@@ -86,6 +86,7 @@ class Page:
             script_digest=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
             settings_yaml=yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True),
             health=health(trained),
+            unjudged=unjudged,
             scored=any(run.evaluations for entry in trained for run in entry.runs),
             differently_scored=differently_scored(trained),
             measures=COLUMNS,

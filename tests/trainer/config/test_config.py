@@ -84,6 +84,7 @@ def test_mistakes_are_named(capsys, arguments, words):
         (["VAE", "--system.newtorks.width", "1"], "did you mean system.networks.width?"),
         (["VAE", "--trainer.setps=1"], "did you mean trainer.steps?"),
         (["VAE", "--setps", "1"], "did you mean trainer.steps?"),
+        (["VAE", "--trainer.step", "1"], "did you mean trainer.steps?"),
         (["VAE", "--system.seed", "1"], "did you mean trainer.seed?"),
         (["VAE", "--sytem", "AE"], "did you mean system?"),
         (["AE", "--system.kl_weight", "1"], "it is a setting of VAE, VAEGAN"),

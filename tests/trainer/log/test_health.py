@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trainer.log.health import verdicts
+from trainer.log.health import unjudged, verdicts
 
 SETTINGS = {"system": {"init_args": {"latent_dim": 16}}}
 HEALTHY = {
@@ -36,10 +36,13 @@ def symptoms(late: dict | None = None, last: dict | None = None, status: str = "
 def test_a_healthy_run_has_no_symptom():
     assert symptoms() == set()
     assert verdicts([], {}) == []
-    judged = [verdict.symptom for verdict in verdicts([{"step": step, **HEALTHY} for step in range(3)], {})]
-    assert judged == [
+    judged = verdicts([{"step": step, **HEALTHY} for step in range(3)], {})
+    assert [verdict.symptom for verdict in judged] == [
         *("posterior collapse", "discriminator too strong", "discriminator asleep", "starved by data", "diverging")
     ]
+    assert unjudged(judged).startswith("mode collapse, which takes precision and recall")
+    assert not unjudged([*judged, judged[0]._replace(symptom="mode collapse")])
+    assert not unjudged(judged[:1])  # nothing tells of a discriminator
 
 
 RECALL, PRECISION = "eval/recall2k/demo-cnn-v1", "eval/precision2k/demo-cnn-v1"

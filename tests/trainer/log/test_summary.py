@@ -2,8 +2,11 @@
 
 from types import SimpleNamespace
 
+import pytest
+import torch
+
 from trainer.distributed.ranks import ROOT
-from trainer.log.summary import WIDTH, final_summary
+from trainer.log.summary import WIDTH, final_summary, start_warnings
 
 FACTS = {"extractor": "demo-cnn-v1"}
 CONFIG = SimpleNamespace(trainer=SimpleNamespace(steps=8), resolved=lambda: {})
@@ -34,3 +37,13 @@ def test_commands_are_not_wrapped_and_nothing_is_said_of_what_a_run_lacks():
         f"  samples   {folder}/samples",
         f"  report    python -m trainer.report {folder}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "every", "warned"), [([99], 4, True), ([300, 99], 4, True), ([100], 4, False), ([99], 0, False)]
+)
+def test_scores_by_few_held_out_images_are_warned_of(held_out, every, warned):
+    config = SimpleNamespace(resolved=lambda: {}, evaluate=SimpleNamespace(every=every))
+    parts = SimpleNamespace(config=config, tests=[range(number) for number in held_out])
+    said = start_warnings(parts, SimpleNamespace(device=torch.device("cpu")))
+    assert [text.partition(",")[0] for text in said] == ["only 99 images are held out"] * warned
