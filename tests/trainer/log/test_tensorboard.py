@@ -11,6 +11,7 @@ import pytest
 from conftest import BOARD, wait_until
 from playwright.sync_api import Page, sync_playwright
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from trainer.log.board import Board
 
@@ -53,7 +54,9 @@ def board(url):
     return lambda path: json.load(urlopen(f"{url}data/{path}"))
 
 
-def test_a_curve_steps_up_where_the_run_started(tmp_path):
+def test_a_curve_steps_up_where_the_run_started(tmp_path, monkeypatch):
+    # The names of files end with their number in the process, which TensorBoard sorts as text: 10 is before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for step in (0, 200, 200, 300):
         board = Board(tmp_path, step)
         board.start("trainer: {}", "Starting")
