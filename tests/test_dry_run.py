@@ -131,6 +131,7 @@ def test_it_agrees_with_the_run(run, report, here, digits, tmp_path, system):
     assert "8 images a step = 1 x 4 x 2" in done.stderr
     assert "1 steps = 8 images" in dry.out
     assert "= 0.00559 " in dry.out
+    assert "an epoch leaves out 6 of 1,438 images, others each time" in dry.out  # 1,438 = 179 * 8 + 6
     files = (tmp_path / "run" / "checkpoints" / "step_00000001").iterdir()
     assert expected.checkpoint == pytest.approx(sum(file.stat().st_size for file in files), rel=0.02)
 

@@ -142,6 +142,9 @@ class Report:
         yield f"{size:,} images a step = {splits}; other possible numbers of processes: {', '.join(others) or 'none'}"
         images, epochs = f"{settings.steps * size:,} images{self.each}", " and ".join(self.epochs)
         yield f"{settings.steps:,} steps = {images} = {epochs} epochs"
+        for shards, order in zip(self.trains, self.orders, strict=True):
+            if left := len(shards) - order.steps_per_epoch * size:
+                yield f"an epoch leaves out {left:,} of {len(shards):,} images, others each time: its batches are whole"
         yield f"precision {settings.precision}" + f", gradients averaged by {settings.grad_sync}" * (n > 1)
         if self.assumed:
             yield "GPUs are assumed; set ACCELERATE_USE_CPU=true for a report about CPUs"

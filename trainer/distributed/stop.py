@@ -82,7 +82,10 @@ class StopSignal:
             if self._interrupted:
                 _print_at_once("Exited at once: steps since the last checkpoint are lost")
                 os._exit(128 + number)
-            _print_at_once("Stopping after a checkpoint is saved; press Ctrl-C again to exit at once")
+            _print_at_once(
+                "Stopping after a checkpoint is saved, and an evaluation that has begun is finished; press Ctrl-C "
+                "again to exit at once"
+            )
             self._interrupted = True
         self.reason = self.reason or ("Ctrl-C" if number == signal.SIGINT else number.name)
         if os.getppid() != self._launcher:

@@ -87,7 +87,7 @@ def _add_num(command: CommandParser, usual: str) -> None:
 def _add_whole(command: CommandParser) -> None:
     add = command.add_argument
     add("--whole", action="store_true", help="keep the images' own sizes (systems whose codes are maps)")
-    tiles = "the same in tiles of this side, blended over a quarter of it where they overlap, to save memory"
+    tiles = "as --whole, in tiles of this side, blended over a quarter of it where they overlap, to save memory"
     add("--tile", type=PositiveInt, metavar="PIXELS", help=tiles)
 
 

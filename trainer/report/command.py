@@ -67,7 +67,9 @@ def open_entries(folders: list[Path]) -> list[Entry]:
         run = Run(path)
         if not run.lines and not run.settings:
             there = "holds neither config.yaml nor metrics.jsonl" if path.is_dir() else "is not a folder"
-            raise ValueError(f"RUN {path} {there}: expected the folder of a run (trainer.run_dir)")
+            inside = sorted(config.parent.name for config in path.glob("*/config.yaml"))
+            hint = f". It holds runs: name them, such as {path / inside[0]}, or all by {path}/*" if inside else ""
+            raise ValueError(f"RUN {path} {there}: expected the folder of a run (trainer.run_dir){hint}")
         system = run.settings.get("system") or {}
         kind = str(system.get("class_path", "")).rpartition(".")[2]
         name = path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}"

@@ -187,9 +187,11 @@ def test_mistakes_are_named(tmp_path, capsys):
     (damaged / "config.yaml").write_text("- 1")
     linked = run(tmp_path / "linked", 3)
     (tmp_path / "empty").mkdir()
+    several = run(tmp_path / "runs" / "a", 3)
     (linked / "samples" / "step_00000003.png").symlink_to("/etc/hostname")
     for arguments, words in (
         ([tmp_path / "empty", "--out", page], "holds neither config.yaml nor metrics.jsonl"),
+        ([several.parent, "--out", page], f"It holds runs: name them, such as {several}, or all by {several.parent}/*"),
         ([tmp_path / "none", "--out", page], "is not a folder"),
         ([made, made, "--out", page], "the same folder twice"),
         ([made, "--out", tmp_path], "is a folder"),
