@@ -32,7 +32,7 @@ from trainer.config.parser import Config, configure
 from trainer.distributed.accelerator import keep_freed_memory
 from trainer.distributed.ranks import Ranks
 
-RECIPES = ["digits-vaegan-ternary", "mnist-vaegan-ternary", "smiles-cyclegan", "cifar10-vaegan-ternary"]
+RECIPES = ["digits-vaegan-ternary", "mnist-vaegan-ternary", "smiles-cyclegan", "cifar10-vaegan"]
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes at which DDP closes a bucket
 MESSAGES = [2**exponent for exponent in range(10, 25, 2)]  # bytes, from 1 KiB to 16 MiB
 GradSync = Literal["ddp", "flat"]
