@@ -14,6 +14,7 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
+COLOURS = {1: "grey", 3: "colour", 4: "colour and alpha"}  # what channels are, by their number
 STRIP = 256  # rows that are blended with white at once
 JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # a JPEG's first bytes, and the first bytes of its Exif segment
 SCAN, END = b"\xff\xda", b"\xff\xd9"  # a JPEG's marks of a scan and of its end

@@ -81,10 +81,8 @@ def tags(system: System, library: str, license_: str | None) -> dict[str, Any]:
 
 def score_rows(scores: dict[str, float]) -> list[dict[str, Any]]:
     """Return the rows of the table of scores, with their deviations; other names than those of scores are left out."""
-    rows, deviations = (
-        [],
-        {DEVIATION.sub(r"\1\2", name): value for name, value in scores.items() if DEVIATION.match(name)},
-    )
+    deviations = {DEVIATION.sub(r"\1\2", name): value for name, value in scores.items() if DEVIATION.match(name)}
+    rows = []
     for name, value in scores.items():
         if (match := SCORE.fullmatch(name)) and not DEVIATION.match(name):
             key, number, thousands, by = match.groups()

@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from data.images import COLOURS
 from data.redact import printable
 from models.diffusers import WEIGHTS_FILE
 from models.manifest import checkpoints
@@ -120,6 +121,7 @@ def card_of(
         height=height,
         width=width,
         channels=channels,
+        colours=COLOURS[channels],
         pictures=", ".join(shown),
         latents=latents,
         scores=score_rows(scores),

@@ -96,8 +96,7 @@ def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Seq
     """Return a picture of titled panels below each other, with images in rows of `columns`.
 
     Each panel has the rows that its images fill. Transparent images are shown over white. Images smaller than `pixels`
-    are enlarged by a whole number.
-    `headings` stand above the first columns.
+    are enlarged by a whole number. `headings` stand above the first columns.
     """
     height, width = next(iter(panels.values())).shape[-2:]
     scale, gap, title = max(1, pixels // max(height, width)), 2, 20

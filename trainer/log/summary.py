@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from data.images import sides
+from data.images import COLOURS, sides
 from data.redact import redacted
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
@@ -17,7 +17,6 @@ from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
 from trainer.step import PlayerState
 
-COLOURS = {1: "grey", 3: "colour", 4: "colour and alpha"}  # by channels
 INDENT, WIDTH = 12, 120  # of a block's texts, and of its lines
 
 
@@ -72,7 +71,7 @@ def start_warnings(parts: RunParts, accelerator: Accelerator) -> list[str]:
     held_out = min(map(len, parts.tests), default=FEW)
     if parts.config.evaluate.every and held_out < FEW:
         warnings.append(
-            f"only {held_out} images are held out, so scores say little: precision and recall are near 1 for noise. "
+            f"only {held_out} images are held out, so scores say little: precision and coverage may be 1 for noise. "
             f"Hold out {FEW} or more (data.prepare --test_fraction), or take another set as data.test"
         )
     return warnings
