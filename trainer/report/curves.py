@@ -17,12 +17,8 @@ from trainer.report.results import Entry
 matplotlib.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
 matplotlib.rcParams |= {"grid.alpha": 0.25, "legend.frameon": False, "text.parse_math": False}
 STYLES = ("-", "--", ":", "-.")
-WIDTH, HEIGHT, ROW, LABELS = (
-    4.8,
-    2.6,
-    0.16,
-    0.45,
-)  # inches: of a chart, a row of its legend, and the text below its axis
+WIDTH, HEIGHT = 4.8, 2.6  # inches, of a chart
+ROW, LABELS = 0.16, 0.45  # inches: of a row of its legend, and of the text below its axis
 LEFT, DIGIT, PAD = 0.58, 0.08, 0.14  # inches: at least left of a chart, of a digit of a label, and around the label
 TAGS = 12  # in a chart
 MARKED = 30  # points, up to which each is marked
@@ -69,7 +65,7 @@ def _comparable(chart: Chart, tags: list[str], extractors: Collection[str]) -> d
         groups.setdefault((extractor, of.index(count)), []).append(tag)
     names = [", ".join(tag.removeprefix("eval/") for tag in group) for group in groups.values()]
     titles = [f"{chart.title}: {name}" for name in names] if len(names) > 1 else [chart.title]
-    return dict(zip(titles, groups.values(), strict=False))
+    return dict(zip(titles, groups.values(), strict=False))  # a chart without curves has no groups
 
 
 def _draw(chart: Chart, tags: list[str], entries: list[Entry]) -> Figure:
