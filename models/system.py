@@ -125,6 +125,7 @@ class System(nn.Module, ABC):
     domains: int = 1  # data sets per batch
     classes: int = 0  # of labels that the networks are given
     judged_by: Literal["fid", "rfid"] = "fid"  # of samples or translations, or of reconstructions: what it is for
+    stride: int | None = None  # of images of any size that it translates, whose sides are multiples of it
     by_position: tuple[str, ...] = ()  # buffers [positions, ...], which `hold` makes; for training only
     rows: slice = slice(0, 0)  # the positions of these buffers
     groups: Mapping[str, int] = {}  # by setting, images that a network sees as a group; micro-batches are multiples

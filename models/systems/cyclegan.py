@@ -96,6 +96,7 @@ class CycleGAN(System):
     averaged = ("translator_ab", "translator_ba")
     architecture = ("width", "blocks")
     domains = 2
+    stride = 4  # translators halve images twice
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class CycleGAN(System):
         ),
     ):
         super().__init__()
-        check_size(image_size, 4, "as translators halve images twice")
+        check_size(image_size, self.stride, "as translators halve images twice")
         blocks = (6 if min(sides(image_size)) < 256 else 9) if blocks is None else blocks
         discriminator_width = width if discriminator_width is None else discriminator_width
         check_positive(width=width, discriminator_width=discriminator_width, blocks=blocks)

@@ -49,7 +49,7 @@ def parser() -> CommandParser:
     for name in ("reconstruct", "translate"):
         commands[name].add_argument("--images", required=True, help="folder of images or WebDataset shards", **FOLDER)
         _add_num(commands[name], "all")
-    _add_whole(commands["reconstruct"])
+        _add_whole(commands[name])
     commands["translate"].add_argument(
         "--direction", choices=["a2b", "b2a"], required=True, help="source and target domain"
     )
@@ -86,7 +86,7 @@ def _add_num(command: CommandParser, usual: str) -> None:
 
 def _add_whole(command: CommandParser) -> None:
     add = command.add_argument
-    add("--whole", action="store_true", help="keep the images' own sizes (systems whose codes are maps)")
+    add("--whole", action="store_true", help="keep the images' own sizes (networks of convolutions alone)")
     tiles = "as --whole, in tiles of this side, blended over a quarter of it where they overlap, to save memory"
     add("--tile", type=PositiveInt, metavar="PIXELS", help=tiles)
 

@@ -58,7 +58,7 @@ def _check(settings: argparse.Namespace) -> None:
         if not out.name or (out.exists() and any(out.iterdir())):
             why = "exists and is not empty" if out.name else "is the working directory"
             raise ValueError(f"--out {out} {why}: name a new folder for --shards")
-    if settings.command == "reconstruct" and settings.grid and (settings.whole or settings.tile):
+    if settings.command in ("reconstruct", "translate") and settings.grid and (settings.whole or settings.tile):
         raise ValueError(
             "--grid shows images of one size, and --whole and --tile keep their own: leave one of them out"
         )
@@ -103,9 +103,10 @@ def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
         return panels.sample(generator, num, settings.seed, _sampler(generator, settings))
     if settings.command == "decode":
         return panels.decode(generator, settings.latents, _num(settings))
-    if settings.command == "reconstruct" and (settings.whole or settings.tile):
-        return panels.whole(generator, settings.images, settings.num, settings.tile)
-    return panels.compare(generator, settings.images, _num(settings), getattr(settings, "direction", None))
+    towards = getattr(settings, "direction", None)
+    if settings.whole or settings.tile:
+        return panels.whole(generator, settings.images, settings.num, towards, settings.tile)
+    return panels.compare(generator, settings.images, _num(settings), towards)
 
 
 def _num(settings: argparse.Namespace) -> int | None:

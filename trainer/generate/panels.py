@@ -1,6 +1,7 @@
 """What each command shows: in blocks, the names of pictures and the panels that form each picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Literal
@@ -18,12 +19,13 @@ from trainer.classes import check_labels
 from trainer.draws import prior
 from trainer.generate.generator import Generator
 from trainer.generate.images import decode_file, open_folder
-from trainer.generate.whole import check_tile, reconstruct
+from trainer.generate.whole import check_tile, in_own_size
 from trainer.log.pictures import Panels
 from trainer.log.pictures import interpolate as path_between
 from trainer.samplers import Sampler
 
 Pictures = Iterator[tuple[Sequence[str], Panels]]
+Direction = Literal["a2b", "b2a"]
 
 
 def sample(generator: Generator, num: int, seed: int, sampler: Sampler) -> Pictures:
@@ -45,33 +47,42 @@ def given(generator: Generator, folder: Path, num: int | None) -> Iterator[tuple
         yield names[rows.start : rows.stop], images(rows)
 
 
-def compare(generator: Generator, folder: Path, num: int | None, direction: Literal["a2b", "b2a"] | None) -> Pictures:
+def compare(generator: Generator, folder: Path, num: int | None, direction: Direction | None) -> Pictures:
     """Yield images beside their translations, or beside their reconstructions if there is no direction."""
-    system = generator.system
-    title = f"translated {direction}" if direction else "reconstructed"
+    title, use = _made_of_images(generator, direction)
     numbers = count()
     for names, images in given(generator, folder, num):
-        made = generator.images(
-            lambda image, *label: (
-                system.translate(image, direction) if direction else system.reconstruct(image, *label)
-            ),
-            normalize(images),
-            *generator.told(islice(numbers, len(names))),
-        )
-        yield names, {"original": images, title: made}
+        told = generator.told(islice(numbers, len(names)))
+        yield names, {"original": images, title: generator.images(use, normalize(images), *told)}
 
 
-def whole(generator: Generator, folder: Path, num: int | None, tile: int | None) -> Pictures:
-    """Yield images of their own sizes, one by one, beside their reconstructions, made in tiles if their side is given.
+def whole(
+    generator: Generator, folder: Path, num: int | None, direction: Direction | None, tile: int | None
+) -> Pictures:
+    """Yield images of their own sizes, one by one, as `compare` does; made in tiles if their side is given.
 
     Raises:
-        ValueError: the system's codes are no maps, or the tile does not fit them.
+        ValueError: the system's networks take images of one size alone, or the tile does not fit them.
     """
+    title, use = _made_of_images(generator, direction)
     stride = check_tile(generator, tile)
     names, images = open_folder(folder, None, *generator.format[1:])
     for i in tqdm(range(min(num or len(names), len(names))), disable=None):
         image = images(range(i, i + 1))
-        yield [names[i]], {"original": image, "reconstructed": reconstruct(generator, image[0], stride, tile)[None]}
+        told = [label.to(generator.device) for label in generator.told([i])]
+        made = in_own_size(generator, partial(_told, use, told), image[0], stride, tile)
+        yield [names[i]], {"original": image, title: made[None]}
+
+
+def _told(use: Callable[..., Tensor], told: Sequence[Tensor], image: Tensor) -> Tensor:
+    return use(image, *told)
+
+
+def _made_of_images(generator: Generator, direction: Direction | None) -> tuple[str, Callable[..., Tensor]]:
+    """Return what the system makes of images, and how: translations, or reconstructions without a direction."""
+    if direction is None:
+        return "reconstructed", generator.system.reconstruct
+    return f"translated {direction}", lambda image: generator.system.translate(image, direction)
 
 
 def decode(generator: Generator, folder: Path, num: int | None) -> Pictures:

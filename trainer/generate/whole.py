@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from data.images import sides
-from models import System
 from trainer.batch import normalize, to_pixels
 from trainer.generate.generator import Generator
 from trainer.precision import strict_fp32
@@ -23,29 +22,32 @@ def check_tile(generator: Generator, tile: int | None) -> int:
     Raises:
         ValueError: the system's codes are vectors, so that its images have one size, or the tile does not fit.
     """
-    shape, size = generator.system.latent_shape, sides(generator.size)
-    if len(shape) != 3:
+    system, shape, size = generator.system, generator.system.latent_shape, sides(generator.size)
+    if system.stride is None and len(shape) != 3:
         raise ValueError(
             f"system.networks.latent_stride is null, so codes are vectors and images have {size[1]} x {size[0]} "
             "pixels; --whole and --tile expect maps of codes, which networks of convolutions alone make: leave these "
             "options out, or train with --system.networks.latent_stride 8"
         )
-    stride = size[0] // shape[1]
+    stride = system.stride or size[0] // shape[1]
     least = OVERLAP * stride
     if tile is not None and tile % least:
         nearest = max(1, round(tile / least)) * least
         raise ValueError(
-            f"--tile is {tile}, expected a multiple of {least}, as a code stands for {stride} pixels a side, and tiles "
-            f"overlap by a quarter: such as {nearest}"
+            f"--tile is {tile}, expected a multiple of {least}, as networks make {stride} pixels a side at once, and "
+            f"tiles overlap by a quarter: such as {nearest}"
         )
     return stride
 
 
-def reconstruct(generator: Generator, pixels: Tensor, stride: int, tile: int | None) -> Tensor:
-    """Return the reconstruction of an image of any size, [channels, height, width] in its depth.
+def in_own_size(
+    generator: Generator, use: Callable[[Tensor], Tensor], pixels: Tensor, stride: int, tile: int | None
+) -> Tensor:
+    """Return what a system makes of an image of any size, [channels, height, width] in its depth.
 
     Args:
-        generator: its system reconstructs by maps of codes
+        generator: of the system
+        use: reconstructs or translates images on the system's device
         pixels: uint8 or uint16 [channels, height, width]
         stride: that `check_tile` returns
         tile: pixels of a tile's side; None: the image as a whole
@@ -54,8 +56,10 @@ def reconstruct(generator: Generator, pixels: Tensor, stride: int, tile: int | N
         ValueError: a pixel is not finite.
     """
     height, width = pixels.shape[1:]
-    image = pad(normalize(pixels[None]), (0, -width % stride, 0, -height % stride), mode="replicate")
-    made = in_tiles(lambda part: _run(generator.system, part, generator.device), image, stride, tile)
+    # Reflected edges need two places of a translator's smallest map.
+    right, below = (max(-side % stride, 2 * stride - side) for side in (width, height))
+    image = pad(normalize(pixels[None]), (0, right, 0, below), mode="replicate")
+    made = in_tiles(lambda part: _run(use, part, generator.device), image, stride, tile)
     try:
         return to_pixels(made[0, :, :height, :width], generator.format.bits)
     except FloatingPointError as error:
@@ -63,9 +67,9 @@ def reconstruct(generator: Generator, pixels: Tensor, stride: int, tile: int | N
 
 
 @torch.no_grad()
-def _run(system: System, image: Tensor, device: str) -> Tensor:
+def _run(use: Callable[[Tensor], Tensor], image: Tensor, device: str) -> Tensor:
     with strict_fp32(torch.device(device)):
-        return system.reconstruct(image.to(device)).cpu()
+        return use(image.to(device)).cpu()
 
 
 def in_tiles(use: Callable[[Tensor], Tensor], image: Tensor, stride: int, tile: int | None) -> Tensor:

@@ -91,11 +91,35 @@ def test_images_keep_their_sizes(tiny_run, capsys, tmp_path):
         assert files[0] != files[2], "groups' statistics are a tile's"
 
 
+def test_translations_keep_the_sizes_of_photos(tiny_run, capsys, tmp_path):
+    """Also of the smallest, whose reflected edges need 8 pixels. A whole image is one pass of the translator."""
+    run, photos = tiny_run("CycleGAN"), tmp_path / "photos"
+    photos.mkdir()
+    for name, size in ("wide", (45, 25)), ("dot", (3, 2)):
+        Image.effect_noise(size, 60).save(photos / f"{name}.png")
+    for name, option in ("whole", ["--whole"]), ("tiles", ["--tile", 16]):
+        out, direction = tmp_path / name, ("--direction", "b2a")
+        done = generate(capsys, "translate", run, *direction, "--images", photos, "--out", out, *option)
+        assert done.out == f"{out}: 2 PNGs written\n", done.err
+    for name, (width, height), margins in ("wide", (45, 25), (3, 3)), ("dot", (3, 2), (5, 6)):
+        original, made = pixels(tmp_path / "whole" / f"{name}.png").split(width, dim=1)
+        assert torch.equal(original, pixels(photos / f"{name}.png"))
+        image = pad(normalize(original)[None, None], (0, margins[0], 0, margins[1]), mode="replicate")
+        with torch.no_grad():
+            assert torch.equal(made, to_uint8(models.load(run).translate(image, "b2a"))[0, 0, :height, :width])
+        tiled = pixels(tmp_path / "tiles" / f"{name}.png")[:, width:]
+        assert torch.equal(tiled, made) == (name == "dot"), "a tile is normalized by itself"
+
+
 @pytest.mark.parametrize(
     ("system", "options", "words"),
     [
         ("VAEGAN", ["--whole"], "system.networks.latent_stride is null, so codes are vectors and images have 32 x 32"),
-        ("kl", ["--tile", 40], "--tile is 40, expected a multiple of 16, as a code stands for 4 pixels a side, and"),
+        (
+            "kl",
+            ["--tile", 40],
+            "--tile is 40, expected a multiple of 16, as networks make 4 pixels a side at once",
+        ),
         ("kl", ["--tile", 48, "--grid"], "--grid shows images of one size"),
     ],
 )
