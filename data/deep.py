@@ -4,6 +4,7 @@ They are read as arrays, resized channel by channel in float32, and written as P
 """
 
 import io
+import math
 import struct
 import sys
 import zlib
@@ -16,7 +17,7 @@ from data.images import FORMATS, LIMITS, Limits, Size, View, check_header, decod
 
 WHITE = 65535
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601), as Pillow has it
-PNG, COLOUR_TYPES = b"\x89PNG\r\n\x1a\n", {1: 0, 2: 4, 3: 2, 4: 6}  # a PNG's first bytes; its types, by channels
+PNG, COLOUR_TYPES = b"\x89PNG\r\n\x1a\n", {1: 0, 3: 2, 4: 6}  # a PNG's first bytes; its types, by channels
 
 
 def is_deep(content: bytes) -> bool:
@@ -43,7 +44,7 @@ def decode_deep(content: bytes, size: Size | None, channels: int, view: View, li
 
 
 def read_deep(content: bytes, limits: Limits = LIMITS) -> np.ndarray:
-    """Return an image as uint16 [height, width, 1 to 4 channels]: grey or colour, each with alpha if it has some.
+    """Return an image as uint16 [height, width, channels]: 1 (grey), 3 (colour), or 4 (colour and alpha).
 
     Raises:
         ValueError: As `decode_deep`.
@@ -59,7 +60,7 @@ def read_deep(content: bytes, limits: Limits = LIMITS) -> np.ndarray:
                 return np.asarray(image).clip(0, WHITE).astype(np.uint16)[..., None]
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise ValueError(str(error) or type(error).__name__) from error
-    whole = decode_whole(content, limits, alpha=True)
+    whole = decode_whole(content, limits, alpha=True)  # of eight bits
     return np.asarray(whole).reshape(whole.height, whole.width, -1).astype(np.uint16) * np.uint16(257)
 
 
@@ -69,26 +70,26 @@ def changed(pixels: np.ndarray, change: Callable[[Image.Image], Image.Image]) ->
     Colours count as much as they are opaque, as Pillow resizes them.
     """
     values = pixels.astype(np.float32)
-    alpha = values[..., -1:] / WHITE if pixels.shape[2] in (2, 4) else None
+    alpha = values[..., 3:] / WHITE if pixels.shape[2] == 4 else None
     if alpha is not None:
-        values[..., :-1] *= alpha
+        values[..., :3] *= alpha
     planes = (change(Image.fromarray(np.ascontiguousarray(values[..., i]))) for i in range(values.shape[2]))
     made = np.stack([np.asarray(plane) for plane in planes], 2)
     if alpha is not None:
-        made[..., :-1] /= (made[..., -1:] / WHITE).clip(min=1 / WHITE)
+        made[..., :3] /= (made[..., 3:] / WHITE).clip(min=1 / WHITE)
     return np.rint(made).clip(0, WHITE).astype(np.uint16)
 
 
 def over_white(pixels: np.ndarray) -> np.ndarray:
-    """Return uint16 pixels [height, width, 1 to 4 channels] without alpha: [height, width, 1 or 3]."""
-    if pixels.shape[2] in (1, 3):
+    """Return uint16 pixels [height, width, channels] without alpha, which is the fourth of four channels."""
+    if pixels.shape[2] != 4:
         return pixels
-    alpha = pixels[..., -1:] / WHITE
-    return np.rint(pixels[..., :-1] * alpha + WHITE * (1 - alpha)).astype(np.uint16)
+    alpha = pixels[..., 3:] / WHITE
+    return np.rint(pixels[..., :3] * alpha + WHITE * (1 - alpha)).astype(np.uint16)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """Return pixels [height, width, 1 to 4 channels], uint8 or uint16, as a PNG of their depth."""
+    """Return pixels [height, width, 1, 3 or 4 channels], uint8 or uint16, as a PNG of their depth."""
     height, width, channels = pixels.shape
     if pixels.dtype == np.uint8:
         file = io.BytesIO()
@@ -107,23 +108,39 @@ def encode_png(pixels: np.ndarray) -> bytes:
 def _raw_mode(image: Image.Image) -> str:
     """Return how the file lays its pixels out, by Pillow's name, such as RGB;16B for colours of two bytes each."""
     arguments = next(iter(getattr(image, "tile", ())), (None,) * 4)[3]
+    if image.format == "PPM" and image.mode == "RGB" and isinstance(arguments, tuple) and arguments[1] > 255:
+        return "PPM;16"
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
-    """Whether Pillow would take the high bytes alone of a colour image, or one with alpha."""
-    return image.mode in ("RGB", "RGBA") and ";16" in _raw_mode(image)
+    """Whether Pillow would read eight bits alone of a colour image, or one with alpha."""
+    return ";16" in _raw_mode(image) and not image.mode.startswith("I")
 
 
 def _read_deep_colour(content: bytes) -> np.ndarray:
     """Read all bytes by other layouts: in the other order the low bytes are the high ones; grey and alpha are four."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         layout = _raw_mode(image)
+        if layout == "PPM;16":
+            return _read_ppm(content, image)
     if layout == "LA;16B":
-        return _read_as(content, "RGBA").view(">u2").astype(np.uint16)
+        grey, alpha = np.moveaxis(_read_as(content, "RGBA").view(">u2").astype(np.uint16), 2, 0)
+        return np.stack([grey, grey, grey, alpha], 2)
+    if layout[:-1] not in ("RGB;16", "RGBA;16", "RGBX;16"):
+        raise ValueError(f"its sixteen bits a channel are laid out as {layout}, and not read: save it as RGB or RGBA")
     other = layout[:-1] + {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[layout[-1]]
     high, low = (_read_as(content, one) for one in (layout, other))
     return high.astype(np.uint16) << 8 | low
+
+
+def _read_ppm(content: bytes, image: Image.Image) -> np.ndarray:
+    codec, _, offset, (_, largest) = image.tile[0]  # type: ignore[attr-defined]
+    if codec != "ppm":
+        raise ValueError("it is a PPM of text with sixteen bits a channel, which is not read: save it as a binary one")
+    shape = (image.height, image.width, 3)
+    pixels = np.frombuffer(content, ">u2", math.prod(shape), offset).reshape(shape)
+    return np.rint(pixels * (WHITE / largest)).clip(0, WHITE).astype(np.uint16)
 
 
 def _read_as(content: bytes, layout: str) -> np.ndarray:
@@ -144,6 +161,6 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
         if channels == 1 and pixels.shape[2] == 3:
             return np.rint(pixels @ GREY).astype(np.uint16)[..., None]
         return np.repeat(pixels, channels, 2) if pixels.shape[2] < channels else pixels
-    alpha = pixels[..., -1:] if pixels.shape[2] in (2, 4) else np.full_like(pixels[..., :1], WHITE)
-    colours = pixels[..., :3] if pixels.shape[2] > 2 else np.repeat(pixels[..., :1], 3, 2)
+    alpha = pixels[..., 3:] if pixels.shape[2] == 4 else np.full_like(pixels[..., :1], WHITE)
+    colours = pixels[..., :3] if pixels.shape[2] > 1 else np.repeat(pixels, 3, 2)
     return np.concatenate([colours, alpha], 2)

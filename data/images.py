@@ -23,6 +23,8 @@ MAX_SEGMENTS = 2**16  # of a JPEG
 SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # APP0 to 15, COM: before the image
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes without colour
+TIFF, SAMPLES = (b"II*\0", b"MM\0*"), 277  # a TIFF's first bytes, and its tag of the number of channels
+MORE_CHANNELS = "More than four channels are read of .npy files: numpy.save(FILE, tifffile.imread(TIFF)) makes one"
 ORIENTATION, UPRIGHT = 0x0112, 1  # Exif's tag, and its value for an image that needs no turn
 Image.MAX_IMAGE_PIXELS = None  # Limits take its place
 
@@ -135,7 +137,7 @@ def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -
     try:
         _check(content, limits)
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        _check_pixels(*image.size, limits)
+        _check_opened(image, limits)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if alpha and image.has_transparency_data:
@@ -143,7 +145,7 @@ def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -
         image = _flatten(image)
         return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(f"it is no image of a known kind ({', '.join(FORMATS)})") from error
+        raise ValueError(_unknown(content)) from error
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise ValueError(str(error) or type(error).__name__) from error
 
@@ -162,10 +164,10 @@ def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], in
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_pixels(*image.size, limits)
+            _check_opened(image, limits)
             return image.size, 1 if image.mode in GREY else 3
     except UnidentifiedImageError as error:
-        raise ValueError(f"it is damaged, or no image of a known kind ({', '.join(FORMATS)})") from error
+        raise ValueError(_unknown(content)) from error
 
 
 def check_header(content: bytes, limits: Limits) -> None:
@@ -241,6 +243,19 @@ def _check_scans(content: bytes, limits: Limits) -> None:
             raise ValueError(f"it has more than {limits.scans:,} scans ({limit_settings('scans')}): encode it again")
         place = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2]))
     raise ValueError(f"it has more than {MAX_SEGMENTS:,} segments: encode it again")
+
+
+def _unknown(content: bytes) -> str:
+    if content.startswith(TIFF):
+        return f"it is a TIFF that is damaged, or of a kind that is not read. {MORE_CHANNELS}"
+    return f"it is no image of a known kind ({', '.join(FORMATS)}), or damaged"
+
+
+def _check_opened(image: Image.Image, limits: Limits) -> None:
+    _check_pixels(*image.size, limits)
+    samples = getattr(image, "tag_v2", {}).get(SAMPLES, 1)
+    if isinstance(samples, int) and samples > 4:  # Pillow would leave out the others
+        raise ValueError(f"it is a TIFF of {samples} channels. {MORE_CHANNELS}")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:

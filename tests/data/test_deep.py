@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -23,17 +24,38 @@ def deep(channels: int, height: int = 12, width: int = 16) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 2**16, (height, width, channels), dtype=np.uint16)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pngs_are_read_as_they_were_written(channels):
     """Pillow reads them too, but for all but grey ones in eight bits, of which it takes the high bytes."""
     pixels = deep(channels)
     content = encode_png(np.asfortranarray(pixels))  # as tensors of channels first give them
     assert (read_deep(content) == pixels).all()
-    image = Image.open(io.BytesIO(content))
-    image = np.asarray(image.convert("LA") if channels == 2 else image).reshape(pixels.shape)
+    image = np.asarray(Image.open(io.BytesIO(content))).reshape(pixels.shape)
     assert (image == (pixels if channels == 1 else pixels >> 8)).all()
-    if channels != 2:  # which becomes colour and alpha
-        assert (read_deep(encode_png((pixels >> 8).astype(np.uint8))) == (pixels >> 8) * 257).all()
+    assert (read_deep(encode_png((pixels >> 8).astype(np.uint8))) == (pixels >> 8) * 257).all()
+
+
+def test_grey_with_alpha_becomes_colour_with_alpha():
+    pixels = deep(2)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", 16, 12, 16, 4, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    assert (read_deep(content) == pixels[..., [0, 0, 0, 1]]).all()
+
+
+@pytest.mark.parametrize("largest", [65535, 1023])
+def test_ppms_keep_their_depth(largest):
+    """Pillow scales colours of any depth to eight bits."""
+    pixels = deep(3).clip(max=largest)
+    content = b"P6\n# a comment\n16 12\n%d\n" % largest + pixels.astype(">u2").tobytes()
+    assert (read_deep(content) == np.rint(pixels * (65535 / largest))).all()
+    with pytest.raises(ValueError, match=r"."):
+        read_deep(content[:-1])
+    with pytest.raises(ValueError, match="a PPM of text"):
+        read_deep(b"P3 1 1 %d 9 9 9" % largest)
+    assert (read_deep(b"P6 1 1 255 \1\2\3") == [257, 514, 771]).all()
 
 
 def test_channels_become_those_of_the_run():
@@ -69,20 +91,40 @@ def test_views_are_those_of_eight_bits(view, channels):
 def test_tiffs_keep_their_depth(order):
     """A grey one by Pillow, and by hand one in colour, which Pillow cannot write."""
     assert (read_deep(encoded(deep(1)[..., 0], "TIFF")) == deep(1)).all()
-    pixels, short, long = deep(3, 2, 4), 3, 4  # types of a field
-    bits, data = 8, 14  # where the bits of each channel, and the pixels, are
-    fields = [(256, long, 1, 4), (257, long, 1, 2), (258, short, 3, bits), (259, short, 1, 1), (262, short, 1, 2)]
-    fields += [(273, long, 1, data), (277, short, 1, 3), (278, long, 1, 2), (279, long, 1, pixels.nbytes)]
-    content = struct.pack(f"{order}2sHI3H", b"II" if order == "<" else b"MM", 42, data + pixels.nbytes, 16, 16, 16)
-    content += pixels.astype(f"{order}u2").tobytes() + struct.pack(f"{order}H", len(fields))
-    for tag, kind, count, value in fields:
-        inline = (
-            struct.pack(f"{order}HH", value, 0) if kind == short and count == 1 else struct.pack(f"{order}I", value)
-        )
-        content += struct.pack(f"{order}HHI", tag, kind, count) + inline
-    content += bytes(4)
+    pixels = deep(3, 2, 4)
+    content = tiff(pixels, order)
     assert Image.open(io.BytesIO(content)).mode == "RGB"
     assert (read_deep(content) == pixels).all()
+
+
+def test_tiffs_of_layouts_that_lose_numbers_are_refused():
+    """Pillow takes the first three of five channels that begin with a colour, and knows no others."""
+    for photometric, extra, words in (2, (0, 0), "a TIFF of 5 channels. More"), (1, (0,) * 4, "that is not read. More"):
+        content = tiff(deep(5, 2, 4) >> 8, "<", photometric, extra)
+        for look in (lambda content: decode(content, 8, 3), read_deep):
+            with pytest.raises(ValueError, match=words):
+                look(content)
+    with pytest.raises(ValueError, match="laid out as CMYK;16"):
+        read_deep(tiff(deep(4, 2, 4), "<", 5))
+
+
+def tiff(pixels: np.ndarray, order: str, photometric: int = 2, extra: tuple[int, ...] = ()) -> bytes:
+    """A TIFF by hand of what Pillow cannot write; `extra` says what each channel beyond a colour's is."""
+    height, width, channels = pixels.shape
+    depth, short, long = 8 if pixels.max() < 256 else 16, "H", "I"
+    data = pixels.astype(f"{order}u{depth // 8}").tobytes()
+    fields = [(256, long, [width]), (257, long, [height]), (258, short, [depth] * channels), (259, short, [1])]
+    fields += [(262, short, [photometric]), (273, long, [8]), (277, short, [channels]), (278, long, [height])]
+    fields += [(279, long, [len(data)]), *([(338, short, extra)] if extra else [])]
+    place = 8 + len(data)  # of what does not fit into the fields
+    beyond, table = b"", struct.pack(f"{order}H", len(fields))
+    for tag, kind, values in fields:
+        packed = struct.pack(f"{order}{len(values)}{kind}", *values)
+        table += struct.pack(f"{order}HHI", tag, {short: 3, long: 4}[kind], len(values))
+        table += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}I", place + len(beyond))
+        beyond += packed if len(packed) > 4 else b""
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, place + len(beyond))
+    return head + data + beyond + table + bytes(4)
 
 
 def test_damaged_or_large_ones_are_named(tmp_path):

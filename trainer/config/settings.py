@@ -91,7 +91,7 @@ class DataConfig:
         channels: Channels of an image: 1 (grey), 3 (colour, transparent images over white), or 4 (colour and alpha).
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
-        bits: Bits of a channel: 8, to which images of sixteen bits are reduced, or 16, as PNGs and TIFFs may have.
+        bits: Bits of a channel: 8, to which images of sixteen are reduced, or 16, as PNGs, TIFFs and PPMs may have.
         crop: Train on random crops with an area between these two fractions of the image's, such as [0.5, 1], resized
             to data.size; or "random": data.size pixels of the image at a random place, unscaled, which suits large
             images and networks with maps of codes (smaller images are enlarged). null takes the largest centred part
