@@ -8,6 +8,8 @@ fail() {
     exit 1
 }
 
+[ ! -L .venv ] ||
+    fail ".venv is a link to $(readlink .venv), whose packages would now belong to this copy of the project, too. Remove the link (rm .venv) and repeat the command, which then makes an environment of its own"
 command -v "$python" >/dev/null ||
     fail "$python not found. Install Python 3.11 or newer (Debian, Ubuntu: apt install python3 python3-venv), or name one: make setup PYTHON=/path/to/python3"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||

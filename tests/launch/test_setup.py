@@ -39,6 +39,15 @@ def test_a_python_without_venv_is_told_what_to_install(tmp_path):
     assert "apt install python3-venv" in done.stderr
 
 
+def test_an_environment_of_another_copy_is_left_alone(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / ".venv").symlink_to(tmp_path / "other")
+    done = setup(tmp_path, sys.executable)
+    assert done.returncode == 1
+    assert f".venv is a link to {tmp_path / 'other'}, whose packages" in done.stderr
+    assert not [*(tmp_path / "other").iterdir()]
+
+
 def plain(name: str) -> str:
     """A distribution's name, less version, extras and spelling."""
     return re.split(r"[\[<>=~! ]", name)[0].lower().replace("_", "-")
