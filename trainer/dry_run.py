@@ -23,6 +23,7 @@ from trainer.checkpoint import writer
 from trainer.checkpoint.state import TrainState
 from trainer.config.parser import Config
 from trainer.distributed.exit import user_errors
+from trainer.log.data_health import enlarged_warning
 from trainer.precision import check_precision, choose_precision, has_gpu
 from trainer.run_folder import RunFolder
 from trainer.step_memory import FakeRun, fake_accelerator
@@ -130,6 +131,8 @@ class Report:
         if self.remote:
             yield f"cache: {self.config.data.cache}, at most {self.config.data.cache_gb:g} GB on each machine"
         yield from (f"skipped: {problem}" for shards in self.trains for problem in shards.problems)
+        enlarged = (enlarged_warning(shards, self.config.data) for shards in self.trains)
+        yield from (f"warning: {warning}" for warning in enlarged if warning)
 
     def _batch(self) -> Iterator[str]:
         settings, size, n = self.settings, self.settings.batch_size, self.processes

@@ -1,11 +1,20 @@
 """Warnings about a run's data: damaged images, and steps that wait for images."""
 
-from data.images import sides
+from contextlib import suppress
+from statistics import median
+
+import numpy as np
+
+from data.images import header, sides
+from data.redact import redacted
+from data.shards.reader import Shards
 from trainer.config.parser import Config
+from trainer.config.settings import DataConfig
 from trainer.errors import RunError
 from trainer.log.health import WAITING
 
 LEAST = 1000  # images; data.max_skipped is a share of at least this many
+FIRST, ENLARGED = 8, 1.25  # images of a data set whose sizes are looked at, and the factor that is warned of
 
 
 class DataHealth:
@@ -45,3 +54,23 @@ class DataHealth:
             f"steps wait for data {data_wait:.0%} of the time: raise --data.workers (now {data.workers}), or prepare "
             f"smaller images (python -m data.prepare --size {min(sides(data.size))})"
         )
+
+
+def enlarged_warning(shards: Shards, data: DataConfig) -> str | None:
+    """Return a warning if most of a data set's first images are much smaller than data.size, None if not.
+
+    Of remote shards it is None: a whole one would be fetched. Damaged images are left to the run.
+    """
+    if not len(shards) or shards.remote[0]:
+        return None
+    (height, width), found = sides(data.size), list[tuple[float, str]]()
+    for content in shards.images(np.arange(min(FIRST, len(shards))))[0]:
+        with suppress(ValueError):
+            (columns, rows), _ = header(content, shards.limits)
+            found.append((max(height / rows, width / columns), f"{rows} x {columns}"))
+    if not found or median(factor for factor, _ in found) < ENLARGED:
+        return None
+    return (
+        f"data.size is {data.size}, but the first images of {redacted(shards.source)} are smaller, such as "
+        f"{max(found)[1]} pixels: they are enlarged, which adds no detail. Lower --data.size, or prepare larger images"
+    )

@@ -12,6 +12,7 @@ from data.redact import redacted
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.distributed.ranks import ROOT
+from trainer.log.data_health import enlarged_warning
 from trainer.log.health import FEW, verdicts
 from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
@@ -74,7 +75,8 @@ def start_warnings(parts: RunParts, accelerator: Accelerator) -> list[str]:
             f"only {held_out} images are held out, so scores say little: precision and coverage may be 1 for noise. "
             f"Hold out {FEW} or more (data.prepare --test_fraction), or take another set as data.test"
         )
-    return warnings
+    enlarged = (enlarged_warning(shards, parts.config.data) for shards in parts.trains)
+    return [*warnings, *filter(None, enlarged)]
 
 
 def final_summary(folder: Path, config: Config, lines: Sequence[Line], tensorboard: bool) -> str:

@@ -44,6 +44,6 @@ def test_commands_are_not_wrapped_and_nothing_is_said_of_what_a_run_lacks():
 )
 def test_scores_by_few_held_out_images_are_warned_of(held_out, every, warned):
     config = SimpleNamespace(resolved=lambda: {}, evaluate=SimpleNamespace(every=every))
-    parts = SimpleNamespace(config=config, tests=[range(number) for number in held_out])
+    parts = SimpleNamespace(config=config, trains=[], tests=[range(number) for number in held_out])
     said = start_warnings(parts, SimpleNamespace(device=torch.device("cpu")))
     assert [text.partition(",")[0] for text in said] == ["only 99 images are held out"] * warned

@@ -8,8 +8,11 @@ import torch
 
 from data.loader import Images
 from data.order import sample_checksum
+from data.shards.reader import Shards, write
+from trainer.config.settings import DataConfig
 from trainer.errors import RunError
-from trainer.log.data_health import DataHealth
+from trainer.log.data_health import DataHealth, enlarged_warning
+from trainer.log.pictures import png
 from trainer.log.window import LogWindow
 from trainer.step import TermMeans
 
@@ -93,3 +96,29 @@ def test_slow_data_is_reported_once_and_not_in_the_first_log_lines():
     assert health.slow_data_warning(14, 0.1) is None
     assert "steps wait for data 20% of the time: raise --data.workers (now 2)" in health.slow_data_warning(14, 0.2)
     assert health.slow_data_warning(16, 0.9) is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "size", "warned"),
+    [
+        ([64] * 9, 128, True),
+        ([64] * 9, 64, False),
+        ([28], 32, False),
+        ([64], [64, 128], True),
+        ([64, 64, 256], 128, True),
+        ([64, 256, 256], 128, False),
+        ([256] * 8 + [8] * 20, 128, False),
+    ],
+)
+def test_images_that_are_much_enlarged_are_warned_of(tmp_path, stored, size, warned):
+    contents = [png(torch.zeros(1, pixels, pixels, dtype=torch.uint8)) for pixels in stored]
+    write(tmp_path, ({"__key__": f"{i:02}", "png": content} for i, content in enumerate(contents)))
+    said = enlarged_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, size))
+    assert (said is not None) == warned
+    if said:
+        assert f"data.size is {size}, but the first images of {tmp_path} are smaller, such as 64 x 64 pixels" in said
+
+
+def test_a_damaged_image_is_left_to_the_run(tmp_path):
+    write(tmp_path, [{"__key__": "a", "png": b"no"}])
+    assert enlarged_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, 128)) is None
