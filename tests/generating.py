@@ -28,3 +28,11 @@ def run_command(command, capsys, *arguments) -> SimpleNamespace:
 
 def pixels(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.open(path)))
+
+
+def strip(path: Path, side: int = 32) -> tuple[torch.Tensor, ...]:
+    """The grey pictures [side, side] in a row of a titled grid, which shows smaller ones than 64 pixels enlarged."""
+    scale, gap, title = 64 // side, 2, 20
+    shown = torch.from_numpy(np.array(Image.open(path).convert("L")))[title:]
+    assert shown.shape[0] == side * scale
+    return tuple(column[::scale, : side * scale : scale] for column in shown.split(side * scale + gap, 1))

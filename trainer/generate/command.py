@@ -15,7 +15,7 @@ from trainer.generate.edit import Codes, attribute_vector, edit
 from trainer.generate.generator import Generator
 from trainer.generate.neighbours import find_neighbours, report, show
 from trainer.generate.panels import Pictures
-from trainer.generate.writers import write, write_films, write_grid, write_shards
+from trainer.generate.writers import write, write_films, write_grid, write_shards, write_strips
 from trainer.run_place import local_run
 from trainer.samplers import Sampler, open_sampler, training_images
 
@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
         kind = getattr(settings, "format", "png")
         if kind != "png":
             written = write_films(pictures, out, kind, settings.fps or 24)
+        elif command == "interpolate":
+            written = write_strips(pictures, out)
         elif getattr(settings, "grid", False):
             written = write_grid(pictures, out / f"{command}.png", strips=command in ("edit", "neighbours"))
         else:

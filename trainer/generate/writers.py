@@ -51,6 +51,19 @@ def write_grid(pictures: Pictures, path: Path, strips: bool) -> set[Path]:
     return {path}
 
 
+def write_strips(pictures: Pictures, out: Path) -> set[Path]:
+    """Write a titled PNG for each name, with its panels in a row; return the paths."""
+    written = set()
+    for names, panels in pictures:
+        for name, *images in zip(names, *panels.values(), strict=True):
+            out.mkdir(parents=True, exist_ok=True)
+            drawn = grid({name.replace("_to_", " to "): torch.stack(images)}, columns=len(images))
+            with atomically(path := out / f"{name}.png") as unfinished:
+                drawn.save(unfinished, "PNG")
+            written.add(path)
+    return written
+
+
 def write_films(pictures: Pictures, out: Path, kind: str, fps: int) -> set[Path]:
     """Write a film for each name, whose pictures are the panels; return the paths.
 

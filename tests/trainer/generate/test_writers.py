@@ -6,7 +6,7 @@ import imageio.v3
 import numpy as np
 import pytest
 import torch
-from generating import generate, pixels
+from generating import generate, pixels, strip
 from PIL import Image, ImageSequence
 
 from data.loader import read
@@ -22,9 +22,9 @@ def test_a_gif_shows_the_pictures_of_the_strip(tiny_run, capsys, tmp_path):
         assert f"1 {kind.upper()} written" in done.out, done.err
     film = ImageSequence.Iterator(Image.open(tmp_path / "2_to_5_to_3.gif"))
     frames = [torch.tensor(np.array(frame.convert("L"))) for frame in film]
-    strip = pixels(tmp_path / "2_to_5_to_3.png").split(32, 1)
-    assert len(frames) == len(strip) == 7
-    for frame, picture in zip(frames, strip, strict=True):
+    pictures = strip(tmp_path / "2_to_5_to_3.png")
+    assert len(frames) == len(pictures) == 7
+    for frame, picture in zip(frames, pictures, strict=True):
         assert torch.equal(frame, picture.repeat_interleave(8, 0).repeat_interleave(8, 1))
 
 
