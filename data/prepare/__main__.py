@@ -87,9 +87,14 @@ def main(arguments: list[str] | None = None) -> None:
         name = escaped(dataset.classes[0])
         print(f"the one class is {name}: if its sub-folders are the classes, prepare that folder instead")
     if dataset.ignored:
-        print("ignored: " + ", ".join(f"{count:,} {escaped(ending)}" for ending, count in dataset.ignored.items()))
+        others = ", ".join(f"{count:,} {escaped(ending)}" for ending, count in dataset.ignored.items())
+        print(f"files that are no images, by their endings: {others}")
     if dataset.rejected:
-        print(f"rejected: {len(dataset.rejected):,} images, with reasons in {settings.out / 'dataset.json'}")
+        first, place = dataset.rejected[0], settings.out / "dataset.json"
+        print(
+            f"warning: images that cannot be read were left out: {len(dataset.rejected):,}, such as "
+            f"{escaped(first.file)}: {escaped(first.reason)}. {place} lists them all"
+        )
 
 
 if __name__ == "__main__":

@@ -561,7 +561,7 @@ def test_too_many_damaged_images_stop_and_may_be_allowed(tmp_path, capsys):
     code, text = run(prepare_command, *command, "--max_rejected", 0.25, capsys=capsys)
     assert code == 0
     assert "9 images in train" in text
-    assert "rejected: 3 images" in text
+    assert "warning: images that cannot be read were left out: 3, such as a/0.png: it is no image" in text
     assert [one["file"] for one in described(tmp_path / "out")["rejected"]] == ["a/0.png", "a/1.png", "a/2.png"]
 
 
