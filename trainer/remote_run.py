@@ -93,6 +93,10 @@ class RemoteRun:
         for path in older if alone else ():
             shutil.rmtree(path, ignore_errors=True)
 
+    def has_checkpoints(self) -> bool:
+        """Return whether there is a folder of checkpoints at the URL; raise OSError if it cannot be read."""
+        return self._tried("read", lambda: self.files.isdir(f"{self.root}/checkpoints"))
+
     def copy_checkpoint(self, step: int | None) -> Path:
         """Copy a checkpoint, the newest unless a step is given, with what commands read beside it; return its folder.
 

@@ -6,12 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+OF_SHARDS = re.compile(r"[*{]|\.(tar|json)$")  # in the URL of shards or of their index
 CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoints/step_(?P<step>\d{8,18})")
 
 
 def run_place(text: str) -> Path | str:
     """Return a run as a command line names it: a folder, or a URL as it is."""
     return text if "://" in text else Path(text)
+
+
+def is_run(url: str) -> bool:
+    """Return whether a run or a checkpoint of one is at a URL, which may be of images, too.
+
+    Raises:
+        ValueError: there is no package for this kind of URL.
+        OSError: the URL cannot be read.
+    """
+    if CHECKPOINT.fullmatch(url.rstrip("/")):
+        return True
+    if OF_SHARDS.search(url):
+        return False
+    from trainer.remote_run import RemoteRun  # which imports the trainer
+
+    return RemoteRun(url, Path(), 1, None, setting="WHAT").has_checkpoints()
 
 
 @contextmanager

@@ -59,6 +59,8 @@ def _report(target: Target, scores: dict[str, float], processes: int) -> None:
     width = max(map(len, scores))
     for name, value in scores.items():
         print(f"{name:{width}}  {value:.6g}")
+    if target.evaluator.missing:
+        print(target.evaluator.missing)
     line = dict(scores)
     if halves := fid_of_halves(target.evaluator.references[0]):
         n, line["eval/floor"] = halves

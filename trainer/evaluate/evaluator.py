@@ -82,7 +82,7 @@ class Evaluator:
         sampler: Sampler | None = None,
     ):
         self.accelerator, self.extractor, self.held_out, self.data = accelerator, extractor, held_out, data
-        self.num, self.seed, self.metrics, self.lpips, self.kept = num, seed, metrics, lpips, kept
+        self.num, self.seed, self.metrics, self.lpips, self.kept = num, seed, [*metrics], lpips, kept
         self.sampler, self.of = sampler, f"/{sampler.name}" if sampler and sampler.name else ""
         self.ranks = EvaluationRanks(accelerator)
         _check_eval_mode("the extractor", extractor)
@@ -94,7 +94,8 @@ class Evaluator:
         for images in held_out:
             if not isinstance(images, ReferenceStatistics) and len(images) < 2:
                 raise ValueError(f"FID needs at least 2 real images, better a thousand; the set has {len(images)}")
-        if "is" in self.sample_metrics and (system is None or system.can("sample")):
+        self.draws = system is None or system.can("sample")
+        if "is" in self.sample_metrics and self.draws:
             InceptionScore(num, extractor.classes)  # raises if there are too few samples
         self.labels = None
         if system and not isinstance(held_out[0], ReferenceStatistics):
@@ -107,6 +108,13 @@ class Evaluator:
     def sample_metrics(self) -> list[str]:
         """The metrics of samples, without the inception score if the extractor has no classes."""
         return [name for name in self.metrics if name != "is" or self.extractor.classes]
+
+    @property
+    def missing(self) -> str | None:
+        """Why samples get no inception score although it is among the metrics; None if that is not so."""
+        if self.metrics == self.sample_metrics or not self.draws:
+            return None
+        return f"no inception score (is): {self.extractor.name} is no classifier, as inception and demo-cnn are"
 
     @property
     def facts(self) -> dict[str, str | int]:

@@ -87,6 +87,8 @@ class PeriodicEvaluator:
             statistics=Path(settings.statistics or folder / "statistics"),
             lpips=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         )
+        if accelerator.is_main_process and evaluator.missing:
+            print(evaluator.missing, file=sys.stderr, flush=True)
         evaluator.budget.resume(self._past())
         return evaluator
 

@@ -35,7 +35,7 @@ from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.metrics import METRICS, OF_SUMS
 from trainer.metrics.statistics import ReferenceStatistics
 from trainer.run_folder import refuse_links
-from trainer.run_place import local_run, run_place
+from trainer.run_place import is_run, local_run, run_place
 from trainer.samplers import open_sampler
 
 TIMEOUT = timedelta(hours=2)  # for ranks that wait while one trains a demo-cnn or downloads weights
@@ -62,8 +62,7 @@ def open_target(settings: argparse.Namespace, accelerator: Accelerator, stack: E
     Raises:
         ValueError, DataError, OSError: it cannot be scored; the message says what to change.
     """
-    # Images at a URL are scored against others, a run there against its own.
-    remote = "://" in settings.what and not settings.against
+    remote = "://" in settings.what and run_on_main(accelerator, lambda: not settings.against or is_run(settings.what))
     if settings.audit and (settings.against or "").endswith(".npz"):
         raise ValueError("--audit needs real images, but --against names statistics")
 

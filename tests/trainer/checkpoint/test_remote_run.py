@@ -21,6 +21,7 @@ from trainer.export.command import main as export
 from trainer.generate.command import main as generate
 from trainer.remote_run import RemoteRun
 from trainer.report.command import main as report
+from trainer.run_place import is_run
 
 RUN = ["--system", "GAN", "--trainer.save_every", "3", "--trainer.steps", "8", "--trainer.trackers", "[tensorboard]"]
 SCORED = ["--evaluate.every", "4", "--evaluate.num", "32", "--evaluate.extractor", "demo-random"]
@@ -257,16 +258,17 @@ def test_commands_read_a_run_at_its_url_as_its_folder_and_what_they_need_alone(a
 
 
 @pytest.mark.slow
-def test_evaluations_and_exports_of_a_run_at_its_url_name_the_url(at_url, capsys):
+def test_evaluations_and_exports_of_a_run_at_its_url_name_the_url(at_url, digits, capsys):
     run, url, _ = at_url
     for out, place in (("url", url), ("folder", str(run))):
         export([place, out, "--num", "0", "--full"])
-        evaluate([place, "--extractor", "demo-random", "--num", "2", "--metrics", "fid"])
+        evaluate([place, "--against", str(digits / "test"), "--extractor", "demo-random", "--num", "2"])
     said = capsys.readouterr()
     assert f"python -m trainer.evaluate {url}`" in said.err
     first, second = (json.loads(line) for line in said.out.splitlines() if line.startswith("{"))
     assert first["checkpoint"] == url
     assert {key for key in first if first[key] != second[key]} <= {"checkpoint", "eval/seconds"}
+    assert said.out.count("no inception score (is): demo-random-v1 is no classifier") == 2
     assert contents(Path("url")) == contents(Path("folder"))
 
 
@@ -288,3 +290,11 @@ def test_a_url_without_a_run_or_a_checkpoint_is_named(remote, tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             command([*(["sample"] * (command is generate)), place, "--out", str(tmp_path / "out")])
         assert f"error: {words}" in capsys.readouterr().err
+
+
+def test_a_url_may_be_of_a_run_or_of_images(at_url, digits):
+    _, url, _ = at_url
+    assert is_run(url)
+    assert is_run(f"{url}/checkpoints/step_00000003")
+    assert not is_run(f"file://{digits}/test")
+    assert not is_run("https://example.invalid/{000..009}.tar")
