@@ -22,5 +22,6 @@ fi
     fail "pip could not install uv. Is a package registry reachable (pip's settings, a proxy)?"
 # Without uv: .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
 # Compiled now: where .venv is read-only, each process would otherwise compile all of its imports.
-.venv/bin/uv pip install --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
+echo "Installing the pinned packages (7 GB with torch), and compiling them: some minutes"
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
     fail "the packages of pyproject.toml could not be installed (they take about 6 GB: is the disk full?)"

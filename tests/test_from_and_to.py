@@ -40,7 +40,7 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
         match words:
             case ["python", "-m", module, *arguments]:
                 importlib.import_module(f"{module}.command").main([*arguments, *SHORTER.get(module, [])])
-            case ["accelerate", "launch", "trainer/main.py", *arguments]:
+            case ["python", "trainer/main.py", *arguments]:
                 short = [*SHORT, *(["--trainer.steps", "4"] if "--config" in arguments else NEW)]
                 short += SMALL_KL if "kl" in arguments else []
                 done = here(*arguments, *short, small=[])

@@ -23,7 +23,7 @@ from trainer.checkpoint import writer
 from trainer.checkpoint.state import TrainState
 from trainer.config.parser import Config
 from trainer.distributed.exit import user_errors
-from trainer.log.data_health import enlarged_warning
+from trainer.log.summary import start_warnings
 from trainer.precision import check_precision, choose_precision, has_gpu
 from trainer.run_folder import RunFolder
 from trainer.step_memory import FakeRun, fake_accelerator
@@ -40,7 +40,8 @@ def dry_run(config: Config) -> int:
     """Print the report, on the first process only, and return the exit code."""
     if not int(os.environ.get("RANK", "0")):
         with user_errors():
-            for title, lines in Report(config).sections():
+            # As a list first, so that an error comes alone, and not below a page of tables.
+            for title, lines in [(title, [*lines]) for title, lines in Report(config).sections()]:
                 print(f"\n{title}", *(f"  {printable(line, keep='')}".rstrip() for line in lines), sep="\n", flush=True)
     return 0
 
@@ -83,6 +84,8 @@ class Report:
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield the title and the lines of each section; raises what the class raises."""
         place = {"cpu": "CPU", "cuda": "GPU"}[self.device]
+        if warnings := start_warnings(self.config, self.device, self.trains, self.tests):
+            yield "warnings", warnings
         yield "players, in the order of their updates", self._players()
         if self.run.frozen:
             yield "networks that trainer.train_only leaves as they are", sorted(self.run.frozen)
@@ -131,8 +134,6 @@ class Report:
         if self.remote:
             yield f"cache: {self.config.data.cache}, at most {self.config.data.cache_gb:g} GB on each machine"
         yield from (f"skipped: {problem}" for shards in self.trains for problem in shards.problems)
-        enlarged = (enlarged_warning(shards, self.config.data) for shards in self.trains)
-        yield from (f"warning: {warning}" for warning in enlarged if warning)
 
     def _batch(self) -> Iterator[str]:
         settings, size, n = self.settings, self.settings.batch_size, self.processes
@@ -172,7 +173,7 @@ class Report:
             ("weights", held["weights"], "of all networks, with their statistics"),
             ("averages", held["averages"], "of the weights (EMA)"),
             ("moments", held["moments"], "of the optimizers"),
-            ("images", images, f"{self.per_rank_batch:,}{self.each}"),
+            ("images", images, f"{self.per_rank_batch:,}{self.each} in a batch"),
             ("activations", live, f"of {self.micro_batch:,} images{also}, while {player} is updated"),
         ]
         if held["by_position"]:
@@ -197,9 +198,9 @@ class Report:
         disk = next(path for path in (folder, *folder.parents) if path.exists())
         count, free = sum(kept.values()), shutil.disk_usage(disk).free
         need = f"{amount((count + 1) * self.checkpoint)}; {amount(free)} are free at {disk}"
-        evaluations = f" and at every evaluation, every {every:,} steps" * bool(every)
+        evaluations = f", and with each evaluation (every {every:,} steps)" * bool(every)
         yield f"{amount(self.checkpoint)} each, every {settings.save_every:,} steps{evaluations}"
-        yield f"up to {count} are kept ({', '.join(kept)}) while another is written: {need}"
+        yield f"up to {count} are kept ({', '.join(kept)}), and one more while it is written: {need}"
         if (count + 1) * self.checkpoint > free:
             yield "This is too little: make room, lower trainer.keep, or choose another trainer.run_dir"
 

@@ -81,7 +81,8 @@ class Run:
         settings, is_main, self.remote = config.trainer, accelerator.is_main_process, remote
         self.config, self.folder, self.accelerator, self.ranks, self.stop = config, folder, accelerator, ranks, stop
         self.parts = parts = build_run(config, accelerator, ranks)
-        self.warnings = [*settle_extractor(config, accelerator), *start_warnings(parts, accelerator)]
+        self.warnings = settle_extractor(config, accelerator)
+        self.warnings += start_warnings(config, accelerator.device.type, parts.trains, parts.tests)
         self.train_step = make_train_step(parts, accelerator)
         self.window = LogWindow(accelerator, self.train_step.meter, settings.batch_size)
         players = self.train_step.player_states

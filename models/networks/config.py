@@ -111,7 +111,8 @@ def halvings(image_size: ImageSize) -> tuple[tuple[int, int], int]:
     check_size(
         image_size,
         2**n,
-        "as networks without a map of codes, and discriminators of whole images, halve the smaller side to 4 to 7",
+        "networks halve images until the smaller side has 4 to 7 pixels (with maps of codes, and discriminators of "
+        "patches, more sizes fit)",
     )
     return (height >> n, width >> n), n
 
@@ -124,10 +125,15 @@ def _levels(image_size: ImageSize) -> int:
 def check_size(image_size: ImageSize, multiple: int, why: str) -> None:
     """Raise a ValueError that names data.size unless both sides are in range, and multiples of a number."""
     found = sides(image_size)
-    if not all(SMALLEST <= side <= LARGEST and side % multiple == 0 for side in found):
+    if max(found) > LARGEST or min(found) < SMALLEST:
+        raise ValueError(
+            f"images of {found[0]} x {found[1]} pixels do not fit the networks: expected sides from {SMALLEST} to "
+            f"{LARGEST:,}; change data.size"
+        )
+    if any(side % multiple for side in found):
         fitting = [min(max(side, SMALLEST), LARGEST) // multiple * multiple for side in found]
         nearest = fitting[0] if fitting[0] == fitting[1] else fitting
         raise ValueError(
-            f"images of {found[0]} x {found[1]} pixels do not fit the networks: expected multiples of {multiple} from "
-            f"{SMALLEST} to {LARGEST:,} ({why}); change data.size, such as to {nearest}"
+            f"images of {found[0]} x {found[1]} pixels do not fit the networks: expected multiples of {multiple}, as "
+            f"{why}; change data.size, such as to {nearest}"
         )

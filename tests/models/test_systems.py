@@ -412,7 +412,7 @@ def test_systems_say_whether_they_are_for_samples_or_for_reconstructions():
         (lambda: VAE(32, 1, kl_weight=-1), "system.kl_weight is -1"),
         (lambda: VAE(32, 1, likelihood="bernoulli", learned_scale=True), "system.learned_scale has no effect"),
         (lambda: AE(31, 1), "31 pixels"),
-        (lambda: AE(1280, 1), "1280 x 1280 pixels .* to 1024"),
+        (lambda: AE(1280, 1), "1280 x 1280 pixels .* expected sides from 16 to 1,024; change data.size"),
         (lambda: VAE((64, 104), 1), r"multiples of 16 .* to \[64, 96\]"),
         (lambda: VAE((64, 100), 1, networks=NetworkConfig("kl", latent_stride=8)), "multiples of 8 .*latent_stride"),
         (

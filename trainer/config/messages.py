@@ -24,6 +24,7 @@ WRONG = re.compile(
 )
 VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
 UNKNOWN = re.compile(r"(?:Group '(\w+)' does not accept option '|Option '|unrecognized arguments: --)([\w.]+)")
+OF_COMPARISONS = "compare-"  # how the names of trainer.compare's files begin, which are no recipes of runs
 SECTIONS = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}
 TYPES = {
     "PositiveInt": "a whole number above 0",
@@ -40,7 +41,9 @@ def plain_message(message: str) -> str:
     """Return jsonargparse's message on one line, without Python's class paths, with settings as they are typed."""
     systems = ", ".join(system_names())
     if "Expected a dot import path string" in message:
-        return f"system must be one of {systems}; got {message.rpartition(': ')[2].split()[0]}"
+        given = message.rpartition(": ")[2].split()[0]
+        close = difflib.get_close_matches(given, system_names(), 1)
+        return f"system must be one of {systems}; got {given}" + (f": did you mean {close[0]}?" if close else "")
     message = DENIED.sub(
         rf"class_path \1 is not imported: system is one of {systems}, and no other setting names a class", message
     )
@@ -94,7 +97,8 @@ def _names(kind: Any, section: str) -> Iterator[str]:
 
 def other_recipes(missing: Path) -> str:
     """Return what follows a message about a recipe that is not there: those of its folder, the most alike first."""
-    there = sorted(path.stem for path in missing.parent.glob("*.yaml"))
+    files = missing.parent.glob("*.yaml")
+    there = sorted(path.stem for path in files if not path.stem.startswith(OF_COMPARISONS))
     close = difflib.get_close_matches(missing.stem, there, 3)
-    hint = f": did you mean {' or '.join(close)}?" if close else ""
+    hint = f". Did you mean {' or '.join(close)}?" if close else "."
     return f"{hint} {missing.parent} has {', '.join(there[:50])}" if there else hint

@@ -23,7 +23,7 @@ from data.redact import redacted_all
 from data.shards.remote import is_remote
 from models.load import find_system, import_paths, settings_types, system_names
 from trainer import schemas
-from trainer.config.messages import meant, other_recipes, plain_message
+from trainer.config.messages import OF_COMPARISONS, meant, other_recipes, plain_message
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.distributed.exit import exit_with_error, user_errors
@@ -184,6 +184,8 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
     """Return the configuration of a command line and its recipes; a mistake in it exits with code 2."""
     made, words = parser(), in_order(sys.argv[1:] if arguments is None else arguments)
     for recipe in _recipes(words):
+        if Path(recipe).name.startswith(OF_COMPARISONS):
+            made.error(f"--config {recipe} is of a comparison: python -m trainer.compare --config {recipe} trains it")
         try:
             regular_file(os.path.expanduser(recipe))
         except OSError as error:

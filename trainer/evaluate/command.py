@@ -16,6 +16,7 @@ from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.evaluate.arguments import parser
 from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.target import TIMEOUT, Target, open_target
+from trainer.log.health import FEW, few_images
 from trainer.log.pictures import png
 from trainer.metrics.fid import frechet
 from trainer.metrics.statistics import Gaussian, Moments, ReferenceStatistics
@@ -61,12 +62,14 @@ def _report(target: Target, scores: dict[str, float], processes: int) -> None:
         print(f"{name:{width}}  {value:.6g}")
     if target.evaluator.missing:
         print(target.evaluator.missing)
+    if (held_out := target.evaluator.held_out_images) < FEW:
+        print(few_images(held_out))
     line = dict(scores)
     if halves := fid_of_halves(target.evaluator.references[0]):
         n, line["eval/floor"] = halves
         print(
-            f"floor: the FID between two halves of the real images, {n:,} against {n:,}, is {line['eval/floor']:.4g}; "
-            "more images would lower it"
+            f"for comparison: the FID between two halves of the real images, {n:,} against {n:,}, is "
+            f"{line['eval/floor']:.4g}; more images would lower it"
         )
     facts = {**target.facts, **target.evaluator.facts, **target.evaluator.recipe, "world_size": processes}
     print(json.dumps(redacted_all({**line, **facts})), flush=True)
@@ -75,10 +78,10 @@ def _report(target: Target, scores: dict[str, float], processes: int) -> None:
 def fid_of_halves(reference: ReferenceStatistics) -> tuple[int, float] | None:
     """Return the images in each half of the kept real images, and the FID between these halves.
 
-    It tells how much of a FID is due to the number of images. None if fewer than four images' features are kept.
+    It tells how much of a FID is due to the number of images. None if fewer than FEW images' features are kept.
     """
     features = reference.features
-    if features is None or len(features) < 4:
+    if features is None or len(features) < FEW:
         return None
     half, order = len(features) // 2, permutation(len(features), 0)
 

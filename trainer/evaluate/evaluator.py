@@ -110,6 +110,10 @@ class Evaluator:
         return [name for name in self.metrics if name != "is" or self.extractor.classes]
 
     @property
+    def held_out_images(self) -> int:
+        return sum(reference.gaussian.n for reference in self.references)
+
+    @property
     def missing(self) -> str | None:
         """Why samples get no inception score although it is among the metrics; None if that is not so."""
         if self.metrics == self.sample_metrics or not self.draws:
@@ -123,7 +127,7 @@ class Evaluator:
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.sha256,
             "held_out": " ".join(str(reference.meta.get("images", "unknown")) for reference in self.references),
-            "held_out_images": sum(reference.gaussian.n for reference in self.references),
+            "held_out_images": self.held_out_images,
         }
 
     @property

@@ -1,6 +1,7 @@
 """Evaluations while a run trains."""
 
 import sys
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ class PeriodicEvaluator:
     """
 
     def __init__(self, parts: RunParts, folder: Path, accelerator: Accelerator):
-        self.parts, self.folder, self.accelerator = parts, folder, accelerator
+        self.parts, self.folder, self.accelerator, self.began = parts, folder, accelerator, time.monotonic()
         self._made: Evaluator | None = None
         self._fitting: BaseProcess | None = None
         settings, sets = parts.config.evaluate, (parts.trains, parts.tests)
@@ -89,6 +90,7 @@ class PeriodicEvaluator:
         )
         if accelerator.is_main_process and evaluator.missing:
             print(evaluator.missing, file=sys.stderr, flush=True)
+        evaluator.budget.began = self.began  # not now: a demo-cnn was trained beside the first steps
         evaluator.budget.resume(self._past())
         return evaluator
 

@@ -129,7 +129,7 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     if num > len(fake):
         raise ValueError(f"--num is {num:,}, but {settings.what} holds {len(fake):,} images")
     if num < 2:
-        raise ValueError(f"{settings.what} holds {num} image, and scores need at least 2")
+        raise ValueError(f"{settings.what} holds {num} image, and scores need at least 2 (a grid is one)")
     size, channels = _size_and_channels(fake, settings)
     data = DataConfig(Location(""), None, size, channels)
     real = _real(settings, size, channels)

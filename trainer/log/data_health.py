@@ -8,6 +8,7 @@ import numpy as np
 from data.images import header, sides
 from data.redact import redacted
 from data.shards.reader import Shards
+from models.networks.config import SMALLEST
 from trainer.config.parser import Config
 from trainer.config.settings import DataConfig
 from trainer.errors import RunError
@@ -59,7 +60,8 @@ class DataHealth:
 def enlarged_warning(shards: Shards, data: DataConfig) -> str | None:
     """Return a warning if most of a data set's first images are much smaller than data.size, None if not.
 
-    Of remote shards it is None: a whole one would be fetched. Damaged images are left to the run.
+    Images that are too small for any network are meant to be enlarged. Of remote shards none is looked at, as a whole
+    one would be fetched. Damaged images are left to the run.
     """
     if not len(shards) or shards.remote[0]:
         return None
@@ -67,7 +69,8 @@ def enlarged_warning(shards: Shards, data: DataConfig) -> str | None:
     for content in shards.images(np.arange(min(FIRST, len(shards))))[0]:
         with suppress(ValueError):
             (columns, rows), _ = header(content, shards.limits)
-            found.append((max(height / rows, width / columns), f"{rows} x {columns}"))
+            if min(rows, columns) >= SMALLEST:
+                found.append((max(height / rows, width / columns), f"{rows} x {columns}"))
     if not found or median(factor for factor, _ in found) < ENLARGED:
         return None
     return (

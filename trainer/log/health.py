@@ -58,6 +58,14 @@ def verdicts(lines: Sequence[Line], settings: dict[str, Any], status: str = "") 
     ]
 
 
+def few_images(number: int) -> str:
+    """Return a warning about scores by a number of held-out images below FEW."""
+    return (
+        f"only {number} images are held out, so scores say little: precision and coverage may be 1 for noise. Hold out "
+        f"{FEW} or more"
+    )
+
+
 def unjudged(judged: Sequence[Verdict]) -> str:
     """Return which symptom of a run with a discriminator could not be judged, and why; "" if all were."""
     symptoms = {one.symptom for one in judged}

@@ -9,11 +9,12 @@ from accelerate import Accelerator
 
 from data.images import COLOURS, sides
 from data.redact import redacted
+from data.shards.reader import Shards
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.distributed.ranks import ROOT
 from trainer.log.data_health import enlarged_warning
-from trainer.log.health import FEW, verdicts
+from trainer.log.health import FEW, few_images, verdicts
 from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
 from trainer.step import PlayerState
@@ -61,21 +62,24 @@ def start_line(config: Config, step: int) -> str:
     return f"{'Resuming' if step else 'Starting'} at step {step} of {config.trainer.steps} in {where}"
 
 
-def start_warnings(parts: RunParts, accelerator: Accelerator) -> list[str]:
-    """Return what would make the run slower than it need be, or its scores less certain than they look."""
-    family, warnings = flatten(parts.config.resolved()).get("system.networks.family"), []
-    if accelerator.device.type == "cpu" and family == "residual":
+def start_warnings(config: Config, device: str, trains: Sequence[Shards], tests: Sequence[Shards]) -> list[str]:
+    """Return what would make a run slower than it need be, its images blurred, or its scores uncertain.
+
+    Args:
+        config: its settings
+        device: "cpu" or "cuda"
+        trains, tests: training and held-out images of each data set
+    """
+    family, warnings = flatten(config.resolved()).get("system.networks.family"), []
+    if device == "cpu" and family == "residual":
         warnings.append(
             "system.networks.family residual is for GPUs, and slow on this CPU: add --system.networks.family dcgan "
             "--system.networks.width 16 --system.networks.norm group"
         )
-    held_out = min(map(len, parts.tests), default=FEW)
-    if parts.config.evaluate.every and held_out < FEW:
-        warnings.append(
-            f"only {held_out} images are held out, so scores say little: precision and coverage may be 1 for noise. "
-            f"Hold out {FEW} or more (data.prepare --test_fraction), or take another set as data.test"
-        )
-    enlarged = (enlarged_warning(shards, parts.config.data) for shards in parts.trains)
+    held_out = min(map(len, tests), default=FEW)
+    if config.evaluate.every and held_out < FEW:
+        warnings.append(f"{few_images(held_out)} (data.prepare --test_fraction), or take another set as data.test")
+    enlarged = (enlarged_warning(shards, config.data) for shards in trains)
     return [*warnings, *filter(None, enlarged)]
 
 

@@ -87,6 +87,7 @@ def test_mistakes_are_named(capsys, arguments, words):
         (["VAE", "--trainer.step", "1"], "did you mean trainer.steps?"),
         (["VAE", "--system.seed", "1"], "did you mean trainer.seed?"),
         (["VAE", "--sytem", "AE"], "did you mean system?"),
+        (["VAEGAM"], "got VAEGAM: did you mean VAEGAN?"),
         (["AE", "--system.kl_weight", "1"], "it is a setting of VAE, VAEGAN"),
         (["VAE", "--system.autoencoder.rate", "1"], "--system.autoencoder.rate=1"),  # nothing is like it
     ],
@@ -99,8 +100,11 @@ def test_a_recipe_says_so_too(capsys, tmp_path):
     (tmp_path / "mine.yaml").write_text("{system: VAE, data: {train: x}, trainer: {setps: 3}}")
     assert "'setps': did you mean trainer.steps?" in refused(capsys, "--config", str(tmp_path / "mine.yaml"))
     missing = refused(capsys, "--config", str(ROOT / "launch" / "recipes" / "digitsvae.yaml"))
-    assert "No such file or directory: did you mean digits-vae or " in missing
+    assert "No such file or directory. Did you mean digits-vae or " in missing
     assert " has celeba64, cifar10-r3gan, " in missing
+    assert "compare-" not in missing
+    compared = refused(capsys, "--config", "compare-mnist.yaml")
+    assert "is of a comparison: python -m trainer.compare --config compare-mnist.yaml trains it" in compared
 
 
 def test_missing_data_is_required(capsys):

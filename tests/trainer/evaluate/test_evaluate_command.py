@@ -55,7 +55,7 @@ def test_images_are_scored_and_torch_fidelity_agrees(score, folders, demo_cnn):
     told, line = score(*arguments, "--audit")
     assert "audit: torch-fidelity agrees in 7 scores" in told
     assert audited(told) == {"fid240", "is240", "is_std240", "kid240", "kid_std240", "precision240", "recall240"}
-    assert "floor: the FID between two halves of the real images, 100 against 100" in told
+    assert "for comparison: the FID between two halves of the real images, 100 against 100" in told
     assert 0 < line["eval/fid240/demo-cnn-v1"] < 10
     assert 5 < line["eval/is240/demo-cnn-v1"] < 10
     assert (line["image_size"], line["channels"], line["world_size"]) == (32, 1, 1)

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from trainer.distributed.ranks import ROOT
 from trainer.log.summary import WIDTH, final_summary, start_warnings
@@ -44,6 +43,5 @@ def test_commands_are_not_wrapped_and_nothing_is_said_of_what_a_run_lacks():
 )
 def test_scores_by_few_held_out_images_are_warned_of(held_out, every, warned):
     config = SimpleNamespace(resolved=lambda: {}, evaluate=SimpleNamespace(every=every))
-    parts = SimpleNamespace(config=config, trains=[], tests=[range(number) for number in held_out])
-    said = start_warnings(parts, SimpleNamespace(device=torch.device("cpu")))
+    said = start_warnings(config, "cpu", [], [range(number) for number in held_out])
     assert [text.partition(",")[0] for text in said] == ["only 99 images are held out"] * warned

@@ -104,6 +104,7 @@ def test_slow_data_is_reported_once_and_not_in_the_first_log_lines():
         ([64] * 9, 128, True),
         ([64] * 9, 64, False),
         ([28], 32, False),
+        ([8] * 8, 32, False),
         ([64], [64, 128], True),
         ([64, 64, 256], 128, True),
         ([64, 256, 256], 128, False),
