@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
             written = write_grid(pictures, out / f"{command}.png", strips=command in ("edit", "neighbours"))
         else:
             written = write(pictures, out)
-    _report(out, written, kind)
+    _report(out, written)
 
 
 def _check(settings: argparse.Namespace) -> None:
@@ -141,7 +141,8 @@ def _images(generator: Generator, settings: argparse.Namespace) -> Iterator[tupl
             yield names, made["generated"]
 
 
-def _report(out: Path, written: set[Path], kind: str) -> None:
+def _report(out: Path, written: set[Path]) -> None:
+    kind = min(written).suffix[1:]
     others = len({*out.rglob(f"*.{kind}")} - written)
     older = f", beside {others} older" * bool(others)
     print(f"{out}: {len(written)} {kind.upper()}{'s' * (len(written) != 1)} written{older}")

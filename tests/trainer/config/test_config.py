@@ -64,7 +64,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--evaluate.budget", "2"], ["evaluate.budget must be above 0 and at most 1; got 2.0"]),
         (["--system", "VAE", "--trainer.trackers", "[wandbb]"], ["trainer.trackers has 'wandbb'", "wandb]'", "mlflow"]),
         (["--system", "VAE", "--trainer.precision", "fp8"], ["trainer.precision", "bf16", "fp8"]),
-        (["--system", "VAE", "--data.channels", "2"], ["data.channels", "[1, 3, 4]"]),
+        (["--system", "VAE", "--data.channels", "2000"], ["data.channels must be 1 to 1024; got 2000"]),
         (["--system", "VAE", "--data.size", "33"], ["33 pixels", "data.size"]),
         (["--system", "VAE", "--system.kl_weight", "0", "--system.kl_warmup", "9"], ["system.kl_warmup has no effect"]),
         (["--config", "nowhere.yaml"], ["--config nowhere.yaml cannot be read: No such file or directory"]),
