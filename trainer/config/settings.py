@@ -199,8 +199,7 @@ class TrainerConfig:
             accelerate knows, such as "wandb" (Weights & Biases) or "mlflow". A resumed run goes on in the same
             tracker run. A tracker that fails never stops a run.
         check_every: Number of steps between checks that all processes have the same weights. Each save is also checked.
-        keep: Number of newest checkpoints to keep, besides the best: by the FID of samples, or by that of
-            reconstructions (rFID) where the system is for these: AE, VAE without a kl_weight, VAEGAN without `samples`.
+        keep: Number of newest checkpoints to keep, besides the best by evaluate.best.
         keep_every: Keep also the checkpoints at multiples of this number of steps. null keeps none.
         time_limit: Save a checkpoint and exit before the process reaches this age, as SLURM writes times: minutes,
             MM:SS, HH:MM:SS or D-HH:MM:SS. null means no limit.
@@ -311,6 +310,9 @@ class EvaluateConfig:
         lpips: File of torchvision's vgg16 weights (a state_dict) for the LPIPS of reconstructions. null leaves it out.
         statistics: Folder in which the statistics of held-out images are kept, or one .npz file. null means
             RUN_DIR/statistics.
+        best: Score that decides which checkpoint is the best: "fid" (of samples or translations) or "rfid" (of
+            reconstructions), which suits a VAE with a small kl_weight that is trained as a tokenizer. null means what
+            the system is for: rfid for AE, VAE without a kl_weight and VAEGAN without `samples`, and fid for others.
         budget: Largest fraction of the run's time that evaluations may take, above 0 and up to 1. Evaluations beyond it
             are left out, except the last step's. Training is the same either way.
     """
@@ -322,6 +324,7 @@ class EvaluateConfig:
     metrics: list[MetricName] = field(default_factory=lambda: [*map(MetricName, METRICS)])
     lpips: Location | None = None
     statistics: Location | None = None
+    best: Literal["fid", "rfid"] | None = None
     budget: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
