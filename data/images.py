@@ -187,6 +187,8 @@ def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], in
             return image.size, 1 if image.mode in GREY else 3
     except UnidentifiedImageError as error:
         raise ValueError(_unknown(content)) from error
+    except Exception as error:  # Pillow raises nearly anything on damaged bytes
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def check_header(content: bytes, limits: Limits) -> None:
