@@ -1,6 +1,6 @@
-"""Images of sixteen bits a channel, of which Pillow holds grey ones alone.
+"""Images of sixteen bits a channel, of which Pillow holds grey ones alone, and of other channels than 1, 3 and 4.
 
-They are read as arrays, resized channel by channel in float32, and written as PNG.
+They are read as arrays, resized channel by channel in float32, and written as PNG or .npy.
 """
 
 import io
@@ -13,7 +13,22 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from data.images import FORMATS, LIMITS, Limits, Size, View, check_header, decode_whole, viewed
+from data.arrays import array, encode_npy, is_array
+from data.images import (
+    CENTRE_CROP,
+    FORMATS,
+    LIMITS,
+    MODES,
+    Limits,
+    Size,
+    View,
+    check_channels,
+    check_header,
+    decode,
+    decode_own_size,
+    decode_whole,
+    viewed,
+)
 
 WHITE = 65535
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601), as Pillow has it
@@ -22,8 +37,39 @@ PNG, COLOUR_TYPES = b"\x89PNG\r\n\x1a\n", {1: 0, 3: 2, 4: 6}  # a PNG's first by
 
 def is_deep(content: bytes) -> bool:
     """Return whether a readable image has sixteen bits a channel."""
+    if is_array(content):
+        return array(content).dtype == np.uint16
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return image.mode.startswith("I") or _is_deep_colour(image)
+
+
+def decode_to(
+    content: bytes,
+    size: Size | None,
+    channels: int,
+    bits: int,
+    view: View = CENTRE_CROP,
+    limits: Limits = LIMITS,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return an image of 8 or 16 bits as uint8 or uint16 [height, width, channels], in `out` if that is given.
+
+    The other arguments, and what is raised, are those of `decode_deep`.
+    """
+    if bits == 8 and channels in MODES:
+        if size is None:
+            return decode_own_size(content, channels, limits)
+        return decode(content, size, channels, view, out, limits)
+    pixels = decode_deep(content, size, channels, view, limits)
+    pixels = pixels if bits == 16 else to_eight(pixels)
+    if out is not None:
+        out[:] = pixels
+    return pixels
+
+
+def to_eight(pixels: np.ndarray) -> np.ndarray:
+    """Return uint16 pixels as the nearest of eight bits."""
+    return np.rint(pixels / 257).astype(np.uint8)
 
 
 def decode_deep(content: bytes, size: Size | None, channels: int, view: View, limits: Limits = LIMITS) -> np.ndarray:
@@ -32,24 +78,29 @@ def decode_deep(content: bytes, size: Size | None, channels: int, view: View, li
     Args:
         content: encoded
         size: height and width; None: its own
-        channels: 1, 3 or 4, as `data.images.decode` has it
+        channels: 1, 3 or 4, as `data.images.decode` has it, or those of a .npy file
         view: the crop
         limits: of an image
 
     Raises:
-        ValueError: The bytes are no image, are damaged, hold more than the limits, or cannot be read at their depth.
+        ValueError: The bytes are no image, are damaged, hold more than the limits or other channels, or cannot be read
+            at their depth.
     """
+    check_channels(content, channels)
     pixels = _with_channels(read_deep(content, limits), channels)
     return pixels if size is None else changed(pixels, lambda image: viewed(image, size, view))
 
 
 def read_deep(content: bytes, limits: Limits = LIMITS) -> np.ndarray:
-    """Return an image as uint16 [height, width, channels]: 1 (grey), 3 (colour), or 4 (colour and alpha).
+    """Return an image as uint16 [height, width, channels]: 1 (grey), 3 (colour), 4 (colour and alpha), or others.
 
     Raises:
         ValueError: As `decode_deep`.
     """
     check_header(content, limits)
+    if is_array(content):
+        pixels = array(content)
+        return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if _is_deep_colour(image):
@@ -86,6 +137,11 @@ def over_white(pixels: np.ndarray) -> np.ndarray:
         return pixels
     alpha = pixels[..., 3:] / WHITE
     return np.rint(pixels[..., :3] * alpha + WHITE * (1 - alpha)).astype(np.uint16)
+
+
+def encode(pixels: np.ndarray) -> tuple[str, bytes]:
+    """Return pixels [height, width, channels], uint8 or uint16, as a file that holds them, after its ending."""
+    return ("png", encode_png(pixels)) if pixels.shape[2] in MODES else ("npy", encode_npy(pixels))
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -156,6 +212,8 @@ def _read_as(content: bytes, layout: str) -> np.ndarray:
 
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    if pixels.shape[2] == channels:
+        return pixels
     if channels < 4:
         pixels = over_white(pixels)
         if channels == 1 and pixels.shape[2] == 3:

@@ -13,7 +13,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
+from data.arrays import array, is_array
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels; .npy files have any number of channels
+MAX_CHANNELS = 1024
 COLOURS = {1: "grey", 3: "colour", 4: "colour and alpha"}  # what channels are, by their number
 STRIP = 256  # rows that are blended with white at once
 JPEG, EXIF = b"\xff\xd8", b"\xff\xe1"  # a JPEG's first bytes, and the first bytes of its Exif segment
@@ -45,7 +48,7 @@ class Format(NamedTuple):
     """What images are read as."""
 
     size: Size
-    channels: int  # 1, 3 or 4
+    channels: int  # 1, 3 or 4, or the number that all images have as .npy files
     bits: int = 8  # of a channel, 8 or 16
 
 
@@ -73,6 +76,10 @@ def one_size(size: Size) -> Size:
     return size if isinstance(size, int) or size[0] != size[1] else size[0]
 
 
+def channels_in_words(channels: int) -> str:
+    return COLOURS.get(channels, f"{channels} channels")
+
+
 def plain(size: Size) -> int | list[int]:
     """Return a size as JSON has it."""
     return size if isinstance(size, int) else [*size]
@@ -86,18 +93,19 @@ def decode(
     out: np.ndarray | None = None,
     limits: Limits = LIMITS,
 ) -> np.ndarray:
-    """Return an encoded image as uint8 [height, width, channels], in `out` if that is given.
+    """Return an encoded image as uint8 [height, width, 1, 3 or 4 channels], in `out` if that is given.
 
     Transparent images are laid over white, unless there are 4 channels: colour and alpha, 255 where an image has none.
     The view is resized to `size` (bicubic, antialiased) unless it is unscaled. A JPEG whose view is at least four times
     as large is decoded at a half, a quarter or an eighth of its size first, which libjpeg does in less time.
 
     Raises:
-        ValueError: The bytes are no image, are damaged, or hold more than the limits.
+        ValueError: The bytes are no image, are damaged, or hold more than the limits or another number of channels.
     """
     height, width = sides(size)
     out = np.empty((height, width, channels), np.uint8) if out is None else out
     _check(content, limits)
+    check_channels(content, channels)
     if content.startswith(JPEG) and channels < 4 and (not _has_exif(content) or _is_upright(content)):
         if view is CENTRE_CROP and _decode_into(content, out):
             return out
@@ -129,17 +137,21 @@ def viewed(image: Image.Image, size: Size, view: View) -> Image.Image:
 def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -> Image.Image:
     """Return the first frame of an encoded image, upright and over white, in mode L or RGB.
 
-    If `alpha` is kept, a transparent image is in mode RGBA instead, as it is.
+    If `alpha` is kept, a transparent image is in mode RGBA instead, as it is. Of two channels the first is
+    returned, and of more than four the first three.
 
     Raises:
         ValueError: The bytes are no image, are damaged, or hold more than the limits.
     """
     try:
         _check(content, limits)
-        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        _check_opened(image, limits)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        if is_array(content):
+            image = _of_array(array(content), limits)
+        else:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            _check_opened(image, limits)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
         if alpha and image.has_transparency_data:
             return image.convert("RGBA")
         image = _flatten(image)
@@ -152,28 +164,48 @@ def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -
 
 def decode_own_size(content: bytes, channels: int, limits: Limits = LIMITS) -> np.ndarray:
     """Return an encoded image in its own size, uint8 [height, width, channels]; raise ValueError as `decode` does."""
+    check_channels(content, channels)
     image = decode_whole(content, limits, channels == 4)
     return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
 
 
 def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], int]:
-    """Return an encoded image's width and height, and its channels (1 grey, 3 colour), without decoding it.
+    """Return an encoded image's width and height, and its channels, without decoding it.
+
+    These are 1 (grey) or 3 (colour, perhaps with alpha), and those of a .npy file as they are.
 
     Raises:
         ValueError: The bytes are no image, or hold more than the limits.
     """
+    if is_array(content):
+        height, width, channels = array(content).shape
+        _check_pixels(width, height, limits)
+        return (width, height), channels
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_opened(image, limits)
             return image.size, 1 if image.mode in GREY else 3
     except UnidentifiedImageError as error:
         raise ValueError(_unknown(content)) from error
+    except Exception as error:  # Pillow raises nearly anything on damaged bytes
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def check_header(content: bytes, limits: Limits) -> None:
     """Raise a ValueError unless the bytes begin as an image within the limits."""
     _check(content, limits)
     header(content, limits)
+
+
+def check_channels(content: bytes, channels: int) -> None:
+    """Raise a ValueError unless an image has the channels, or both have 1, 3 or 4, of which one makes the other."""
+    shape = array(content).shape if is_array(content) else ()
+    found = shape[2] if shape else max(MODES)
+    if found == channels or (found in MODES and channels in MODES):
+        return
+    most = "" if shape else "at most "
+    first = ". If its channels come first, numpy.moveaxis(x, 0, -1) puts them last" * (channels in shape)
+    raise ValueError(f"it has {most}{found} channels, expected the {channels} of data.channels (or --channels){first}")
 
 
 def limit_settings(limit: str) -> str:
@@ -262,6 +294,15 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.pixels:
         most = f"{limits.pixels:,} ({limit_settings('pixels')})"
         raise ValueError(f"it has {width} x {height} pixels, more than {most}: scale it down")
+
+
+def _of_array(pixels: np.ndarray, limits: Limits) -> Image.Image:
+    """Return pixels [height, width, channels] as a picture of those channels that one can show."""
+    height, width, channels = pixels.shape
+    _check_pixels(width, height, limits)
+    shown = channels if channels in MODES else 1 if channels == 2 else 3
+    eight = (pixels[..., :shown] >> (8 * pixels.itemsize - 8)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(eight[..., 0] if shown == 1 else eight))
 
 
 def _flatten(image: Image.Image) -> Image.Image:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from data.deep import decode_deep
+from data.deep import decode_to
 from data.errors import DataError
-from data.images import CENTRE_CROP, Format, Limits, Size, View, decode, sides
+from data.images import CENTRE_CROP, Format, Limits, Size, View, sides
 from data.order import Order, random_bits
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards.reader import OnError, Shards
@@ -110,7 +110,7 @@ def _read(
     pixels = images.numpy()
     for row, (content, view) in enumerate(zip(contents, views, strict=True)):
         try:
-            _decode(content, form, view, shards.limits, pixels[row])
+            decode_to(content, *form, view, shards.limits, pixels[row])
         except ValueError as error:
             name = shards.name(int(positions[row]))
             if shards.on_error == "stop":
@@ -133,17 +133,8 @@ def _stand_in(
     for position in itertools.chain(neighbours.tolist(), np.roll(others(), -damaged).tolist()):
         (content,), (label,) = shards.images(np.array([position]))
         with suppress(ValueError):
-            return position, _decode(content, form, view, shards.limits), label
+            return position, decode_to(content, *form, view, shards.limits), label
     raise DataError(f"{shards.name(damaged)} is damaged, and so is all that could stand in for it")
-
-
-def _decode(content: bytes, form: Format, view: View, limits: Limits, out: np.ndarray | None = None) -> np.ndarray:
-    if form.bits == 8:
-        return decode(content, form.size, form.channels, view, out, limits)
-    pixels = decode_deep(content, form.size, form.channels, view, limits)
-    if out is not None:
-        out[:] = pixels
-    return pixels
 
 
 def _empty(form: Format, n: int) -> Tensor:
@@ -167,7 +158,7 @@ class PositionBlocks(Dataset):
     Args:
         blocks: shards and positions of each number
         size: pixels of a side, or height and width
-        channels: 1, 3 or 4, as `decode` has it
+        channels: as `Format` has it
         bits: of a channel, 8 or 16
     """
 
@@ -190,7 +181,7 @@ class Batches(Dataset):
     Args:
         shards, orders: of each data set
         size: pixels of a side, or height and width
-        channels: 1, 3 or 4, as `decode` has it
+        channels: as `Format` has it
         rows: this rank's rows of the global batch
         augment: random views, drawn by each order's seed
         bits: of a channel, 8 or 16

@@ -60,7 +60,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         value = getattr(found, name)
         same = value == expected or (name, value) == ("act_fn", "swish")  # another name of silu
         _check(same, name, value, f"{expected!r} in family kl")
-    _check(found.in_channels in (1, 3, 4), "in_channels", found.in_channels, "1, 3 or 4")
+    _check(1 <= found.in_channels <= 1024, "in_channels", found.in_channels, "1 to 1024")
     multiples = all(wide % widths[0] == 0 for wide in widths)
     _check(multiples, "block_out_channels", widths, "multiples of the first number")
     networks = {"family": "kl", "width": widths[0], "multipliers": [wide // widths[0] for wide in widths]}

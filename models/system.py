@@ -99,7 +99,7 @@ class System(nn.Module, ABC):
 
     Args:
         image_size: side of square images in pixels, or height and width; set by data.size
-        channels: 1 (grey), 3 (colour) or 4 (colour and alpha); set by data.channels
+        channels: 1 (grey), 3 (colour), 4 (colour and alpha), or others; set by data.channels
         latent_dim: numbers per code, or channels of the code's map if networks.latent_stride is set; raise it for
             sharper reconstructions
         networks: architecture of the networks

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import NETWORKS
+from conftest import KL, NETWORKS
 from generating import generate
 from PIL import Image
 
+from data.arrays import array
 from data.deep import encode_png, is_deep, read_deep
+from data.images import COLOURS
 from data.prepare import prepare
 from models.augment import DRAWS, augment
 from trainer.batch import normalize, to_pixels, to_uint8, visible_pixels
 from trainer.config.resume import differences
 from trainer.encode.command import main as encode
 from trainer.evaluate.command import main as evaluate
-from trainer.log.pictures import grid, picture, png
-from trainer.log.summary import COLOURS
+from trainer.log.pictures import encoded, grid, picture
 from trainer.metrics.images import psnr, ssim
 
 
@@ -53,7 +54,7 @@ def test_numbers_of_sixteen_bits_pass_through_the_networks_range_unchanged():
     pixels = torch.arange(2**16).to(torch.uint16).view(1, 1, 256, 256)
     assert to_pixels(normalize(pixels), 16).equal(pixels)
     assert visible_pixels(pixels).equal(to_uint8(normalize(pixels)))
-    assert encode_png(pixels[0].permute(1, 2, 0).numpy()) == png(pixels[0])
+    assert ("png", encode_png(pixels[0].permute(1, 2, 0).numpy())) == encoded(pixels[0])
 
 
 def test_sixteen_bits_are_scored_as_such():
@@ -129,3 +130,58 @@ def test_a_system_learns_scores_and_writes_such_images(here, capsys, tmp_path, c
     latents = tmp_path / "latents"
     AcceleratorState._reset_state(reset_partial_state=True)
     encode([str(run), str(tmp_path / "set" / "test"), str(latents), "--workers", "0"])
+
+
+def test_of_many_channels_the_first_three_are_shown_and_of_two_the_first():
+    for channels, shown in (2, 1), (5, 3):
+        images = torch.randint(0, 256, (2, channels, 8, 8), dtype=torch.uint8)
+        assert visible_pixels(images).equal(images[:, :shown])
+        ending, content = encoded(images[0])
+        assert ending == "npy"
+        assert (array(content) == images[0].permute(1, 2, 0).numpy()).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "networks"), [(8, NETWORKS), (16, KL)])
+def test_a_system_learns_scores_and_writes_images_of_five_channels(here, capsys, tmp_path, bits, networks):
+    rng = np.random.default_rng(0)
+    (tmp_path / "scenes").mkdir()
+    for i in range(40):
+        pixels = np.full((32, 32, 5), 2 ** (bits - 3), f"uint{bits}")
+        pixels[4 : 8 + i % 20, 8:24] = rng.integers(2 ** (bits - 1), 2**bits, 5)
+        np.save(tmp_path / "scenes" / f"{i}.npy", pixels)
+    prepare(str(tmp_path / "scenes"), tmp_path / "set", test_fraction=0.4)
+    run = tmp_path / "run"
+    command = ["--system", "VAEGAN", "--data.channels", "5", "--data.bits", bits, "--data.flip", "true"]
+    command += ["--data.train", tmp_path / "set" / "train", "--data.workers", "1"]
+    command += ["--data.test", tmp_path / "set" / "test", "--system.binary.augment", "[color, cutout]"]
+    command += ["--trainer.steps", "20", "--evaluate.every", "20", "--evaluate.num", "64"]
+    command += ["--evaluate.extractor", "demo-random", "--evaluate.metrics", "[fid]", "--trainer.run_dir", run]
+    done = here(*command, small=networks)
+    assert done.returncode == 0, done.stderr
+    assert f"32 x 32 pixels, 5 channels{', 16 bits a channel' * (bits == 16)}\n" in done.stderr
+    whole = ["--whole"] if networks is KL else []
+    made = generate(capsys, "reconstruct", run, "--images", tmp_path / "scenes", "--out", tmp_path / "out", *whole)
+    assert made.out == f"{tmp_path / 'out'}: 40 NPYs written\n", made.err
+    both = np.load(tmp_path / "out" / "9.npy")
+    assert (both.shape, both.dtype) == ((32, 64, 5), f"uint{bits}")
+    assert (both[:, :32] == np.load(tmp_path / "scenes" / "9.npy")).all()
+    made = generate(capsys, "sample", run, "--out", tmp_path / "drawn", "--num", 20, "--shards")
+    assert made.returncode == 0, made.err
+    made = generate(capsys, "sample", run, "--out", tmp_path / "grid", "--num", 9, "--grid")
+    assert Image.open(tmp_path / "grid" / "sample.png").mode == "RGB"
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    capsys.readouterr()
+    evaluate([str(run), "--num", "64", "--metrics", "fid", "--audit", "--out", str(tmp_path / "scored")])
+    lines = capsys.readouterr().out.splitlines()
+    again = json.loads(next(line for line in lines if line.startswith("{")))
+    for name in ("eval/fid64/demo-random-v1", "eval/psnr16"):
+        assert again.get(name) == last.get(name)
+    assert np.load(tmp_path / "scored" / "000000.npy").shape == (32, 32, 5)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    against = ["--against", str(tmp_path / "set" / "test"), "--extractor", "demo-random", "--metrics", "fid"]
+    evaluate([str(tmp_path / "scored"), *against])  # as a folder of images
+    scored = json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))
+    assert scored["channels"] == 5
+    AcceleratorState._reset_state(reset_partial_state=True)
+    encode([str(run), str(tmp_path / "set" / "test"), str(tmp_path / "latents"), "--workers", "0", "--format", "npy"])

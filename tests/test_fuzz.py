@@ -24,6 +24,7 @@ from conftest import NETWORKS, SMALL, reseal
 from PIL import Image
 
 import models
+from data.deep import decode_to, encode
 from data.errors import DataError
 from data.images import decode
 from data.inspect.__main__ import main as inspect_command
@@ -203,6 +204,15 @@ def test_images(fuzz, kind, tries):
         assert decode(content, 32, 3).shape == (32, 32, 3)
 
     fuzz(picture(mode, form, **options), read, 4 * tries, refused=ValueError)
+
+
+@pytest.mark.parametrize("tries", TRIES)
+@pytest.mark.parametrize("kind", ["npy", "PNG", "PPM"])
+def test_images_of_sixteen_bits_and_of_five_channels(fuzz, kind, tries):
+    pixels = np.random.default_rng(0).integers(0, 2**16, (40, 48, 5 if kind == "npy" else 3), np.uint16)
+    content = encode(pixels)[1] if kind != "PPM" else b"P6 48 40 65535\n" + pixels.astype(">u2").tobytes()
+    form = (32, pixels.shape[2], 16)
+    fuzz(content, lambda content: decode_to(content, *form), 4 * tries, refused=ValueError)
 
 
 # ---- data sets

@@ -500,8 +500,8 @@ DataConfig.open = there
 def test_a_run_that_waits_for_its_data_says_so(here, tmp_path, monkeypatch):
     from data import loader
 
-    read = loader.decode
-    monkeypatch.setattr(loader, "decode", lambda *args: (time.sleep(0.02), read(*args))[1])
+    read = loader.decode_to
+    monkeypatch.setattr(loader, "decode_to", lambda *args: (time.sleep(0.02), read(*args))[1])
     done = here("--system", "AE", "--trainer.steps", "8", "--trainer.run_dir", tmp_path)
     assert done.stderr.count("of the time: raise --data.workers (now 0)") == 1
 

@@ -40,7 +40,7 @@ def to_pixels(image: Tensor, bits: int) -> Tensor:
 
 def visible_pixels(pixels: Tensor) -> Tensor:
     """Return images [n, channels, height, width] as a screen shows them: uint8 [n, 1 or 3, height, width]."""
-    hidden = pixels.dtype == torch.uint16 or pixels.shape[1] == 4
+    hidden = pixels.dtype == torch.uint16 or pixels.shape[1] not in (1, 3)
     return to_uint8(visible(normalize(pixels))) if hidden else pixels
 
 

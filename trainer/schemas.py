@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from data.images import MAX_CHANNELS
 from models import manifest
 
 Shape = TypeVar("Shape")
@@ -19,7 +20,7 @@ Positive = Annotated[float, Meta(gt=0)]
 
 class ManifestData(Struct):
     size: int | tuple[int, int]  # in the range of its system, as that checks
-    channels: Literal[1, 3, 4]
+    channels: Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
     train: str | list[str]
     test: str | list[str] | None
     cache_gb: Positive

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data import latents
+from data.arrays import array, is_array
 from data.dataset import ShardEntry, Split, Spread
 from data.images import FORMATS, LIMITS, Limits, decode, decode_whole
 
@@ -42,8 +43,11 @@ class DatasetSummary:
             ValueError: A run could not read the image; nothing has been counted.
         """
         image = decode_whole(content, limits)
-        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
-            mode, form = header.mode, str(header.format)
+        if is_array(content):
+            mode, form = f"{array(content).dtype} x {array(content).shape[2]}", "NPY"
+        else:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+                mode, form = header.mode, str(header.format)
         if form in ("JPEG", "MPO"):
             decode(content, 32, 3, limits=limits)  # runs read JPEGs by libjpeg-turbo, which refuses more than Pillow
         self.count(key, content, label, latents.Description(*image.size, mode, form))

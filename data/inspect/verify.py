@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.arrays import is_pixels
 from data.dataset import Dataset, ShardEntry, Split, dataset_fingerprint, read_dataset
 from data.errors import DataError
 from data.files import escaped, regular_file
@@ -81,7 +82,7 @@ def measure(shard: ShardFile, advance: Callable[[int], Any], limits: Limits = LI
             raise ValueError("it has no image")
         keys.add(sample.key)
         checksums.append(checksum(file, sample.offset, sample.size))
-        if sample.images:
+        if sample.images or is_pixels(content):
             summary.add(sample.key, content, sample.label, limits)
         else:
             summary.add_latents(sample.key, content, sample.label)

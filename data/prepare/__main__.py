@@ -6,6 +6,7 @@ SOURCE is one of
   WebDataset shards: a folder of .tar, or a pattern such as 'shards/{000..009}.tar'
   torchvision:NAME, a data set of torchvision.datasets that lies under --root
   digits, the data set that comes with scikit-learn
+Images are PNG, JPEG, WebP, BMP, PPM, TIFF and GIF, and .npy files: [height, width, channels] of uint8 or uint16.
 OUT becomes a folder of WebDataset shards for each split, and dataset.json, which describes them. Splits that SOURCE
 names (train, test, validation) are kept; otherwise --test_fraction of the images becomes the split `test`.
 

@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import webdataset
 from PIL import Image, ImageOps
 
+from data.arrays import array, encode_npy, is_array
 from data.dataset import Rejected
-from data.deep import changed, encode_png, is_deep, over_white, read_deep
+from data.deep import changed, encode_png, is_deep, over_white, read_deep, to_eight
 from data.errors import DataError
 from data.files import atomically, escaped
-from data.images import FORMATS, decode_whole, sides
+from data.images import FORMATS, MODES, decode_whole, sides
 from data.inspect.summary import DatasetSummary
 from data.prepare.plan import PrepareSettings, Task
 from data.processes import run_in_parallel
 from data.sources import Item
 
-ENDINGS = {  # of a shard's members, by Pillow's name of the format; the first if the file's own does not fit
+NPY = "NPY"  # the format of arrays
+ENDINGS = {  # of a shard's members, by Pillow's name of the format or NPY; the first if the file's own does not fit
     "PNG": ("png",),
     "JPEG": ("jpg", "jpeg"),
     "WEBP": ("webp",),
@@ -28,6 +31,7 @@ ENDINGS = {  # of a shard's members, by Pillow's name of the format; the first i
     "PPM": ("ppm", "pgm"),
     "TIFF": ("tif", "tiff"),
     "GIF": ("gif",),
+    NPY: ("image.npy",),  # .npy alone may be latents
 }
 ENCODED = ("PNG", "JPEG", "WEBP")  # formats in which changed images are written
 
@@ -79,22 +83,26 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
     """Return an image's format and bytes in the size, crop and format of the settings; its own bytes if they fit.
 
     A changed image is upright, of mode L or RGB (or RGBA, where alpha is kept), and with the format `keep` JPEG or WebP
-    if it was that, else PNG. Sixteen bits a channel stay sixteen in PNGs.
+    if it was that, else PNG. Sixteen bits a channel stay sixteen in PNGs. An array stays one, as it is, with `keep`.
 
     Raises:
-        ValueError: The bytes are no image or damaged, or the new image would be too large.
+        ValueError: The bytes are no image or damaged, or the new image would be too large, or lose channels.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
-            form, (width, height) = str(header.format).replace("MPO", "JPEG"), header.size  # MPO: several JPEGs
-    except Exception:
-        decode_whole(content, settings.limits)  # raises with a reason for the user
-        raise
+    form, (width, height) = _form_and_size(content, settings)
     wanted = form if settings.format == "keep" else settings.format.upper()
     size = settings.size or min(width, height)
     fits = (height, width) == sides(size) if settings.crop else min(width, height) == size
     if fits and wanted == form:
         return form, content
+    if is_array(content):
+        pixels = array(content)
+        if wanted == NPY:
+            made = changed(read_deep(content, settings.limits), lambda image: _resized(image, settings))
+            return wanted, encode_npy(made if pixels.dtype == np.uint16 else to_eight(made))
+        if pixels.shape[2] not in MODES:
+            raise ValueError(
+                f"it has {pixels.shape[2]} channels, which {wanted} cannot hold: leave --format {settings.format} out"
+            )
     wanted = wanted if wanted in ENCODED else "PNG"
     if wanted == "PNG" and is_deep(content):
         pixels = read_deep(content, settings.limits)
@@ -109,6 +117,19 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
     except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels a side
         raise ValueError(f"it cannot be written as {wanted}: {error}") from error
     return wanted, file.getvalue()
+
+
+def _form_and_size(content: bytes, settings: PrepareSettings) -> tuple[str, tuple[int, int]]:
+    """Return an image's format, and its width and height."""
+    if is_array(content):
+        height, width, _ = array(content).shape
+        return NPY, (width, height)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+            return str(header.format).replace("MPO", "JPEG"), header.size  # MPO: several JPEGs
+    except Exception:
+        decode_whole(content, settings.limits)  # raises with a reason for the user
+        raise
 
 
 def _resized(image: Image.Image, settings: PrepareSettings) -> Image.Image:

@@ -170,8 +170,10 @@ class Shards:
         found, room = list[tuple[str, dict[str, bytes]]](), MAX_OTHERS
         with self._opened(shard) as (file, _):
             for key, members in groups(Path(f"/proc/self/fd/{file}")):
-                others = [member for member in members if member[1] not in IMAGE_EXTENSIONS]
-                if len(others) == len(members):  # another program's index leaves this sample out, as ours does
+                images = [member for member in members if member[1] in IMAGE_EXTENSIONS]
+                images = images or [member for member in members if member[1] == "npy"]
+                others = [member for member in members if member not in images]
+                if not images:  # another program's index leaves this sample out, as ours does
                     continue
                 room -= sum(size for *_, size in others)
                 if room < 0:

@@ -12,7 +12,9 @@ from xxhash import xxh3_64
 
 from data.files import escaped, regular_file
 
-IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"})
+ENCODED = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"})
+IMAGE_EXTENSIONS = ENCODED | {"image.npy"}  # of members
+IMAGE_FILES = ENCODED | {"npy"}  # of files, which are never latents
 LATENT_EXTENSIONS = frozenset({"safetensors", "npy"})
 MAX_HEADER = 2**20  # bytes of a tar's extended header
 MAX_LABEL = 2**20  # classes, so that an array of one entry per class fits into memory

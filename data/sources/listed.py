@@ -20,7 +20,7 @@ class Listed:
         source: the images
         name: of the source, for messages
         size: that each image must have; None allows any
-        channels: 1 allows no images in colour; None allows any
+        channels: that each image must have, but that grey ones may be among coloured ones; None allows any
     """
 
     on_error: OnError = "stop"
@@ -63,8 +63,10 @@ class Listed:
             raise ValueError(
                 f"it has {width}x{height} pixels, and the first image {first}: --size brings all to one size"
             )
-        if self.channels and channels > self.channels:
-            raise ValueError("it is in colour, and the first image grey: set --channels to 3 or 1")
+        if self.channels and channels != self.channels and (channels, self.channels) != (1, 3):
+            if (channels, self.channels) == (3, 1):
+                raise ValueError("it is in colour, and the first image grey: set --channels to 3 or 1")
+            raise ValueError(f"it has {channels} channels, and the first image {self.channels}: all must have the same")
 
     def name(self, position: int) -> str:
         return f"{self.source_name}, {escaped(self.source.items[position].name)}"

@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from data.shards.tars import IMAGE_EXTENSIONS
+from data.shards.tars import IMAGE_FILES
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
-ENDINGS = ", ".join(sorted(IMAGE_EXTENSIONS))
+ENDINGS = ", ".join(sorted(IMAGE_FILES))
 
 
 def list_files(folder: Path) -> tuple[list[str], Counter[str]]:
@@ -45,7 +45,9 @@ def safe_parts(path: str) -> tuple[str, ...]:
 
 
 def is_image(path: str) -> bool:
-    return is_visible(path) and PurePosixPath(path).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
+    """Whether a path's ending is that of an image; TAR.npy is the table of a shard."""
+    name = path.lower()
+    return is_visible(path) and PurePosixPath(name).suffix[1:] in IMAGE_FILES and not name.endswith(".tar.npy")
 
 
 def is_visible(path: str) -> bool:

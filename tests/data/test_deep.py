@@ -132,6 +132,8 @@ def test_damaged_or_large_ones_are_named(tmp_path):
     for broken, words in ((content[:-30], "."), (b"no", "no image"), (content, "more than 9 ")):
         with pytest.raises(ValueError, match=words):
             decode_deep(broken, 8, 3, CENTRE_CROP, Limits(pixels=9) if "9" in words else Limits())
+    with pytest.raises(ValueError, match=r"."):  # Pillow raises an OSError before it knows the size
+        decode_deep(content[:33] + b"\0\1\0\0IDAo" + content[41:], 8, 3, CENTRE_CROP)
     write(tmp_path / "set", [{"__key__": "a", "png": content[:-30]}])
     with pytest.raises(DataError, match=r"cannot decode an image: .*member a.png: .+ Repair or remove"):
         read(Shards(tmp_path / "set"), np.array([0]), 8, 3, 16)

@@ -64,9 +64,15 @@ class Config:
         """Build the system's networks from torch's seed.
 
         Raises:
-            ValueError: a setting is out of its range.
+            ValueError: a setting is out of its range, or evaluate.best a score that the system does not get.
         """
-        return self.parser.instantiate(self.namespace).system
+        system: models.System = self.parser.instantiate(self.namespace).system
+        if self.evaluate.best == "rfid" and not system.can("reconstruct"):
+            raise ValueError(
+                f"evaluate.best is rfid, but {type(system).__name__} makes no reconstructions: leave it out"
+            )
+        system.judged_by = self.evaluate.best or system.judged_by
+        return system
 
     @cached_property
     def yaml(self) -> str:

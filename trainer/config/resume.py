@@ -14,7 +14,7 @@ RESUMABLE_SETTINGS = frozenset(
         "trainer": "steps run_dir scratch micro_batch save_every log_every trackers check_every keep "
         "keep_every time_limit timeout deterministic grad_sync share_passes accept_new_data compile "
         "activation_checkpointing profile",
-        "evaluate": "every num extractor weights metrics statistics lpips budget",
+        "evaluate": "every num extractor weights metrics statistics lpips best budget",
     }.items()
     for name in names.split()
 ) | {f"data.max_{name}" for name in Limits._fields}

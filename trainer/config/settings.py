@@ -9,7 +9,7 @@ import msgspec
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
-from data.images import LIMITS, Format, Limits, Size, sides
+from data.images import LIMITS, MAX_CHANNELS, Format, Limits, Size, sides
 from data.loader import Crop
 from data.shards.cache import Cache
 from data.shards.reader import OnError, Shards
@@ -88,7 +88,8 @@ class DataConfig:
             are resized and cropped to it as they are read. Networks halve images several times, so both must be
             multiples of a power of two, which depends on the networks: those with maps of codes
             (system.networks.latent_stride) and discriminators of patches take the most sizes.
-        channels: Channels of an image: 1 (grey), 3 (colour, transparent images over white), or 4 (colour and alpha).
+        channels: Channels of an image: 1 (grey), 3 (colour, transparent images over white), 4 (colour and alpha), or
+            any number up to 1024 that all images have as .npy files.
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
         bits: Bits of a channel: 8, to which images of sixteen are reduced, or 16, as PNGs, TIFFs and PPMs may have.
@@ -116,7 +117,7 @@ class DataConfig:
     train: list[Location] | Location
     test: list[Location] | Location | None = None
     size: Size = 32
-    channels: Literal[1, 3, 4] = 3
+    channels: int = 3
     workers: NonNegativeInt = 2
     bits: Literal[8, 16] = 8
     crop: Crop | None = None
@@ -136,6 +137,8 @@ class DataConfig:
             raise ValueError(
                 f"data.crop must be two fractions, the smaller first, such as [0.5, 1]; got {list(self.crop)}"
             )
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise ValueError(f"data.channels must be 1 to {MAX_CHANNELS}; got {self.channels}")
         if not 0 <= self.max_skipped <= 1:
             raise ValueError(f"data.max_skipped must be between 0 and 1; got {self.max_skipped}")
 
@@ -196,8 +199,7 @@ class TrainerConfig:
             accelerate knows, such as "wandb" (Weights & Biases) or "mlflow". A resumed run goes on in the same
             tracker run. A tracker that fails never stops a run.
         check_every: Number of steps between checks that all processes have the same weights. Each save is also checked.
-        keep: Number of newest checkpoints to keep, besides the best: by the FID of samples, or by that of
-            reconstructions (rFID) where the system is for these: AE, VAE without a kl_weight, VAEGAN without `samples`.
+        keep: Number of newest checkpoints to keep, besides the best by evaluate.best.
         keep_every: Keep also the checkpoints at multiples of this number of steps. null keeps none.
         time_limit: Save a checkpoint and exit before the process reaches this age, as SLURM writes times: minutes,
             MM:SS, HH:MM:SS or D-HH:MM:SS. null means no limit.
@@ -308,6 +310,9 @@ class EvaluateConfig:
         lpips: File of torchvision's vgg16 weights (a state_dict) for the LPIPS of reconstructions. null leaves it out.
         statistics: Folder in which the statistics of held-out images are kept, or one .npz file. null means
             RUN_DIR/statistics.
+        best: Score that decides which checkpoint is the best: "fid" (of samples or translations) or "rfid" (of
+            reconstructions), which suits a VAE with a small kl_weight that is trained as a tokenizer. null means what
+            the system is for: rfid for AE, VAE without a kl_weight and VAEGAN without `samples`, and fid for others.
         budget: Largest fraction of the run's time that evaluations may take, above 0 and up to 1. Evaluations beyond it
             are left out, except the last step's. Training is the same either way.
     """
@@ -319,6 +324,7 @@ class EvaluateConfig:
     metrics: list[MetricName] = field(default_factory=lambda: [*map(MetricName, METRICS)])
     lpips: Location | None = None
     statistics: Location | None = None
+    best: Literal["fid", "rfid"] | None = None
     budget: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:

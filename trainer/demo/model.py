@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.errors import DataError
+from data.images import MODES
 from data.loader import read
 from data.order import permutation
 from models.load import checkpoint_of
@@ -70,6 +71,10 @@ class Model:
         checkpoint = checkpoint_of(path)
         self.generator = Generator(checkpoint, None, device, None if label is None else [label])
         self.system = self.generator.system
+        if (channels := self.generator.format.channels) not in MODES:
+            raise ValueError(
+                f"the page shows images of 1, 3 or 4 channels, and the system has {channels}: use trainer.generate"
+            )
         if self.system.classes and label is None:
             raise ValueError(
                 f"the system was trained with system.classes {self.system.classes}: choose the class that the page "

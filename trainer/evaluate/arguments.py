@@ -12,7 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from data.command import add_limits
 from data.images import Size, one_size
@@ -47,8 +47,8 @@ def parser() -> CommandParser:
         type=_size,
         help='crop and resize images to PIXELS a side, or to "[HEIGHT, WIDTH]" (default: their own, the same for all)',
     )
-    channels = "1 for grey, 3 for colour, 4 to write alpha, too, with --out (default: 1 or 3, as the first image)"
-    add("--channels", type=int, choices=[1, 3, 4], help=channels)
+    channels = "1 for grey, 3 for colour, 4 to write alpha, too, with --out (default: as the first image)"
+    add("--channels", type=PositiveInt, help=channels)
     add("--seed", type=NonNegativeInt, help="seed of the samples (default: the run's)")
     add_sampler_options(made)
     add("--cache", metavar="FOLDER", help="folder on a local disk that keeps a run's remote shards")

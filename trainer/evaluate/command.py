@@ -17,7 +17,7 @@ from trainer.evaluate.arguments import parser
 from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.target import TIMEOUT, Target, open_target
 from trainer.log.health import FEW, few_images
-from trainer.log.pictures import png
+from trainer.log.pictures import encoded
 from trainer.metrics.fid import frechet
 from trainer.metrics.statistics import Gaussian, Moments, ReferenceStatistics
 
@@ -95,12 +95,13 @@ def fid_of_halves(reference: ReferenceStatistics) -> tuple[int, float] | None:
 
 
 def _write_images(target: Target, out: Path) -> None:
-    """Write this rank's blocks of the scored images as PNG."""
+    """Write this rank's blocks of the scored images as PNG, or .npy where that does not hold them."""
     assert target.images is not None
     out.mkdir(parents=True, exist_ok=True)
     for index in target.evaluator.ranks.blocks(target.evaluator.num):
         for i, pixels in zip(index.tolist(), target.images(index), strict=True):
-            (out / f"{i:06d}.png").write_bytes(png(pixels))
+            ending, content = encoded(pixels)
+            (out / f"{i:06d}.{ending}").write_bytes(content)
 
 
 def _audit(target: Target, scores: dict[str, float]) -> None:

@@ -118,7 +118,10 @@ class Evaluator:
         """Why samples get no inception score although it is among the metrics; None if that is not so."""
         if self.metrics == self.sample_metrics or not self.draws:
             return None
-        return f"no inception score (is): {self.extractor.name} is no classifier, as inception and demo-cnn are"
+        return (
+            f"no inception score (is): {self.extractor.name} is no classifier. To have it, set evaluate.extractor "
+            "(--extractor of trainer.evaluate) to inception, or to demo-cnn if the images have labels"
+        )
 
     @property
     def facts(self) -> dict[str, str | int]:

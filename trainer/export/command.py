@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from data.images import COLOURS
+from data.images import channels_in_words
 from data.redact import printable
 from models.diffusers import WEIGHTS_FILE
 from models.manifest import checkpoints
@@ -121,7 +121,7 @@ def card_of(
         height=height,
         width=width,
         channels=channels,
-        colours=COLOURS[channels],
+        colours=channels_in_words(channels),
         pictures=", ".join(shown),
         latents=latents,
         scores=score_rows(scores),

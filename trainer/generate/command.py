@@ -15,6 +15,7 @@ from trainer.generate.edit import Codes, attribute_vector, edit
 from trainer.generate.generator import Generator
 from trainer.generate.neighbours import find_neighbours, report, show
 from trainer.generate.panels import Pictures
+from trainer.generate.whole import check_tile
 from trainer.generate.writers import write, write_films, write_grid, write_shards, write_strips
 from trainer.run_place import local_run
 from trainer.samplers import Sampler, open_sampler, training_images
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         run = stack.enter_context(local_run(settings.checkpoint))
         generator = Generator(run, command, settings.device, getattr(settings, "classes", None))
         _check_classes(generator, settings)
+        _check_sizes(generator, settings)
         pictures = _pictures(generator, settings)
         if getattr(settings, "shards", False):
             print(f"{out}: {write_shards(pictures, out):,} images written")
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
             written = write_grid(pictures, out / f"{command}.png", strips=command in ("edit", "neighbours"))
         else:
             written = write(pictures, out)
-    _report(out, written, kind)
+    _report(out, written)
 
 
 def _check(settings: argparse.Namespace) -> None:
@@ -60,10 +62,6 @@ def _check(settings: argparse.Namespace) -> None:
         if not out.name or (out.exists() and any(out.iterdir())):
             why = "exists and is not empty" if out.name else "is the working directory"
             raise ValueError(f"--out {out} {why}: name a new folder for --shards")
-    if settings.command in ("reconstruct", "translate") and settings.grid and (settings.whole or settings.tile):
-        raise ValueError(
-            "--grid shows images of one size, and --whole and --tile keep their own: leave one of them out"
-        )
     if getattr(settings, "fps", None) and settings.format == "png":
         raise ValueError("--fps has no effect on a strip: add --format gif or mp4, or leave it out")
     for option in ("sampler", "truncation", "components") if images else ():
@@ -84,6 +82,21 @@ def _check_classes(generator: Generator, settings: argparse.Namespace) -> None:
         )
     if command == "interpolate" and len(settings.classes or ()) > 1:
         raise ValueError(f"--classes names {len(settings.classes)} classes, and a strip is of one: name one")
+
+
+def _check_sizes(generator: Generator, settings: argparse.Namespace) -> None:
+    """Say at once all that speaks against images of their own sizes."""
+    if not (getattr(settings, "whole", False) or getattr(settings, "tile", None)):
+        return
+    found = []
+    try:
+        check_tile(generator, settings.tile)
+    except ValueError as error:
+        found.append(str(error))
+    if settings.grid:
+        found.append("--grid shows images of one size, and --whole and --tile keep their own: leave one of them out")
+    if found:
+        raise ValueError("; ".join(found))
 
 
 def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
@@ -141,7 +154,8 @@ def _images(generator: Generator, settings: argparse.Namespace) -> Iterator[tupl
             yield names, made["generated"]
 
 
-def _report(out: Path, written: set[Path], kind: str) -> None:
+def _report(out: Path, written: set[Path]) -> None:
+    kind = min(written).suffix[1:]
     others = len({*out.rglob(f"*.{kind}")} - written)
     older = f", beside {others} older" * bool(others)
     print(f"{out}: {len(written)} {kind.upper()}{'s' * (len(written) != 1)} written{older}")

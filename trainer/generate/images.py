@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.deep import decode_deep
+from data.deep import decode_to
 from data.errors import DataError
 from data.files import read as read_file
-from data.images import CENTRE_CROP, LIMITS, Size, decode, decode_own_size
+from data.images import LIMITS, Size
 from data.loader import read
 from data.shards.reader import Shards
 from data.sources import find
@@ -54,19 +54,13 @@ def decode_file(path: Path, size: Size | None, channels: int, bits: int = 8) -> 
     """
     try:
         content = read_file(path, LIMITS.bytes)
-        return torch.tensor(_decode(content, size, channels, bits)).permute(2, 0, 1)
+        return torch.tensor(decode_to(content, size, channels, bits)).permute(2, 0, 1)
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise DataError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _decode_sample(shards: Shards, position: int, channels: int, bits: int) -> Tensor:
     try:
-        return torch.tensor(_decode(shards.image(position), None, channels, bits)).permute(2, 0, 1)
+        return torch.tensor(decode_to(shards.image(position), None, channels, bits)).permute(2, 0, 1)
     except ValueError as error:
         raise DataError(f"cannot decode an image: {shards.name(position)}: {error}") from error
-
-
-def _decode(content: bytes, size: Size | None, channels: int, bits: int) -> np.ndarray:
-    if bits == 16:
-        return decode_deep(content, size, channels, CENTRE_CROP)
-    return decode_own_size(content, channels) if size is None else decode(content, size, channels)

@@ -1,7 +1,6 @@
 """What each command shows: in blocks, the names of pictures and the panels that form each picture."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Literal
@@ -69,13 +68,8 @@ def whole(
     names, images = open_folder(folder, None, *generator.format[1:])
     for i in tqdm(range(min(num or len(names), len(names))), disable=None):
         image = images(range(i, i + 1))
-        told = [label.to(generator.device) for label in generator.told([i])]
-        made = in_own_size(generator, partial(_told, use, told), image[0], stride, tile)
+        made = in_own_size(generator, use, image[0], stride, tile)  # systems whose codes are maps have no classes
         yield [names[i]], {"original": image, title: made[None]}
-
-
-def _told(use: Callable[..., Tensor], told: Sequence[Tensor], image: Tensor) -> Tensor:
-    return use(image, *told)
 
 
 def _made_of_images(generator: Generator, direction: Direction | None) -> tuple[str, Callable[..., Tensor]]:

@@ -14,19 +14,23 @@ from data.shards.reader import write as write_samples
 from trainer.batch import visible_pixels
 from trainer.extras import needs
 from trainer.generate.panels import Pictures
-from trainer.log.pictures import grid, picture, png
+from trainer.log.pictures import encoded, grid, picture
 
 FILM_SIZE = 256  # pixels a side of a film's smaller images, which are enlarged by a whole number
 
 
 def write(pictures: Pictures, out: Path) -> set[Path]:
-    """Write a PNG for each name, with its panels side by side; return the paths."""
+    """Write a PNG for each name, or a .npy file where that does not hold it, with its panels side by side.
+
+    Return the paths.
+    """
     written = set()
     for names, panels in pictures:
         for name, *images in zip(names, *panels.values(), strict=True):
-            path = out / f"{name}.png"
+            ending, content = encoded(torch.cat(images, dim=-1))
+            path = out / f"{name}.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(png(torch.cat(images, dim=-1)))
+            path.write_bytes(content)
             written.add(path)
     return written
 
@@ -112,9 +116,9 @@ def _save_mp4(frames: list[Image.Image], path: Path, fps: int) -> None:
 
 
 def write_shards(pictures: Pictures, out: Path) -> int:
-    """Write the images of the only panel as WebDataset shards of PNGs into a new folder; return their number.
+    """Write the images of the only panel as WebDataset shards into a new folder; return their number.
 
-    The folder appears when it is complete.
+    Their members are PNGs, or .image.npy where that does not hold them. The folder appears when it is complete.
 
     Raises:
         OSError: the folder exists and is not empty, or the disk is full.
@@ -124,7 +128,8 @@ def write_shards(pictures: Pictures, out: Path) -> int:
         for names, panels in pictures:
             (images,) = panels.values()
             for name, pixels in zip(names, images, strict=True):
-                yield {"__key__": name, "png": png(pixels)}
+                ending, content = encoded(pixels)
+                yield {"__key__": name, ending.replace("npy", "image.npy"): content}
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomically(out) as unfinished:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.deep import encode_png
+from data.deep import encode
 from data.loader import Samples, read
 from data.order import random_positions
 from models import System
@@ -87,9 +87,12 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).cpu().numpy())
 
 
-def png(pixels: Tensor) -> bytes:
-    """Return pixels [1, 3 or 4, height, width], uint8 or uint16, as a PNG of their depth."""
-    return encode_png(pixels.permute(1, 2, 0).cpu().numpy())
+def encoded(pixels: Tensor) -> tuple[str, bytes]:
+    """Return pixels [channels, height, width], uint8 or uint16, as a file of their depth, after its ending.
+
+    It is a PNG, or a .npy file of other channels than 1, 3 and 4.
+    """
+    return encode(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Sequence[str] = ()) -> Image.Image:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from data.images import COLOURS, sides
+from data.images import channels_in_words, sides
 from data.redact import redacted
 from data.shards.reader import Shards
 from trainer.config.parser import Config
@@ -39,7 +39,7 @@ def run_summary(parts: RunParts, players: Sequence[PlayerState], accelerator: Ac
         *(("weights", line) for line in (parts.initial.lines if parts.initial else ())),
         ("data", f"{images} training images, {epoch} step{'s' * (epoch != 1)} an epoch; {held_out} held out"),
         *(("", redacted(source)) for source in (*data.trains, *data.tests)),
-        ("images", f"{height} x {width} pixels, {COLOURS[data.channels]}{bits}"),
+        ("images", f"{height} x {width} pixels, {channels_in_words(data.channels)}{bits}"),
         (
             "batch",
             f"{settings.batch_size} images a step = {world} x {parts.per_rank_batch // parts.micro_batch} x "

@@ -64,7 +64,8 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--evaluate.budget", "2"], ["evaluate.budget must be above 0 and at most 1; got 2.0"]),
         (["--system", "VAE", "--trainer.trackers", "[wandbb]"], ["trainer.trackers has 'wandbb'", "wandb]'", "mlflow"]),
         (["--system", "VAE", "--trainer.precision", "fp8"], ["trainer.precision", "bf16", "fp8"]),
-        (["--system", "VAE", "--data.channels", "2"], ["data.channels", "[1, 3, 4]"]),
+        (["--system", "GAN", "--evaluate.best", "rfid"], ["evaluate.best is rfid, but GAN makes"]),
+        (["--system", "VAE", "--data.channels", "2000"], ["data.channels must be 1 to 1024; got 2000"]),
         (["--system", "VAE", "--data.size", "33"], ["33 pixels", "data.size"]),
         (["--system", "VAE", "--system.kl_weight", "0", "--system.kl_warmup", "9"], ["system.kl_warmup has no effect"]),
         (["--config", "nowhere.yaml"], ["--config nowhere.yaml cannot be read: No such file or directory"]),
@@ -74,6 +75,12 @@ def refused(capsys, *arguments: str) -> str:
 def test_mistakes_are_named(capsys, arguments, words):
     message = refused(capsys, *DATA, *arguments)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(("best", "judged_by"), [([], "fid"), (["--evaluate.best", "rfid"], "rfid")])
+def test_a_setting_decides_which_score_judges_a_tokenizer(best, judged_by):
+    config = configure([*DATA, "--system", "VAE", "--system.kl_weight", "1e-6", *best])
+    assert config.system().judged_by == judged_by
 
 
 @pytest.mark.parametrize(

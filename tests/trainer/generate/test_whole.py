@@ -120,7 +120,9 @@ def test_translations_keep_the_sizes_of_photos(tiny_run, capsys, tmp_path):
             ["--tile", 40],
             "--tile is 40, expected a multiple of 16, as networks make 4 pixels a side at once",
         ),
-        ("kl", ["--tile", 48, "--grid"], "--grid shows images of one size"),
+        ("kl", ["--tile", 48, "--grid"], "error: --grid shows images of one size"),
+        ("kl", ["--tile", 40, "--grid"], "such as 32; --grid shows images of one size"),
+        ("VAEGAN", ["--whole", "--grid"], "latent_stride 8; --grid shows images of one size"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tiny_run, capsys, tmp_path, system, options, words):

@@ -77,7 +77,7 @@ def test_unfinished_shards_are_not_left_behind(tiny_run, capsys, tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writers, "png", full)
+    monkeypatch.setattr(writers, "encoded", full)
     done = generate(capsys, "sample", tiny_run("GAN"), "--num", 2, "--shards", "--out", tmp_path / "deep" / "out")
     assert done.returncode == 2
     assert "No space left on device" in done.err

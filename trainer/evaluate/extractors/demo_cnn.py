@@ -209,7 +209,7 @@ def identity(train: Sets, test: Sets, data: DataConfig) -> list[Any]:
 
 def visible_channels(data: DataConfig) -> int:
     """Return the channels of images as `visible_pixels` shows them."""
-    return 1 if data.channels == 1 else 3
+    return 1 if data.channels < 3 else 3
 
 
 def _labels(sets: Sets) -> list[np.ndarray]:
