@@ -115,11 +115,12 @@ class RunLogger:
         self.scalars(step, values, **facts)
         extractor = facts["extractor"]
         names = {name.removeprefix("eval/").removesuffix(f"/{extractor}"): value for name, value in values.items()}
-        text = "  ".join(f"{name} {value:.4g}" for name, value in names.items() if "_std" not in name)
+        # Spaces that do not break keep a name and its value on one line.
+        text = "  ".join(f"{name}\N{NO-BREAK SPACE}{value:.4g}" for name, value in names.items() if "_std" not in name)
         lines = textwrap.wrap(
             f"step {step}  by {extractor}:  {text}", 120, subsequent_indent="    ", break_on_hyphens=False
         )
-        self.message("\n".join(lines))
+        self.message("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "))
 
     def terms(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """Record a log line's terms, and print the main ones; into a file, at most every QUIET seconds."""

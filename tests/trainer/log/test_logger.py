@@ -55,6 +55,17 @@ def test_a_file_tells_that_an_evaluation_begins(tmp_path, capsys):
     assert capsys.readouterr().err == "".join(f"step 4: evaluating {one} ...\n" for one in images)
 
 
+def test_no_line_parts_a_score_from_its_name(tmp_path, capsys):
+    run_logger = RunLogger(tmp_path, 0, 9, is_main=True)
+    scores = {f"eval/{'score' * (i % 4 + 1)}{i}/x": i / 7 for i in range(40)}
+    run_logger.scores(4, scores, extractor="x")
+    run_logger.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 3
+    pairs = [part for line in lines for part in line.strip().removeprefix("step 4  by x:  ").split("  ")]
+    assert pairs == [f"{name[5:-2]} {value:.4g}" for name, value in scores.items()]
+
+
 def test_a_damaged_image_costs_the_projector_and_not_the_run(tmp_path, capsys):
     def embed():
         raise DataError("7.jpg is damaged")
