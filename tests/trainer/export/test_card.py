@@ -45,7 +45,7 @@ def test_a_text_is_shown_as_it_is(text):
 def test_the_scores_say_by_what_and_on_how_many_images_they_were_measured():
     scores = {"eval/fid2k/demo-cnn-v1": 1.234, "eval/psnr359": 21.06, "eval/fid50/a2b/inception-v3": 9.0}
     scores |= {"eval/seconds": 3.0, "<b>": 1.0, "eval/fid2k/<b>": float("nan"), "eval/density2k/x/y": 0.5}
-    scores |= {"eval/kid2k/a": 0.1, "eval/kid_std2k/a": 0.02, "eval/unheard5": 1.0}
+    scores |= {"eval/kid2k/a": 0.1, "eval/kid_std2k/a": 0.02, "eval/unheard5": 1.0, "eval/z_recovered64": -0.2}
     rows = [tuple(row.values()) for row in score_rows(scores)]
     assert rows == [
         ("FID ↓", "1.23", "2,000", "demo-cnn-v1"),
@@ -55,6 +55,7 @@ def test_the_scores_say_by_what_and_on_how_many_images_they_were_measured():
         ("density ↑", "0.50", "2,000", "x/y"),
         ("KID ↓", "0.1000 ± 0.0200", "2,000", "a"),
         ("unheard", "1", "5", ""),
+        ("z recovered (R²) ↑", "-0.20", "64", ""),
     ]
 
 
