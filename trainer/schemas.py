@@ -169,6 +169,7 @@ class EvaluationLine(Struct):
     extractor_sha256: str
     held_out: str
     held_out_images: Natural
+    num: Natural | None = None  # samples
 
 
 def checked(found: object, shape: type[Shape], what: str) -> Shape:

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import io
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 from data.command import add_limits, add_workers, command_errors, command_parser
 from data.dataset import Dataset, Split, Spread
@@ -36,18 +37,20 @@ def describe(folder: Path, dataset: Dataset) -> str:
     def row(name: str, value: Callable[[Split], object]) -> list[object]:
         return [name, *map(value, splits)]
 
+    is_of_latents = any(split.latents for split in splits)
     rows: list[list[object]] = [
         ["", *dataset.splits],
         row("images", lambda split: split.images),
         row("unlabelled", lambda split: split.unlabelled),
         row("shards", lambda split: len(split.shards)),
         row("bytes", lambda split: sum(shard.bytes for shard in split.shards)),
-        row("width", lambda split: _spread(split.width)),
-        row("height", lambda split: _spread(split.height)),
+        *([row("shape of the latents", _shape)] if is_of_latents else []),
+        *([] if is_of_latents else [row("width", lambda split: _spread(split.width))]),
+        *([] if is_of_latents else [row("height", lambda split: _spread(split.height))]),
         row("formats", lambda split: _counts(split.formats)),
         row("modes", lambda split: _counts(split.modes)),
-        row("mean", lambda split: _figures(split.latents.latents_mean if split.latents else split.mean)),
-        row("std", lambda split: _figures(split.latents.latents_std if split.latents else split.std)),
+        row("mean", lambda split: _range(split.latents.latents_mean) if split.latents else _figures(split.mean)),
+        row("std", lambda split: _range(split.latents.latents_std) if split.latents else _figures(split.std)),
         row("fingerprint of the samples", lambda split: split.fingerprint),
     ]
     labels = sorted({int(label) for split in splits for label in split.labels})
@@ -71,8 +74,22 @@ def _spread(values: Spread | None) -> str:
     return f"{values.min} to {values.max}, median {values.median}" if values else "-"
 
 
+def _shape(split: Split) -> str:
+    """Return the shape of a split's latents: a map, or the numbers of a vector."""
+    if not (split.latents and split.width and split.height):
+        return "-"
+    places = [split.height.max, split.width.max]
+    shape = [len(split.latents.latents_mean), *(places if places != [1, 1] else [])]
+    return " x ".join(map(str, shape)) + " numbers" * (len(shape) == 1)
+
+
 def _counts(values: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in values.items())
+
+
+def _range(values: list[float]) -> str:
+    """Return the range of what each channel, or each number of a vector, has."""
+    return f"{min(values):.4f} to {max(values):.4f}, median {median(values):.4f}" if values else "-"
 
 
 def _figures(values: list[float]) -> str:

@@ -12,7 +12,7 @@ from trainer.classes import in_turn
 from trainer.config.settings import DataConfig
 from trainer.log.charts import KINDS
 from trainer.log.pictures import GridInputs, Panels, grid, interpolation_rows, panels
-from trainer.report.results import COLUMNS, Cell, Entry
+from trainer.report.results import COLUMNS, MISSING, Cell, Entry
 
 ROWS, IMAGES_PER_ROW = 2, 12  # in a panel
 
@@ -62,14 +62,15 @@ def _draw_strip(axis: Axes, images: torch.Tensor, title: str) -> None:
 
 def _draw_table(axis: Axes, rows: dict[str, list[Cell]]) -> None:
     axis.set_axis_off()
-    heads = ["", *(f"{measure.head} {measure.arrow}" for measure in COLUMNS)]
-    text = [[name, *(cell.mean for cell in cells)] for name, cells in rows.items()]
+    shown = [i for i in range(len(COLUMNS)) if any(cells[i].mean != MISSING for cells in rows.values())]
+    heads = ["", *(f"{COLUMNS[i].head} {COLUMNS[i].arrow}" for i in shown)]
+    text = [[name, *(cells[i].mean for i in shown)] for name, cells in rows.items()]
     table = axis.table(text, colLabels=heads, loc="center", cellLoc="right", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.auto_set_column_width(list(range(len(heads))))
     table.scale(1, 1.4)
     for row, cells in enumerate(rows.values(), 1):
-        for column, cell in enumerate(cells, 1):
-            if cell.is_best:
+        for column, i in enumerate(shown, 1):
+            if cells[i].is_best:
                 table[row, column].set_text_props(weight="bold")

@@ -137,7 +137,9 @@ class Model:
             for stop in stops
         ]
         images = self.decode(torch.stack(codes)).unflatten(0, (len(own), len(stops)))
-        return grid({f"direction {axis + 1}": row for axis, row in enumerate(images)}, columns=len(stops), pixels=64)
+        rows = {f"direction {axis + 1}": row for axis, row in enumerate(images)}
+        headed = {"": images[0, :0], **rows}  # an empty panel leaves a line to the headings
+        return grid(headed, len(stops), pixels=64, headings=[f"{stop:g}" for stop in stops.tolist()])
 
     def _read(self, folder: Path | None, num: int) -> list[Tensor]:
         """Return some images of each data set, always the same, uint8."""

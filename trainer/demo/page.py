@@ -95,6 +95,12 @@ def user_facing(use: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def clear_if_refused(asked: Any, outputs: list[Any]) -> None:
+    """Show nothing in some places after an error: what is there would be of what was given before."""
+    blank = [None] * len(outputs) if len(outputs) > 1 else None
+    asked.failure(lambda: blank, None, outputs, api_visibility="private")
+
+
 def whole(number: float | None) -> int:
     """Return the content of a number field; raise a ValueError if the field is empty."""
     if number is None:
@@ -127,7 +133,8 @@ def reconstruct_tab(model: Model, examples: list[list[str]]) -> None:
     with gr.Row():
         outputs = [shown("As the model sees it"), shown("Reconstruction"), shown("Error map")]
     text = gr.Markdown()
-    given.change(user_facing(reconstruct), given, [*outputs, text], api_name="reconstruct", **ONE_AT_A_TIME)
+    asked = given.change(user_facing(reconstruct), given, [*outputs, text], api_name="reconstruct", **ONE_AT_A_TIME)
+    clear_if_refused(asked, [*outputs, text])
     gr.Examples(examples, given, label="Held-out images")
 
 
@@ -167,7 +174,8 @@ def directions_tab(model: Model, examples: list[list[str]], page: gr.Blocks) -> 
         gr.Examples(examples, given, label="Held-out images")
     sweep = shown(f"Each direction from -{REACH:g} to {REACH:g}, while the others stay", GRID)
     outputs = [*sliders, made, sweep, code]
-    gr.on([given.change, page.load], user_facing(start), given, outputs, api_name="directions", **ONE_AT_A_TIME)
+    asked = gr.on([given.change, page.load], user_facing(start), given, outputs, api_name="directions", **ONE_AT_A_TIME)
+    clear_if_refused(asked, [made, sweep, code])
     gr.on(
         [slider.input for slider in sliders],
         user_facing(move),
@@ -193,7 +201,8 @@ def interpolate_tab(model: Model, examples: list[list[str]]) -> None:
     made = shown("From one image to the other")
     inputs = [*ends, steps]
     changes = [ends[0].change, ends[1].change, steps.release]
-    gr.on(changes, user_facing(interpolate), inputs, made, api_name="interpolate", **ONE_AT_A_TIME)
+    asked = gr.on(changes, user_facing(interpolate), inputs, made, api_name="interpolate", **ONE_AT_A_TIME)
+    clear_if_refused(asked, [made])
     pairs = [[a, b] for (a,), (b,) in zip(examples[:6:2], examples[1:6:2], strict=False)]
     if pairs:
         gr.Examples(pairs, ends, label="Held-out images")
@@ -236,5 +245,6 @@ def translate_tab(model: Model, direction: Direction, examples: list[list[str]])
     given = upload(f"Drop an image of domain {direction[0]} here")
     with gr.Row():
         outputs = [shown("As the model sees it"), shown(f"In domain {direction[-1]}"), shown("And back")]
-    given.change(user_facing(translate), given, outputs, api_name=f"translate_{direction}", **ONE_AT_A_TIME)
+    asked = given.change(user_facing(translate), given, outputs, api_name=f"translate_{direction}", **ONE_AT_A_TIME)
+    clear_if_refused(asked, outputs)
     gr.Examples(examples, given, label="Held-out images")

@@ -13,14 +13,7 @@ from models import System
 from trainer.report.results import MEASURES, Measure
 
 SCORE = re.compile(r"eval/([a-z_]+?)(\d+)(k?)((?:/[^/]+)*)")  # what was measured, on how many images, by what
-CARD_MEASURES = MEASURES | {
-    one.key: one
-    for one in (
-        Measure("density", "density", "higher", 2),
-        Measure("coverage", "coverage", "higher", 2),
-        Measure("cycle_psnr", "PSNR of cycles", "higher", 1),
-    )
-}
+CARD_MEASURES = MEASURES | {"cycle_psnr": Measure("cycle_psnr", "PSNR of cycles", "higher", 1)}
 DEVIATION = re.compile(r"(eval/[a-z]+)_std(\d.*)")  # of a score over parts of the images
 # How Markdown marks up: punctuation, but for what is harmless within a line.
 MARKUP = re.compile(r"[!-,:-@\[-`{-~]|(?<=www)\.", re.IGNORECASE)

@@ -17,6 +17,7 @@ from trainer.export.arguments import parser
 from trainer.export.card import card, score_rows, tags
 from trainer.export.programs import Kind, write_programs
 from trainer.latents import LatentStatistics
+from trainer.log.health import FEW, few_images
 from trainer.log.pictures import columns, grid
 from trainer.run_place import local_run
 
@@ -126,6 +127,7 @@ def card_of(
         latents=latents,
         scores=score_rows(scores),
         held_out=f"{held_out:,}" if isinstance(held_out, int) else None,
+        few=few_images(held_out) if isinstance(held_out, int) and held_out < FEW else None,
         data=source.training_sets(),
         files={path.name: FILES.get(path.name) or FILES[path.suffix] for path in sorted(out.iterdir())},
     )

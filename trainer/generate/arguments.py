@@ -64,7 +64,7 @@ def parser() -> CommandParser:
     for name in ("edit", "neighbours"):
         text = "folder of images or WebDataset shards (default: images that are drawn)"
         commands[name].add_argument("--images", help=text, **FOLDER)
-        _add_num(commands[name], "all of --images, or 64 that are drawn")
+        _add_num(commands[name], "all of --images, or 64 that are drawn", grid=16)
         _add_seed(commands[name])
         add_sampler_options(commands[name])
     _add_edit(commands["edit"])
@@ -77,10 +77,9 @@ def _classes(text: str) -> list[int]:
     return [NonNegativeInt(part) for part in text.split(",")]
 
 
-def _add_num(command: CommandParser, usual: str) -> None:
-    command.add_argument(
-        "--num", type=PositiveInt, help=f"number of images, if there are as many (default: {usual}, or 64 in a grid)"
-    )
+def _add_num(command: CommandParser, usual: str, grid: int = 64) -> None:
+    text = f"number of images, if there are as many (default: {usual}, or {grid} in a grid)"
+    command.add_argument("--num", type=PositiveInt, help=text)
     command.add_argument("--grid", action="store_true", help="write a single PNG that shows all images")
 
 

@@ -21,6 +21,7 @@ from trainer.run_place import local_run
 from trainer.samplers import Sampler, open_sampler, training_images
 
 SAMPLES, DRAWN = 10_000, 64  # that are drawn unless --num says so: by sample, and by other commands or in a grid
+STRIPS, ROWS = ("edit", "neighbours"), 16  # commands whose grids have a row for each image, and how many then
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif command == "interpolate":
             written = write_strips(pictures, out)
         elif getattr(settings, "grid", False):
-            written = write_grid(pictures, out / f"{command}.png", strips=command in ("edit", "neighbours"))
+            written = write_grid(pictures, out / f"{command}.png", strips=command in STRIPS)
         else:
             written = write(pictures, out)
     _report(out, written)
@@ -101,7 +102,7 @@ def _check_sizes(generator: Generator, settings: argparse.Namespace) -> None:
 
 def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
     """What the command shows."""
-    if settings.command in ("edit", "neighbours"):
+    if settings.command in STRIPS:
         images = training_images(settings.train, generator.data)
         if settings.command == "edit":
             direction = attribute_vector(generator, images, settings.with_, settings.without, settings.train_num)
@@ -109,12 +110,12 @@ def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
         found = find_neighbours(generator, _images(generator, settings), images, settings.train_num, settings.nearest)
         settings.out.mkdir(parents=True, exist_ok=True)
         write_atomically(settings.out / "neighbours.jsonl", report(found, images))
-        return show(generator, found, images)
+        return show(generator, found, images, "given" if settings.images else "sample")
     if settings.command == "interpolate":
         steps = settings.steps or (9 if settings.format == "png" else 49)
         return panels.interpolate(generator, settings.between, steps, settings.seed)
     if settings.command == "sample":
-        num = settings.num or (DRAWN if settings.grid else SAMPLES)
+        num = settings.num or (_drawn(settings) if settings.grid else SAMPLES)
         return panels.sample(generator, num, settings.seed, _sampler(generator, settings))
     if settings.command == "decode":
         return panels.decode(generator, settings.latents, _num(settings))
@@ -126,7 +127,12 @@ def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
 
 def _num(settings: argparse.Namespace) -> int | None:
     """The number of images of --images or LATENTS; None for all."""
-    return settings.num or (DRAWN if settings.grid else None)
+    return settings.num or (_drawn(settings) if settings.grid else None)
+
+
+def _drawn(settings: argparse.Namespace) -> int:
+    """The number of images that are drawn, or shown in a grid, unless --num says so."""
+    return ROWS if settings.grid and settings.command in STRIPS else DRAWN
 
 
 def _sampler(generator: Generator, settings: argparse.Namespace) -> Sampler:
@@ -139,7 +145,8 @@ def _codes(generator: Generator, settings: argparse.Namespace) -> Codes:
         for names, images in panels.given(generator, settings.images, _num(settings)):
             yield names, {"original": images}, generator.encoder(images)[0]
     else:
-        for names, z in panels.draws(generator, settings.num or DRAWN, settings.seed, _sampler(generator, settings)):
+        num = settings.num or _drawn(settings)
+        for names, z in panels.draws(generator, num, settings.seed, _sampler(generator, settings)):
             yield names, {}, z
 
 
@@ -148,9 +155,8 @@ def _images(generator: Generator, settings: argparse.Namespace) -> Iterator[tupl
     if settings.images:
         yield from panels.given(generator, settings.images, _num(settings))
     else:
-        for names, made in panels.sample(
-            generator, settings.num or DRAWN, settings.seed, _sampler(generator, settings)
-        ):
+        num = settings.num or _drawn(settings)
+        for names, made in panels.sample(generator, num, settings.seed, _sampler(generator, settings)):
             yield names, made["generated"]
 
 

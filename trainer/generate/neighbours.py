@@ -59,14 +59,14 @@ def find_neighbours(
     return Neighbours([name for names, _ in blocks for name in names], pixels, best, places)
 
 
-def show(generator: Generator, found: Neighbours, images: Shards) -> Pictures:
-    """Yield images, each beside its neighbours."""
+def show(generator: Generator, found: Neighbours, images: Shards, title: str) -> Pictures:
+    """Yield images, whose panel has a title, each beside its neighbours."""
     for rows in generator.rows(len(found.names)):
         part = slice(rows.start, rows.stop)
         nearest = read(images, found.positions[part].flatten().numpy(), *generator.format).image
         columns = nearest.unflatten(0, (len(rows), -1)).unbind(1)
         beside = {str(i): column for i, column in enumerate(columns, 1)}
-        yield found.names[part], {"given": found.images[part], **beside}
+        yield found.names[part], {title: found.images[part], **beside}
 
 
 def report(found: Neighbours, images: Shards) -> str:

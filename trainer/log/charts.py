@@ -56,7 +56,7 @@ QUESTIONS: dict[str, list[Chart]] = {
         Chart("active units", ("eval/active_units",)),
         Chart("prior gap", ("eval/prior_gap",), log=True),
         Chart("high frequencies of maps of codes (1: white noise)", ("eval/spectrum",)),
-        Chart("share of z recovered from G(z)", ("eval/z_recovered",)),
+        Chart("R² of z recovered from G(z)", ("eval/z_recovered",)),
     ],
     "Is the machine busy?": [
         Chart("images per second", ("speed/images_per_second",)),
@@ -69,9 +69,11 @@ QUESTIONS: dict[str, list[Chart]] = {
 
 
 def chart_layout(tags: Collection[str]) -> dict[str, Any]:
-    """Return a layout for `SummaryWriter.add_custom_scalars`: by question, the charts that show any of the tags."""
-    layout = {}
-    for question, charts in QUESTIONS.items():
-        if shown := {chart.title: ["Multiline", [*chart.tags]] for chart in charts if chart.of(tags)}:
-            layout[question] = shown
-    return layout
+    """Return a layout for `SummaryWriter.add_custom_scalars`: by question, the charts that show any of the tags.
+
+    Every question is there, also without charts: TensorBoard appends those that its first run lacks.
+    """
+    return {
+        question: {chart.title: ["Multiline", [*chart.tags]] for chart in charts if chart.of(tags)}
+        for question, charts in QUESTIONS.items()
+    }

@@ -71,7 +71,10 @@ def unjudged(judged: Sequence[Verdict]) -> str:
     symptoms = {one.symptom for one in judged}
     if "mode collapse" in symptoms or not any(symptom.startswith("discriminator") for symptom in symptoms):
         return ""
-    return f"mode collapse, which takes precision and recall of two evaluations, by {FEW} or more held-out images"
+    return (
+        f"Mode collapse is not judged: it is told by the precision and recall of two evaluations, on {FEW} or more "
+        "held-out images."
+    )
 
 
 def _collapse(latest: list[Line], evaluations: list[Line], settings: dict[str, Any]) -> Iterator[Verdict]:

@@ -1,5 +1,6 @@
 """The curves of runs, one picture for each chart."""
 
+import math
 import re
 from collections.abc import Collection
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter
 
 from trainer.log.charts import QUESTIONS, Chart
 from trainer.report.results import Entry
@@ -21,6 +22,12 @@ WIDTH, HEIGHT = 4.8, 2.6  # inches, of a chart
 ROW, LABELS = 0.16, 0.45  # inches: of a row of its legend, and of the text below its axis
 LEFT, DIGIT, PAD = 0.58, 0.08, 0.14  # inches: at least left of a chart, of a digit of a label, and around the label
 TAGS = 12  # in a chart
+SPAN, SMALLEST, LARGEST = (
+    2.5,
+    1e-280,
+    1e280,
+)  # of logarithmic axes: highest over lowest value, and where their values lie
+DECADES = 8  # of a logarithmic axis, up to which each has ticks; half as many have three ticks each
 MARKED = 30  # points, up to which each is marked
 
 
@@ -44,11 +51,15 @@ def draw_curves(entries: list[Entry]) -> dict[str, list[Curves]]:
     drawn = {}
     for question, charts in QUESTIONS.items():
         figures = [
-            Curves(title, _draw(chart, shown[:TAGS], entries))
+            (title, _draw(chart, shown[:TAGS], entries))
             for chart in charts
             for title, shown in _comparable(chart, tags, extractors).items()
         ]
-        if found := [curves for curves in figures if curves.figure.axes]:
+        if found := [
+            Curves(title + ", on a logarithmic axis" * (figure.gca().get_yscale() == "log"), figure)
+            for title, figure in figures
+            if figure.axes
+        ]:
             drawn[question] = found
     return drawn
 
@@ -83,8 +94,12 @@ def _draw(chart: Chart, tags: list[str], entries: list[Entry]) -> Figure:
     if lines:
         axis.set_xlabel("step")
         axis.yaxis.set_major_formatter(_number)
-        if chart.log and all(np.min(line.get_ydata()) > 0 for line in axis.lines):
-            _set_log_scale(axis)
+        points = np.concatenate([line.get_ydata() for line in axis.lines])
+        low, high = float(np.min(points)), float(np.max(points))
+        if low == high and abs(high) < LARGEST:  # around one value alone, the limits would be arbitrary
+            axis.set_ylim(min(1.1 * low, 0), max(1.1 * high, 0) or float(not high))
+        elif chart.log and SMALLEST < low < high / SPAN < LARGEST:
+            _set_log_scale(axis, low, high)
         _lay_out(figure, lines, one)
     return figure
 
@@ -106,9 +121,16 @@ def _lay_out(figure: Figure, lines: dict[str, Line2D], colours: bool) -> None:
         figure.legend(handles, names, loc="lower left", fontsize=8, borderaxespad=0)
 
 
-def _set_log_scale(axis: Axes) -> None:
+def _set_log_scale(axis: Axes, low: float, high: float) -> None:
+    """Make an axis logarithmic, from a tick to a tick: 1, 2, 5, 10 and so on, or, of many decades, powers of ten."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    each = max(1, math.ceil((last - first) / DECADES))
+    parts = (1, 2, 5) if last - first <= DECADES / 2 else (1,)
+    ticks = [part * 10.0**power for power in range(first, last + each, each) for part in parts]
+    start, end = max(tick for tick in ticks if tick <= low), min(tick for tick in ticks if tick >= high)
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_ylim(start, end)
+    axis.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if start <= tick <= end]))
     axis.yaxis.set_major_formatter(_number)
     axis.yaxis.set_minor_formatter(NullFormatter())
 

@@ -19,7 +19,7 @@ from data.files import read
 from data.images import header
 from trainer.config.resume import flatten
 from trainer.log.charts import KINDS
-from trainer.log.health import Verdict, unjudged, verdicts
+from trainer.log.health import FEW, Verdict, few_images, unjudged, verdicts
 from trainer.report.curves import colour, draw_curves
 from trainer.report.results import COLUMNS, MISSING, Entry, Run, differently_scored, score_table
 from trainer.run_folder import some_grids
@@ -89,6 +89,7 @@ class Page:
             unjudged=unjudged,
             scored=any(run.evaluations for entry in trained for run in entry.runs),
             differently_scored=differently_scored(trained),
+            few=few_held_out(trained),
             measures=COLUMNS,
             missing=MISSING,
             rows=score_table(trained),
@@ -146,6 +147,16 @@ def health(entries: list[Entry]) -> dict[str, list[Verdict]]:
             name = entry.name if len(entry.runs) == 1 else f"{entry.name}, seed {run.seed}"
             judged = verdicts(run.lines, run.settings, run.status)
             found[name] = sorted(judged, key=lambda verdict: not verdict.found)
+    return found
+
+
+def few_held_out(entries: list[Entry]) -> dict[str, list[str]]:
+    """Return the entries whose first run was scored by few held-out images, by a warning of it."""
+    found = dict[str, list[str]]()
+    for entry in entries:
+        evaluations = entry.runs[0].evaluations
+        if evaluations and (number := evaluations[-1]["held_out_images"]) < FEW:
+            found.setdefault(few_images(number), []).append(entry.name)
     return found
 
 

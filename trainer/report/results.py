@@ -18,6 +18,7 @@ from trainer.log.charts import KINDS
 from trainer.log.metrics_file import Line, is_evaluation, read_metrics
 from trainer.run_folder import RunStatus
 
+WORKLOAD = ("data.size", "data.channels", "system.networks")  # settings without which no speeds compare
 MISSING = "\N{EN DASH}"  # in place of a score that a system cannot have
 
 
@@ -58,6 +59,8 @@ COLUMNS = [
     Measure("kid", "KID", "lower", 4),
     Measure("precision", "precision", "higher", 2),
     Measure("recall", "recall", "higher", 2),
+    Measure("density", "density", "higher", 2),
+    Measure("coverage", "coverage", "higher", 2),
     Measure("rfid", "rFID", "lower", 2),
     Measure("psnr", "PSNR", "higher", 1),
     Measure("ssim", "SSIM", "higher", 3),
@@ -65,7 +68,7 @@ COLUMNS = [
     Measure("sharpness_reconstructed", "sharpness, reconstructed", "one", 2),
     Measure("prior_gap", "prior gap", "lower", 2),
     Measure("active_units", "active units", "higher", 1),
-    Measure("z_recovered", "z recovered", "higher", 2),
+    Measure("z_recovered", "z recovered (R²)", "higher", 2),
     Measure("images_per_second", "images/s", "higher", 0),
 ]
 MEASURES = {measure.key: measure for measure in COLUMNS}
@@ -98,10 +101,11 @@ class Run:
         return found if speed is None else found | {"images_per_second": speed}
 
     def measured(self, measure: Measure) -> tuple[str, ...]:
-        """Return what must be the same of two scores that are compared; nothing for what is no score."""
+        """Return what must be the same of two scores, or of two speeds, that are compared."""
         last = self.evaluations[-1] if self.evaluations else {}
         if (tag := measure.tag(last)) is None:
-            return ()
+            settings = flatten(self.settings)
+            return tuple(f"{name} {value}" for name, value in settings.items() if name.startswith(WORKLOAD))
         # The name tells the number of images, and the extractor if there is one.
         by = [last["extractor_sha256"]] if tag.endswith(f"/{last['extractor']}") else []
         return (tag, last["held_out"], *by)

@@ -8,6 +8,7 @@ function show() {
     const before = frames.filter((frame) => +frame.dataset.step <= step);
     const chosen = before.length ? before[before.length - 1] : frames[0];
     for (const frame of frames) frame.hidden = frame !== chosen;
+    figure.querySelector(".at").textContent = `step ${(+chosen.dataset.step).toLocaleString("en")}`;
   }
 }
 slider.addEventListener("input", show);

@@ -185,7 +185,10 @@ def test_what_the_page_answers_is_what_the_model_makes(served, tmp_path, model):
     *values, first, sweep, _ = [*client.predict(handle_file(tmp_path / "image.png"), api_name="/directions"), None]
     again = client.predict(*values, api_name="/move")
     assert np.abs(np.asarray(Image.open(first), float) - np.asarray(Image.open(again), float)).max() <= 2  # rounding
-    assert Image.open(sweep).width == 7 * 66 - 2
+    rows = len(model("VAE").axes.scale)
+    assert Image.open(sweep).size == (7 * 66 - 2, 20 + rows * (66 + 20) - 2)
+    heads = np.asarray(Image.open(sweep).convert("L"))[:18]  # one above each column: -3, -2, ... 3
+    assert (np.stack([heads[:, column * 66 :][:, :64].min() for column in range(7)]) < 128).all()
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"GIF89a", "image"), (None, "pixels")])
@@ -199,6 +202,18 @@ def test_what_is_no_image_or_too_large_is_refused(served, model, tmp_path, conte
     with pytest.raises(AppError, match=message) as refused:
         client.predict(handle_file(path), api_name="/reconstruct")
     assert str(tmp_path) not in str(refused.value)
+
+
+def test_after_an_error_nothing_is_shown_of_what_was_given_before(model, tmp_path):
+    for system, names in (("VAE", {"reconstruct", "directions", "interpolate"}), ("CycleGAN", {"translate_a2b"})):
+        (made := tmp_path / system).mkdir()
+        parts = build_page(model(system), made).get_config_file()["dependencies"]
+        asked = {part["id"]: part for part in parts}
+        after = {asked[part["trigger_after"]]["api_name"]: part for part in parts if part["trigger_only_on_failure"]}
+        assert after.keys() >= names
+        for name in names - {"directions"}:  # whose sliders stay
+            (found,) = (part for part in parts if part["api_name"] == name)
+            assert after[name]["outputs"] == found["outputs"]
 
 
 def test_an_empty_number_is_named(served, model):

@@ -1,6 +1,7 @@
 """python -m trainer.encode: latents of a data set, in any world, with kills, and for other programs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ from accelerate.state import AcceleratorState
 from sample_images import corrupt
 
 import models
-from data.dataset import read_dataset
+from data.dataset import Spread, read_dataset
+from data.inspect.__main__ import describe
 from data.inspect.verify import inspect
 from data.latents import unpack
 from data.loader import read
@@ -145,6 +147,13 @@ def test_dataset_json_has_what_the_next_model_needs(whole, run):
     dataset, problems = inspect(whole, verify=True)
     assert not problems
     assert dataset.splits["train"].modes == {"fp16": N}
+    said = dict(re.split("  +", line, maxsplit=1) for line in describe(whole, dataset).splitlines()[2:])
+    assert said["shape of the latents"] == "4 numbers"
+    assert said["std"] == "{:.4f} to {:.4f}, median {:.4f}".format(*np.quantile(latents.latents_std, [0, 1, 0.5]))
+    assert not {"width", "height"} & {*said}
+    maps = dataset.splits["train"]
+    maps.width, maps.height = Spread(8, 8, 8), Spread(6, 6, 6)
+    assert "4 x 6 x 8\n" in describe(whole, dataset)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,17 @@ def test_no_text_of_a_strangers_run_becomes_markup(tiny_run, tmp_path, place):
     assert metadata["tags"] == ["vaegan-trainer", "safetensors", "vaegan"]
 
 
+@pytest.mark.parametrize(("held_out", "warned"), [(99, True), (100, False)])
+def test_scores_by_few_images_are_warned_of(tiny_run, tmp_path, held_out, warned):
+    checkpoint = shutil.copytree(checkpoint_of(tiny_run("VAEGAN")), tmp_path / "checkpoint")
+    evaluation = {"held_out_images": held_out}
+    (checkpoint / "scores.json").write_text(json.dumps({"scores": {"eval/fid2k/a": 1.0}, "evaluation": evaluation}))
+    main([str(checkpoint), str(tmp_path / "out"), "--num", "0"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("**Warning: only 99 images are held out, so scores say little: precision and" in card) == warned
+    assert "(`pip install vaegan-trainer`)" in card
+
+
 def test_settings_that_are_nested_too_deeply_are_refused(tiny_run, tmp_path, capsys):
     checkpoint = shutil.copytree(checkpoint_of(tiny_run("VAEGAN")), tmp_path / "checkpoint")
     configuration = json.loads((checkpoint / "manifest.json").read_text())["configuration"]

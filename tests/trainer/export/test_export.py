@@ -101,7 +101,9 @@ def test_the_scaling_factor_is_one_over_the_deviation_of_the_latents(export, tin
     assert config["shift_factor"] == pytest.approx(draws.mean().item(), abs=error * draws.std().item())
     assert config["latents_mean"] == pytest.approx(each.mean(1).tolist(), abs=error * each.std().item())
     assert config["latents_std"] == pytest.approx(each.std(1).tolist(), rel=error)
-    assert f"{config['scaling_factor']:.5g}" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{config['scaling_factor']:.5g}" in card
+    assert f"are those of each {'channel' if name == 'kl' else 'number'}." in card
 
 
 def test_other_commands_accept_an_export(export, tiny_run, tmp_path, capsys):

@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from generating import generate, pixels
 
 from data.loader import read
 from data.shards.reader import Shards
+from trainer.generate.arguments import parser
+from trainer.generate.command import _pictures
 from trainer.generate.generator import Generator
 
 
@@ -33,6 +36,17 @@ def test_neighbours_are_those_of_an_exhaustive_search(digits, tiny_run, capsys, 
         assert torch.equal(pixels(tmp_path / "many" / f"{i:06d}.png"), torch.cat([*expected], 1))
     first = [(tmp_path / name / "neighbours.jsonl").read_text().splitlines()[:2] for name in ("many", "few")]
     assert first[0] == first[1]
+
+
+@pytest.mark.parametrize(("given", "title", "num"), [(True, "given", 359), (False, "sample", 64)])
+def test_a_picture_says_what_it_shows_and_a_grid_has_sixteen_rows(digits, tiny_run, tmp_path, given, title, num):
+    command = ["neighbours", str(tiny_run("VAE")), "--out", str(tmp_path), "--nearest", "1", "--train_num", "9"]
+    command += ["--images", str(digits / "test")] * given
+    for options, rows in (([], num), (["--grid"], 16), (["--grid", "--num", "17"], 17)):
+        settings = parser().parse_args([*command, *options])
+        parts = [*_pictures(Generator(tiny_run("VAE"), "neighbours"), settings)]
+        assert [*parts[0][1]] == [title, "1"]
+        assert sum(len(names) for names, _ in parts) == rows
 
 
 def test_draws_have_neighbours_in_the_runs_training_images(digits, tiny_run, capsys, tmp_path):

@@ -40,7 +40,7 @@ def test_a_healthy_run_has_no_symptom():
     assert [verdict.symptom for verdict in judged] == [
         *("posterior collapse", "discriminator too strong", "discriminator asleep", "starved by data", "diverging")
     ]
-    assert unjudged(judged).startswith("mode collapse, which takes precision and recall")
+    assert unjudged(judged).startswith("Mode collapse is not judged: it is told by the precision and")
     assert not unjudged([*judged, judged[0]._replace(symptom="mode collapse")])
     assert not unjudged(judged[:1])  # nothing tells of a discriminator
 

@@ -10,10 +10,16 @@ from urllib.request import urlopen
 import pytest
 from conftest import BOARD, wait_until
 from playwright.sync_api import Page, sync_playwright
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 from tensorboard.summary.writer import event_file_writer
 
 from trainer.log.board import Board
+from trainer.log.charts import QUESTIONS
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUN = ["--system", "VAEGAN", "--system.discriminator", "ternary", "--trainer.steps", "4", "--trainer.log_every", "2"]
@@ -70,6 +76,20 @@ def test_a_curve_steps_up_where_the_run_started(tmp_path, monkeypatch):
         (300, 4),
     ]
     assert [point.step for point in found.Scalars("vae/kl")] == [50, 250, 350], "the third start goes on before 250"
+
+
+def test_questions_keep_their_order_beside_a_run_without_evaluations(tmp_path):
+    for name, tag in (("a", "speed/images_per_second"), ("b", "eval/psnr359"), ("c", "vae/kl")):
+        board = Board(tmp_path / name, 0)
+        board.plot(1, {tag: 1.0})
+        board.close()
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    plugin = CustomScalarsPlugin(TBContext(data_provider=MultiplexerDataProvider(runs, str(tmp_path))))
+    categories = json.loads(plugin.layout_impl(RequestContext(), ""))["category"]
+    assert [category["title"] for category in categories] == [*QUESTIONS]
+    charts = {category["title"]: [chart["title"] for chart in category.get("chart", [])] for category in categories}
+    assert charts["How good is it?"] == ["PSNR of reconstructions (dB)"]
+    assert charts["Are the codes healthy?"] == ["KL of posterior and prior (nats per image)"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from data.shards.reader import Shards, write
 from trainer.config.settings import DataConfig
 from trainer.errors import RunError
 from trainer.log.data_health import DataHealth, enlarged_warning
-from trainer.log.pictures import png
+from trainer.log.pictures import encoded
 from trainer.log.window import LogWindow
 from trainer.step import TermMeans
 
@@ -112,7 +112,7 @@ def test_slow_data_is_reported_once_and_not_in_the_first_log_lines():
     ],
 )
 def test_images_that_are_much_enlarged_are_warned_of(tmp_path, stored, size, warned):
-    contents = [png(torch.zeros(1, pixels, pixels, dtype=torch.uint8)) for pixels in stored]
+    contents = [encoded(torch.zeros(1, pixels, pixels, dtype=torch.uint8))[1] for pixels in stored]
     write(tmp_path, ({"__key__": f"{i:02}", "png": content} for i, content in enumerate(contents)))
     said = enlarged_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, size))
     assert (said is not None) == warned

@@ -26,6 +26,15 @@ TERMS = {"speed/images_per_second": 100.0, "speed/data_wait": 0.5, "binary/accur
 SCORES = {"extractor": HOSTILE, "extractor_sha256": "0", "held_out": "1", "held_out_images": 359, "num": 2000}
 
 
+# Pixels between the heading of the second group of charts and what is above it.
+GAP = """
+(() => {
+  const heading = document.querySelectorAll("h3.question")[1];
+  return heading.getBoundingClientRect().top - heading.previousElementSibling.getBoundingClientRect().bottom;
+})()
+"""
+
+
 class Parsed(HTMLParser):
     """The elements of a page, and its text."""
 
@@ -50,7 +59,14 @@ def run(folder: Path, fid: float, steps: int = 9, **settings) -> Path:
     (folder / "samples").mkdir(parents=True)
     lines = [{"step": step, **TERMS} for step in range(1, steps + 1)]
     lines += [
-        {"step": step, f"eval/fid2k/{HOSTILE}": fid * steps / step, **SCORES} for step in {max(1, steps - 1), steps}
+        {
+            "step": step,
+            f"eval/fid2k/{HOSTILE}": fid * steps / step,
+            "eval/density359": 0.5,
+            "eval/coverage359": 1,
+            **SCORES,
+        }
+        for step in {max(1, steps - 1), steps}
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     system = {"class_path": HOSTILE, "init_args": settings}
@@ -88,8 +104,10 @@ def test_runs_stand_side_by_side(reported):
     for words in (
         "3 runs",
         "step 9 of 9, finished",
-        f"2000 samples 359 held out {HOSTILE}",
+        f"2,000 samples 359 held out {HOSTILE}",
         "FID ↓",
+        "density ↑",
+        "coverage ↑",
         "Starved by data : the device idles until images are read. Steps wait for data 50% of the time.",
         "raise --data.workers",
         "How good is it?",
@@ -102,6 +120,7 @@ def test_runs_stand_side_by_side(reported):
     assert "kind ↓ called" not in page.text  # no ternary discriminator
     (slider,) = page.all("input")
     assert slider["data-steps"] == "1 9 12"
+    assert re.findall('class="at soft">([^<]*)', reported.read_text()) == ["step 9", "step 12", "step 9"]
     frames = [image for image in page.all("img") if "data-step" in image]
     assert [image["data-step"] for image in frames if "hidden" not in image] == ["9", "12", "9"]
     assert len(frames) == 6  # what is no PNG is left out
@@ -113,6 +132,9 @@ def test_what_was_measured_differently_is_not_compared(tmp_path):
     by = {"a": ("fid2k/inception", "i", 2000), "bb": ("fid2k/dino", "d", 2000), "ccc": ("fid1k/dino", "d", 1000)}
     for name, (tag, digest, num) in by.items():
         (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(
+            yaml.safe_dump({"data": {"size": 32}, "trainer": {"seed": len(name)}})
+        )
         facts = SCORES | {"extractor": tag.partition("/")[2], "extractor_sha256": digest, "num": num}
         fid = len(name)
         lines = [{"step": step, f"eval/{tag}": fid, "eval/psnr359": 20 + fid, **facts} for step in (1, 2)]
@@ -133,8 +155,25 @@ def test_what_was_measured_differently_is_not_compared(tmp_path):
     assert made("bb", "ccc") == ([fids["bb"], fids["ccc"], psnr], ["23.0", "300"], True)
     shutil.copytree(tmp_path / "bb", tmp_path / "copy")
     log = tmp_path / "copy" / "metrics.jsonl"
-    log.write_text(log.read_text().replace('dino": 2', 'dino": 5'))
+    log.write_text(log.read_text().replace('dino": 2', 'dino": 3'))
     assert made("bb", "copy") == (["FID and rFID", psnr], ["2.00"], False)
+    config = tmp_path / "bb" / "config.yaml"
+    for other in ({"data": {"size": 64}}, {"data": {"size": 32}, "system": {"init_args": {"networks": {"width": 8}}}}):
+        config.write_text(yaml.safe_dump(other))
+        assert made("a", "bb")[1] == ["22.0"], "other images or networks have another speed"
+
+
+def test_scores_by_few_images_are_warned_of(tmp_path):
+    warning = "only 99 images are held out, so scores say little: precision and coverage may be 1 for noise"
+    few, enough = run(tmp_path / "few", 3), run(tmp_path / "enough", 3)
+    log = few / "metrics.jsonl"
+    log.write_text(log.read_text().replace('held_out_images": 359', 'held_out_images": 99'))
+    main([str(few), str(enough), "--out", str(tmp_path / "page.html")])
+    assert f"few : {warning}" in Parsed(tmp_path / "page.html").text
+    main([str(few)])
+    assert warning.capitalize() in Parsed(few / "report.html").text
+    main([str(enough)])
+    assert "are held out" not in Parsed(enough / "report.html").text
 
 
 @pytest.mark.parametrize("values", [(2.1e-4, 2.15e-4), (1e-7, 3e4), (0.9999995, 0.9999999), (1.2345e8, 1.3e8)])
@@ -149,6 +188,33 @@ def test_labels_of_an_axis_are_whole(values):
             assert len(labels) > 1
             assert min(label.x0 for label in labels) >= 0
             assert not axis.get_offset_text().get_text()
+
+
+@pytest.mark.parametrize("value", [64, 0, -3.5])
+def test_an_axis_of_one_value_shows_zero_and_it(value):
+    run = SimpleNamespace(lines=[{"step": i, "eval/active_units9": value} for i in range(3)], evaluations=[])
+    ((curves,),) = draw_curves([Entry("a", "VAE", {}, [run])]).values()
+    low, high = curves.figure.gca().get_ylim()
+    assert min(value, 0) >= low
+    assert max(value, 0) <= high
+    assert max(high, -low) <= 1.2 * abs(value) or (low, high) == (0, 1)
+
+
+@pytest.mark.parametrize("values", [(77, 205, 61), (1e-7, 3e4), (3, 4000), (5, 50)])
+def test_a_logarithmic_axis_goes_from_a_tick_to_a_tick(values):
+    run = SimpleNamespace(
+        lines=[{"step": i, "eval/prior_gap9": value} for i, value in enumerate(values)], evaluations=[]
+    )
+    ((curves,),) = draw_curves([Entry("a", "VAE", {}, [run])]).values()
+    assert curves.title == "prior gap, on a logarithmic axis"
+    axis = curves.figure.gca()
+    low, high = axis.get_ylim()
+    assert low <= min(values)
+    assert high >= max(values)
+    ticks = axis.get_yticks()
+    assert ticks[0] == low
+    assert ticks[-1] == high
+    assert 3 <= len(ticks) <= 14
 
 
 def test_a_page_about_one_run_is_in_its_folder_and_of_several_here(tmp_path, monkeypatch):
@@ -216,11 +282,23 @@ def test_the_slider_moves_all_runs_to_a_step(reported):
         page.locator("#step").fill("1")
         shown = [image.get_attribute("data-step") for image in page.locator("figure.grids img:visible").all()]
         assert shown == ["9", "1", "9"]
+        assert page.locator(".at").all_text_contents() == ["step 9", "step 1", "step 9"]
         assert page.locator("#shown").text_content() == "9"
         assert errors == []
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(GAP) >= 16
+            assert page.locator(".settings th").last.evaluate("one => getComputedStyle(one).textAlign") == "left"
+            scores = page.locator(".scores").first
+            assert scores.locator("td:first-child small").first.is_visible() == (width > 600)
+            assert (
+                scores.locator("th").nth(2 if width > 600 else 1).evaluate("one => one.getBoundingClientRect().right")
+                <= width
+            )
+            for box in page.locator(".scroll").all():  # a shadow is where it goes on
+                assert "gradient" in box.evaluate("one => getComputedStyle(one).backgroundImage")
+            assert page.locator("table").count() == page.locator(".scroll table").count()
 
 
 # ---- of a comparison
