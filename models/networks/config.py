@@ -111,8 +111,8 @@ def halvings(image_size: ImageSize) -> tuple[tuple[int, int], int]:
     check_size(
         image_size,
         2**n,
-        "networks halve images until the smaller side has 4 to 7 pixels (with maps of codes, and discriminators of "
-        "patches, more sizes fit)",
+        "as networks halve images until the smaller side has 4 to 7 pixels (with maps of codes, and discriminators "
+        "of patches, more sizes fit)",
     )
     return (height >> n, width >> n), n
 
@@ -134,6 +134,6 @@ def check_size(image_size: ImageSize, multiple: int, why: str) -> None:
         fitting = [min(max(side, SMALLEST), LARGEST) // multiple * multiple for side in found]
         nearest = fitting[0] if fitting[0] == fitting[1] else fitting
         raise ValueError(
-            f"images of {found[0]} x {found[1]} pixels do not fit the networks: expected multiples of {multiple}, as "
+            f"images of {found[0]} x {found[1]} pixels do not fit the networks: expected multiples of {multiple}, "
             f"{why}; change data.size, such as to {nearest}"
         )

@@ -225,7 +225,7 @@ def test_images_that_are_none_are_refused(data, demo_cnn):
     evaluator = evaluator_of(data, demo_cnn, 20)
     for images, words in (
         (torch.zeros(20, 1, 32, 32), "expected images as uint8"),
-        (torch.zeros(20, 2, 32, 32, dtype=torch.uint8), r"1 or 3, h, w\]; got .*\[20, 2, 32, 32\]"),
+        (torch.zeros(20, 1, 1, 32, 32, dtype=torch.uint8), r"1 or 3, h, w\]; got .*\[20, 1, 1, 32, 32\]"),
     ):
         with pytest.raises(ValueError, match=words):
             evaluator.score(lambda index, images=images: images[index])

@@ -92,7 +92,7 @@ def test_scores_by_few_images_are_warned_of(tiny_run, tmp_path, held_out, warned
     main([str(checkpoint), str(tmp_path / "out"), "--num", "0"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("**Warning: only 99 images are held out, so scores say little: precision and" in card) == warned
-    assert "(`pip install vaegan-trainer`)" in card
+    assert "vaegan-trainer (in a clone of its repository: `pip install .`)" in card
 
 
 def test_settings_that_are_nested_too_deeply_are_refused(tiny_run, tmp_path, capsys):
