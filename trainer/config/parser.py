@@ -160,7 +160,7 @@ def parser() -> Parser:
     bound_imports()
     made = Parser(
         prog="main.py",
-        usage="main.py --config RECIPE [--SECTION.SETTING VALUE ...]",
+        usage="main.py [--config RECIPE] [--system NAME] [--SECTION.SETTING VALUE ...]",
         description="Train a system of the VAE/GAN family on WebDataset shards.",
         allow_abbrev=False,  # --trainer.step would set trainer.steps
     )

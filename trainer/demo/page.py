@@ -115,7 +115,7 @@ def shown(title: str, buttons: Sequence[Any] = ()) -> gr.Image:
         return gr.Image(label=title, show_label=False, interactive=False, format="png", type="pil", buttons=[*buttons])
 
 
-def upload(label: str = "Drop an image here") -> gr.Image:
+def upload(label: str = "An image") -> gr.Image:
     """Return a place to drop an image file. With these settings Gradio gives its path and decodes nothing."""
     place: dict[str, Any] = dict(sources=["upload", "clipboard"], height=260, elem_classes="upload")
     return gr.Image(label=label, type="filepath", image_mode=None, **place)
@@ -242,7 +242,7 @@ def translate_tab(model: Model, direction: Direction, examples: list[list[str]])
         made = model.translate(image, direction)
         return enlarged(image), enlarged(made), enlarged(model.translate(made, back))
 
-    given = upload(f"Drop an image of domain {direction[0]} here")
+    given = upload(f"An image of domain {direction[0]}")
     with gr.Row():
         outputs = [shown("As the model sees it"), shown(f"In domain {direction[-1]}"), shown("And back")]
     asked = given.change(user_facing(translate), given, outputs, api_name=f"translate_{direction}", **ONE_AT_A_TIME)
