@@ -8,10 +8,11 @@ from numpy.lib import format as npy
 
 MAGIC = b"\x93NUMPY"  # the first bytes of a .npy file
 DEPTHS = {"u1": np.uint8, "u2": np.uint16}  # types of pixels
-LOW = 16  # pixels: no run has images of a smaller height
+LOW = 16  # pixels: no run has images of a smaller height, so that a smaller first number may be that of channels
 
 
 def is_array(content: bytes) -> bool:
+    """Return whether bytes begin as those of a .npy file."""
     return content.startswith(MAGIC)
 
 
@@ -48,6 +49,7 @@ def array(content: bytes) -> np.ndarray:
 
 
 def is_pixels(content: bytes) -> bool:
+    """Return whether bytes are a .npy file of pixels that `array` reads."""
     try:
         return is_array(content) and array(content).size > 0
     except ValueError:

@@ -79,6 +79,22 @@ def test_structural_similarity_is_the_same_in_sixteen_bits():
     assert ssim(wide, wide.flip(0)).tolist() == pytest.approx(ssim(eight, eight.flip(0)).tolist(), rel=1e-4)  # float32
 
 
+def drawn_and_scored_again(capsys, run, tmp_path) -> tuple[dict, list[str]]:
+    """Draw samples as shards and as a grid; return the run's last scores and what scoring it again prints."""
+    made = generate(capsys, "sample", run, "--out", tmp_path / "drawn", "--num", 20, "--shards")
+    assert made.returncode == 0, made.err
+    made = generate(capsys, "sample", run, "--out", tmp_path / "grid", "--num", 9, "--grid")
+    assert Image.open(tmp_path / "grid" / "sample.png").mode == "RGB"
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    capsys.readouterr()
+    evaluate([str(run), "--num", "64", "--metrics", "fid", "--audit", "--out", str(tmp_path / "scored")])
+    lines = capsys.readouterr().out.splitlines()
+    again = json.loads(next(line for line in lines if line.startswith("{")))
+    for name in ("eval/fid64/demo-random-v1", "eval/psnr16"):
+        assert again.get(name) == last.get(name)
+    return last, lines
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("channels", "bits"), [(4, 8), (1, 16), (4, 16)])
 def test_a_system_learns_scores_and_writes_such_images(here, capsys, tmp_path, channels, bits):
@@ -113,18 +129,8 @@ def test_a_system_learns_scores_and_writes_such_images(here, capsys, tmp_path, c
     assert bits == 8 or (both & 255).any(), "the low bits are written"
     high = both[..., -1] / np.iinfo(both.dtype).max
     assert high[6:12, 42:54].mean() > high[24:, 32:].mean() + 0.1, "it is learned"
-    made = generate(capsys, "sample", run, "--out", tmp_path / "drawn", "--num", 20, "--shards")
-    assert made.returncode == 0, made.err
-    made = generate(capsys, "sample", run, "--out", tmp_path / "grid", "--num", 9, "--grid")
-    assert Image.open(tmp_path / "grid" / "sample.png").mode == "RGB"
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    last, lines = drawn_and_scored_again(capsys, run, tmp_path)
     assert (last["channels"], last["bits"]) == (channels, bits)
-    capsys.readouterr()
-    evaluate([str(run), "--num", "64", "--metrics", "fid", "--audit", "--out", str(tmp_path / "scored")])
-    lines = capsys.readouterr().out.splitlines()
-    again = json.loads(next(line for line in lines if line.startswith("{")))
-    for name in ("eval/fid64/demo-random-v1", "eval/psnr16"):
-        assert again.get(name) == last.get(name)
     assert "audit: torch-fidelity agrees in 1 scores" in lines
     assert is_deep((tmp_path / "scored" / "000000.png").read_bytes()) == (bits == 16)
     latents = tmp_path / "latents"
@@ -166,17 +172,7 @@ def test_a_system_learns_scores_and_writes_images_of_five_channels(here, capsys,
     both = np.load(tmp_path / "out" / "9.npy")
     assert (both.shape, both.dtype) == ((32, 64, 5), f"uint{bits}")
     assert (both[:, :32] == np.load(tmp_path / "scenes" / "9.npy")).all()
-    made = generate(capsys, "sample", run, "--out", tmp_path / "drawn", "--num", 20, "--shards")
-    assert made.returncode == 0, made.err
-    made = generate(capsys, "sample", run, "--out", tmp_path / "grid", "--num", 9, "--grid")
-    assert Image.open(tmp_path / "grid" / "sample.png").mode == "RGB"
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    capsys.readouterr()
-    evaluate([str(run), "--num", "64", "--metrics", "fid", "--audit", "--out", str(tmp_path / "scored")])
-    lines = capsys.readouterr().out.splitlines()
-    again = json.loads(next(line for line in lines if line.startswith("{")))
-    for name in ("eval/fid64/demo-random-v1", "eval/psnr16"):
-        assert again.get(name) == last.get(name)
+    drawn_and_scored_again(capsys, run, tmp_path)
     assert np.load(tmp_path / "scored" / "000000.npy").shape == (32, 32, 5)
     AcceleratorState._reset_state(reset_partial_state=True)
     against = ["--against", str(tmp_path / "set" / "test"), "--extractor", "demo-random", "--metrics", "fid"]

@@ -111,6 +111,7 @@ class Evaluator:
 
     @property
     def held_out_images(self) -> int:
+        """The number of held-out images of all data sets."""
         return sum(reference.gaussian.n for reference in self.references)
 
     @property

@@ -22,11 +22,8 @@ WIDTH, HEIGHT = 4.8, 2.6  # inches, of a chart
 ROW, LABELS = 0.16, 0.45  # inches: of a row of its legend, and of the text below its axis
 LEFT, DIGIT, PAD = 0.58, 0.08, 0.14  # inches: at least left of a chart, of a digit of a label, and around the label
 TAGS = 12  # in a chart
-SPAN, SMALLEST, LARGEST = (
-    2.5,
-    1e-280,
-    1e280,
-)  # of logarithmic axes: highest over lowest value, and where their values lie
+SPAN = 2.5  # highest over lowest value, from which an axis may be logarithmic
+SMALLEST, LARGEST = 1e-280, 1e280  # between which the values of a logarithmic axis lie
 DECADES = 8  # of a logarithmic axis, up to which each has ticks; half as many have three ticks each
 MARKED = 30  # points, up to which each is marked
 
