@@ -83,3 +83,21 @@ def test_the_trainer_reports_a_mistake_before_it_imports_accelerate(imported):
     for line, (_, modules) in imported.items():
         if line.startswith(("trainer.main", "data.", "trainer.prefetch")):
             assert "accelerate" not in modules, line
+
+
+def test_torchs_threads_sleep_while_others_compute():
+    """They would wait for milliseconds, and take the cores from those that compute on a busy machine."""
+    environment = {"PATH": "", "OMP_DISPLAY_ENV": "verbose", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "trainer" / "main.py", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120).stderr
+    if "GOMP_SPINCOUNT" not in shown:
+        pytest.skip("This torch computes with another library than GNU's OpenMP.")
+    assert "GOMP_SPINCOUNT = '10000'" in shown
+
+
+@pytest.mark.parametrize("chosen", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_how_threads_wait_is_the_users_choice(chosen):
+    command = [sys.executable, "-c", "import os, trainer; print(os.environ.get('GOMP_SPINCOUNT'))"]
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT), **chosen}
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120).stdout
+    assert shown.strip() == chosen.get("GOMP_SPINCOUNT", "None")
