@@ -13,6 +13,8 @@ from data.files import parse, read
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
+FEW = 100  # held-out images below which scores say little
+
 
 class Spread(msgspec.Struct):
     """Pixels that images are wide or high."""

@@ -35,6 +35,8 @@ class SystemManifest(msgspec.Struct):
 def checkpoint_of(path: str | Path) -> Path:
     """Return the path itself if it is a checkpoint, else the newest checkpoint of the run in that folder."""
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist (expected a checkpoint, or a run's folder with one)")
     if (path / "manifest.json").exists():
         return path
     if not (found := manifest.checkpoints(path / "checkpoints")):

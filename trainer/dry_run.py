@@ -84,8 +84,6 @@ class Report:
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield the title and the lines of each section; raises what the class raises."""
         place = {"cpu": "CPU", "cuda": "GPU"}[self.device]
-        if warnings := start_warnings(self.config, self.device, self.trains, self.tests):
-            yield "warnings", warnings
         yield "players, in the order of their updates", self._players()
         if self.run.frozen:
             yield "networks that trainer.train_only leaves as they are", sorted(self.run.frozen)
@@ -98,6 +96,8 @@ class Report:
         yield "evaluation", self._evaluation() if self.config.evaluate.every else ["none, because evaluate.every is 0"]
         yield "run folder", self._run_folder()
         yield "all settings", self.config.redacted_yaml().splitlines()
+        if warnings := start_warnings(self.config, self.device, self.trains, self.tests):
+            yield "warnings", warnings  # last, where a terminal shows them
 
     def _players(self) -> list[str]:
         settings = [field.name for field in fields(OptimizerConfig)]

@@ -22,18 +22,21 @@ if __name__ == "__main__":
 
 
 import argparse
+import math
 import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from data.command import add_limits, add_workers, command_errors, command_parser
-from data.dataset import read_dataset
+from data.dataset import FEW, read_dataset
 from data.files import escaped
 from data.images import Size, one_size
 from data.prepare.build import TORCHVISION, prepare
 from data.prepare.plan import FORMATS, PrepareSettings
 from data.sources import MAX_RATIO
+
+MOST_HELD_OUT = 0.3  # of the images, so that enough are left to train on
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -50,6 +53,14 @@ def _size(text: str) -> Size:
     if not found:
         raise argparse.ArgumentTypeError(f"must be PIXELS, or HEIGHT WIDTH beside --crop; got {text}")
     return one_size((found[0], found[-1]))
+
+
+def _hint(counts: dict[str, int]) -> str:
+    """Return how to hold out more of so many images of each split."""
+    share = FEW / sum(counts.values())
+    if share < MOST_HELD_OUT:
+        return f"--test_fraction {math.ceil(100 * share) / 100:g} holds out more"
+    return f"--test_fraction {MOST_HELD_OUT} holds out more, and more images are better"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     assert dataset is not None
     images = ", ".join(f"{n:,} images in {split}" for split, n in counts.items())
     print(f"{settings.out}: {images}, {len(dataset.classes)} class{'es' * (len(dataset.classes) != 1)}")
+    if 0 < (held_out := counts.get("test", FEW)) < FEW:
+        print(f"only {held_out} images are held out, and scores by fewer than {FEW} say little: {_hint(counts)}")
     if len(dataset.classes) == 1:
         name = escaped(dataset.classes[0])
         print(f"the one class is {name}: if its sub-folders are the classes, prepare that folder instead")

@@ -565,6 +565,17 @@ def test_too_many_damaged_images_stop_and_may_be_allowed(tmp_path, capsys):
     assert [one["file"] for one in described(tmp_path / "out")["rejected"]] == ["a/0.png", "a/1.png", "a/2.png"]
 
 
+@pytest.mark.parametrize(
+    ("images", "advice"), [(160, "--test_fraction 0.3 holds"), (400, "--test_fraction 0.25 holds"), (1200, None)]
+)
+def test_few_held_out_images_are_told_with_what_to_type(images, advice, tmp_path, capsys):
+    parquet(tmp_path / "x.parquet", [(flat(0), 0)] * images)
+    code, text = run(prepare_command, tmp_path / "x.parquet", tmp_path / "out", "--workers", 1, capsys=capsys)
+    assert code == 0
+    assert ("images are held out" in text) == bool(advice)
+    assert (advice or "in test") in text
+
+
 def test_workers_change_no_byte(tmp_path):
     source = folder_of_images(tmp_path / "in", n=30)
     (source / "a" / "0.png").write_bytes(b"no")

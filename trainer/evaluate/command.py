@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.dataset import FEW
 from data.loader import read
 from data.order import permutation
 from data.redact import redacted_all
@@ -16,7 +17,7 @@ from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.evaluate.arguments import parser
 from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.target import TIMEOUT, Target, open_target
-from trainer.log.health import FEW, few_images
+from trainer.log.health import few_images
 from trainer.log.pictures import encoded
 from trainer.metrics.fid import frechet
 from trainer.metrics.statistics import Gaussian, Moments, ReferenceStatistics

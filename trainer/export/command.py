@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from data.dataset import FEW
 from data.images import channels_in_words
 from data.redact import printable
 from models.diffusers import WEIGHTS_FILE
@@ -17,7 +18,7 @@ from trainer.export.arguments import parser
 from trainer.export.card import card, score_rows, tags
 from trainer.export.programs import Kind, write_programs
 from trainer.latents import LatentStatistics
-from trainer.log.health import FEW, few_images
+from trainer.log.health import few_images
 from trainer.log.pictures import columns, grid
 from trainer.run_place import local_run
 
@@ -31,6 +32,8 @@ FILES = {
     "scores.json": "the scores and how they were measured",
     "training": "a run's folder with which training goes on: networks, averages, statistics and optimizers",
 }
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names of images by their channels
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -123,6 +126,7 @@ def card_of(
         width=width,
         channels=channels,
         colours=channels_in_words(channels),
+        mode=MODES.get(channels),
         pictures=", ".join(shown),
         latents=latents,
         scores=score_rows(scores),

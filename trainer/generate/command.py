@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
             written = write_grid(pictures, out / f"{command}.png", strips=command in STRIPS)
         else:
             written = write(pictures, out)
-    _report(out, written)
+    _report(out, written, generator.checkpoint)
 
 
 def _check(settings: argparse.Namespace) -> None:
@@ -160,8 +160,10 @@ def _images(generator: Generator, settings: argparse.Namespace) -> Iterator[tupl
             yield names, made["generated"]
 
 
-def _report(out: Path, written: set[Path]) -> None:
+def _report(out: Path, written: set[Path], checkpoint: Path) -> None:
     kind = min(written).suffix[1:]
     others = len({*out.rglob(f"*.{kind}")} - written)
     older = f", beside {others} older" * bool(others)
-    print(f"{out}: {len(written)} {kind.upper()}{'s' * (len(written) != 1)} written{older}")
+    several = len(written) > 1
+    made = f"{len(written)} {kind.upper()}{'s' * several} written"
+    print(f"{out if several else min(written)}: {made}{older}, by {checkpoint}")

@@ -47,7 +47,8 @@ class Generator(Blocks):
     def __init__(
         self, path: Path, command: str | None, device: str | None = None, classes: Sequence[int] | None = None
     ):
-        checkpoint = checkpoint_of(path)  # only once: a run that is still training may save another one
+        # Only once: a run that is still training may save another one.
+        self.checkpoint = checkpoint = checkpoint_of(path)
         system = models.load(checkpoint)
         able = [name for name, ability in NEEDS.items() if system.can(ability)]
         if command is not None and command not in able:

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from data.dataset import FEW
 from trainer.log.metrics_file import Line, is_evaluation
 
 # A discriminator whose loss L is a cross-entropy gives the right class the probability exp(-L) (geometric mean). A
@@ -21,7 +22,7 @@ NATS = 1.0  # of KL per image, with which a code tells e images apart; judged if
 # Share of the held-out images that lie near a sample (recall, Kynkaanniemi et al. 2019), while as many samples lie near
 # a held-out image (precision): samples that are no images at all are another problem.
 RECALL = 0.1
-FEW = 100  # held-out images below which scores say little; they are counted in the names of scores of reconstructions
+# Held-out images are counted in the names of scores of reconstructions.
 HELD_OUT = re.compile(r"eval/(?:rfid|psnr)(\d+)(k?)\b")
 WORSE = 2.0  # how many times its best an FID, or its lowest a reconstruction loss, must be
 WAITING = 0.1  # share of the time

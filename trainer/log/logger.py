@@ -73,7 +73,7 @@ class RunLogger:
         tags = {name for line in kept for name in line if "/" in name}
         self.board = Board(folder, step, tags) if TENSORBOARD in trackers else None
         self.trackers = Trackers(trackers, folder, step, self.message)
-        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not _shows_bars(), dynamic_ncols=True)
         self.began, self.first, self._quiet_until = time.monotonic(), step, 0.0
 
     def start(self, configuration: str, begin: str) -> None:
@@ -231,6 +231,11 @@ class RunLogger:
                     raise
             self._unwritten = ""
             return self._last_step
+
+
+def _shows_bars() -> bool:
+    """Whether standard error is a terminal of a known width; without one, as in some containers, tqdm shows nothing."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 def _is_kept(line: Line, step: int, evaluation_pending: bool) -> bool:

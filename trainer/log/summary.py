@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from data.dataset import FEW
 from data.images import channels_in_words, sides
 from data.redact import redacted
 from data.shards.reader import Shards
@@ -14,7 +15,7 @@ from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.distributed.ranks import ROOT
 from trainer.log.data_health import enlarged_warning
-from trainer.log.health import FEW, few_images, verdicts
+from trainer.log.health import few_images, verdicts
 from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
 from trainer.step import PlayerState

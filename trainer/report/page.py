@@ -15,11 +15,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data.dataset import FEW
 from data.files import read
 from data.images import header
 from trainer.config.resume import flatten
 from trainer.log.charts import KINDS
-from trainer.log.health import FEW, Verdict, few_images, unjudged, verdicts
+from trainer.log.health import Verdict, few_images, unjudged, verdicts
 from trainer.report.curves import colour, draw_curves
 from trainer.report.results import COLUMNS, MISSING, Entry, Run, differently_scored, score_table
 from trainer.run_folder import some_grids

@@ -131,12 +131,14 @@ def test_the_card_draws_new_images_and_a_missing_score_is_told(export, tiny_run,
     assert f"`python -m trainer.evaluate {run}/checkpoints/step_00000003`\n" in done.err
     card = (tmp_path / "my out" / "README.md").read_text()
     assert f"fingerprint of the shards {Shards(digits / 'train').fingerprint()}\n" in card
-    python, command = (
+    photo, python, command = (
         part.strip() for part in re.findall(r"^```(?:python)?\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
     )
-    made = {"image": torch.zeros(2, 1, 32, 32)}
+    Image.new("RGB", (50, 40), (255, 255, 255)).save("photo.jpg")
+    exec(photo, made := {})
+    assert torch.equal(made["image"], torch.ones(1, 1, 32, 32))
     exec(python, made)
-    assert (made["reconstruction"].shape, made["new"].shape) == ((2, 1, 32, 32), (16, 1, 32, 32))
+    assert (made["reconstruction"].shape, made["new"].shape) == ((1, 1, 32, 32), (16, 1, 32, 32))
     _, _, _, *arguments = shlex.split(command)
     generate(arguments)
     assert len([*(tmp_path / "samples").rglob("*.png")]) == 100

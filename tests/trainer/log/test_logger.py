@@ -1,7 +1,11 @@
 """The run's log: what a flush covers, and whose errors are printed."""
 
+import os
+import termios
 import threading
 from types import SimpleNamespace
+
+import pytest
 
 from data.errors import DataError
 from trainer.log.board import hide_tensorboard_tracebacks
@@ -92,3 +96,19 @@ def test_only_disk_errors_of_tensorboards_thread_are_hidden(monkeypatch):
         (OSError, threading.current_thread()),
         (KeyError, tensorboards),
     ]
+
+
+@pytest.mark.parametrize("width", [0, 80])
+def test_a_terminal_without_a_width_gets_lines_in_place_of_a_bar(tmp_path, monkeypatch, width):
+    reader, writer = os.openpty()
+    termios.tcsetwinsize(writer, (24, width))
+    with open(writer, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        run_logger = RunLogger(tmp_path, 0, 4, is_main=True)
+        run_logger.terms(1, {"a/kl": 1.0, "speed/images_per_second": 8.0, "speed/data_wait": 0.0})
+        run_logger.close()
+        terminal.flush()
+        shown = os.read(reader, 10_000).decode()
+    os.close(reader)
+    assert ("step 1/4" in shown) == (width == 0)
+    assert ("0/4 [" in shown) == (width == 80)
