@@ -19,7 +19,7 @@ from trainer.export.card import card, score_rows, tags
 from trainer.export.programs import Kind, write_programs
 from trainer.latents import LatentStatistics
 from trainer.log.health import few_images
-from trainer.log.pictures import columns, grid
+from trainer.log.pictures import below_originals, columns, grid
 from trainer.run_place import local_run
 
 FILES = {
@@ -76,7 +76,8 @@ def _export(settings: argparse.Namespace, run: Path) -> str:
         made = images.pictures(source, shown, settings.device)
         folder.write_weights(source, unfinished, latents)
         if made:
-            grid(made, columns(source.system.classes)).save(unfinished / "pictures.png")
+            row = columns(source.system.classes)
+            grid(below_originals(made, row), row).save(unfinished / "pictures.png")
         text = card_of(source, settings, unfinished, list(made), latents)
         (unfinished / "README.md").write_text(text, encoding="utf-8")
     files = ", ".join(sorted(path.name for path in out.iterdir()))

@@ -14,7 +14,7 @@ from data.shards.reader import write as write_samples
 from trainer.batch import visible_pixels
 from trainer.extras import needs
 from trainer.generate.panels import Pictures
-from trainer.log.pictures import encoded, grid, picture
+from trainer.log.pictures import below_originals, encoded, grid, picture
 
 FILM_SIZE = 256  # pixels a side of a film's smaller images, which are enlarged by a whole number
 
@@ -41,7 +41,7 @@ def write_grid(pictures: Pictures, path: Path, strips: bool) -> set[Path]:
     Args:
         pictures: names and panels
         path: of the PNG
-        strips: show a row for each name, with its panels side by side, instead of the panels below each other
+        strips: show a row for each name, with its panels side by side, instead of what is made of images below them
     """
     parts = [panels for _, panels in pictures]
     whole = {title: torch.cat([panels[title] for panels in parts]) for title in parts[0]}
@@ -49,7 +49,8 @@ def write_grid(pictures: Pictures, path: Path, strips: bool) -> set[Path]:
     if strips:
         drawn = grid({"": torch.stack([*whole.values()], 1).flatten(0, 1)}, len(whole), headings=[*whole])
     else:
-        drawn = grid(whole, columns=math.ceil(math.sqrt(len(next(iter(whole.values()))))))
+        columns = math.ceil(math.sqrt(sum(map(len, whole.values()))))
+        drawn = grid(below_originals(whole, columns), columns)
     with atomically(path) as unfinished:
         drawn.save(unfinished, "PNG")
     return {path}

@@ -28,7 +28,7 @@ from trainer.files import write_atomically
 from trainer.log.board import Board
 from trainer.log.codes import Embedded, code_views
 from trainer.log.metrics_file import Line, read_metrics
-from trainer.log.pictures import COLUMNS, Panels, grid
+from trainer.log.pictures import COLUMNS, Panels, below_originals, grid
 from trainer.log.trackers import Trackers
 
 PLAIN_TERMS = ("discriminator_loss", "generator_loss", "reconstruction", "kl")
@@ -145,7 +145,7 @@ class RunLogger:
     def pictures(self, step: int, panels: Panels, columns: int = COLUMNS) -> None:
         """Save a grid as `samples/step_<8 digits>.png` and in TensorBoard."""
         if self.is_main:
-            picture = grid(panels, columns)
+            picture = grid(below_originals(panels, columns), columns)
             with self.tolerate_disk_errors("pictures"):
                 (self.folder / "samples").mkdir(exist_ok=True)
                 picture.save(self.folder / "samples" / f"step_{step:08d}.png")

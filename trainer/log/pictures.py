@@ -1,6 +1,7 @@
 """Grids of a system's images."""
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from trainer.draws import key
 from trainer.log.charts import KINDS
 
 GRID, COLUMNS = 48, 12  # images in each panel of a run's grids, and of those in a row, at most
+MADE_OF_IMAGES = re.compile(r"reconstructed|translated |. to .")  # titles of panels
 Panels = dict[str, Tensor]  # uint8 images [n, channels, height, width] by title
 
 
@@ -115,6 +117,23 @@ def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Seq
             picture = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(picture, (i % columns * column, top + title + i // columns * row))
     return canvas
+
+
+def below_originals(panels: Panels, columns: int) -> Panels:
+    """Return panels in which each row of images is followed by the row of what is made of them.
+
+    A panel of reconstructions or translations is joined with the one before it; a last row is filled up with white.
+    """
+    joined: Panels = {}
+    for title, images in panels.items():
+        if not MADE_OF_IMAGES.match(title):
+            joined[title] = images
+            continue
+        above, originals = joined.popitem()
+        white = torch.full_like(images[:1], torch.iinfo(images.dtype).max).expand(-len(images) % columns, -1, -1, -1)
+        rows = (torch.cat([part, white]).unflatten(0, (-1, columns)) for part in (originals, images))
+        joined[f"{above}, and {title} below"] = torch.stack([*rows], 1).flatten(0, 2)
+    return joined
 
 
 def thumbnails(images: Tensor, side: int) -> Tensor:

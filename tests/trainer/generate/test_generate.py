@@ -126,7 +126,7 @@ def test_reconstructions_of_shards_are_numbered(run, capsys, digits, tmp_path):
     grid = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "grid", *shards, "--grid", "--num", "4")
     newest = run("VAEGAN") / "checkpoints" / "step_00000003"
     assert grid.out == f"{tmp_path / 'grid' / 'reconstruct.png'}: 1 PNG written, by {newest}\n", grid.err
-    assert Image.open(tmp_path / "grid" / "reconstruct.png").size == (2 * 66 - 2, 2 * (2 * 66 + 20) - 2)
+    assert Image.open(tmp_path / "grid" / "reconstruct.png").size == (3 * 66 - 2, 20 + 4 * 66 - 2)
 
 
 def test_strips_end_at_the_reconstructions_or_samples(run, capsys, photos, tmp_path):
