@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,3 +47,11 @@ def command_errors(parser: argparse.ArgumentParser, interrupted: str = "stopped"
         parser.exit(2, printable(f"error: {error}\n"))
     except KeyboardInterrupt:
         parser.exit(130, f"{interrupted}\n")
+
+
+def say(text: str) -> None:
+    """Print a text on standard output; it is lost if the reader, such as head, has closed the pipe."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's exit flushes it again

@@ -23,5 +23,7 @@ fi
 # Without uv: .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
 # Compiled now: where .venv is read-only, each process would otherwise compile all of its imports.
 echo "Installing the pinned packages (7 GB with torch), and compiling them: some minutes"
-.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
+# A terminal shows uv's progress, a log its errors alone.
+if [ -t 2 ]; then set --; else set -- --quiet; fi
+.venv/bin/uv pip install "$@" --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
     fail "the packages of pyproject.toml could not be installed (they take about 6 GB: is the disk full?)"

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from data.command import add_limits, add_workers, command_errors, command_parser
+from data.command import add_limits, add_workers, command_errors, command_parser, say
 from data.dataset import Dataset, Split, Spread
 from data.errors import DataError
 from data.files import escaped, try_write
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     limits = Limits(settings.max_pixels, settings.max_bytes, settings.max_scans)
     with command_errors(parser):
         dataset, problems = inspect(settings.folder, settings.workers, settings.verify, limits)
-        print(describe(settings.folder, dataset))
+        say(describe(settings.folder, dataset))
         holds_images = not any({*FORMATS} & {*split.formats} for split in dataset.splits.values())
         if (
             not problems and holds_images
@@ -118,13 +118,13 @@ def main(arguments: list[str] | None = None) -> None:
             sheet(settings.folder, dataset).save(drawn, "PNG")
             if not try_write(path, drawn.getvalue()):
                 raise DataError(f"{path} cannot be written: name another file with --sheet")
-            print(f"contact sheet: {path}")
+            say(f"contact sheet: {path}")
     if problems:
         listed = "".join(f"  {escaped(problem)}\n" for problem in problems)
         hint = "If shards were made again, remove their index.json.\n" if "were indexed" in listed else ""
         parser.exit(1, f"{len(problems):,} problems:\n{listed}{hint}")
     if settings.verify:
-        print("all samples are valid")
+        say("all samples are valid")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from sample_images import encoded, flat
 
 from data import index as index_command
 from data import sources
+from data.command import say
 from data.errors import DataError
 from data.images import decode, header, limit_settings
 from data.inspect.__main__ import main as inspect_command
@@ -663,6 +664,16 @@ def test_dataset_json_says_what_there_is(tmp_path):
     assert train["width"] == {"min": 8, "median": 10, "max": 10}
     prepare(str(tmp_path / "in"), tmp_path / "other", test_fraction=0, per_shard=3)
     assert described(tmp_path / "other")["fingerprint"] == described(tmp_path / "out")["fingerprint"]
+
+
+def test_a_closed_pipe_is_no_error(monkeypatch):
+    """As of `python -m data.inspect FOLDER | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        say("a")
+        say("b")
 
 
 def test_inspect_finds_every_fault(tmp_path, capsys):

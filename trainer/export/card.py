@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.redact import printable
 from models import System
-from trainer.report.results import MEASURES, Measure
+from trainer.report.results import MEASURES, OF_NEIGHBOURS, Measure
 
 SCORE = re.compile(r"eval/([a-z_]+?)(\d+)(k?)((?:/[^/]+)*)")  # what was measured, on how many images, by what
 CARD_MEASURES = MEASURES | {"cycle_psnr": Measure("cycle_psnr", "PSNR of cycles", "higher", 1)}
@@ -72,13 +72,18 @@ def tags(system: System, library: str, license_: str | None) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if value} | {"tags": kinds}
 
 
-def score_rows(scores: dict[str, float]) -> list[dict[str, Any]]:
-    """Return the rows of the table of scores, with their deviations; other names than those of scores are left out."""
+def score_rows(scores: dict[str, float], few: bool = False) -> list[dict[str, Any]]:
+    """Return the rows of the table of scores, with their deviations; other names than those of scores are left out.
+
+    So are those that a few held-out images flatter.
+    """
     deviations = {DEVIATION.sub(r"\1\2", name): value for name, value in scores.items() if DEVIATION.match(name)}
     rows = []
     for name, value in scores.items():
         if (match := SCORE.fullmatch(name)) and not DEVIATION.match(name):
             key, number, thousands, by = match.groups()
+            if few and key in OF_NEIGHBOURS:
+                continue
             measure, parts = CARD_MEASURES.get(key), by.strip("/").split("/")
             shown = [value, deviations[name]] if name in deviations else [value]
             head = f"{measure.head} {measure.arrow}" if measure else key.replace("_", " ")

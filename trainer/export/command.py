@@ -111,6 +111,7 @@ def card_of(
     name = settings.push or settings.out.resolve().name
     scores, evaluation = source.scores or ({}, {})
     held_out = evaluation.get("held_out_images")
+    few = few_images(held_out) if isinstance(held_out, int) and held_out < FEW else None
     channels, height, width = source.image_shape
     return card(
         system,
@@ -130,9 +131,9 @@ def card_of(
         mode=MODES.get(channels),
         pictures=", ".join(shown),
         latents=latents,
-        scores=score_rows(scores),
+        scores=score_rows(scores, few is not None),
         held_out=f"{held_out:,}" if isinstance(held_out, int) else None,
-        few=few_images(held_out) if isinstance(held_out, int) and held_out < FEW else None,
+        few=few,
         data=source.training_sets(),
         files={path.name: FILES.get(path.name) or FILES[path.suffix] for path in sorted(out.iterdir())},
     )

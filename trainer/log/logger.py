@@ -33,7 +33,7 @@ from trainer.log.trackers import Trackers
 
 PLAIN_TERMS = ("discriminator_loss", "generator_loss", "reconstruction", "kl")
 CURVES, PICTURES = "TensorBoard's curves", "TensorBoard's pictures"
-QUIET = 10  # seconds between lines in an output that is no terminal, such as a job's log
+QUIET, SILENT = 10, 30  # seconds between lines in an output that is no terminal, such as a job's log: least and most
 
 
 class RunLogger:
@@ -74,7 +74,8 @@ class RunLogger:
         self.board = Board(folder, step, tags) if TENSORBOARD in trackers else None
         self.trackers = Trackers(trackers, folder, step, self.message)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not _shows_bars(), dynamic_ncols=True)
-        self.began, self.first, self._quiet_until = time.monotonic(), step, 0.0
+        self.began, self.first, self.done = time.monotonic(), step, step
+        self._quiet_until, self._silent_until = 0.0, self.began + SILENT
 
     def start(self, configuration: str, begin: str) -> None:
         """Record the configuration, without credentials, and as what the run starts or resumes."""
@@ -84,9 +85,12 @@ class RunLogger:
             self.trackers.start(flatten(yaml.safe_load(configuration)))
 
     def advance(self) -> None:
-        """Advance the progress bar by a step."""
+        """Advance the progress bar by a step; print a line if a file has had none for SILENT seconds."""
         if self.is_main:
             self.bar.update()
+            self.done += 1
+            if self.bar.disable and time.monotonic() > self._silent_until:
+                self._progress(self.done)
 
     def message(self, text: str) -> None:
         """Print a line in the terminal, above the progress bar."""
@@ -136,11 +140,17 @@ class RunLogger:
         if self.bar.disable:
             if step < self.steps and time.monotonic() < self._quiet_until:
                 return
+            self._progress(step, f"{text}  ")
             self._quiet_until = time.monotonic() + QUIET
-            left = (time.monotonic() - self.began) / (step - self.first) * (self.steps - step)
-            self.message(f"step {step}/{self.steps}  {text}  eta {tqdm.format_interval(left)}")
         else:
             self.bar.set_postfix_str(text)
+
+    def _progress(self, step: int, text: str = "") -> None:
+        """Print a line about a step, with the time that is left."""
+        now = time.monotonic()
+        self._silent_until = now + SILENT
+        left = (now - self.began) / (step - self.first) * (self.steps - step)
+        self.message(f"step {step}/{self.steps}  {text}eta {tqdm.format_interval(left)}")
 
     def pictures(self, step: int, panels: Panels, columns: int = COLUMNS) -> None:
         """Save a grid as `samples/step_<8 digits>.png` and in TensorBoard."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
+from data.dataset import FEW
 from data.files import check_yaml, read
 from data.redact import redacted_all
 from models.manifest import checkpoints
@@ -72,6 +73,8 @@ COLUMNS = [
     Measure("images_per_second", "images/s", "higher", 0),
 ]
 MEASURES = {measure.key: measure for measure in COLUMNS}
+# Of neighbours among samples and held-out images; of fewer than FEW they flatter noise, and are not shown.
+OF_NEIGHBOURS = {"precision", "recall", "density", "coverage"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Run:
     def scores(self) -> dict[str, float]:
         """The last evaluation's values and the training speed, by measure."""
         last = self.evaluations[-1] if self.evaluations else {}
-        found = {measure.key: last[tag] for measure in COLUMNS if (tag := measure.tag(last))}
+        hidden = OF_NEIGHBOURS if last.get("held_out_images", FEW) < FEW else ()
+        found = {one.key: last[tag] for one in COLUMNS if (tag := one.tag(last)) and one.key not in hidden}
         speed = self.median("speed/images_per_second")
         return found if speed is None else found | {"images_per_second": speed}
 

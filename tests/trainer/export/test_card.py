@@ -87,10 +87,12 @@ def test_no_text_of_a_strangers_run_becomes_markup(tiny_run, tmp_path, place):
 @pytest.mark.parametrize(("held_out", "warned"), [(99, True), (100, False)])
 def test_scores_by_few_images_are_warned_of(tiny_run, tmp_path, held_out, warned):
     checkpoint = shutil.copytree(checkpoint_of(tiny_run("VAEGAN")), tmp_path / "checkpoint")
-    evaluation = {"held_out_images": held_out}
-    (checkpoint / "scores.json").write_text(json.dumps({"scores": {"eval/fid2k/a": 1.0}, "evaluation": evaluation}))
+    evaluation, scores = {"held_out_images": held_out}, dict.fromkeys(["eval/fid2k/a", "eval/coverage2k/a"], 1.0)
+    (checkpoint / "scores.json").write_text(json.dumps({"scores": scores, "evaluation": evaluation}))
     main([str(checkpoint), str(tmp_path / "out"), "--num", "0"])
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "| FID ↓ | 1.00 |" in card
+    assert ("| coverage ↑ | 1.00 |" in card) != warned
     assert ("**Warning: only 99 images are held out, so scores say little: precision and" in card) == warned
     assert "vaegan-trainer (in a clone of its repository: `pip install .`)" in card
 

@@ -35,16 +35,35 @@ def test_the_logger_knows_the_step_of_its_last_line(tmp_path):
         run_logger.close()
 
 
-def test_a_file_gets_a_line_in_ten_seconds_and_the_last(tmp_path, capsys, monkeypatch):
-    clock = iter([0.0, 11.0, 11.0, 11.0, 15.0, 22.0, 22.0, 22.0, 23.0, 23.0])
-    monkeypatch.setattr("trainer.log.logger.time", SimpleNamespace(monotonic=lambda: next(clock)))
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """The logger's clock, which stands at `now`."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("trainer.log.logger.time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_a_file_gets_a_line_in_ten_seconds_and_the_last(tmp_path, capsys, clock):
     run_logger = RunLogger(tmp_path, 0, 4, is_main=True)
-    for step in range(1, 5):
+    for step, clock.now in enumerate([11.0, 15.0, 22.0, 23.0], 1):
         run_logger.terms(step, {"a/kl": 1.0, "speed/images_per_second": 8.0, "speed/data_wait": 0.0})
     run_logger.close()
     printed = capsys.readouterr().err
     assert [line.partition("  ")[0] for line in printed.splitlines()] == ["step 1/4", "step 3/4", "step 4/4"]
     assert printed.splitlines()[1].endswith("a/kl 1  images/s 8  data wait 0%  eta 00:07")
+
+
+def test_slow_steps_without_a_log_line_are_told_of_in_a_file(tmp_path, capsys, clock):
+    run_logger = RunLogger(tmp_path, 10, 20, is_main=True)
+    for clock.now in (16.0, 32.0, 48.0, 64.0):
+        run_logger.advance()
+    run_logger.terms(14, {"a/kl": 1.0, "speed/images_per_second": 8.0, "speed/data_wait": 0.0})
+    clock.now = 80.0
+    run_logger.advance()
+    run_logger.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["step 12/20  eta 02:08", "step 14/20  eta 01:36"]
+    assert [line.partition("  ")[0] for line in lines[2:]] == ["step 14/20"]
 
 
 def test_a_file_tells_that_an_evaluation_begins(tmp_path, capsys):

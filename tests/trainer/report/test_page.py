@@ -172,6 +172,8 @@ def test_scores_by_few_images_are_warned_of(tmp_path):
     assert f"few : {warning}" in Parsed(tmp_path / "page.html").text
     main([str(few)])
     assert warning.capitalize() in Parsed(few / "report.html").text
+    assert not {"density", "coverage"} & Run(few).scores.keys()
+    assert {"density", "coverage"} < Run(enough).scores.keys()
     main([str(enough)])
     assert "are held out" not in Parsed(enough / "report.html").text
 
