@@ -8,7 +8,8 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from data.shards.reader import Shards, write
+from data.prepare.build import prepare
+from data.shards.reader import Shards
 
 PAGES = [
     ("README.md", "From and to other tools"),
@@ -29,9 +30,10 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
     """Run a command as it is written, in a folder with tiny runs and a few digits; training makes few steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    for split in ("train", "test"):
-        few = [{"__key__": str(i), "png": Shards(digits / split).image(i)} for i in range(8)]
-        write(tmp_path / "datasets" / "photos" / split, few)
+    (tmp_path / "PHOTOS").mkdir()
+    for i in range(16):
+        (tmp_path / "PHOTOS" / f"{i}.png").write_bytes(Shards(digits / "test").image(i))
+    prepare("PHOTOS", tmp_path / "datasets" / "photos", test_fraction=0.5)
     (tmp_path / "datasets" / "clothing").symlink_to("photos")
     for name, system in RUNS.items():
         (tmp_path / name).symlink_to(tiny_run(system))
