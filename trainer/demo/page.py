@@ -39,13 +39,13 @@ def build_page(model: Model, folder: Path) -> gr.Blocks:
         gr.Markdown(f"# {model.title}")
         if model.can("reconstruct"):
             with gr.Tab("Reconstruct"):
-                reconstruct_tab(model, examples[0])
+                reconstruct_tab(model, examples[0], page)
         if model.can("sample"):
             with gr.Tab("Directions"):
                 directions_tab(model, examples[0] if examples else [], page)
             if model.can("posterior"):
                 with gr.Tab("Interpolate"):
-                    interpolate_tab(model, examples[0])
+                    interpolate_tab(model, examples[0], page)
             with gr.Tab("Samples"):
                 samples_tab(model, page)
         if model.can("translate"):
@@ -115,13 +115,16 @@ def shown(title: str, buttons: Sequence[Any] = ()) -> gr.Image:
         return gr.Image(label=title, show_label=False, interactive=False, format="png", type="pil", buttons=[*buttons])
 
 
-def upload(label: str = "An image") -> gr.Image:
-    """Return a place to drop an image file. With these settings Gradio gives its path and decodes nothing."""
+def upload(label: str = "An image", shown: str | None = None) -> gr.Image:
+    """Return a place to drop an image file, which may show one from the start."""
     place: dict[str, Any] = dict(sources=["upload", "clipboard"], height=260, elem_classes="upload")
-    return gr.Image(label=label, type="filepath", image_mode=None, **place)
+    made = gr.Image(shown, label=label, type="filepath", image_mode=None, **place)
+    # Gradio would decode the file to learn its format, and answer a damaged one at length.
+    vars(made)["preprocess"] = lambda file: file and file.path
+    return made
 
 
-def reconstruct_tab(model: Model, examples: list[list[str]]) -> None:
+def reconstruct_tab(model: Model, examples: list[list[str]], page: gr.Blocks) -> None:
     def reconstruct(path: str | None) -> tuple[Any, ...]:
         if path is None:
             return None, None, None, ""
@@ -129,12 +132,13 @@ def reconstruct_tab(model: Model, examples: list[list[str]]) -> None:
         made = model.reconstruct(image)
         return enlarged(image), enlarged(made), *error_map(image, made)
 
-    given = upload()
+    given = upload(shown=examples[0][0])
     with gr.Row():
         outputs = [shown("As the model sees it"), shown("Reconstruction"), shown("Error map")]
     text = gr.Markdown()
-    asked = given.change(user_facing(reconstruct), given, [*outputs, text], api_name="reconstruct", **ONE_AT_A_TIME)
-    clear_if_refused(asked, [*outputs, text])
+    changes, made = [given.change, page.load], [*outputs, text]
+    asked = gr.on(changes, user_facing(reconstruct), given, made, api_name="reconstruct", **ONE_AT_A_TIME)
+    clear_if_refused(asked, made)
     gr.Examples(examples, given, label="Held-out images")
 
 
@@ -187,7 +191,7 @@ def directions_tab(model: Model, examples: list[list[str]], page: gr.Blocks) -> 
     )
 
 
-def interpolate_tab(model: Model, examples: list[list[str]]) -> None:
+def interpolate_tab(model: Model, examples: list[list[str]], page: gr.Blocks) -> None:
     def interpolate(a: str | None, b: str | None, steps: float) -> Image.Image | None:
         if a is None or b is None:
             return None
@@ -196,11 +200,11 @@ def interpolate_tab(model: Model, examples: list[list[str]]) -> None:
         return model.interpolate([a, b], int(steps), 0)
 
     with gr.Row():
-        ends = [upload("From"), upload("To")]
+        ends = [upload("From", examples[0][0]), upload("To", examples[-1][0])]
     steps = gr.Slider(2, 16, 9, step=1, label="Pictures")
     made = shown("From one image to the other")
     inputs = [*ends, steps]
-    changes = [ends[0].change, ends[1].change, steps.release]
+    changes = [ends[0].change, ends[1].change, steps.release, page.load]
     asked = gr.on(changes, user_facing(interpolate), inputs, made, api_name="interpolate", **ONE_AT_A_TIME)
     clear_if_refused(asked, [made])
     pairs = [[a, b] for (a,), (b,) in zip(examples[:6:2], examples[1:6:2], strict=False)]

@@ -191,7 +191,10 @@ def test_what_the_page_answers_is_what_the_model_makes(served, tmp_path, model):
     assert (np.stack([heads[:, column * 66 :][:, :64].min() for column in range(7)]) < 128).all()
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"GIF89a", "image"), (None, "pixels")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"GIF89a", "image"), (b"\xff\xd8\xff\xe0 none", "cannot read this image"), (None, "pixels")],
+)
 def test_what_is_no_image_or_too_large_is_refused(served, model, tmp_path, content, message):
     path = tmp_path / "image.png"
     if content:
@@ -214,6 +217,14 @@ def test_after_an_error_nothing_is_shown_of_what_was_given_before(model, tmp_pat
         for name in names - {"directions"}:  # whose sliders stay
             (found,) = (part for part in parts if part["api_name"] == name)
             assert after[name]["outputs"] == found["outputs"]
+
+
+def test_a_tab_shows_something_from_the_start(model, tmp_path):
+    page = build_page(model("VAE"), tmp_path).get_config_file()
+    loaded = {one["api_name"] for one in page["dependencies"] if "load" in dict(one["targets"]).values()}
+    assert loaded == {"reconstruct", "directions", "interpolate", "samples", "between_samples"}
+    labels = {one["props"]["label"]: one["props"] for one in page["components"] if one["type"] == "image"}
+    assert all(labels[name].get("value") for name in ("An image", "From", "To"))
 
 
 def test_an_empty_number_is_named(served, model):
