@@ -26,4 +26,4 @@ echo "Installing the pinned packages (7 GB with torch), and compiling them: some
 # A terminal shows uv's progress, a log its errors alone.
 if [ -t 2 ]; then set --; else set -- --quiet; fi
 .venv/bin/uv pip install "$@" --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
-    fail "the packages of pyproject.toml could not be installed (they take about 6 GB: is the disk full?)"
+    fail "the packages of pyproject.toml could not be installed (they take about 7 GB: is the disk full?)"

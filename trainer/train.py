@@ -164,6 +164,7 @@ class Run:
             self.logger.advance()
             with record_function(LOG):
                 self._after_step(stopping)
+                self.logger.print_if_silent(self.step)
         self.profiler.finish(self.step)
         batches.close()
         self._save_on_main(self.saver.finish)

@@ -55,12 +55,13 @@ def _size(text: str) -> Size:
     return one_size((found[0], found[-1]))
 
 
-def _hint(counts: dict[str, int]) -> str:
-    """Return how to hold out more of so many images of each split."""
-    share = FEW / sum(counts.values())
-    if share < MOST_HELD_OUT:
-        return f"--test_fraction {math.ceil(100 * share) / 100:g} holds out more"
-    return f"--test_fraction {MOST_HELD_OUT} holds out more, and more images are better"
+def _hint(counts: dict[str, int], fraction: float) -> str:
+    """Return how to hold out more of so many images of each split than a fraction did."""
+    # A fifth to spare, as a hash deals the images.
+    share = min(math.ceil(120 * FEW / sum(counts.values())) / 100, MOST_HELD_OUT)
+    if share <= fraction:
+        return "more images are best"
+    return f"unless SOURCE names its splits, remove OUT and repeat the command with --test_fraction {share:g}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -96,7 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
     images = ", ".join(f"{n:,} images in {split}" for split, n in counts.items())
     print(f"{settings.out}: {images}, {len(dataset.classes)} class{'es' * (len(dataset.classes) != 1)}")
     if 0 < (held_out := counts.get("test", FEW)) < FEW:
-        print(f"only {held_out} images are held out, and scores by fewer than {FEW} say little: {_hint(counts)}")
+        hint = _hint(counts, settings.test_fraction)
+        print(f"only {held_out} images are held out, and scores by fewer than {FEW} say little: {hint}")
     if len(dataset.classes) == 1:
         name = escaped(dataset.classes[0])
         print(f"the one class is {name}: if its sub-folders are the classes, prepare that folder instead")

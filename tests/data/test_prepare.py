@@ -567,11 +567,18 @@ def test_too_many_damaged_images_stop_and_may_be_allowed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("images", "advice"), [(160, "--test_fraction 0.3 holds"), (400, "--test_fraction 0.25 holds"), (1200, None)]
+    ("images", "fraction", "advice"),
+    [
+        (160, 0.1, "--test_fraction 0.3"),
+        (600, 0.1, "--test_fraction 0.2"),
+        (160, 0.3, "more images"),
+        (1500, 0.1, None),
+    ],
 )
-def test_few_held_out_images_are_told_with_what_to_type(images, advice, tmp_path, capsys):
+def test_few_held_out_images_are_told_with_what_to_type(images, fraction, advice, tmp_path, capsys):
     parquet(tmp_path / "x.parquet", [(flat(0), 0)] * images)
-    code, text = run(prepare_command, tmp_path / "x.parquet", tmp_path / "out", "--workers", 1, capsys=capsys)
+    command = (tmp_path / "x.parquet", tmp_path / "out", "--workers", 1, "--test_fraction", fraction)
+    code, text = run(prepare_command, *command, capsys=capsys)
     assert code == 0
     assert ("images are held out" in text) == bool(advice)
     assert (advice or "in test") in text

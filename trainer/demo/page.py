@@ -50,9 +50,9 @@ def build_page(model: Model, folder: Path) -> gr.Blocks:
                 samples_tab(model, page)
         if model.can("translate"):
             with gr.Tab("Translate a to b"):
-                translate_tab(model, "a2b", examples[0])
+                translate_tab(model, "a2b", examples[0], page)
             with gr.Tab("Translate b to a"):
-                translate_tab(model, "b2a", examples[-1])
+                translate_tab(model, "b2a", examples[-1], page)
     return page
 
 
@@ -119,9 +119,13 @@ def upload(label: str = "An image", shown: str | None = None) -> gr.Image:
     """Return a place to drop an image file, which may show one from the start."""
     place: dict[str, Any] = dict(sources=["upload", "clipboard"], height=260, elem_classes="upload")
     made = gr.Image(shown, label=label, type="filepath", image_mode=None, **place)
-    # Gradio would decode the file to learn its format, and answer a damaged one at length.
-    vars(made)["preprocess"] = lambda file: file and file.path
+    # Gradio, which has checked the path by now, would decode the file, and answer a damaged one at length.
+    made.preprocess = _path  # type: ignore[assignment, method-assign]
     return made
+
+
+def _path(file: Any) -> str | None:
+    return file and file.path
 
 
 def reconstruct_tab(model: Model, examples: list[list[str]], page: gr.Blocks) -> None:
@@ -236,7 +240,7 @@ def samples_tab(model: Model, page: gr.Blocks) -> None:
     gr.on(changes, user_facing(interpolate), [seed, *ends], between, api_name="between_samples", **ONE_AT_A_TIME)
 
 
-def translate_tab(model: Model, direction: Direction, examples: list[list[str]]) -> None:
+def translate_tab(model: Model, direction: Direction, examples: list[list[str]], page: gr.Blocks) -> None:
     back: Direction = "b2a" if direction == "a2b" else "a2b"
 
     def translate(path: str | None) -> tuple[Image.Image | None, ...]:
@@ -246,9 +250,10 @@ def translate_tab(model: Model, direction: Direction, examples: list[list[str]])
         made = model.translate(image, direction)
         return enlarged(image), enlarged(made), enlarged(model.translate(made, back))
 
-    given = upload(f"An image of domain {direction[0]}")
+    given = upload(f"An image of domain {direction[0]}", examples[0][0])
     with gr.Row():
         outputs = [shown("As the model sees it"), shown(f"In domain {direction[-1]}"), shown("And back")]
-    asked = given.change(user_facing(translate), given, outputs, api_name=f"translate_{direction}", **ONE_AT_A_TIME)
+    changes, name = [given.change, page.load], f"translate_{direction}"
+    asked = gr.on(changes, user_facing(translate), given, outputs, api_name=name, **ONE_AT_A_TIME)
     clear_if_refused(asked, outputs)
     gr.Examples(examples, given, label="Held-out images")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from data.dataset import FEW
-from data.images import channels_in_words
+from data.images import MODES, channels_in_words
 from data.redact import printable
 from models.diffusers import WEIGHTS_FILE
 from models.manifest import checkpoints
@@ -32,8 +32,6 @@ FILES = {
     "scores.json": "the scores and how they were measured",
     "training": "a run's folder with which training goes on: networks, averages, statistics and optimizers",
 }
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names of images by their channels
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -128,9 +126,10 @@ def card_of(
         width=width,
         channels=channels,
         colours=channels_in_words(channels),
-        mode=MODES.get(channels),
+        mode=MODES.get(channels) if source.data_config.bits == 8 else None,
         pictures=", ".join(shown),
         latents=latents,
+        scored=bool(scores),
         scores=score_rows(scores, few is not None),
         held_out=f"{held_out:,}" if isinstance(held_out, int) else None,
         few=few,

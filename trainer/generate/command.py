@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
             written = write_grid(pictures, out / f"{command}.png", strips=command in STRIPS)
         else:
             written = write(pictures, out)
-    _report(out, written, generator.checkpoint)
+    # The copy of a URL's run is gone by now.
+    by = f"{generator.checkpoint.name} of {settings.checkpoint}"
+    _report(out, written, str(generator.checkpoint) if generator.checkpoint.exists() else by)
 
 
 def _check(settings: argparse.Namespace) -> None:
@@ -160,7 +162,7 @@ def _images(generator: Generator, settings: argparse.Namespace) -> Iterator[tupl
             yield names, made["generated"]
 
 
-def _report(out: Path, written: set[Path], checkpoint: Path) -> None:
+def _report(out: Path, written: set[Path], checkpoint: str) -> None:
     kind = min(written).suffix[1:]
     others = len({*out.rglob(f"*.{kind}")} - written)
     older = f", beside {others} older" * bool(others)

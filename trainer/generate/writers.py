@@ -49,7 +49,7 @@ def write_grid(pictures: Pictures, path: Path, strips: bool) -> set[Path]:
     if strips:
         drawn = grid({"": torch.stack([*whole.values()], 1).flatten(0, 1)}, len(whole), headings=[*whole])
     else:
-        columns = math.ceil(math.sqrt(sum(map(len, whole.values()))))
+        columns = min(len(next(iter(whole.values()))), math.ceil(math.sqrt(sum(map(len, whole.values())))))
         drawn = grid(below_originals(whole, columns), columns)
     with atomically(path) as unfinished:
         drawn.save(unfinished, "PNG")

@@ -74,7 +74,7 @@ class RunLogger:
         self.board = Board(folder, step, tags) if TENSORBOARD in trackers else None
         self.trackers = Trackers(trackers, folder, step, self.message)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not _shows_bars(), dynamic_ncols=True)
-        self.began, self.first, self.done = time.monotonic(), step, step
+        self.began, self.first = time.monotonic(), step
         self._quiet_until, self._silent_until = 0.0, self.began + SILENT
 
     def start(self, configuration: str, begin: str) -> None:
@@ -85,12 +85,14 @@ class RunLogger:
             self.trackers.start(flatten(yaml.safe_load(configuration)))
 
     def advance(self) -> None:
-        """Advance the progress bar by a step; print a line if a file has had none for SILENT seconds."""
+        """Advance the progress bar by a step."""
         if self.is_main:
             self.bar.update()
-            self.done += 1
-            if self.bar.disable and time.monotonic() > self._silent_until:
-                self._progress(self.done)
+
+    def print_if_silent(self, step: int) -> None:
+        """Print a line with the time that is left if a file has had none about a step for SILENT seconds."""
+        if self.is_main and self.bar.disable and time.monotonic() > self._silent_until:
+            self._progress(step)
 
     def message(self, text: str) -> None:
         """Print a line in the terminal, above the progress bar."""

@@ -130,8 +130,9 @@ def below_originals(panels: Panels, columns: int) -> Panels:
             joined[title] = images
             continue
         above, originals = joined.popitem()
-        white = torch.full_like(images[:1], torch.iinfo(images.dtype).max).expand(-len(images) % columns, -1, -1, -1)
-        rows = (torch.cat([part, white]).unflatten(0, (-1, columns)) for part in (originals, images))
+        both = [visible_pixels(part) for part in (originals, images)]  # originals may have 16 bits
+        white = torch.full_like(both[0][:1], 255).expand(-len(images) % columns, -1, -1, -1)
+        rows = (torch.cat([part, white]).unflatten(0, (-1, columns)) for part in both)
         joined[f"{above}, and {title} below"] = torch.stack([*rows], 1).flatten(0, 2)
     return joined
 

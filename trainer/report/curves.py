@@ -85,7 +85,7 @@ def _draw(chart: Chart, tags: list[str], entries: list[Entry]) -> Figure:
             if len(steps) > 1:
                 axis = figure.gca()
                 hidden = any(np.array_equal(values, line.get_ydata()) for line in axis.lines)
-                colour, style = (f"C{k}", STYLES[hidden]) if one else (f"C{i}", STYLES[k % len(STYLES)])
+                colour, style = (f"C{k}", "--" if hidden else "-") if one else (f"C{i}", STYLES[k % len(STYLES)])
                 marker = "o" if len(steps) <= MARKED else ""
                 (line,) = axis.plot(steps, values, style, color=colour, linewidth=1.3, marker=marker, ms=2.5)
                 lines.setdefault(tag, line)

@@ -73,7 +73,7 @@ COLUMNS = [
     Measure("images_per_second", "images/s", "higher", 0),
 ]
 MEASURES = {measure.key: measure for measure in COLUMNS}
-# Of neighbours among samples and held-out images; of fewer than FEW they flatter noise, and are not shown.
+# Of neighbours among samples and held-out images: of fewer than FEW they flatter noise, and are left out of tables.
 OF_NEIGHBOURS = {"precision", "recall", "density", "coverage"}
 
 

@@ -219,12 +219,19 @@ def test_after_an_error_nothing_is_shown_of_what_was_given_before(model, tmp_pat
             assert after[name]["outputs"] == found["outputs"]
 
 
-def test_a_tab_shows_something_from_the_start(model, tmp_path):
-    page = build_page(model("VAE"), tmp_path).get_config_file()
-    loaded = {one["api_name"] for one in page["dependencies"] if "load" in dict(one["targets"]).values()}
-    assert loaded == {"reconstruct", "directions", "interpolate", "samples", "between_samples"}
+FROM_THE_START = {
+    "VAE": ({"reconstruct", "directions", "interpolate", "samples", "between_samples"}, ["An image", "From", "To"]),
+    "CycleGAN": ({"translate_a2b", "translate_b2a"}, ["An image of domain a", "An image of domain b"]),
+}
+
+
+@pytest.mark.parametrize("system", [*FROM_THE_START])
+def test_a_tab_shows_something_from_the_start(model, tmp_path, system):
+    events, places = FROM_THE_START[system]
+    page = build_page(model(system), tmp_path).get_config_file()
+    assert {one["api_name"] for one in page["dependencies"] if "load" in dict(one["targets"]).values()} == events
     labels = {one["props"]["label"]: one["props"] for one in page["components"] if one["type"] == "image"}
-    assert all(labels[name].get("value") for name in ("An image", "From", "To"))
+    assert all(labels[name].get("value") for name in places)
 
 
 def test_an_empty_number_is_named(served, model):

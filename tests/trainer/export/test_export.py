@@ -134,9 +134,14 @@ def test_the_card_draws_new_images_and_a_missing_score_is_told(export, tiny_run,
     photo, python, command = (
         part.strip() for part in re.findall(r"^```(?:python)?\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
     )
-    Image.new("RGB", (50, 40), (255, 255, 255)).save("photo.jpg")
+    turned, exif = Image.new("RGB", (80, 40)), Image.Exif()
+    turned.paste((255, 255, 255), (40, 0, 80, 40))
+    exif[0x0112] = 6  # orientation: to be turned to the right, so that its white half comes below
+    turned.save("photo.jpg", exif=exif)
     exec(photo, made := {})
-    assert torch.equal(made["image"], torch.ones(1, 1, 32, 32))
+    assert made["image"].shape == (1, 1, 32, 32)
+    assert (made["image"][..., :12, :] < -0.9).all()
+    assert (made["image"][..., 20:, :] > 0.9).all()
     exec(python, made)
     assert (made["reconstruction"].shape, made["new"].shape) == ((1, 1, 32, 32), (16, 1, 32, 32))
     _, _, _, *arguments = shlex.split(command)
