@@ -84,6 +84,7 @@ def _draw(chart: Chart, tags: list[str], entries: list[Entry]) -> Figure:
             steps, values = entry.curve(tag)
             if len(steps) > 1:
                 axis = figure.gca()
+                # This one is drawn above an equal one, which it would hide.
                 hidden = any(np.array_equal(values, line.get_ydata()) for line in axis.lines)
                 colour, style = (f"C{k}", "--" if hidden else "-") if one else (f"C{i}", STYLES[k % len(STYLES)])
                 marker = "o" if len(steps) <= MARKED else ""

@@ -243,7 +243,7 @@ def at_url(tiny_run, remote, tmp_path, monkeypatch):
     assert not [*(tmp_path / "scratch").iterdir()], "nothing stays on this machine"
 
 
-def test_commands_read_a_run_at_its_url_as_its_folder_and_what_they_need_alone(at_url):
+def test_commands_read_a_run_at_its_url_as_its_folder_and_what_they_need_alone(at_url, capsys):
     run, url, fetched = at_url
     report([url])
     assert "step 3 of 3, finished" in Path("report.html").read_text()
@@ -252,6 +252,9 @@ def test_commands_read_a_run_at_its_url_as_its_folder_and_what_they_need_alone(a
     for out, place in (("a", url), ("b", f"{url}/checkpoints/step_00000003/"), ("c", run)):
         generate(["sample", str(place), "--out", out, "--num", "2"])
         assert Path(out, "000001.png").read_bytes() == Path("a", "000001.png").read_bytes()
+    said = capsys.readouterr().out
+    assert f"by step_00000003 of {url}\n" in said
+    assert f"by {run}/checkpoints/step_00000003\n" in said
     kept = {path.name for path in (run / "checkpoints" / "step_00000003").iterdir()}
     assert fetched.count("config.yaml") == 2
     assert {*fetched} == {"config.yaml"} | {f"checkpoints/step_00000003/{name}" for name in kept}

@@ -192,6 +192,16 @@ def test_labels_of_an_axis_are_whole(values):
             assert not axis.get_offset_text().get_text()
 
 
+def test_a_curve_below_an_equal_one_is_dashed():
+    rates = {"ternary/lr": 1.0, "autoencoder/lr": 1.0, "binary/lr": 2.0}
+    run = SimpleNamespace(lines=[{"step": i, **rates} for i in range(3)], evaluations=[])
+    ((curves,),) = draw_curves([Entry("a", "VAE", {}, [run])]).values()
+    styles = {line.get_ydata()[0]: [] for line in curves.figure.gca().lines}
+    for line in curves.figure.gca().lines:
+        styles[line.get_ydata()[0]].append(line.get_linestyle())
+    assert styles == {1.0: ["-", "--"], 2.0: ["-"]}
+
+
 @pytest.mark.parametrize("value", [64, 0, -3.5])
 def test_an_axis_of_one_value_shows_zero_and_it(value):
     run = SimpleNamespace(lines=[{"step": i, "eval/active_units9": value} for i in range(3)], evaluations=[])
