@@ -11,6 +11,7 @@ from data.inspect.summary import DatasetSummary
 from data.inspect.verify import describe_split
 from data.prepare.plan import PrepareSettings, Task, check_range, plan
 from data.prepare.writer import Writer, write_shards
+from data.shards.names import names_path
 from data.sources import MAX_RATIO, Bounds, open_source
 from data.unfinished import begin, complete, locked
 
@@ -70,6 +71,7 @@ def _describe(tasks: list[Task], writer: Writer) -> dict[str, Split]:
             shards[task.split].append((path, summary))
         else:
             path.unlink()
+            names_path(path).unlink(missing_ok=True)
     if empty := [split for split, parts in shards.items() if not parts]:
         raise DataError(f"none of the {empty[0]} split's images could be read: see the reasons in {writer.unfinished}")
     return {split: describe_split(parts) for split, parts in shards.items()}

@@ -20,6 +20,7 @@ from data.images import FORMATS, MODES, decode_whole, sides
 from data.inspect.summary import DatasetSummary
 from data.prepare.plan import PrepareSettings, Task
 from data.processes import run_in_parallel
+from data.shards.names import save_names
 from data.sources import Item
 
 NPY = "NPY"  # the format of arrays
@@ -38,7 +39,7 @@ ENCODED = ("PNG", "JPEG", "WEBP")  # formats in which changed images are written
 
 @dataclass
 class Writer:
-    """Writes a shard, `out/SPLIT/NUMBER.tar`, and before it a report of what the shard holds."""
+    """Writes a shard, `out/SPLIT/NUMBER.tar`, and before it its images' names and a report of what it holds."""
 
     read: Callable[[Item], tuple[bytes, int]]  # the source's reader
     settings: PrepareSettings  # how images are changed
@@ -46,7 +47,7 @@ class Writer:
 
     def __call__(self, task: Task, advance: Callable[[int], Any]) -> list[Rejected]:
         """Write a shard, and return the images that were left out."""
-        summary, rejected = DatasetSummary(), list[Rejected]()
+        summary, rejected, names = DatasetSummary(), list[Rejected](), list[str]()
         tar = self.unfinished / "out" / task.tar
         tar.parent.mkdir(parents=True, exist_ok=True)
         with atomically(tar, self.unfinished / f"{task.report}.tar") as path:
@@ -60,7 +61,9 @@ class Writer:
                         rejected.append(Rejected(item.name, str(error)))
                     else:
                         writer.write({"__key__": key, ending: content, **({"cls": str(label)} if label >= 0 else {})})
+                        names.append(item.name)
                     advance(1)
+            save_names(tar, names, self.unfinished / f"{task.report}.names")
             listed = [[one.file, one.reason] for one in rejected]
             with atomically(self.unfinished / task.report) as path:
                 path.write_text(json.dumps({"summary": summary.to_json(), "rejected": listed}))

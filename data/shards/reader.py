@@ -24,6 +24,7 @@ from data.shards import index
 from data.shards.cache import Cache
 from data.shards.index import Shard
 from data.shards.local import LocalShards
+from data.shards.names import load_names
 from data.shards.remote import check_named_by_file, check_same_origin, is_remote, read
 from data.shards.tars import IMAGE_EXTENSIONS, groups
 
@@ -152,14 +153,26 @@ class Shards:
         return self.images(np.array([position]))[0][0]
 
     def name(self, position: int) -> str:
-        """Return a sample's shard and member, for messages; the row if the member's name cannot be read."""
+        """Return a sample's shard, member and original name, for messages.
+
+        If the member's name cannot be read, the row stands for it; the original name is left out if it is unknown.
+        """
         shard, row = self._place(position)
+        original = self.original(position)
+        of = f" ({files.escaped(original)})" if original else ""
         try:
             with self._opened(shard) as (file, table):
                 header = os.pread(file, tarfile.BLOCKSIZE, int(table[row, 0]) - tarfile.BLOCKSIZE)
-            return f"{self.paths[shard]}, member {tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name}"
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
+            return f"{self.paths[shard]}, member {member}{of}"
         except (DataError, OSError, tarfile.HeaderError):
-            return f"{self.paths[shard]}, sample {row}"
+            return f"{self.paths[shard]}, sample {row}{of}"
+
+    def original(self, position: int) -> str:
+        """Return the name that an image had before data.prepare wrote it; empty if unknown, as in remote shards."""
+        shard, row = self._place(position)
+        names = [] if self.remote[shard] else load_names(Path(self.paths[shard]))
+        return names[row] if len(names) == self.counts[shard] else ""
 
     def others(self, shard: int) -> list[tuple[str, dict[str, bytes]]]:
         """Return the key of each sample of a shard, and its members that are no images, by extension.

@@ -29,6 +29,7 @@ from data import index as index_command
 from data import sources
 from data.command import say
 from data.errors import DataError
+from data.files import escaped
 from data.images import decode, header, limit_settings
 from data.inspect.__main__ import main as inspect_command
 from data.inspect.verify import inspect
@@ -423,6 +424,24 @@ def test_a_damaged_image_is_left_out_and_listed(tmp_path, damage, position):
     assert rejected["file"] == f"{position}.png"
     assert rejected["reason"]
     assert inspect(tmp_path / "out", verify=True)[1] == []
+
+
+def test_images_keep_their_names(tmp_path):
+    contents = {f"holiday/{i} \n\udce9.png": flat(i) for i in range(12)}
+    (tmp_path / "in" / "holiday").mkdir(parents=True)
+    for name, content in contents.items():
+        (tmp_path / "in" / name).write_bytes(content if content != flat(5) else b"damaged")
+    prepare(str(tmp_path / "in"), tmp_path / "out", test_fraction=0, per_shard=5, max_rejected=0.1, workers=2)
+    shards = Shards(tmp_path / "out" / "train")
+    assert {shards.original(i): shards.image(i) for i in range(11)} == {
+        name: content for name, content in contents.items() if content != flat(5)
+    }
+    first = shards.original(0)
+    assert shards.name(0).endswith(f"00000.tar, member 00000000.png ({escaped(first)})")
+    for names in ("[", "[1]", json.dumps([first])):
+        (tmp_path / "out" / "train" / "00000.tar.names.json").write_text(names)
+        assert shards.original(0) == "", "names that are damaged or another shard's"
+    assert shards.name(0).endswith("00000.tar, member 00000000.png")
 
 
 def test_what_cannot_be_read_is_left_out_and_listed(tmp_path):

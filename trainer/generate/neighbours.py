@@ -70,9 +70,12 @@ def show(generator: Generator, found: Neighbours, images: Shards, title: str) ->
 
 
 def report(found: Neighbours, images: Shards) -> str:
-    """Return a line of JSON for each image: its name, and name and distance of each neighbour."""
+    """Return a line of JSON for each image: its name, and of each neighbour the original name, place and distance."""
     lines = []
     for name, distances, positions in zip(found.names, found.distances.tolist(), found.positions.tolist(), strict=True):
-        near = [{"image": redacted(images.name(i)), "distance": d} for i, d in zip(positions, distances, strict=True)]
+        near = [
+            {"file": images.original(i) or None, "image": redacted(images.name(i)), "distance": d}
+            for i, d in zip(positions, distances, strict=True)
+        ]
         lines.append(json.dumps({"image": name, "neighbours": near}) + "\n")
     return "".join(lines)

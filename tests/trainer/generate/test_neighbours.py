@@ -29,6 +29,7 @@ def test_neighbours_are_those_of_an_exhaustive_search(digits, tiny_run, capsys, 
         order = distances.argsort()[:3].tolist()
         found = lines[i]["neighbours"]
         assert [neighbour["image"] for neighbour in found] == [shards.name(position) for position in order]
+        assert [neighbour["file"] for neighbour in found] == [shards.original(position) for position in order]
         # The sum of four squares, in another order.
         assert np.allclose([neighbour["distance"] for neighbour in found], distances[order], rtol=1e-15, atol=0)
         assert found[0]["distance"] == 0, "an image is its own neighbour"
