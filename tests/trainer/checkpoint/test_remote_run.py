@@ -225,6 +225,11 @@ def test_killed_while_it_copies_to_s3(s3, command, main, tmp_path):
     s3.get("s3://runs/a/b", str(tmp_path / "got"), recursive=True)
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "got")
     assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    for name, place in (("bucket", "s3://runs/a/b"), ("disk", tmp_path / "got")):
+        generate(["sample", str(place), "--out", str(tmp_path / name), "--num", "2"])
+        report([str(place), "--out", str(tmp_path / f"{name}.html")])
+    assert contents(tmp_path / "bucket") == contents(tmp_path / "disk") != {}
+    assert "step 8 of 8, finished" in (tmp_path / "bucket.html").read_text()
 
 
 @pytest.fixture
