@@ -1,5 +1,10 @@
 """Errors that end a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
 
 class RunError(RuntimeError):
     """The run cannot continue; the message says why and what to do. Its last checkpoint is intact."""
@@ -7,3 +12,16 @@ class RunError(RuntimeError):
 
 class DivergedError(RunError):
     """A loss or gradient is not finite: the same run would come to the same step again."""
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """A context of a training step: where a GPU has too little memory, RunError names the settings that save it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"a step does not fit into the GPU's memory: {str(error).partition(' GPU ')[0]} Lower trainer.micro_batch, "
+            "the images that a process takes through the networks at once, or set trainer.activation_checkpointing "
+            "true: the result is the same. --dry_run says how much memory a step takes"
+        ) from error

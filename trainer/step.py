@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from models import Player, System
 from trainer.batch import Batch
+from trainer.errors import memory_errors
 
 
 def _not_finite(value: Tensor) -> Tensor:
@@ -169,12 +170,16 @@ class TrainStep:
         self.meter = TermMeans()
         self.failure = torch.full((), -1, dtype=torch.int64, device=accelerator.device)
 
+    @memory_errors()
     def __call__(self, batches: list[Batch], step: int) -> None:
         """Update every player that moves at this step.
 
         Args:
             batches: this process's micro-batches of one global batch
             step: the step, counted from 0
+
+        Raises:
+            RunError: a GPU has too little memory.
         """
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()

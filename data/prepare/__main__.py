@@ -22,7 +22,6 @@ if __name__ == "__main__":
 
 
 import argparse
-import math
 import re
 import sys
 from dataclasses import asdict
@@ -33,10 +32,8 @@ from data.dataset import FEW, read_dataset
 from data.files import escaped
 from data.images import Size, one_size
 from data.prepare.build import TORCHVISION, prepare
-from data.prepare.plan import FORMATS, PrepareSettings
+from data.prepare.plan import FORMATS, HELD_OUT, PrepareSettings
 from data.sources import MAX_RATIO
-
-MOST_HELD_OUT = 0.3  # of the images, so that enough are left to train on
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -55,15 +52,6 @@ def _size(text: str) -> Size:
     return one_size((found[0], found[-1]))
 
 
-def _hint(counts: dict[str, int], fraction: float) -> str:
-    """Return how to hold out more of so many images of each split than a fraction did."""
-    # A fifth to spare, as a hash deals the images.
-    share = min(math.ceil(120 * FEW / sum(counts.values())) / 100, MOST_HELD_OUT)
-    if share <= fraction:
-        return "more images are best"
-    return f"unless SOURCE names its splits, remove OUT and repeat the command with --test_fraction {share:g}"
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = command_parser("data.prepare", __doc__)
     add, default = parser.add_argument, "(default: %(default)s)"
@@ -76,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--alpha", action="store_true", help=alpha)
     add("--format", help=f"{', '.join(FORMATS)}; keep encodes only what --size or --crop changes {default}")
     add("--quality", type=int, metavar="N", help=f"quality of encoded JPEG and WebP, 1 to 100 {default}")
-    share = f"share of the images for testing if SOURCE names no splits, by a hash of each path; 0: none {default}"
+    share = "share of the images for testing if SOURCE names no splits, by a hash of each path; 0: none "
+    share += "(default: {}, and up to {} of fewer than {:,} images)".format(*HELD_OUT, round(1.2 * FEW / HELD_OUT[0]))
     add("--test_fraction", type=float, metavar="SHARE", help=share)
     add("--per_shard", type=int, metavar="N", help=f"images that a shard may have {default}")
     add("--shard_bytes", type=int, metavar="N", help=f"bytes of SOURCE's images that a shard may have {default}")
@@ -97,8 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     images = ", ".join(f"{n:,} images in {split}" for split, n in counts.items())
     print(f"{settings.out}: {images}, {len(dataset.classes)} class{'es' * (len(dataset.classes) != 1)}")
     if 0 < (held_out := counts.get("test", FEW)) < FEW:
-        hint = _hint(counts, settings.test_fraction)
-        print(f"only {held_out} images are held out, and scores by fewer than {FEW} say little: {hint}")
+        print(f"only {held_out} images are held out: scores by fewer than {FEW} say little, so judge by the pictures")
     if len(dataset.classes) == 1:
         name = escaped(dataset.classes[0])
         print(f"the one class is {name}: if its sub-folders are the classes, prepare that folder instead")

@@ -1,7 +1,7 @@
 """A data set made in `.OUT.unfinished`, which becomes OUT when it is complete."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from data.dataset import Dataset, Split, dataset_fingerprint
 from data.errors import DataError
 from data.inspect.summary import DatasetSummary
 from data.inspect.verify import describe_split
-from data.prepare.plan import PrepareSettings, Task, check_range, plan
+from data.prepare.plan import PrepareSettings, Task, check_range, plan, share_held_out
 from data.prepare.writer import Writer, write_shards
 from data.shards.names import names_path
 from data.sources import MAX_RATIO, Bounds, open_source
@@ -43,6 +43,8 @@ def prepare(
     check_range("workers", workers, workers >= 1, "at least 1")
     with locked(out) as unfinished:
         opened = open_source(source, unfinished / "source", root, download, bounds=Bounds(max_ratio, chosen.limits))
+        if chosen.test_fraction is None:
+            chosen = replace(chosen, test_fraction=share_held_out(len(opened.items)))
         tasks = plan(opened, chosen, source)
         files = hashlib.sha256("".join(map(repr, opened.items)).encode()).hexdigest()[:16]
         begin(unfinished, {"source": source, **asdict(chosen), "images": len(opened.items), "files": files})

@@ -1,15 +1,18 @@
 """Which image of a source goes to which shard."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from data.dataset import FEW
 from data.errors import DataError
 from data.images import LIMITS, Limits, Size, sides
 from data.sources import SPLITS, Item, Source
 
 FORMATS = ("keep", "png", "jpeg", "webp")
+HELD_OUT = 0.1, 0.3  # of the images, the least and the greatest share by default
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class PrepareSettings:
         ValueError: One is out of its range.
     """
 
-    test_fraction: float = 0.1
+    test_fraction: float | None = None  # `share_held_out` of the number of images
     per_shard: int = 10_000
     shard_bytes: int = 1_000_000_000
     size: Size | None = None  # height and width with `crop` only
@@ -37,8 +40,8 @@ class PrepareSettings:
         return Limits(self.max_pixels, self.max_bytes, self.max_scans)
 
     def __post_init__(self) -> None:
-        share = "a share from 0 (nothing is held out) to below 1"
-        check_range("test_fraction", self.test_fraction, 0 <= self.test_fraction < 1, share)
+        share = self.test_fraction or 0
+        check_range("test_fraction", share, 0 <= share < 1, "a share from 0 (nothing is held out) to below 1")
         if self.size is not None:
             size = f"{self.size}" if isinstance(self.size, int) else "{} {}".format(*self.size)
             check_range("size", size, min(sides(self.size)) >= 1, "at least 1 pixel")
@@ -50,6 +53,15 @@ class PrepareSettings:
         check_range("quality", self.quality, 1 <= self.quality <= 100, "1 to 100")
         for name in ("per_shard", "shard_bytes", "max_pixels", "max_bytes", "max_scans"):
             check_range(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+
+
+def share_held_out(images: int) -> float:
+    """Return the share of some images that is held out by default: a tenth, and more of few images.
+
+    Scores by fewer than FEW images say little. A fifth is to spare, as a hash deals the images.
+    """
+    least, greatest = HELD_OUT
+    return min(max(least, math.ceil(120 * FEW / max(images, 1)) / 100), greatest)
 
 
 def check_range(option: str, value: Any, fits: bool, expected: str) -> None:
@@ -102,6 +114,7 @@ def _splits(source: Source, settings: PrepareSettings, name: str) -> dict[str, l
     found = {item.split for item in items}
     named = [split for split in dict.fromkeys(SPLITS.values()) if split in found]
     if len(named) < 2:
+        assert settings.test_fraction is not None
         held_out = settings.test_fraction * 16**40
         splits = {
             "train": [item for item in items if int(_hash(item.key), 16) >= held_out],

@@ -586,21 +586,17 @@ def test_too_many_damaged_images_stop_and_may_be_allowed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("images", "fraction", "advice"),
-    [
-        (160, 0.1, "--test_fraction 0.3"),
-        (600, 0.1, "--test_fraction 0.2"),
-        (160, 0.3, "more images"),
-        (1500, 0.1, None),
-    ],
+    ("images", "given", "fraction"), [(160, None, 0.3), (600, None, 0.2), (1500, None, 0.1), (600, 0.1, 0.1)]
 )
-def test_few_held_out_images_are_told_with_what_to_type(images, fraction, advice, tmp_path, capsys):
+def test_of_few_images_more_are_held_out(images, given, fraction, tmp_path, capsys):
     parquet(tmp_path / "x.parquet", [(flat(0), 0)] * images)
-    command = (tmp_path / "x.parquet", tmp_path / "out", "--workers", 1, "--test_fraction", fraction)
-    code, text = run(prepare_command, *command, capsys=capsys)
+    options = [] if given is None else ["--test_fraction", given]
+    code, text = run(prepare_command, tmp_path / "x.parquet", tmp_path / "out", "--workers", 1, *options, capsys=capsys)
     assert code == 0
-    assert ("images are held out" in text) == bool(advice)
-    assert (advice or "in test") in text
+    assert described(tmp_path / "out")["settings"]["test_fraction"] == fraction
+    held_out = described(tmp_path / "out")["splits"]["test"]["images"]
+    assert (f"only {held_out} images are held out: scores by fewer than 100 say little" in text) == (held_out < 100)
+    assert (held_out < 100) == (images * fraction < 100)
 
 
 def test_workers_change_no_byte(tmp_path):

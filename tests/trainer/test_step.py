@@ -147,6 +147,22 @@ def test_two_ranks_equal_one(forked, tmp_path):
     assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["before"])
 
 
+def test_a_step_that_does_not_fit_into_a_gpus_memory_names_what_saves_memory(here, monkeypatch, tmp_path):
+    def full(*arguments):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"
+        )
+
+    monkeypatch.setattr(TrainStep, "_backward", full)
+    done = here("--system", "VAE", "--trainer.run_dir", tmp_path / "run")
+    assert done.returncode == 1
+    assert (
+        "error: a step does not fit into the GPU's memory: CUDA out of memory. Tried to allocate 2.00 GiB. Lower"
+        in (done.stderr)
+    )
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_non_finite_loss_or_gradient_blocks_every_later_update(where):
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ VALUE = re.compile(  # a value that a number's type refuses, in the words of jso
 WRONG = re.compile(
     r'setting "([\w.]+)": (?=Not|Expected)(?:Not of type (\w+): )?(?:Expected (.+?)\.? )?(?:Got|Given) value: (.*)'
 )
+NESTED = re.compile(r"setting \"([\w.]+)\": Problem with given class_path \S+ Option 'system\.(\w+)' is not accepted.*")
 VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
 UNKNOWN = re.compile(r"(?:Group '(\w+)' does not accept option '|Option '|unrecognized arguments: --)([\w.]+)")
 OF_COMPARISONS = "compare-"  # how the names of trainer.compare's files begin, which are no recipes of runs
@@ -57,6 +58,7 @@ def plain_message(message: str) -> str:
         message = message.replace(old, new)
     lines = [line.strip() for line in message.splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
+    text = NESTED.sub(r"Option '\1.\2' is not accepted", text)
     text = VARYING.sub("", text)  # the second of two complaints says what a setting that may vary can be
     if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
         setting, kind, expected, value = wrong.groups()
@@ -82,6 +84,8 @@ def meant(message: str) -> str:
     if not close:  # it may be in another group: that of the run, before those of a player
         same = [one for one in known if difflib.get_close_matches(last, [one.rpartition(".")[2]], cutoff=0.75)]
         close = sorted(same, key=lambda one: (one.count("."), one))[:1]
+    if not close and group.count("."):
+        return f": {group} has {', '.join(in_group)}"
     return f": did you mean {close[0]}?" if close else ""
 
 

@@ -120,8 +120,8 @@ class Evaluator:
         if self.metrics == self.sample_metrics or not self.draws:
             return None
         return (
-            f"no inception score (is): {self.extractor.name} is no classifier. To have it, set evaluate.extractor "
-            "(--extractor of trainer.evaluate) to inception, or to demo-cnn if the images have labels"
+            f"no inception score (is): {self.extractor.name} is no classifier, as inception is, and demo-cnn of images "
+            "with labels"
         )
 
     @property

@@ -187,7 +187,10 @@ def _check_options(settings: argparse.Namespace, system: models.System | None, e
         if getattr(settings, option) and not effective:
             raise ValueError(f"--{option} has no effect: {reason}. Leave it out")
     if "is" in (settings.metrics or []) and not extractor.classes:
-        raise ValueError(f"--metrics is: the inception score needs classes, and {extractor.name} has none")
+        raise ValueError(
+            f"--metrics is: the inception score needs classes, and {extractor.name} has none: leave is out, or "
+            "name a classifier, such as --extractor inception"
+        )
 
 
 def _option_facts(settings: argparse.Namespace) -> dict[str, Any]:

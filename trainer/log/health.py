@@ -62,8 +62,8 @@ def verdicts(lines: Sequence[Line], settings: dict[str, Any], status: str = "") 
 def few_images(number: int) -> str:
     """Return a warning about scores by a number of held-out images below FEW."""
     return (
-        f"only {number} images are held out, so scores say little: precision and coverage may be 1 for noise. Hold out "
-        f"{FEW} or more"
+        f"only {number} images are held out, and scores by fewer than {FEW} say little: judge by the pictures, or hold "
+        "out more"
     )
 
 

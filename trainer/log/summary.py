@@ -79,7 +79,7 @@ def start_warnings(config: Config, device: str, trains: Sequence[Shards], tests:
         )
     held_out = min(map(len, tests), default=FEW)
     if config.evaluate.every and held_out < FEW:
-        warnings.append(f"{few_images(held_out)} (data.prepare --test_fraction), or take another set as data.test")
+        warnings.append(f"{few_images(held_out)} (data.prepare --test_fraction, or another data.test)")
     enlarged = (enlarged_warning(shards, config.data) for shards in trains)
     return [*warnings, *filter(None, enlarged)]
 

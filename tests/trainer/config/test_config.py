@@ -1,14 +1,14 @@
 """A user's mistake is one clear message with exit code 2, before any training; what is given is what is used."""
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from models import VAEGAN
+from models import VAEGAN, DiscriminatorConfig, OptimizerConfig
 from trainer.config.parser import configure
 from trainer.config.resume import differences
 from trainer.distributed.exit import user_errors
@@ -83,12 +83,22 @@ def test_a_setting_decides_which_score_judges_a_tokenizer(best, judged_by):
     assert config.system().judged_by == judged_by
 
 
+def settings_of(name: str, kind: type) -> str:
+    return f"{name} has {', '.join(sorted(field.name for field in fields(kind)))}"
+
+
+OF_OPTIMIZER = settings_of("system.autoencoder", OptimizerConfig)
+OF_DISCRIMINATOR = settings_of("system.binary", DiscriminatorConfig)
+
+
 @pytest.mark.parametrize(
     ("arguments", "end"),
     [
         (["VAE", "--system.kl_wieght", "1"], "did you mean system.kl_weight?"),
         (["VAE", "--system.networks.widht", "1"], "did you mean system.networks.width?"),
         (["VAE", "--system.newtorks.width", "1"], "did you mean system.networks.width?"),
+        (["VAEGAN", "--system.binary.rate", "1"], f"'system.binary.rate' is not accepted: {OF_DISCRIMINATOR}"),
+        (["VAEGAN", "--system.binary.r1_wieght", "1"], "did you mean system.binary.r1_weight?"),
         (["VAE", "--trainer.setps=1"], "did you mean trainer.steps?"),
         (["VAE", "--setps", "1"], "did you mean trainer.steps?"),
         (["VAE", "--trainer.step", "1"], "did you mean trainer.steps?"),
@@ -96,7 +106,8 @@ def test_a_setting_decides_which_score_judges_a_tokenizer(best, judged_by):
         (["VAE", "--sytem", "AE"], "did you mean system?"),
         (["VAEGAM"], "got VAEGAM: did you mean VAEGAN?"),
         (["AE", "--system.kl_weight", "1"], "it is a setting of VAE, VAEGAN"),
-        (["VAE", "--system.autoencoder.rate", "1"], "--system.autoencoder.rate=1"),  # nothing is like it
+        (["VAE", "--system.autoencoder.rate", "1"], f"--system.autoencoder.rate=1: {OF_OPTIMIZER}"),
+        (["VAE", "--trainer.hello", "1"], "--trainer.hello 1"),  # nothing is like it, and there is much else
     ],
 )
 def test_what_was_perhaps_meant(capsys, arguments, end):

@@ -93,7 +93,7 @@ def test_scores_by_few_images_are_warned_of(tiny_run, tmp_path, held_out, warned
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| FID ↓ | 1.00 |" in card
     assert ("| coverage ↑ | 1.00 |" in card) != warned
-    assert ("**Warning: only 99 images are held out, so scores say little: precision and" in card) == warned
+    assert ("**Warning: only 99 images are held out, and scores by fewer than 100 say" in card) == warned
     assert "vaegan-trainer (in a clone of its repository: `pip install .`)" in card
 
 

@@ -164,7 +164,7 @@ def test_what_was_measured_differently_is_not_compared(tmp_path):
 
 
 def test_scores_by_few_images_are_warned_of(tmp_path):
-    warning = "only 99 images are held out, so scores say little: precision and coverage may be 1 for noise"
+    warning = "only 99 images are held out, and scores by fewer than 100 say little"
     few, enough = run(tmp_path / "few", 3), run(tmp_path / "enough", 3)
     log = few / "metrics.jsonl"
     log.write_text(log.read_text().replace('held_out_images": 359', 'held_out_images": 99'))
