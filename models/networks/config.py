@@ -131,9 +131,10 @@ def check_size(image_size: ImageSize, multiple: int, why: str) -> None:
             f"{LARGEST:,}; change data.size"
         )
     if any(side % multiple for side in found):
-        smaller = [side // multiple * multiple for side in found]
-        # Sides that grow may be halved once more, to which only a square's fit for sure.
-        nearest = round(found[0] / multiple) * multiple if found[0] == found[1] else smaller
+        # Where sides grow, networks may halve them once more, which fits a square's, and not any two.
+        square = found[0] == found[1]
+        fitting = [(round(side / multiple) if square else side // multiple) * multiple for side in found]
+        nearest = fitting[0] if fitting[0] == fitting[1] else fitting
         raise ValueError(
             f"images of {found[0]} x {found[1]} pixels do not fit the networks: expected multiples of {multiple}, "
             f"{why}; change data.size, such as to {nearest}"

@@ -411,7 +411,8 @@ def test_systems_say_whether_they_are_for_samples_or_for_reconstructions():
         ),
         (lambda: VAE(32, 1, kl_weight=-1), "system.kl_weight is -1"),
         (lambda: VAE(32, 1, likelihood="bernoulli", learned_scale=True), "system.learned_scale has no effect"),
-        (lambda: AE(31, 1), "31 pixels"),
+        (lambda: AE(31, 1), "31 x 31 pixels .* such as to 32$"),
+        (lambda: AE(67, 1), "67 x 67 pixels .* such as to 64$"),
         (lambda: AE(1280, 1), "1280 x 1280 pixels .* expected sides from 16 to 1,024; change data.size"),
         (lambda: VAE((64, 104), 1), r"multiples of 16, as networks .* to \[64, 96\]"),
         (

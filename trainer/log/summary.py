@@ -124,7 +124,7 @@ def _player(state: PlayerState, sizes: dict[str, int]) -> str:
     player, optimizer = state.player, state.player.optimizer
     networks = ", ".join(f"{name} {sizes[name]:,} weights" for name in player.networks)
     when = f", from step {player.start}" * bool(player.start) + f", every {player.every} steps" * (player.every > 1)
-    return f"{player.name} trains {networks}; {optimizer.algorithm}, lr {optimizer.lr:g}{when}"
+    return f"{player.name} trains {networks}; {optimizer.algorithm}, lr {optimizer.lr}{when}"
 
 
 def _scoring(config: Config) -> str:
