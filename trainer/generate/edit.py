@@ -86,6 +86,11 @@ def _label(images: Shards, option: str, given: str) -> int:
     found = (read_dataset(folder) for folder in (source, *source.parents[:2]) if folder.is_dir())
     classes = next((dataset.classes for dataset in found if dataset), [])
     if given not in classes:
-        known = f" or one of {', '.join(classes)}" if classes else f", as no dataset.json beside {source} has names"
-        raise ValueError(f"--{option} {given}: expected the number of a label{known}")
+        named = f" or one of {', '.join(classes)}" if classes else ""
+        why = (
+            ""
+            if classes
+            else f": no dataset.json beside {source} names classes, which data.prepare takes from sub-folders"
+        )
+        raise ValueError(f"--{option} {given}: expected the number of a label{named}{why}")
     return classes.index(given)

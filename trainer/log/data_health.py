@@ -8,7 +8,7 @@ import numpy as np
 from data.images import header, sides
 from data.redact import redacted
 from data.shards.reader import Shards
-from models.networks.config import SMALLEST
+from models.networks.config import LARGEST, SMALLEST
 from trainer.config.parser import Config
 from trainer.config.settings import DataConfig
 from trainer.errors import RunError
@@ -57,23 +57,34 @@ class DataHealth:
         )
 
 
-def enlarged_warning(shards: Shards, data: DataConfig) -> str | None:
-    """Return a warning if most of a data set's first images are much smaller than data.size, None if not.
+def size_warning(shards: Shards, data: DataConfig) -> str | None:
+    """Return a warning if data.size hardly suits a data set's first images, None if it does.
 
+    Most of them are much smaller, or data.size has its default and all are squares of another size, as prepared ones.
     Images that are too small for any network are meant to be enlarged. Of remote shards none is looked at, as a whole
     one would be fetched. Damaged images are left to the run.
     """
     if not len(shards) or shards.remote[0]:
         return None
-    (height, width), found = sides(data.size), list[tuple[float, str]]()
+    (height, width), found = sides(data.size), list[tuple[float, tuple[int, int]]]()
     for content in shards.images(np.arange(min(FIRST, len(shards))))[0]:
         with suppress(ValueError):
             (columns, rows), _ = header(content, shards.limits)
             if min(rows, columns) >= SMALLEST:
-                found.append((max(height / rows, width / columns), f"{rows} x {columns}"))
-    if not found or median(factor for factor, _ in found) < ENLARGED:
+                found.append((max(height / rows, width / columns), (rows, columns)))
+    if not found:
         return None
-    return (
-        f"data.size is {data.size}, but the first images of {redacted(shards.source)} are smaller, such as "
-        f"{max(found)[1]} pixels: they are enlarged, which adds no detail. Lower --data.size, or prepare larger images"
-    )
+    rows, columns = max(found)[1]
+    if median(factor for factor, _ in found) >= ENLARGED:
+        return (
+            f"data.size is {data.size}, but the first images of {redacted(shards.source)} are smaller, such as "
+            f"{rows} x {columns} pixels: they are enlarged, which adds no detail. Lower --data.size, or prepare larger "
+            "images"
+        )
+    prepared = {size for _, size in found} == {(rows, rows)} and rows <= LARGEST
+    if data.size == DataConfig.size and prepared and rows > height:
+        return (
+            f"data.size is {data.size}, its default, and the images of {redacted(shards.source)} have {rows} x {rows} "
+            f"pixels: they are shrunk. Add --data.size {rows} to keep them as they are"
+        )
+    return None

@@ -14,7 +14,7 @@ from data.shards.reader import Shards
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.distributed.ranks import ROOT
-from trainer.log.data_health import enlarged_warning
+from trainer.log.data_health import size_warning
 from trainer.log.health import few_images, verdicts
 from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
@@ -80,8 +80,7 @@ def start_warnings(config: Config, device: str, trains: Sequence[Shards], tests:
     held_out = min(map(len, tests), default=FEW)
     if config.evaluate.every and held_out < FEW:
         warnings.append(f"{few_images(held_out)} (data.prepare --test_fraction, or another data.test)")
-    enlarged = (enlarged_warning(shards, config.data) for shards in trains)
-    return [*warnings, *filter(None, enlarged)]
+    return [*warnings, *filter(None, (size_warning(shards, config.data) for shards in trains))]
 
 
 def final_summary(folder: Path, config: Config, lines: Sequence[Line], tensorboard: bool) -> str:

@@ -11,7 +11,7 @@ from data.order import sample_checksum
 from data.shards.reader import Shards, write
 from trainer.config.settings import DataConfig
 from trainer.errors import RunError
-from trainer.log.data_health import DataHealth, enlarged_warning
+from trainer.log.data_health import DataHealth, size_warning
 from trainer.log.pictures import encoded
 from trainer.log.window import LogWindow
 from trainer.step import TermMeans
@@ -114,12 +114,24 @@ def test_slow_data_is_reported_once_and_not_in_the_first_log_lines():
 def test_images_that_are_much_enlarged_are_warned_of(tmp_path, stored, size, warned):
     contents = [encoded(torch.zeros(1, pixels, pixels, dtype=torch.uint8))[1] for pixels in stored]
     write(tmp_path, ({"__key__": f"{i:02}", "png": content} for i, content in enumerate(contents)))
-    said = enlarged_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, size))
+    said = size_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, size))
     assert (said is not None) == warned
     if said:
         assert f"data.size is {size}, but the first images of {tmp_path} are smaller, such as 64 x 64 pixels" in said
 
 
+@pytest.mark.parametrize(
+    ("stored", "size", "warned"),
+    [([64] * 3, 32, True), ([64] * 3, 48, False), ([64, 65], 32, False), ([32], 32, False), ([1025], 32, False)],
+)
+def test_prepared_images_that_the_default_size_shrinks_are_warned_of(tmp_path, stored, size, warned):
+    contents = [encoded(torch.zeros(1, pixels, pixels, dtype=torch.uint8))[1] for pixels in stored]
+    write(tmp_path, ({"__key__": f"{i:02}", "png": content} for i, content in enumerate(contents)))
+    said = size_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, size))
+    assert (said is not None) == warned
+    assert not warned or "64 x 64 pixels: they are shrunk. Add --data.size 64" in str(said)
+
+
 def test_a_damaged_image_is_left_to_the_run(tmp_path):
     write(tmp_path, [{"__key__": "a", "png": b"no"}])
-    assert enlarged_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, 128)) is None
+    assert size_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, 128)) is None
