@@ -330,7 +330,8 @@ def test_the_run_folder(ranks, tmp_path, demo_cnn):
         "  images    32 x 32 pixels, grey\n  batch     8 images a step = 1 x 1 x 8 (processes x micro-",
         "  scores    every 2 steps and at the end, by demo-cnn\n  settings  ",
         "\nFinished at step 4\n  score     fid64/demo-cnn-v1 ",
-        f"\n  samples   {run_dir}/samples\n  report    python -m trainer.report {run_dir}\n  curves    tensorboard --",
+        f"\n  samples   {run_dir}/samples\n  report    ",
+        f"python -m trainer.report {run_dir}\n  curves    tensorboard --",
     ):
         assert done.stderr.count(row) == 1, row
     assert "class_path" not in done.stderr, "the configuration is in its file"

@@ -1,6 +1,8 @@
 """What a run prints when it starts, and when it has finished."""
 
+import os
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,10 +104,16 @@ def final_summary(folder: Path, config: Config, lines: Sequence[Line], tensorboa
             *(_wrapped("score", text) for text in scores),
             *(_wrapped("symptom", text) for text in told),
             _row("samples", str(folder / "samples")),
-            _row("report", f"python -m trainer.report {folder}"),
+            _row("report", f"{_python()} -m trainer.report {folder}"),
             *([_row("curves", board)] if tensorboard else []),
         ]
     )
+
+
+def _python() -> str:
+    """Return Python as a shell finds it: by its path, if an environment is in use that is not activated."""
+    activated = sys.prefix in (sys.base_prefix, os.environ.get("VIRTUAL_ENV"))
+    return "python" if activated else os.path.relpath(sys.executable)
 
 
 def _row(name: str, text: str) -> str:

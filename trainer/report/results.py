@@ -73,7 +73,7 @@ COLUMNS = [
     Measure("images_per_second", "images/s", "higher", 0),
 ]
 MEASURES = {measure.key: measure for measure in COLUMNS}
-# Of neighbours among samples and held-out images: of fewer than FEW they flatter noise, and are left out of tables.
+# Of neighbours among samples and held-out images: of fewer than FEW they flatter noise, and are left out.
 OF_NEIGHBOURS = {"precision", "recall", "density", "coverage"}
 
 
@@ -99,10 +99,15 @@ class Run:
     def scores(self) -> dict[str, float]:
         """The last evaluation's values and the training speed, by measure."""
         last = self.evaluations[-1] if self.evaluations else {}
-        hidden = OF_NEIGHBOURS if last.get("held_out_images", FEW) < FEW else ()
-        found = {one.key: last[tag] for one in COLUMNS if (tag := one.tag(last)) and one.key not in hidden}
+        found = {one.key: last[tag] for one in COLUMNS if (tag := one.tag(last)) and not self.hides(tag)}
         speed = self.median("speed/images_per_second")
         return found if speed is None else found | {"images_per_second": speed}
+
+    def hides(self, tag: str) -> bool:
+        """Return whether a score is of neighbours among too few held-out images."""
+        few = any(line.get("held_out_images", FEW) < FEW for line in self.evaluations[-1:])
+        score = re.match(r"eval/([a-z_]+)\d", tag)
+        return few and score is not None and score[1] in OF_NEIGHBOURS
 
     def measured(self, measure: Measure) -> tuple[str, ...]:
         """Return what must be the same of two scores, or of two speeds, that are compared."""

@@ -29,12 +29,19 @@ def test_a_finished_run_says_how_good_it_is_and_what_looks_wrong():
     assert max(map(len, said)) <= WIDTH
 
 
-def test_commands_are_not_wrapped_and_nothing_is_said_of_what_a_run_lacks():
+@pytest.mark.parametrize("activated", [True, False])
+def test_commands_are_not_wrapped_and_nothing_is_said_of_what_a_run_lacks(activated, monkeypatch):
+    monkeypatch.setattr("sys.base_prefix", "/usr")
+    monkeypatch.setattr("sys.prefix", str(ROOT / ".venv"))
+    monkeypatch.setattr("sys.executable", str(ROOT / ".venv" / "bin" / "python"))
+    monkeypatch.setenv("VIRTUAL_ENV", str(ROOT / ".venv") if activated else "")
+    monkeypatch.chdir(ROOT)
     folder = ROOT / ("deep " * 40) / "a"
+    python = "python" if activated else ".venv/bin/python"
     assert final_summary(folder, CONFIG, [], tensorboard=False).splitlines() == [
         "Finished at step 8",
         f"  samples   {folder}/samples",
-        f"  report    python -m trainer.report {folder}",
+        f"  report    {python} -m trainer.report {folder}",
     ]
 
 

@@ -174,13 +174,19 @@ def test_scores_by_few_images_are_warned_of(tmp_path):
     assert warning.capitalize() in Parsed(few / "report.html").text
     assert not {"density", "coverage"} & Run(few).scores.keys()
     assert {"density", "coverage"} < Run(enough).scores.keys()
+    tags = ("eval/recall2k/x", "eval/fid2k/x")
+    assert [[Run(one).hides(tag) for tag in tags] for one in (few, enough)] == [[True, False], [False, False]]
     main([str(enough)])
     assert "are held out" not in Parsed(enough / "report.html").text
 
 
+def logged(lines: list[dict], hides=lambda tag: False) -> SimpleNamespace:
+    return SimpleNamespace(lines=lines, evaluations=[], hides=hides)
+
+
 @pytest.mark.parametrize("values", [(2.1e-4, 2.15e-4), (1e-7, 3e4), (0.9999995, 0.9999999), (1.2345e8, 1.3e8)])
 def test_labels_of_an_axis_are_whole(values):
-    run = SimpleNamespace(lines=[{"step": i, "vae/lr": value} for i, value in enumerate(values)], evaluations=[])
+    run = logged([{"step": i, "vae/lr": value} for i, value in enumerate(values)])
     for question in draw_curves([Entry("a", "VAE", {}, [run])]).values():
         for curves in question:
             renderer = FigureCanvasAgg(curves.figure).get_renderer()
@@ -192,9 +198,9 @@ def test_labels_of_an_axis_are_whole(values):
             assert not axis.get_offset_text().get_text()
 
 
-def test_a_curve_below_an_equal_one_is_dashed():
+def test_a_curve_below_an_equal_one_is_dashed_and_a_hidden_one_is_not_drawn():
     rates = {"ternary/lr": 1.0, "autoencoder/lr": 1.0, "binary/lr": 2.0}
-    run = SimpleNamespace(lines=[{"step": i, **rates} for i in range(3)], evaluations=[])
+    run = logged([{"step": i, **rates, "eval/recall9": i} for i in range(3)], hides=lambda tag: "recall" in tag)
     ((curves,),) = draw_curves([Entry("a", "VAE", {}, [run])]).values()
     styles = {line.get_ydata()[0]: [] for line in curves.figure.gca().lines}
     for line in curves.figure.gca().lines:
@@ -204,7 +210,7 @@ def test_a_curve_below_an_equal_one_is_dashed():
 
 @pytest.mark.parametrize("value", [64, 0, -3.5])
 def test_an_axis_of_one_value_shows_zero_and_it(value):
-    run = SimpleNamespace(lines=[{"step": i, "eval/active_units9": value} for i in range(3)], evaluations=[])
+    run = logged([{"step": i, "eval/active_units9": value} for i in range(3)])
     ((curves,),) = draw_curves([Entry("a", "VAE", {}, [run])]).values()
     low, high = curves.figure.gca().get_ylim()
     assert min(value, 0) >= low
@@ -214,9 +220,7 @@ def test_an_axis_of_one_value_shows_zero_and_it(value):
 
 @pytest.mark.parametrize("values", [(77, 205, 61), (1e-7, 3e4), (3, 4000), (5, 50)])
 def test_a_logarithmic_axis_goes_from_a_tick_to_a_tick(values):
-    run = SimpleNamespace(
-        lines=[{"step": i, "eval/prior_gap9": value} for i, value in enumerate(values)], evaluations=[]
-    )
+    run = logged([{"step": i, "eval/prior_gap9": value} for i, value in enumerate(values)])
     ((curves,),) = draw_curves([Entry("a", "VAE", {}, [run])]).values()
     assert curves.title == "prior gap, on a logarithmic axis"
     axis = curves.figure.gca()
