@@ -80,10 +80,11 @@ def _export(settings: argparse.Namespace, run: Path) -> str:
         (unfinished / "README.md").write_text(text, encoding="utf-8")
     files = ", ".join(sorted(path.name for path in out.iterdir()))
     said = f"{out}: step {source.saved.step:,} of a {type(source.system).__name__} as {files}"
+    licence = "" if settings.license else "\nthe model card names no licence, which --license NAME adds"
     pushed = f"\n{hub.push(out, settings.push, settings.private)}" if settings.push else ""
     if not source.scores and settings.ema_length is None:
         print(printable(f"warning: {unscored(source.path, settings.run)}"), file=sys.stderr)
-    return f"{said}{pushed}"
+    return f"{said}{licence}{pushed}"
 
 
 def unscored(checkpoint: Path, run: Path | str) -> str:

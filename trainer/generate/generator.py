@@ -1,13 +1,12 @@
 """A trained system that makes images."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import models
 from models.load import checkpoint_of
@@ -17,6 +16,7 @@ from trainer.blocks import Blocks
 from trainer.classes import in_turn
 from trainer.config.settings import DataConfig
 from trainer.latents import LatentEncoder
+from trainer.progress import progress
 
 Ability = Literal["sample", "reconstruct", "posterior", "translate"]
 # The ability that a system needs for each command.
@@ -68,9 +68,9 @@ class Generator(Blocks):
         """The system's encoder, in blocks too; a ValueError says that there is none."""
         return LatentEncoder(self.system, self.size, self.format.channels, self.device, self.format.bits)
 
-    def blocks(self, num: int) -> Iterable[range]:
-        """Return the numbers 0 to num - 1 in blocks, with a progress bar if stderr is a terminal."""
-        return tqdm(self.rows(num), disable=None)
+    def blocks(self, num: int) -> Iterator[range]:
+        """Yield the numbers 0 to num - 1 in blocks, and show how far the command is."""
+        return progress(self.rows(num))
 
     def told(self, rows: Iterable[int]) -> tuple[Tensor, ...]:
         """Return the classes of the images with these numbers, int64 [n], as `System.sample` takes them."""

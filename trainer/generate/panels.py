@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data.errors import DataError
 from data.latents import unpack
@@ -21,6 +20,7 @@ from trainer.generate.images import decode_file, open_folder
 from trainer.generate.whole import check_tile, in_own_size
 from trainer.log.pictures import Panels
 from trainer.log.pictures import interpolate as path_between
+from trainer.progress import progress
 from trainer.samplers import Sampler
 
 Pictures = Iterator[tuple[Sequence[str], Panels]]
@@ -66,7 +66,7 @@ def whole(
     title, use = _made_of_images(generator, direction)
     stride = check_tile(generator, tile)
     names, images = open_folder(folder, None, *generator.format[1:])
-    for i in tqdm(range(min(num or len(names), len(names))), disable=None):
+    for i in progress(range(min(num or len(names), len(names)))):
         image = images(range(i, i + 1))
         made = in_own_size(generator, use, image[0], stride, tile)  # systems whose codes are maps have no classes
         yield [names[i]], {"original": image, title: made[None]}
