@@ -261,7 +261,7 @@ def small(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("tries", TRIES)
-@pytest.mark.parametrize("name", ["train/00000.tar", "train/index.json", "dataset.json"])
+@pytest.mark.parametrize("name", ["train/00000.tar", "train/00000.tar.names.json", "train/index.json", "dataset.json"])
 def test_data_sets(fuzz, small, name, tries):
     def read(content: bytes) -> None:
         (small / name).write_bytes(content)
@@ -269,6 +269,7 @@ def test_data_sets(fuzz, small, name, tries):
             shards = Shards(small / "train")
             for position in range(len(shards)):
                 shards.image(position)
+                shards.name(position)
         inspect_command([str(small)])
 
     fuzz((small / name).read_bytes(), read, 2 * tries)

@@ -22,6 +22,7 @@ def memory_errors() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"a step does not fit into the GPU's memory: {str(error).partition(' GPU ')[0]} Lower trainer.micro_batch, "
-            "the images that a process takes through the networks at once, or set trainer.activation_checkpointing "
-            "true: the result is the same. --dry_run says how much memory a step takes"
+            "the images that a process takes through the networks at once, or set trainer.share_passes false, or, for "
+            "networks with residual blocks, trainer.activation_checkpointing true: the result is the same. --dry_run "
+            "says how much memory a step takes"
         ) from error

@@ -1,4 +1,4 @@
-"""The progress of a command that takes long."""
+"""How far a command of `trainer.generate` is."""
 
 import sys
 import time

@@ -63,7 +63,7 @@ class Writer:
                         writer.write({"__key__": key, ending: content, **({"cls": str(label)} if label >= 0 else {})})
                         names.append(item.name)
                     advance(1)
-            save_names(tar, names, self.unfinished / f"{task.report}.names")
+            save_names(tar, path.stat().st_size, names, self.unfinished / f"{task.report}.names")
             listed = [[one.file, one.reason] for one in rejected]
             with atomically(self.unfinished / task.report) as path:
                 path.write_text(json.dumps({"summary": summary.to_json(), "rejected": listed}))

@@ -168,11 +168,17 @@ class Shards:
         except (DataError, OSError, tarfile.HeaderError):
             return f"{self.paths[shard]}, sample {row}{of}"
 
+    def names(self, positions: np.ndarray) -> list[str]:
+        """Return the name of each of some samples; by shard, as each shard's list of names is read."""
+        named = {position: self.name(position) for position in np.unique(positions).tolist()}
+        return [named[position] for position in positions.tolist()]
+
     def original(self, position: int) -> str:
         """Return the name that an image had before data.prepare wrote it; empty if unknown, as in remote shards."""
         shard, row = self._place(position)
-        names = [] if self.remote[shard] else load_names(Path(self.paths[shard]))
-        return names[row] if len(names) == self.counts[shard] else ""
+        entry = self.shards[shard]
+        names = [] if self.remote[shard] else load_names(Path(self.paths[shard]), entry.filesize)
+        return names[row] if len(names) == entry.nsamples else ""
 
     def others(self, shard: int) -> list[tuple[str, dict[str, bytes]]]:
         """Return the key of each sample of a shard, and its members that are no images, by extension.

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.errors import DataError
 from data.files import parse, read
+from data.shards.names import load_names
 from data.shards.tars import samples
 from data.sources.paths import ENDINGS, split_of
 from data.sources.source import Bounds, Item, RangeReader, Request, Source
@@ -47,9 +48,11 @@ def shards_source(paths: list[Path], folder: Path, bounds: Bounds) -> Source:
             )
         split, stamp = split_of(path, folder) if path.is_relative_to(folder) else None, path.stat().st_mtime_ns
         with tar_errors(path):
-            for one in samples(path):
+            originals = load_names(path, path.stat().st_size)
+            for row, one in enumerate(samples(path)):
+                name = originals[row] if row < len(originals) else f"{path.name}: {one.name}"
                 where = (number, one.offset, one.size)
-                items.append(Item(one.key, f"{path.name}: {one.name}", where, one.size, stamp, split, one.label))
+                items.append(Item(one.key, name, where, one.size, stamp, split, one.label))
     if not items:
         raise DataError(f"the shards {paths[0]} ... hold no images ({ENDINGS})")
     return Source(items, RangeReader(paths, bounds.image.bytes), _classes(folder))

@@ -438,8 +438,14 @@ def test_images_keep_their_names(tmp_path):
     }
     first = shards.original(0)
     assert shards.name(0).endswith(f"00000.tar, member 00000000.png ({escaped(first)})")
-    for names in ("[", "[1]", json.dumps([first])):
-        (tmp_path / "out" / "train" / "00000.tar.names.json").write_text(names)
+    assert shards.names(np.array([3, 0, 3])) == [shards.name(i) for i in (3, 0, 3)]
+    prepare(str(tmp_path / "out"), tmp_path / "again", size=16)
+    again = Shards(tmp_path / "again" / "train")
+    assert {again.original(i) for i in range(len(again))} < {*contents}, "names are kept by another preparation"
+    listed = tmp_path / "out" / "train" / "00000.tar.names.json"
+    written = json.loads(listed.read_text())
+    for change in ({"filesize": 1}, {"names": written["names"][1:]}, {"names": [1] * 5}, {"names": "x"}):
+        listed.write_text(json.dumps(written | change))
         assert shards.original(0) == "", "names that are damaged or another shard's"
     assert shards.name(0).endswith("00000.tar, member 00000000.png")
 

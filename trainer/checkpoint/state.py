@@ -168,8 +168,8 @@ class TrainState:
             accept = "; or accept the new data with --trainer.accept_new_data true" if changed == new_data else ""
             raise ValueError(
                 f"{self.config.run_dir} has a run with other settings:\n  " + "\n  ".join(changed) + "\nRestore them, "
-                f"or choose another --trainer.run_dir{accept}. Another run starts from these weights with "
-                f"--trainer.init_from {self.config.run_dir}"
+                f"or choose another --trainer.run_dir{accept}. With the same networks, another run may start from this "
+                "one's weights: --trainer.init_from"
             )
 
     def _changes(self, saved: schemas.ResumeManifest) -> list[str]:

@@ -22,7 +22,12 @@ VALUE = re.compile(  # a value that a number's type refuses, in the words of jso
 WRONG = re.compile(
     r'setting "([\w.]+)": (?=Not|Expected)(?:Not of type (\w+): )?(?:Expected (.+?)\.? )?(?:Got|Given) value: (.*)'
 )
-NESTED = re.compile(r"setting \"([\w.]+)\": Problem with given class_path \S+ Option 'system\.(\w+)' is not accepted.*")
+# Of a player that may be left out: the player's name, and a complaint about one of its settings.
+OPTIONAL = re.compile(
+    r"""Parser key "(\w+)":\n\s+Does not validate .*\n\s+Subtypes: .*\n\s+Errors:\n"""
+    r"""\s+- Problem with given class_path .*\n\s+(Parser key "|Option ')([\s\S]*?)\n"""
+    r"""\s+- Expected a <class 'NoneType'>\n\s+Given value type: .*\n\s+Given value: .*$"""
+)
 VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
 UNKNOWN = re.compile(r"(?:Group '(\w+)' does not accept option '|Option '|unrecognized arguments: --)([\w.]+)")
 OF_COMPARISONS = "compare-"  # how the names of trainer.compare's files begin, which are no recipes of runs
@@ -48,6 +53,7 @@ def plain_message(message: str) -> str:
     message = DENIED.sub(
         rf"class_path \1 is not imported: system is one of {systems}, and no other setting names a class", message
     )
+    message = OPTIONAL.sub(r"\2\1.\3", message)
     if message.startswith('Parser key "system":'):
         for nested in ('Parser key "', "Option '", "arguments: --"):
             head, found, tail = message.rpartition(nested)
@@ -58,7 +64,6 @@ def plain_message(message: str) -> str:
         message = message.replace(old, new)
     lines = [line.strip() for line in message.splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
-    text = NESTED.sub(r"Option '\1.\2' is not accepted", text)
     text = VARYING.sub("", text)  # the second of two complaints says what a setting that may vary can be
     if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
         setting, kind, expected, value = wrong.groups()
@@ -84,7 +89,7 @@ def meant(message: str) -> str:
     if not close:  # it may be in another group: that of the run, before those of a player
         same = [one for one in known if difflib.get_close_matches(last, [one.rpartition(".")[2]], cutoff=0.75)]
         close = sorted(same, key=lambda one: (one.count("."), one))[:1]
-    if not close and group.count("."):
+    if not close and in_group and "." in group:
         return f": {group} has {', '.join(in_group)}"
     return f": did you mean {close[0]}?" if close else ""
 

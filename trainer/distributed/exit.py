@@ -38,7 +38,7 @@ def user_errors() -> Iterator[None]:
         yield
     except (ValueError, DataError, OSError) as error:
         exit_with_error(str(error))
-    except RunError as error:  # a process is missing: the same command may succeed
+    except RunError as error:  # a process is missing, or memory: not the settings are wrong
         exit_with_error(str(error), code=1)
 
 

@@ -120,8 +120,8 @@ class Evaluator:
         if self.metrics == self.sample_metrics or not self.draws:
             return None
         return (
-            f"no inception score (is): {self.extractor.name} is no classifier, as inception is, and demo-cnn of images "
-            "with labels"
+            f"no inception score (is): {self.extractor.name} is no classifier. The extractors inception and, for "
+            "images with labels, demo-cnn are"
         )
 
     @property

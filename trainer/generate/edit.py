@@ -86,11 +86,7 @@ def _label(images: Shards, option: str, given: str) -> int:
     found = (read_dataset(folder) for folder in (source, *source.parents[:2]) if folder.is_dir())
     classes = next((dataset.classes for dataset in found if dataset), [])
     if given not in classes:
-        named = f" or one of {', '.join(classes)}" if classes else ""
-        why = (
-            ""
-            if classes
-            else f": no dataset.json beside {source} names classes, which data.prepare takes from sub-folders"
-        )
-        raise ValueError(f"--{option} {given}: expected the number of a label{named}{why}")
+        unnamed = f": no dataset.json beside {source} names classes, which data.prepare takes from sub-folders"
+        known = f" or one of {', '.join(classes)}" if classes else unnamed
+        raise ValueError(f"--{option} {given}: expected the number of a label{known}")
     return classes.index(given)

@@ -72,10 +72,12 @@ def show(generator: Generator, found: Neighbours, images: Shards, title: str) ->
 def report(found: Neighbours, images: Shards) -> str:
     """Return a line of JSON for each image: its name, and of each neighbour the original name, place and distance."""
     lines = []
+    # By shard, as each shard's list of names is read.
+    named = {i: (images.original(i) or None, redacted(images.name(i))) for i in found.positions.unique().tolist()}
     for name, distances, positions in zip(found.names, found.distances.tolist(), found.positions.tolist(), strict=True):
         near = [
-            {"file": images.original(i) or None, "image": redacted(images.name(i)), "distance": d}
-            for i, d in zip(positions, distances, strict=True)
+            {"file": named[i][0], "image": named[i][1], "distance": distance}
+            for i, distance in zip(positions, distances, strict=True)
         ]
         lines.append(json.dumps({"image": name, "neighbours": near}) + "\n")
     return "".join(lines)

@@ -82,9 +82,9 @@ def size_warning(shards: Shards, data: DataConfig) -> str | None:
             "images"
         )
     prepared = {size for _, size in found} == {(rows, rows)} and rows <= LARGEST
-    if data.size == DataConfig.size and prepared and rows > height:
+    if data.size == DataConfig.size and prepared and rows > height and data.crop != "random":
         return (
-            f"data.size is {data.size}, its default, and the images of {redacted(shards.source)} have {rows} x {rows} "
-            f"pixels: they are shrunk. Add --data.size {rows} to keep them as they are"
+            f"data.size is {data.size}, and the images of {redacted(shards.source)} have {rows} x {rows} pixels: they "
+            f"are shrunk. If that is not meant, add --data.size {rows}"
         )
     return None

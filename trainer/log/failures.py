@@ -60,7 +60,7 @@ class FailureReports:
 
     def _write(self, step: int, message: str, terms: dict[str, float]) -> None:
         data, sets = self.parts.config.data, list(zip(self.parts.trains, self.parts.orders, strict=True))
-        samples = [[shards.name(int(position)) for position in order[step]] for shards, order in sets]
+        samples = [shards.names(order[step]) for shards, order in sets]
         images: Panels = {}
         with suppress(DataError):
             for i, (shards, order) in enumerate(sets):

@@ -43,7 +43,7 @@ def colour(index: int) -> str:
 def draw_curves(entries: list[Entry]) -> dict[str, list[Curves]]:
     """Return by question the charts that have any curve. Colours are entries; of a single one, they are tags."""
     runs = [run for entry in entries for run in entry.runs]
-    tags = list(dict.fromkeys(tag for run in runs for line in run.lines for tag in line if not run.hides(tag)))
+    tags = [*dict.fromkeys(tag for run in runs for tag in run.tags)]
     extractors = list(dict.fromkeys(line["extractor"] for run in runs for line in run.evaluations))
     drawn = {}
     for question, charts in QUESTIONS.items():

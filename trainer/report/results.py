@@ -103,6 +103,11 @@ class Run:
         speed = self.median("speed/images_per_second")
         return found if speed is None else found | {"images_per_second": speed}
 
+    @cached_property
+    def tags(self) -> list[str]:
+        """What its lines have, without what is hidden."""
+        return [tag for tag in dict.fromkeys(tag for line in self.lines for tag in line) if not self.hides(tag)]
+
     def hides(self, tag: str) -> bool:
         """Return whether a score is of neighbours among too few held-out images."""
         few = any(line.get("held_out_images", FEW) < FEW for line in self.evaluations[-1:])
@@ -182,7 +187,7 @@ class Entry:
         """Return the steps and the means over the runs of a score or a term, where all runs have it."""
         found: dict[int, list[float]] = {}
         for run in self.runs:
-            for line in run.lines:
+            for line in run.lines if tag in run.tags else ():
                 if tag in line:
                     found.setdefault(line["step"], []).append(line[tag])
         steps = sorted(step for step, values in found.items() if len(values) == len(self.runs))

@@ -40,6 +40,14 @@ def refused(capsys, *arguments: str) -> str:
             ["--system", "VAE", "--system.autoencoder.lr", "{start: 1}"],
             ["system.autoencoder.lr must be a number, or {"],
         ),
+        (
+            ["--system", "VAEGAN", "--system.binary.r1_weight", "x"],
+            ["system.binary.r1_weight must be a number, or {start"],
+        ),
+        (
+            ["--system", "VAEGAN", "--system.binary.betas", "1"],
+            ["system.binary.betas must be a list of two numbers; got 1\n"],
+        ),
         (["--system", "VAE", "--trainer.ema_half_life", "0"], ["trainer.ema_half_life must be a number, or {start"]),
         (
             ["--system", "VAE", "--trainer.ema_half_life", "{start: 0, end: 1, steps: 0}"],
@@ -107,6 +115,7 @@ OF_DISCRIMINATOR = settings_of("system.binary", DiscriminatorConfig)
         (["VAEGAM"], "got VAEGAM: did you mean VAEGAN?"),
         (["AE", "--system.kl_weight", "1"], "it is a setting of VAE, VAEGAN"),
         (["VAE", "--system.autoencoder.rate", "1"], f"--system.autoencoder.rate=1: {OF_OPTIMIZER}"),
+        (["VAE", "--system.hello.you", "1"], "--system.hello.you=1"),
         (["VAE", "--trainer.hello", "1"], "--trainer.hello 1"),  # nothing is like it, and there is much else
     ],
 )

@@ -60,7 +60,7 @@ def test_the_scores_say_by_what_and_on_how_many_images_they_were_measured():
 
 
 @pytest.mark.parametrize("place", ["scores", "manifest"])
-def test_no_text_of_a_strangers_run_becomes_markup(tiny_run, tmp_path, place):
+def test_no_text_of_a_strangers_run_becomes_markup(tiny_run, tmp_path, place, capsys):
     checkpoint = shutil.copytree(checkpoint_of(tiny_run("VAEGAN")), tmp_path / "checkpoint")
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     if place == "scores":
@@ -73,6 +73,7 @@ def test_no_text_of_a_strangers_run_becomes_markup(tiny_run, tmp_path, place):
         manifest["data"] = [one | {"fingerprint": "\n\n".join(HOSTILE)} for one in manifest["data"]]
         reseal(checkpoint, configuration=manifest["configuration"], data=manifest["data"])
     main([str(checkpoint), str(tmp_path / "out"), "--num", "0", "--license", "mit\ntags: [x]"])
+    assert "names no licence" not in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     shown = rendered(card)
     known = {"p", "table", "thead", "tbody", "tr", "th", "td", "h1", "h2", "pre", "code", "details", "summary", "img"}
@@ -85,11 +86,12 @@ def test_no_text_of_a_strangers_run_becomes_markup(tiny_run, tmp_path, place):
 
 
 @pytest.mark.parametrize(("held_out", "warned"), [(99, True), (100, False)])
-def test_scores_by_few_images_are_warned_of(tiny_run, tmp_path, held_out, warned):
+def test_scores_by_few_images_are_warned_of(tiny_run, tmp_path, held_out, warned, capsys):
     checkpoint = shutil.copytree(checkpoint_of(tiny_run("VAEGAN")), tmp_path / "checkpoint")
     evaluation, scores = {"held_out_images": held_out}, dict.fromkeys(["eval/fid2k/a", "eval/coverage2k/a"], 1.0)
     (checkpoint / "scores.json").write_text(json.dumps({"scores": scores, "evaluation": evaluation}))
     main([str(checkpoint), str(tmp_path / "out"), "--num", "0"])
+    assert "the model card names no licence, which --license NAME adds" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| FID ↓ | 1.00 |" in card
     assert ("| coverage ↑ | 1.00 |" in card) != warned

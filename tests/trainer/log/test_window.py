@@ -129,7 +129,8 @@ def test_prepared_images_that_the_default_size_shrinks_are_warned_of(tmp_path, s
     write(tmp_path, ({"__key__": f"{i:02}", "png": content} for i, content in enumerate(contents)))
     said = size_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, size))
     assert (said is not None) == warned
-    assert not warned or "64 x 64 pixels: they are shrunk. Add --data.size 64" in str(said)
+    assert not warned or "64 x 64 pixels: they are shrunk. If that is not meant, add --data.size 64" in str(said)
+    assert size_warning(Shards(tmp_path), DataConfig(str(tmp_path), None, size, crop="random")) is None
 
 
 def test_a_damaged_image_is_left_to_the_run(tmp_path):
