@@ -57,9 +57,10 @@ def _check_out(out: Path | None) -> None:
 
 
 def _report(target: Target, scores: dict[str, float], processes: int) -> None:
-    """Print a table, the FID between halves of the real images, and one line of JSON."""
-    width = max(map(len, scores))
-    for name, value in scores.items():
+    """Print a table, the FID between halves of the real images, and one line of JSON, which also has the time."""
+    shown = {name: value for name, value in scores.items() if name != "eval/seconds"}
+    width = max(map(len, shown))
+    for name, value in shown.items():
         print(f"{name:{width}}  {value:.6g}")
     if target.evaluator.missing:
         print(target.evaluator.missing)
