@@ -431,7 +431,7 @@ def test_images_keep_their_names(tmp_path):
     (tmp_path / "in" / "holiday").mkdir(parents=True)
     for name, content in contents.items():
         (tmp_path / "in" / name).write_bytes(content if content != flat(5) else b"damaged")
-    prepare(str(tmp_path / "in"), tmp_path / "out", test_fraction=0, per_shard=5, max_rejected=0.1, workers=2)
+    prepare(str(tmp_path / "in"), tmp_path / "out", test_fraction=0, per_shard=5, max_rejected=0.1)
     shards = Shards(tmp_path / "out" / "train")
     assert {shards.original(i): shards.image(i) for i in range(11)} == {
         name: content for name, content in contents.items() if content != flat(5)

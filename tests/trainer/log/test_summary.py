@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from models import DiscriminatorConfig
+from models.schedule import Schedule
 from trainer.distributed.ranks import ROOT
-from trainer.log.summary import WIDTH, final_summary, start_warnings
+from trainer.log.summary import WIDTH, _player, final_summary, start_warnings
 
 FACTS = {"extractor": "demo-cnn-v1"}
 CONFIG = SimpleNamespace(trainer=SimpleNamespace(steps=8), resolved=lambda: {})
@@ -27,6 +29,14 @@ def test_a_finished_run_says_how_good_it_is_and_what_looks_wrong():
     assert "What to do: go back to the best checkpoint" in " ".join(" ".join(said).split())
     assert said[-1] == "  curves    make board"
     assert max(map(len, said)) <= WIDTH
+
+
+def test_a_rate_that_varies_is_told_with_both_of_its_ends():
+    optimizer = DiscriminatorConfig(lr=Schedule(2e-4, 5e-5, 4000))
+    player = SimpleNamespace(name="binary", networks=["net"], optimizer=optimizer, start=0, every=1)
+    assert _player(SimpleNamespace(player=player), {"net": 1234}) == (
+        "binary trains net 1,234 weights; adamw, lr 0.0002 to 5e-05 in 4,000 steps"
+    )
 
 
 @pytest.mark.parametrize("activated", [True, False])
