@@ -38,7 +38,7 @@ def user_errors() -> Iterator[None]:
         yield
     except (ValueError, DataError, OSError) as error:
         exit_with_error(str(error))
-    except RunError as error:  # a process is missing, or memory: not the settings are wrong
+    except RunError as error:  # a process is lost, or memory is short
         exit_with_error(str(error), code=1)
 
 

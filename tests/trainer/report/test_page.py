@@ -208,6 +208,14 @@ def test_a_curve_below_an_equal_one_is_dashed_and_a_hidden_one_is_not_drawn():
     assert styles == {1.0: ["-", "--"], 2.0: ["-"]}
 
 
+def test_a_curve_that_one_run_hides_is_that_of_the_others_alone():
+    lines = [{"step": i, "eval/recall9": i} for i in range(3)]
+    runs = logged(lines, hidden=["eval/recall9"]), logged([line | {"eval/recall9": 5} for line in lines])
+    ((curves,),) = draw_curves([Entry(name, "VAE", {}, [run]) for name, run in zip("ab", runs, strict=True)]).values()
+    (line,) = curves.figure.gca().lines
+    assert line.get_ydata().tolist() == [5, 5, 5]
+
+
 @pytest.mark.parametrize("value", [64, 0, -3.5])
 def test_an_axis_of_one_value_shows_zero_and_it(value):
     run = logged([{"step": i, "eval/active_units9": value} for i in range(3)])
