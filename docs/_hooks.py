@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 
 import models
 from trainer.config.settings import DataConfig, EvaluateConfig, TrainerConfig
+from trainer.config.words import type_in_words, value_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
@@ -24,16 +25,6 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
 }
 SECTIONS = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}
-TYPES = {
-    "NonNegativeInt": "int, 0 or more",
-    "PositiveInt": "int, 1 or more",
-    "PositiveFloat": "float above 0",
-    "Location": "path or URL",
-    "WeightsFile": "path",
-    "WeightsSource": "path or name on the hub",
-    "NoneType": "null",
-    "None": "null",
-}
 LINKED = ("system.image_size", "system.channels")  # they follow data.size and data.channels
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)]*)?\)|(!\[[^\]]*\]\()([^)\s]+)\)")
 
@@ -119,30 +110,10 @@ def entries(kind: type, prefix: str) -> Iterator[str]:
         hint = getattr(action, "_typehint", None)
         if hint is None or not action.help or action.help == "==SUPPRESS==":
             continue
-        default = "required" if action.required else f"default {written(action.default)}"
-        yield f"`--{action.dest}` ({type_name(hint)}; {default})\n:   {escaped(sentence(action.help))}"
+        default = "required" if action.required else f"default `{value_in_words(action.default)}`"
+        yield f"`--{action.dest}` ({escaped(type_in_words(hint))}; {default})\n:   {escaped(sentence(action.help))}"
         for nested in filter(is_dataclass, getattr(hint, "__args__", ())):
             yield from entries(nested, action.dest)
-
-
-def type_name(hint: Any) -> str:
-    """Return a type as a reader would say it: `int, 1 or more`, `real or not_own`."""
-    args, origin = getattr(hint, "__args__", ()), getattr(hint, "__origin__", None)
-    if "Literal" in str(origin):
-        return " or ".join(f"`{arg}`" for arg in args)
-    if origin in (list, tuple):
-        return f"{origin.__name__} of {', '.join(type_name(arg) for arg in args if arg is not Ellipsis)}"
-    if args:
-        return " or ".join(type_name(arg) for arg in args)
-    name = getattr(hint, "__name__", str(hint))
-    return TYPES.get(name, name)
-
-
-def written(value: Any) -> str:
-    """Return a value as YAML has it."""
-    words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else str(value)
-    return f"`{str([*value]) if isinstance(value, tuple) else text}`"
 
 
 def sentence(text: str) -> str:

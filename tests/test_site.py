@@ -34,7 +34,7 @@ def test_the_reference_has_every_argument_of_a_system(hooks, kind):
     for name in {*arguments} - {"image_size", "channels", "return"}:
         assert f"`--system.{name}" in page
     if "binary" in arguments:
-        assert "`--system.binary.r1_weight` (float or Schedule; default" in page
+        assert "`--system.binary.r1_weight` (number or schedule; default" in page
 
 
 @pytest.mark.parametrize("kind", models.SYSTEMS, ids=lambda kind: kind.__name__)

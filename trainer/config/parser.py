@@ -26,6 +26,7 @@ from trainer import schemas
 from trainer.config.messages import OF_COMPARISONS, meant, other_recipes, plain_message
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
+from trainer.config.words import HelpFormatter
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
 from trainer.weights import FREE_SETTINGS, HUB, implied_recipe, implied_settings
@@ -128,6 +129,9 @@ class Parser(ArgumentParser):
 
     dry_run: int | None = None
     hint = "See python trainer/main.py --help, or --system.help NAME for a system's settings."
+
+    def __init__(self, *given: Any, formatter_class: type[HelpFormatter] = HelpFormatter, **named: Any):
+        super().__init__(*given, formatter_class=formatter_class, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a system's settings: the outer one prints the error

@@ -1,0 +1,48 @@
+"""The help of settings: types, defaults and values in plain words."""
+
+import re
+from typing import Literal
+
+import pytest
+from jsonargparse.typing import PositiveInt
+
+from trainer.config.parser import configure
+from trainer.config.words import type_in_words, value_in_words
+
+PYTHON = re.compile(r"\b(Union|Optional|Literal|class|None|True|False|\w+Int|\w+Float|Location|tuple)\b[\[' ,;)]")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--system.help", "VAEGAN"], ["--system.help", "VAEGAN", "--system.binary.help"]],
+    ids=" ".join,
+)
+def test_help_speaks_of_types_and_defaults_in_plain_words(capsys, words):
+    with pytest.raises(SystemExit) as left:
+        configure(words)
+    assert left.value.code == 0
+    brackets = re.findall(r"\(([^()]*; default: [^()]*)\)", " ".join(capsys.readouterr().out.split()))
+    assert len(brackets) >= 14
+    assert not [text for text in brackets if PYTHON.search(f"{text})")]
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (PositiveInt, "whole number above 0"),
+        (PositiveInt | None, "whole number above 0, or null"),
+        (Literal["real", "not_own"], "real or not_own"),
+        (tuple[float, int], "[number, whole number]"),
+        (tuple[int, ...], "list of whole number"),
+        (list[str] | bool, "list of text, or true or false"),
+    ],
+)
+def test_types_in_words(hint, words):
+    assert type_in_words(hint) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(None, "null"), (False, "false"), (0, "0"), ((0.5, True), "[0.5, true]"), ([], "[]")]
+)
+def test_values_in_words(value, words):
+    assert value_in_words(value) == words
