@@ -87,7 +87,7 @@ def drawn_and_scored_again(capsys, run, tmp_path) -> tuple[dict, list[str]]:
     assert Image.open(tmp_path / "grid" / "sample.png").mode == "RGB"
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     capsys.readouterr()
-    evaluate([str(run), "--num", "64", "--metrics", "fid", "--audit", "--out", str(tmp_path / "scored")])
+    evaluate([str(run), "--num", "64", "--metrics", "fid", "--audit", "--json", "--out", str(tmp_path / "scored")])
     lines = capsys.readouterr().out.splitlines()
     again = json.loads(next(line for line in lines if line.startswith("{")))
     for name in ("eval/fid64/demo-random-v1", "eval/psnr16"):
@@ -176,7 +176,7 @@ def test_a_system_learns_scores_and_writes_images_of_five_channels(here, capsys,
     assert np.load(tmp_path / "scored" / "000000.npy").shape == (32, 32, 5)
     AcceleratorState._reset_state(reset_partial_state=True)
     against = ["--against", str(tmp_path / "set" / "test"), "--extractor", "demo-random", "--metrics", "fid"]
-    evaluate([str(tmp_path / "scored"), *against])  # as a folder of images
+    evaluate([str(tmp_path / "scored"), *against, "--json"])  # as a folder of images
     scored = json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))
     assert scored["channels"] == 5
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -12,7 +12,8 @@ from trainer.classes import in_turn
 from trainer.config.settings import DataConfig
 from trainer.log.charts import KINDS
 from trainer.log.pictures import GridInputs, Panels, grid, interpolation_rows, panels
-from trainer.report.results import COLUMNS, MISSING, Cell, Entry
+from trainer.measures import COLUMNS, MISSING
+from trainer.report.results import Cell, Entry
 
 ROWS, IMAGES_PER_ROW = 2, 12  # in a panel
 

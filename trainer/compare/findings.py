@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from trainer.report.results import MEASURES, Entry
+from trainer.measures import MEASURES
+from trainer.report.results import Entry
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided: the seeds overlap"
 FID_RATIO = 2.0  # from which an autoencoder's FID counts as far worse than a VAE's
@@ -86,7 +87,7 @@ def _lower(key: str, lows: list[Entry], highs: list[Entry], times: float = 1.0) 
             a, b = low.values(key), high.values(key)
             if a and b:
                 figures = f"{measure.head} {measure.spread(a)} against {measure.spread(b)}"
-                if measure.better == "one" and min(a + b) > 1:
+                if measure.better == "near 1" and min(a + b) > 1:
                     figures += " (all above 1: noise rather than edges)"
                 parts.append(Part(f"{low.name} and {high.name}", below(a, b, times), figures))
     return parts

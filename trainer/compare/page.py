@@ -9,8 +9,9 @@ from trainer.compare.figures import IMAGES_PER_ROW, draw_overview, draw_panels
 from trainer.compare.findings import FAILS, HOLDS, Finding, find
 from trainer.config.settings import DataConfig
 from trainer.log.pictures import grid
+from trainer.measures import MEASURES
 from trainer.report.page import Frame, Page, as_png
-from trainer.report.results import MEASURES, Entry, score_table
+from trainer.report.results import Entry, score_table
 
 ABOUT_IMAGES = (
     "All images are from each system's first seed. Every system gets the same held-out images and the same draws from "

@@ -5,7 +5,7 @@ WHAT is one of
   a checkpoint        it is scored as in training, against the run's held-out images or those of --against
   images              a folder, an archive or WebDataset shards, scored against the images of --against
 
-It prints a table of scores and one line of JSON. For several processes: `accelerate launch -m trainer.evaluate WHAT`.
+It prints a table of scores. For several processes: `accelerate launch -m trainer.evaluate WHAT`.
 """
 
 import argparse
@@ -54,6 +54,7 @@ def parser() -> CommandParser:
     add("--cache", metavar="FOLDER", help="folder on a local disk that keeps a run's remote shards")
     add("--cache_gb", type=PositiveFloat, help="most gigabytes in --cache (default: the run's)")
     add("--out", metavar="FOLDER", type=Path, help="also write the scored images as PNG into this new folder")
+    add("--json", action="store_true", help="also print one line of JSON: the scores and all that they depend on")
     add("--audit", action="store_true", help="compute the scores again by torch-fidelity; exit with 1 if one differs")
     add_limits(made)
     return made

@@ -1,6 +1,7 @@
 """`python -m trainer.evaluate`: compute scores, print them, write the images, audit the scores."""
 
 import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data.dataset import FEW
 from data.loader import read
 from data.order import permutation
 from data.redact import redacted_all
+from data.tables import table
 from trainer.distributed.accelerator import command_accelerator
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.evaluate.arguments import parser
@@ -19,6 +21,7 @@ from trainer.evaluate.ranks import raise_on_all_ranks
 from trainer.evaluate.target import TIMEOUT, Target, open_target
 from trainer.log.health import few_images
 from trainer.log.pictures import encoded
+from trainer.measures import Measure
 from trainer.metrics.fid import frechet
 from trainer.metrics.statistics import Gaussian, Moments, ReferenceStatistics
 
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         del scores["eval/seconds_share"]  # it is a share of a run's time
         is_main = accelerator.is_main_process
         if is_main:
-            _report(target, scores, accelerator.num_processes)
+            _report(target, scores, accelerator.num_processes if settings.json else None)
         if settings.out:
             raise_on_all_ranks(lambda: _write_images(target, settings.out))
     accelerator.wait_for_everyone()
@@ -56,25 +59,26 @@ def _check_out(out: Path | None) -> None:
         raise ValueError(f"--out {out} exists and is not empty: name a new folder")
 
 
-def _report(target: Target, scores: dict[str, float], processes: int) -> None:
-    """Print a table, the FID between halves of the real images, and one line of JSON, which also has the time."""
-    shown = {name: value for name, value in scores.items() if name != "eval/seconds"}
-    width = max(map(len, shown))
-    for name, value in shown.items():
-        print(f"{name:{width}}  {value:.6g}")
-    if target.evaluator.missing:
-        print(target.evaluator.missing)
-    if (held_out := target.evaluator.held_out_images) < FEW:
-        print(few_images(held_out))
-    line = dict(scores)
-    if halves := fid_of_halves(target.evaluator.references[0]):
+def _report(target: Target, scores: dict[str, float], processes: int | None) -> None:
+    """Print a table of scores and, if the number of processes is given, one line of JSON with all facts."""
+    evaluator, line = target.evaluator, dict(scores)
+    better = {name: measure.better for name in scores if (measure := Measure.of(name))}
+    shown = [(name, f"{value:.6g}", better.get(name)) for name, value in scores.items() if name != "eval/seconds"]
+    print(*table([("score", "value", "better"), *shown]), sep="\n")
+    if evaluator.missing:
+        print(evaluator.missing)
+    if evaluator.held_out_images < FEW:
+        print(few_images(evaluator.held_out_images))
+    if halves := fid_of_halves(evaluator.references[0]):
         n, line["eval/floor"] = halves
         print(
             f"for comparison: the FID between two halves of the real images, {n:,} against {n:,}, is "
             f"{line['eval/floor']:.4g}; more images would lower it"
         )
-    facts = {**target.facts, **target.evaluator.facts, **target.evaluator.recipe, "world_size": processes}
-    print(json.dumps(redacted_all({**line, **facts})), flush=True)
+    if processes is not None:
+        facts = {**target.facts, **evaluator.facts, **evaluator.recipe, "world_size": processes}
+        print(json.dumps(redacted_all({**line, **facts})))
+    sys.stdout.flush()
 
 
 def fid_of_halves(reference: ReferenceStatistics) -> tuple[int, float] | None:

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.redact import printable
 from models import System
-from trainer.report.results import MEASURES, OF_NEIGHBOURS, Measure
+from trainer.measures import MEASURES, OF_NEIGHBOURS, Measure
 
 SCORE = re.compile(r"eval/([a-z_]+?)(\d+)(k?)((?:/[^/]+)*)")  # what was measured, on how many images, by what
 CARD_MEASURES = MEASURES | {"cycle_psnr": Measure("cycle_psnr", "PSNR of cycles", "higher", 1)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from trainer.distributed.exit import user_errors
+from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.files import write_atomically
 from trainer.generate import panels
 from trainer.generate.arguments import parser
@@ -21,20 +21,21 @@ from trainer.run_place import local_run
 from trainer.samplers import Sampler, open_sampler, training_images
 
 SAMPLES, DRAWN = 10_000, 64  # that are drawn unless --num says so: by sample, and by other commands or in a grid
+NAMED = 3  # images at most that a message names
 STRIPS, ROWS = ("edit", "neighbours"), 16  # commands whose grids have a row for each image, and how many then
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     settings = parser().parse_args(arguments)
-    out, command = settings.out, settings.command
+    out, command, left_out = settings.out, settings.command, list[str]()
     with user_errors(), ExitStack() as stack:
         _check(settings)
         run = stack.enter_context(local_run(settings.checkpoint))
         generator = Generator(run, command, settings.device, getattr(settings, "classes", None))
         _check_classes(generator, settings)
         _check_sizes(generator, settings)
-        pictures = _pictures(generator, settings)
+        pictures = _pictures(generator, settings, left_out)
         if getattr(settings, "shards", False):
             print(f"{out}: {write_shards(pictures, out):,} images written")
             return
@@ -50,6 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
     # The copy of a URL's run is gone by now.
     by = f"{generator.checkpoint.name} of {settings.checkpoint}"
     _report(out, written, str(generator.checkpoint) if generator.checkpoint.exists() else by)
+    if left_out:
+        more = f"; and {len(left_out) - NAMED} more" * (len(left_out) > NAMED)
+        exit_with_error(
+            f"{len(left_out)} of the images of --images {settings.images} could not be read, and the others were used: "
+            f"{'; '.join(left_out[:NAMED])}{more}",
+            code=1,
+        )
 
 
 def _check(settings: argparse.Namespace) -> None:
@@ -102,14 +110,15 @@ def _check_sizes(generator: Generator, settings: argparse.Namespace) -> None:
         raise ValueError("; ".join(found))
 
 
-def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
-    """What the command shows."""
+def _pictures(generator: Generator, settings: argparse.Namespace, left_out: list[str]) -> Pictures:
+    """What the command shows; `left_out` gets a message for each image of --images that cannot be read."""
     if settings.command in STRIPS:
         images = training_images(settings.train, generator.data)
         if settings.command == "edit":
             direction = attribute_vector(generator, images, settings.with_, settings.without, settings.train_num)
-            return edit(generator, _codes(generator, settings), direction, settings.strengths)
-        found = find_neighbours(generator, _images(generator, settings), images, settings.train_num, settings.nearest)
+            return edit(generator, _codes(generator, settings, left_out), direction, settings.strengths)
+        queries = _images(generator, settings, left_out)
+        found = find_neighbours(generator, queries, images, settings.train_num, settings.nearest)
         settings.out.mkdir(parents=True, exist_ok=True)
         write_atomically(settings.out / "neighbours.jsonl", report(found, images))
         return show(generator, found, images, "given" if settings.images else "sample")
@@ -123,8 +132,8 @@ def _pictures(generator: Generator, settings: argparse.Namespace) -> Pictures:
         return panels.decode(generator, settings.latents, _num(settings))
     towards = getattr(settings, "direction", None)
     if settings.whole or settings.tile:
-        return panels.whole(generator, settings.images, settings.num, towards, settings.tile)
-    return panels.compare(generator, settings.images, _num(settings), towards)
+        return panels.whole(generator, settings.images, settings.num, towards, settings.tile, left_out)
+    return panels.compare(generator, settings.images, _num(settings), towards, left_out)
 
 
 def _num(settings: argparse.Namespace) -> int | None:
@@ -141,25 +150,28 @@ def _sampler(generator: Generator, settings: argparse.Namespace) -> Sampler:
     return open_sampler(settings, generator.system, generator.data, generator.device, settings.command != "sample")
 
 
-def _codes(generator: Generator, settings: argparse.Namespace) -> Codes:
+def _codes(generator: Generator, settings: argparse.Namespace, left_out: list[str]) -> Codes:
     """The codes that are edited: of the images of --images, or draws."""
     if settings.images:
-        for names, images in panels.given(generator, settings.images, _num(settings)):
-            yield names, {"original": images}, generator.encoder(images)[0]
+        for names, images, numbers in panels.given(generator, settings.images, _num(settings), left_out):
+            yield names, numbers, {"original": images}, generator.encoder(images)[0]
     else:
         num = settings.num or _drawn(settings)
         for names, z in panels.draws(generator, num, settings.seed, _sampler(generator, settings)):
-            yield names, {}, z
+            yield names, [*map(int, names)], {}, z
 
 
-def _images(generator: Generator, settings: argparse.Namespace) -> Iterator[tuple[Sequence[str], Tensor]]:
+def _images(
+    generator: Generator, settings: argparse.Namespace, left_out: list[str]
+) -> Iterator[tuple[Sequence[str], Tensor]]:
     """The images whose neighbours are sought: those of --images, or images that are drawn."""
     if settings.images:
-        yield from panels.given(generator, settings.images, _num(settings))
+        for names, images, _ in panels.given(generator, settings.images, _num(settings), left_out):
+            yield names, images
     else:
         num = settings.num or _drawn(settings)
-        for names, made in panels.sample(generator, num, settings.seed, _sampler(generator, settings)):
-            yield names, made["generated"]
+        for drawn, made in panels.sample(generator, num, settings.seed, _sampler(generator, settings)):
+            yield drawn, made["generated"]
 
 
 def _report(out: Path, written: set[Path], checkpoint: str) -> None:

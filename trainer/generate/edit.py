@@ -5,7 +5,6 @@ An attribute vector is the difference between the mean codes of images with and 
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,13 @@ from trainer.generate.panels import Pictures
 from trainer.log.pictures import Panels
 from trainer.samplers import chosen
 
-Codes = Iterator[tuple[Sequence[str], Panels, Tensor]]  # names, panels of the originals, and codes
+Codes = Iterator[tuple[Sequence[str], Sequence[int], Panels, Tensor]]  # names, numbers, panels of originals, and codes
 
 
 def edit(generator: Generator, codes: Codes, direction: Tensor, strengths: Sequence[float]) -> Pictures:
     """Yield images decoded from z + strength * direction for each strength, beside the originals if there are any."""
-    numbers = count()
-    for names, panels, z in codes:
-        told = generator.told(islice(numbers, len(names)))
+    for names, numbers, panels, z in codes:
+        told = generator.told(numbers)
         moved = ((z.double() + strength * direction).float() for strength in strengths)
         made = [generator.images(generator.system.sample, one, *told) for one in moved]
         titles = [f"{strength:+g}" if strength else "0" for strength in strengths]

@@ -1,9 +1,9 @@
 """What each command shows: in blocks, the names of pictures and the panels that form each picture."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice, pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,14 @@ Pictures = Iterator[tuple[Sequence[str], Panels]]
 Direction = Literal["a2b", "b2a"]
 
 
+class Given(NamedTuple):
+    """Images of a folder, without those that cannot be read."""
+
+    names: list[str]
+    images: Tensor  # uint8 or uint16 [n, channels, height, width]
+    numbers: list[int]  # their places among all images of the folder
+
+
 def sample(generator: Generator, num: int, seed: int, sampler: Sampler) -> Pictures:
     """Yield images that are drawn."""
     for names, z in draws(generator, num, seed, sampler):
@@ -39,24 +47,54 @@ def draws(generator: Generator, num: int, seed: int, sampler: Sampler) -> Iterat
         yield [f"{i:06d}" for i in rows], sampler(seed, torch.tensor(rows))
 
 
-def given(generator: Generator, folder: Path, num: int | None) -> Iterator[tuple[list[str], Tensor]]:
-    """Yield blocks of names and images of a folder, uint8 [n, channels, height, width]."""
+def given(generator: Generator, folder: Path, num: int | None, left_out: list[str]) -> Iterator[Given]:
+    """Yield blocks of images of a folder, and add a message to `left_out` for each image that cannot be read.
+
+    Raises:
+        DataError: none can be read.
+    """
     names, images = open_folder(folder, *generator.format)
-    for rows in generator.blocks(min(num or len(names), len(names))):
-        yield names[rows.start : rows.stop], images(rows)
+    return _readable(names, images, generator.blocks(min(num or len(names), len(names))), left_out)
 
 
-def compare(generator: Generator, folder: Path, num: int | None, direction: Direction | None) -> Pictures:
+def _readable(
+    names: list[str], images: Callable[[range], Tensor], blocks: Iterable[range], left_out: list[str]
+) -> Iterator[Given]:
+    found = 0
+    for rows in blocks:
+        try:
+            parts = {row: image for row, image in zip(rows, images(rows), strict=True)}
+        except DataError:
+            parts = dict[int, Tensor]()
+            for row in rows:
+                try:
+                    parts[row] = images(range(row, row + 1))[0]
+                except DataError as error:
+                    left_out.append(str(error))
+        if parts:
+            yield Given([names[row] for row in parts], torch.stack([*parts.values()]), [*parts])
+        found += len(parts)
+    if not found:
+        raise DataError(left_out[0])
+
+
+def compare(
+    generator: Generator, folder: Path, num: int | None, direction: Direction | None, left_out: list[str]
+) -> Pictures:
     """Yield images beside their translations, or beside their reconstructions if there is no direction."""
     title, use = _made_of_images(generator, direction)
-    numbers = count()
-    for names, images in given(generator, folder, num):
-        told = generator.told(islice(numbers, len(names)))
-        yield names, {"original": images, title: generator.images(use, normalize(images), *told)}
+    for names, images, numbers in given(generator, folder, num, left_out):
+        made = generator.images(use, normalize(images), *generator.told(numbers))
+        yield names, {"original": images, title: made}
 
 
 def whole(
-    generator: Generator, folder: Path, num: int | None, direction: Direction | None, tile: int | None
+    generator: Generator,
+    folder: Path,
+    num: int | None,
+    direction: Direction | None,
+    tile: int | None,
+    left_out: list[str],
 ) -> Pictures:
     """Yield images of their own sizes, one by one, as `compare` does; made in tiles if their side is given.
 
@@ -66,10 +104,10 @@ def whole(
     title, use = _made_of_images(generator, direction)
     stride = check_tile(generator, tile)
     names, images = open_folder(folder, None, *generator.format[1:])
-    for i in progress(range(min(num or len(names), len(names)))):
-        image = images(range(i, i + 1))
+    each = [range(i, i + 1) for i in range(min(num or len(names), len(names)))]
+    for name, image, _ in _readable(names, images, progress(each), left_out):
         made = in_own_size(generator, use, image[0], stride, tile)  # systems whose codes are maps have no classes
-        yield [names[i]], {"original": image, title: made[None]}
+        yield name, {"original": image, title: made[None]}
 
 
 def _made_of_images(generator: Generator, direction: Direction | None) -> tuple[str, Callable[..., Tensor]]:

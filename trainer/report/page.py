@@ -21,8 +21,9 @@ from data.images import header
 from trainer.config.resume import flatten
 from trainer.log.charts import KINDS
 from trainer.log.health import Verdict, few_images, unjudged, verdicts
+from trainer.measures import COLUMNS, MISSING
 from trainer.report.curves import colour, draw_curves
-from trainer.report.results import COLUMNS, MISSING, Entry, Run, differently_scored, score_table
+from trainer.report.results import Entry, Run, differently_scored, score_table
 from trainer.run_folder import some_grids
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)

@@ -1,11 +1,10 @@
-"""What runs have logged: the measures, and the values of each run and of each entry of a page."""
+"""What runs have logged: the values of each run and of each entry of a page."""
 
-import re
 import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
@@ -17,64 +16,10 @@ from trainer.checkpoint.writer import step_of
 from trainer.config.resume import flatten
 from trainer.log.charts import KINDS
 from trainer.log.metrics_file import Line, is_evaluation, read_metrics
+from trainer.measures import COLUMNS, OF_NEIGHBOURS, Measure
 from trainer.run_folder import RunStatus
 
 WORKLOAD = ("data.size", "data.channels", "system.networks")  # settings without which no speeds compare
-MISSING = "\N{EN DASH}"  # in place of a score that a system cannot have
-
-
-class Measure(NamedTuple):
-    """A column of the table of scores; metrics.jsonl has its values as eval/KEY and the number of images."""
-
-    key: str
-    head: str
-    better: Literal["lower", "higher", "one"]
-    digits: int  # decimal places to show
-
-    @property
-    def arrow(self) -> str:
-        return {"lower": "↓", "higher": "↑", "one": "→\N{NO-BREAK SPACE}1"}[self.better]
-
-    def tag(self, line: Line) -> str | None:
-        """Return its name in an evaluation's line, None if the system cannot have it."""
-        return next((name for name in line if re.match(rf"eval/{self.key}\d", name)), None)
-
-    def text(self, value: float | None) -> str:
-        """Return a value as it is shown."""
-        if value is None:
-            return MISSING
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{self.digits}f}"
-
-    def spread(self, values: list[float]) -> str:
-        """Return the mean and, of several values, the range as they are shown."""
-        mean = self.text(statistics.mean(values))
-        return mean if len(values) == 1 else f"{mean} ({self.range(values)})"
-
-    def range(self, values: list[float]) -> str:
-        return f"{self.text(min(values))} to {self.text(max(values))}"
-
-
-COLUMNS = [
-    Measure("fid", "FID", "lower", 2),
-    Measure("is", "IS", "higher", 2),
-    Measure("kid", "KID", "lower", 4),
-    Measure("precision", "precision", "higher", 2),
-    Measure("recall", "recall", "higher", 2),
-    Measure("density", "density", "higher", 2),
-    Measure("coverage", "coverage", "higher", 2),
-    Measure("rfid", "rFID", "lower", 2),
-    Measure("psnr", "PSNR", "higher", 1),
-    Measure("ssim", "SSIM", "higher", 3),
-    Measure("sharpness", "sharpness, samples", "one", 2),
-    Measure("sharpness_reconstructed", "sharpness, reconstructed", "one", 2),
-    Measure("prior_gap", "prior gap", "lower", 2),
-    Measure("active_units", "active units", "higher", 1),
-    Measure("z_recovered", "z recovered (R²)", "higher", 2),
-    Measure("images_per_second", "images/s", "higher", 0),
-]
-MEASURES = {measure.key: measure for measure in COLUMNS}
-# Of neighbours among samples and held-out images: of fewer than FEW they flatter noise, and are left out.
-OF_NEIGHBOURS = {"precision", "recall", "density", "coverage"}
 
 
 @dataclass(frozen=True)
@@ -111,8 +56,8 @@ class Run:
     def hides(self, tag: str) -> bool:
         """Return whether a score is of neighbours among too few held-out images."""
         few = any(line.get("held_out_images", FEW) < FEW for line in self.evaluations[-1:])
-        score = re.match(r"eval/([a-z_]+)\d", tag)
-        return few and score is not None and score[1] in OF_NEIGHBOURS
+        measure = Measure.of(tag)
+        return few and measure is not None and measure.key in OF_NEIGHBOURS
 
     def measured(self, measure: Measure) -> tuple[str, ...]:
         """Return what must be the same of two scores, or of two speeds, that are compared."""
@@ -243,7 +188,7 @@ def best(entries: list[Entry], measure: Measure) -> set[str]:
     ways = {run.measured(measure) for entry in entries for run in entry.runs if measure.key in run.scores}
     if len({*texts.values()}) < 2 or len(ways) > 1:
         return set()
-    loss = {"lower": lambda x: x, "higher": lambda x: -x, "one": lambda x: abs(x - 1)}[measure.better]
+    loss = {"lower": lambda x: x, "higher": lambda x: -x, "near 1": lambda x: abs(x - 1)}[measure.better]
     top = min(means, key=lambda name: loss(means[name]))
     return {name for name, text in texts.items() if text == texts[top]}
 

@@ -270,7 +270,7 @@ def test_evaluations_and_exports_of_a_run_at_its_url_name_the_url(at_url, digits
     run, url, _ = at_url
     for out, place in (("url", url), ("folder", str(run))):
         export([place, out, "--num", "0", "--full"])
-        evaluate([place, "--against", str(digits / "test"), "--extractor", "demo-random", "--num", "2"])
+        evaluate([place, "--against", str(digits / "test"), "--extractor", "demo-random", "--num", "2", "--json"])
     said = capsys.readouterr()
     assert f"python -m trainer.evaluate {url}`" in said.err
     first, second = (json.loads(line) for line in said.out.splitlines() if line.startswith("{"))

@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 from trainer.compare.findings import FAILS, HOLDS, UNDECIDED, below, find
-from trainer.report.results import MEASURES, MISSING, Cell, Entry, best, score_table
+from trainer.measures import MEASURES, MISSING
+from trainer.report.results import Cell, Entry, best, score_table
 
 
 def entry(name: str, kind: str, settings: dict | None = None, **scores: list[float]) -> Entry:

@@ -34,7 +34,7 @@ def score(capsys):
 
     def run(*arguments):
         capsys.readouterr()
-        main([str(one) for one in arguments])
+        main([*map(str, arguments), "--json"])
         told = capsys.readouterr().out
         (line,) = [json.loads(text) for text in told.splitlines() if text.startswith("{")]
         return told, line
@@ -188,10 +188,19 @@ def test_all_of_a_folder_counts_whatever_its_folders_are_called(score, folders, 
     assert (line["num"], line["eval/fid200/demo-cnn-v1"]) == (200, pytest.approx(0, abs=64 * 2e-7 * 10))
 
 
+def test_the_table_says_which_way_is_better_and_json_is_asked_for(capsys, folders):
+    main([str(folders / "fake"), "--against", str(folders / "real"), "--extractor", "demo-random", "--metrics", "fid"])
+    head, fid, *notes = capsys.readouterr().out.splitlines()
+    assert head.split() == ["score", "value", "better"]
+    assert re.fullmatch(r"eval/fid240/demo-random-v1 +\d\S* +lower", fid)
+    assert notes
+    assert not [line for line in notes if line.startswith("{")]
+
+
 def test_two_processes_score_as_one(score, forked, folders, demo_cnn, tmp_path):
     arguments = [folders / "fake", "--against", folders / "real", "--extractor", "demo-cnn", "--weights", demo_cnn]
     _, expected = score(*arguments)
-    command = [*map(str, [*arguments, "--audit", "--out", tmp_path / "out"])]
+    command = [*map(str, [*arguments, "--json", "--audit", "--out", tmp_path / "out"])]
     done = forked(f"from trainer.evaluate.command import main\nmain({command!r})", processes=2).wait()
     assert done.returncode == 0, done.stderr
     (line,) = [json.loads(text) for text in done.stderr.splitlines() if text.startswith("{")]
@@ -348,7 +357,14 @@ def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ran
     done = here("--system", "VAE", "--trainer.steps", "2", "--trainer.save_every", "1", "--trainer.run_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     first = tmp_path / "checkpoints" / "step_00000001"
-    arguments = [str(tmp_path), "--extractor", "demo-random", "--num", "130"]  # three blocks, of two processes
+    arguments = [
+        str(tmp_path),
+        "--json",
+        "--extractor",
+        "demo-random",
+        "--num",
+        "130",
+    ]  # three blocks, of two processes
     arguments += ["--sampler", "resample", "--train_num", "70"]
     _, expected = score(first, *arguments[1:])
     looks = {0: f"trainer.evaluate.target.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}

@@ -110,7 +110,7 @@ def test_other_commands_accept_an_export(export, tiny_run, tmp_path, capsys):
     assert export(tiny_run("VAEGAN"), tmp_path / "out", "--num", 0).returncode == 0
     for place in (tiny_run("VAEGAN"), tmp_path / "out"):
         generate(["sample", str(place), "--out", str(tmp_path / place.name), "--num", "2"])
-        evaluate([str(place), "--extractor", "demo-random", "--num", "2", "--metrics", "fid"])
+        evaluate([str(place), "--extractor", "demo-random", "--num", "2", "--metrics", "fid", "--json"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     scores = [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
     assert scores[0] | {"checkpoint": ""} == scores[1] | {"checkpoint": ""}

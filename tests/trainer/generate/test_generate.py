@@ -1,6 +1,7 @@
 """Pictures by a trained system, and models.load, which gives it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -250,16 +251,44 @@ def test_refusals_are_one_message(run, capsys, photos, tmp_path, system, argumen
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unreadable_image_is_named(run, capsys, photos, tmp_path):
-    for content, reason in (
-        ((photos / "b.png").read_bytes()[:60], "image file is truncated"),
-        (b"no", "it is no image of a known kind (PNG, "),
-    ):
-        (photos / "bad.png").write_bytes(content)
-        done = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "out", "--images", photos)
-        assert done.returncode == 2
-        assert done.err.startswith(f"error: cannot read the image {photos / 'bad.png'}: {reason}")
-        assert done.err.count("\n") == 1
+def test_images_that_cannot_be_read_are_named_and_the_others_are_used(run, capsys, photos, tmp_path):
+    assert generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "all", "--images", photos).returncode == 0
+    truncated = (photos / "b.png").read_bytes()[:60]
+    (photos / "aa.png").write_bytes(truncated)
+    (photos / "bad.png").write_bytes(b"no")
+    done = generate(capsys, "reconstruct", run("VAEGAN"), "--out", tmp_path / "out", "--images", photos)
+    assert done.returncode == 1
+    said = f"error: 2 of the images of --images {photos} could not be read, and the others were used: "
+    assert done.err.startswith(said)
+    broken, alien = re.findall(r"cannot read the image (\S+): ([^;]*)", done.err)
+    assert broken[0] == str(photos / "aa.png")
+    assert broken[1].startswith("image file is truncated")
+    assert alien[0] == str(photos / "bad.png")
+    assert alien[1].startswith("it is no image of a known kind (PNG, ")
+    assert done.err.count("\n") == 1
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("out", "all")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("VAEGAN", ["reconstruct", "--grid"]),
+        ("VAEGAN", ["neighbours", "--train_num", "9"]),
+        ("CycleGAN", ["translate", "--direction", "a2b", "--whole"]),
+    ],
+    ids=["grid", "neighbours", "whole"],
+)
+def test_a_folder_without_a_readable_image_is_refused(run, capsys, tmp_path, system, words):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.png"):
+        (photos / name).write_bytes(b"no")
+    command, *options = words
+    done = generate(capsys, command, run(system), "--out", tmp_path / "out", "--images", photos, *options)
+    assert done.returncode == 2
+    assert done.err.startswith(f"error: cannot read the image {photos / 'a.png'}: it is no image of a known kind")
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_that_are_not_finite_are_refused(run, capsys, tmp_path):

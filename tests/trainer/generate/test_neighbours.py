@@ -45,7 +45,7 @@ def test_a_picture_says_what_it_shows_and_a_grid_has_sixteen_rows(digits, tiny_r
     command += ["--images", str(digits / "test")] * given
     for options, rows in (([], num), (["--grid"], 16), (["--grid", "--num", "17"], 17)):
         settings = parser().parse_args([*command, *options])
-        parts = [*_pictures(Generator(tiny_run("VAE"), "neighbours"), settings)]
+        parts = [*_pictures(Generator(tiny_run("VAE"), "neighbours"), settings, [])]
         assert [*parts[0][1]] == [title, "1"]
         assert sum(len(names) for names, _ in parts) == rows
 
