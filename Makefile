@@ -13,7 +13,7 @@ LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 1,$(PROCESSES)),accel
 	--config_file launch/accelerate.yaml --multi_gpu --num_processes $(PROCESSES) \
 	--num_cpu_threads_per_process $(THREADS),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} python)
 
-.PHONY: train compare bench test test-slow test-gpu test-slurm lint docs setup data board
+.PHONY: train compare bench test test-slow test-gpu test-slurm lint docs setup ready data board
 
 train: setup
 	$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
@@ -52,7 +52,12 @@ lint: setup docs
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
-setup: .venv/.done datasets/digits
+# Where there is flock, a second make waits for the first.
+setup:
+	@$(if $(shell command -v flock),flock .setup.lock) $(MAKE) --no-print-directory ready
+
+ready: .venv/.done datasets/digits
+	@:
 
 data: datasets/digits
 

@@ -78,7 +78,7 @@ class Model:
         if self.system.classes and label is None:
             raise ValueError(
                 f"the system was trained with system.classes {self.system.classes}: choose the class that the page "
-                "shows, such as --classes 3"
+                "shows, such as --classes 1"
             )
         saved = schemas.checkpoint(checkpoint)
         self.title = f"{type(self.system).__name__} of {path.resolve().name}, step {saved.step:,}"

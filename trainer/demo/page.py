@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from gradio.helpers import Examples
 from PIL import Image
 
 from data.errors import DataError
@@ -95,10 +96,33 @@ def user_facing(use: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def clear_if_refused(asked: Any, outputs: list[Any]) -> None:
-    """Show nothing in some places after an error: what is there would be of what was given before."""
-    blank = [None] * len(outputs) if len(outputs) > 1 else None
-    asked.failure(lambda: blank, None, outputs, api_visibility="private")
+def show(
+    use: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    changes: list[Any],
+    examples: Examples | None,
+    api_name: str,
+    cleared: list[Any] | None = None,
+) -> None:
+    """Show what a function makes of the inputs whenever they change or an example is chosen.
+
+    Args:
+        use: takes the inputs' values and returns the outputs'
+        inputs, outputs: parts of the page
+        changes: events after which the function is used. An image's is `input`, as its `change` may come twice
+        examples: of the inputs
+        api_name: of the function
+        cleared: outputs that are empty after an error, as what they show would be of other inputs (default: all)
+    """
+    given = (user_facing(use), inputs, outputs)
+    asked = [gr.on(changes, *given, api_name=api_name, **ONE_AT_A_TIME)]
+    if examples is not None:
+        asked.append(examples.load_input_event.then(*given, api_visibility="private", **ONE_AT_A_TIME))
+    cleared = outputs if cleared is None else cleared
+    blank = [None] * len(cleared) if len(cleared) > 1 else None
+    for one in asked:
+        one.failure(lambda: blank, None, cleared, api_visibility="private")
 
 
 def whole(number: float | None) -> int:
@@ -140,10 +164,8 @@ def reconstruct_tab(model: Model, examples: list[list[str]], page: gr.Blocks) ->
     with gr.Row():
         outputs = [shown("As the model sees it"), shown("Reconstruction"), shown("Error map")]
     text = gr.Markdown()
-    changes, made = [given.change, page.load], [*outputs, text]
-    asked = gr.on(changes, user_facing(reconstruct), given, made, api_name="reconstruct", **ONE_AT_A_TIME)
-    clear_if_refused(asked, made)
-    gr.Examples(examples, given, label="Held-out images")
+    chosen = gr.Examples(examples, given, label="Held-out images")
+    show(reconstruct, [given], [*outputs, text], [given.input, page.load], chosen, "reconstruct")
 
 
 def directions_tab(model: Model, examples: list[list[str]], page: gr.Blocks) -> None:
@@ -178,12 +200,10 @@ def directions_tab(model: Model, examples: list[list[str]], page: gr.Blocks) -> 
             sliders = [
                 gr.Slider(-REACH, REACH, 0, step=0.01, label=f"Direction {i + 1}") for i in range(len(axes.scale))
             ]
-    if encodes:
-        gr.Examples(examples, given, label="Held-out images")
+    chosen = gr.Examples(examples, given, label="Held-out images") if encodes else None
     sweep = shown(f"Each direction from -{REACH:g} to {REACH:g}, while the others stay", GRID)
-    outputs = [*sliders, made, sweep, code]
-    asked = gr.on([given.change, page.load], user_facing(start), given, outputs, api_name="directions", **ONE_AT_A_TIME)
-    clear_if_refused(asked, [made, sweep, code])
+    outputs, changes = [*sliders, made, sweep, code], [given.input, page.load]
+    show(start, [given], outputs, changes, chosen, "directions", cleared=[made, sweep, code])
     gr.on(
         [slider.input for slider in sliders],
         user_facing(move),
@@ -207,13 +227,10 @@ def interpolate_tab(model: Model, examples: list[list[str]], page: gr.Blocks) ->
         ends = [upload("From", examples[0][0]), upload("To", examples[-1][0])]
     steps = gr.Slider(2, 16, 9, step=1, label="Pictures")
     made = shown("From one image to the other")
-    inputs = [*ends, steps]
-    changes = [ends[0].change, ends[1].change, steps.release, page.load]
-    asked = gr.on(changes, user_facing(interpolate), inputs, made, api_name="interpolate", **ONE_AT_A_TIME)
-    clear_if_refused(asked, [made])
     pairs = [[a, b] for (a,), (b,) in zip(examples[:6:2], examples[1:6:2], strict=False)]
-    if pairs:
-        gr.Examples(pairs, ends, label="Held-out images")
+    chosen = gr.Examples(pairs, ends, label="Held-out images") if pairs else None
+    changes = [ends[0].input, ends[1].input, steps.release, page.load]
+    show(interpolate, [*ends, steps], [made], changes, chosen, "interpolate")
 
 
 def samples_tab(model: Model, page: gr.Blocks) -> None:
@@ -253,7 +270,5 @@ def translate_tab(model: Model, direction: Direction, examples: list[list[str]],
     given = upload(f"An image of domain {direction[0]}", examples[0][0])
     with gr.Row():
         outputs = [shown("As the model sees it"), shown(f"In domain {direction[-1]}"), shown("And back")]
-    changes, name = [given.change, page.load], f"translate_{direction}"
-    asked = gr.on(changes, user_facing(translate), given, outputs, api_name=name, **ONE_AT_A_TIME)
-    clear_if_refused(asked, outputs)
-    gr.Examples(examples, given, label="Held-out images")
+    chosen = gr.Examples(examples, given, label="Held-out images")
+    show(translate, [given], outputs, [given.input, page.load], chosen, f"translate_{direction}")

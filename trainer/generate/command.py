@@ -89,7 +89,7 @@ def _check_classes(generator: Generator, settings: argparse.Namespace) -> None:
     if generator.system.classes and needed and not settings.classes:
         raise ValueError(
             f"{command} needs --classes, as the system was trained with system.classes {generator.system.classes}: "
-            "name the class of the images, such as --classes 3"
+            "name the class of the images, such as --classes 1"
         )
     if command == "interpolate" and len(settings.classes or ()) > 1:
         raise ValueError(f"--classes names {len(settings.classes)} classes, and a strip is of one: name one")
