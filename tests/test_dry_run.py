@@ -19,8 +19,10 @@ from models.networks import NetworkConfig
 from models.networks.autoencoder import Decoder
 from trainer.config.parser import configure
 from trainer.dry_run import Report, dry_run
+from trainer.errors import RunError
 from trainer.step import TrainStep
 from trainer.step_memory import BusiestBatch, CudaAutocast, fake_accelerator
+from trainer.step_time import seconds_per_image
 
 VAEGAN = ["--system", "VAEGAN", "--system.discriminator", "both", "--system.adaptive", "true"]
 VAEGAN += ["--system.binary.lecam_weight", "1", "--system.ternary.spectral_norm", "true"]
@@ -33,6 +35,11 @@ def settings(digits, tmp_path):
     """A dry run's configuration from its arguments."""
     data = ["--data.train", digits / "train", "--data.test", digits / "test", "--trainer.run_dir", tmp_path / "run"]
     return lambda *more, small=NETWORKS: configure([str(x) for x in (*data, *SMALL, *small, "--dry_run", *more)])
+
+
+@pytest.fixture(autouse=True)
+def no_trial_steps(monkeypatch):
+    monkeypatch.setattr("trainer.dry_run.seconds_per_image", lambda *_: (0.5, 4))
 
 
 @pytest.fixture
@@ -362,3 +369,65 @@ def test_a_large_system_costs_no_memory(report):
     _, size, _ = made.memory()[-1]
     assert size > 2e9
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 0.1 * size
+
+
+def test_the_time_is_that_of_all_images_of_a_process(run):
+    done = run(*AE, "--trainer.steps", "900", "--trainer.batch_size", "8", "--trainer.micro_batch", "4")
+    assert "\ntime\n  about 4 s a step: 1:00:00 for 900 steps, without evaluations\n" in done.out
+    assert "Measured in trial steps of 4 images by one process" in done.out
+
+
+def test_nothing_is_tried_for_gpus_that_are_assumed(run, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert "\ntime\n" not in run(*AE, "--dry_run", "2").out
+
+
+def test_too_little_memory_for_a_trial_step_is_said_and_the_report_goes_on(run, monkeypatch):
+    def fail(*_):
+        raise RunError("the GPU has too little memory")
+
+    monkeypatch.setattr("trainer.dry_run.seconds_per_image", fail)
+    done = run(*AE)
+    assert "\ntime\n  the GPU has too little memory\n\ncheckpoints\n" in done.out
+    assert done.code == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes"),
+    [
+        (0.1, [4, 8] + [8] * 7),  # of 0.4 and 0.8 s: 8 images take half a second or more, and seven steps five
+        (0.001, [4, 8, 16, 32, 48] + [48] * 16),
+        (1.0, [4] + [4] * 2),
+    ],
+)
+def test_trial_steps_grow_until_one_takes_long(settings, monkeypatch, seconds, sizes):
+    taken, numbers, clock = list[int](), list[int](), [0.0]
+
+    class Step(TrainStep):
+        def __call__(self, batches, step):
+            (batch,) = batches
+            assert batch.step == step
+            taken.append(len(batch.image))
+            numbers.append(step)
+            clock[0] += seconds * len(batch.image)
+
+    monkeypatch.setattr("trainer.step_time.TrainStep", Step)
+    monkeypatch.setattr("trainer.step_time.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    config = settings("--system", "VAEGAN", "--system.binary.start", "7")
+    found, size = seconds_per_image(config, "cpu", 48)
+    assert (taken, size) == (sizes, sizes[-1])
+    assert found == pytest.approx(seconds)
+    assert numbers == [*range(7, 7 + len(sizes))]
+
+
+@pytest.mark.parametrize("system", ["CycleGAN", "VAEGAN"])
+def test_trial_steps_are_taken(settings, digits, system):
+    """Of groups of eight images, of pools, with penalties."""
+    both = [f'["{digits}/{part}", "{digits}/{part}"]' for part in ("train", "test")]
+    arguments, small = {
+        "CycleGAN": (["--system", system, "--data.train", both[0], "--data.test", both[1]], ["--system.width", "4"]),
+        "VAEGAN": ([*VAEGAN, "--system.binary.minibatch_stddev", "8"], NETWORKS),
+    }[system]
+    seconds, size = seconds_per_image(settings(*arguments, small=small), "cpu", 8)
+    assert 0 < seconds < 60
+    assert size % (8 if system == "VAEGAN" else 4) == 0

@@ -1,6 +1,7 @@
-"""The dry run prints what a run would do and how much memory and disk it takes (`trainer/main.py ... --dry_run`).
+"""The dry run prints what a run would do, and what it takes of memory, time and disk (`trainer/main.py ... --dry_run`).
 
-It writes nothing to the run folder; a folder of shards without an index gets one, as in a run.
+It writes nothing to the run folder; a folder of shards without an index gets one, as in a run. The time is measured in
+trial steps, unless the report is about GPUs that this machine lacks.
 """
 
 import math
@@ -12,6 +13,7 @@ from dataclasses import fields
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
+from tqdm import tqdm
 
 from data.redact import printable, redacted
 from data.shards.remote import is_remote
@@ -23,10 +25,12 @@ from trainer.checkpoint import writer
 from trainer.checkpoint.state import TrainState
 from trainer.config.parser import Config
 from trainer.distributed.exit import user_errors
+from trainer.errors import RunError
 from trainer.log.summary import start_warnings
 from trainer.precision import check_precision, choose_precision, has_gpu
 from trainer.run_folder import RunFolder
 from trainer.step_memory import FakeRun, fake_accelerator
+from trainer.step_time import seconds_per_image
 
 FLOAT = 4  # bytes of a number for the networks
 NOT_COUNTED = {
@@ -92,6 +96,8 @@ class Report:
         yield "data", self._data()
         yield "batch", self._batch()
         yield f"peak memory of a process on a {place}, estimated", self._memory()
+        if not self.assumed:
+            yield "time", self._time()
         yield "checkpoints", self._checkpoints()
         yield "evaluation", self._evaluation() if self.config.evaluate.every else ["none, because evaluate.every is 0"]
         yield "run folder", self._run_folder()
@@ -186,6 +192,22 @@ class Report:
             copies = sum(value.nbytes for content in self.state.trained().values() for value in content.values())
             rows.append(("copies", copies, "of the weights, in a trial step that settles DDP's buckets"))
         return [*rows, ("all", sum(size for _, size, _ in rows), "")]
+
+    def _time(self) -> Iterator[str]:
+        try:
+            seconds, tried = seconds_per_image(self.config, self.device, self.micro_batch)
+        except RunError as error:
+            yield str(error)
+            return
+        step = seconds * self.per_rank_batch
+        alone = ", while they train on other processors or GPUs" * (self.processes > 1)
+        yield (
+            f"about {step:.2g} s a step{alone}: {tqdm.format_interval(step * self.settings.steps)} for "
+            f"{self.settings.steps:,} steps, without evaluations"
+        )
+        yield f"Measured in trial steps of {tried:,} images by one process; other work on this machine counts, too."
+        if self.settings.compile:
+            yield "They were taken without trainer.compile."
 
     def _checkpoints(self) -> Iterator[str]:
         settings, every, folder = self.settings, self.config.evaluate.every, self.config.run_dir

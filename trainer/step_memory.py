@@ -137,15 +137,17 @@ class CudaAutocast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def fake_accelerator(processes: int, precision: str | None) -> SimpleNamespace:
-    """Return what a step and an extractor use of accelerate's Accelerator, for tensors of the host."""
+def fake_accelerator(
+    processes: int, precision: str | None, device: torch.device = torch.device("cpu")
+) -> SimpleNamespace:
+    """Return what a step and an extractor use of accelerate's Accelerator, for tensors of a device."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or "no")
     return SimpleNamespace(
         num_processes=processes,
         mixed_precision="no",  # under fp16 a loss scaler would read values
-        device=torch.device("cpu"),
+        device=device,
         is_main_process=True,
-        autocast=lambda: torch.autocast("cpu", half, enabled=half is not None),
+        autocast=lambda: torch.autocast(device.type, half, enabled=half is not None),
         reduce=lambda value, _: value.clone(),  # as accelerate's
         wait_for_everyone=lambda: None,
     )
