@@ -14,6 +14,11 @@ class DivergedError(RunError):
     """A loss or gradient is not finite: the same run would come to the same step again."""
 
 
+def needed(error: torch.OutOfMemoryError) -> str:
+    """Return what torch says was needed; it goes on with what its processes hold."""
+    return str(error).partition(" GPU ")[0]
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """A context of a training step: where a GPU has too little memory, RunError names the settings that save it."""
@@ -21,7 +26,7 @@ def memory_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"a step does not fit into the GPU's memory: {str(error).partition(' GPU ')[0]} Lower trainer.micro_batch, "
+            f"a step does not fit into the GPU's memory: {needed(error)} Lower trainer.micro_batch, "
             "the images that a process takes through the networks at once, or set trainer.share_passes false, or, for "
             "networks with residual blocks, trainer.activation_checkpointing true: the result is the same. --dry_run "
             "says how much memory a step takes"

@@ -12,7 +12,9 @@ from systems_under_test import SYSTEMS, TRAIN_ONLY, batch_of, cancelled, kl_vaeg
 from models.schedule import Schedule
 from trainer.batch import Batch
 from trainer.distributed.accelerator import DDP_SETTINGS
+from trainer.distributed.exit import run_errors, user_errors
 from trainer.ema import EMA
+from trainer.evaluate.periodic import PeriodicEvaluator
 from trainer.networks import checkpoint_activations
 from trainer.step import TermMeans, TrainStep, frozen_networks
 
@@ -147,20 +149,39 @@ def test_two_ranks_equal_one(forked, tmp_path):
     assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["before"])
 
 
-def test_a_step_that_does_not_fit_into_a_gpus_memory_names_what_saves_memory(here, monkeypatch, tmp_path):
-    def full(*arguments):
-        raise torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"
-        )
+def full(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB")
 
+
+def test_a_step_that_does_not_fit_into_a_gpus_memory_names_what_saves_memory(here, monkeypatch, tmp_path):
     monkeypatch.setattr(TrainStep, "_backward", full)
     done = here("--system", "VAE", "--trainer.run_dir", tmp_path / "run")
     assert done.returncode == 1
-    assert (
-        "error: a step does not fit into the GPU's memory: CUDA out of memory. Tried to allocate 2.00 GiB. Lower"
-        in (done.stderr)
-    )
+    message = "error: a step does not fit into the GPU's memory: CUDA out of memory. Tried to allocate 2.00 GiB. Lower"
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_evaluation_that_does_not_fit_is_one_message_and_leaves_its_checkpoint(here, monkeypatch, tmp_path):
+    monkeypatch.setattr(PeriodicEvaluator, "__call__", full)
+    command = ["--system", "VAE", "--trainer.steps", "2", "--trainer.run_dir", tmp_path / "run"]
+    done = here(*command, "--evaluate.every", "2", "--evaluate.extractor", "demo-random")
+    assert done.returncode == 1
+    *_, message = done.stderr.splitlines()
+    assert message.startswith("error: the GPU has too little free memory (nvidia-smi shows")
+    assert message.endswith("Tried to allocate 2.00 GiB. Checkpoints are intact")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+@pytest.mark.parametrize("context", [user_errors, run_errors])
+def test_a_gpu_without_memory_is_one_message_and_no_traceback(context, capsys):
+    with pytest.raises(SystemExit, match="1"), context():
+        full()
+    said = capsys.readouterr().err
+    assert said.startswith("error: the GPU has too little free memory")
+    assert "Tried to allocate 2.00 GiB." in said
+    assert "GPU 0" not in said
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -13,7 +13,9 @@ from data.errors import DataError
 from data.redact import printable
 from trainer.distributed.launcher import is_local_main
 from trainer.distributed.rendezvous import STORE_TIMEOUT, query_store
-from trainer.errors import RunError
+from trainer.errors import RunError, needed
+
+NO_ROOM = "the GPU has too little free memory (nvidia-smi shows whether other programs take some)"
 
 
 def exit_with_error(message: str, code: int = 2) -> NoReturn:
@@ -40,6 +42,8 @@ def user_errors() -> Iterator[None]:
         exit_with_error(str(error))
     except RunError as error:  # a process is lost, or memory is short
         exit_with_error(str(error), code=1)
+    except torch.OutOfMemoryError as error:
+        exit_with_error(f"{NO_ROOM}: {needed(error)}", code=1)
 
 
 @contextmanager
@@ -49,6 +53,8 @@ def run_errors() -> Iterator[None]:
         yield
     except (DataError, RunError, OSError) as error:
         exit_with_error(str(error), code=1)
+    except torch.OutOfMemoryError as error:  # outside a step: in an evaluation, or for pictures
+        exit_with_error(f"{NO_ROOM}: {needed(error)} Checkpoints are intact", code=1)
 
 
 class CommandParser(argparse.ArgumentParser):
