@@ -1,4 +1,4 @@
-"""Settings in plain words: their types and values, as --help, error messages and the docs' reference write them."""
+"""Settings in plain words: their types and values, as --help and the docs' reference write them."""
 
 import re
 from argparse import Action

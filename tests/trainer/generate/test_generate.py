@@ -21,6 +21,8 @@ from data.shards.reader import Shards
 from models.load import checkpoint_of
 from trainer.batch import normalize, to_uint8
 from trainer.draws import prior
+from trainer.generate.generator import Generator
+from trainer.generate.panels import given
 
 
 @pytest.fixture
@@ -268,6 +270,17 @@ def test_images_that_cannot_be_read_are_named_and_the_others_are_used(run, capsy
     assert done.err.count("\n") == 1
     files = [{path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("out", "all")]
     assert files[0] == files[1]
+
+
+def test_images_keep_their_numbers_where_others_are_left_out(run, photos):
+    """The classes of --classes are given by number."""
+    (photos / "aa.png").write_bytes(b"no")
+    left_out = list[str]()
+    (found,) = given(Generator(run("VAEGAN"), "reconstruct"), photos, None, left_out)
+    assert found.names == ["a", "b.jpg", "b.png", "deep/er/c"]
+    assert found.numbers == [0, 2, 3, 4]
+    assert len(found.images) == 4
+    assert len(left_out) == 1
 
 
 @pytest.mark.parametrize(
