@@ -109,6 +109,12 @@ def splits_of(source: str) -> dict[str, str]:
     return {path.name: str(path) for path in root.iterdir() if path.is_dir()} if root else {}
 
 
+def held_out_of(folder: Path) -> Path:
+    """Return the held-out images of a folder that data.prepare wrote, those of training if it has none; or itself."""
+    splits = splits_of(str(folder)) if (folder / "dataset.json").is_file() else {}
+    return Path(splits.get("test") or splits.get("train") or folder)
+
+
 def read_dataset(folder: Path) -> Dataset | None:
     """Return the content of a folder's dataset.json, or None if it has none; raise DataError if it is damaged."""
     path = folder / "dataset.json"

@@ -1,5 +1,6 @@
 """Files: those of strangers are read within bounds, and ours are written whole or not at all."""
 
+import difflib
 import errno
 import hashlib
 import json
@@ -34,6 +35,13 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     if kind != stat.S_IFREG:
         raise OSError(errno.EINVAL, f"it is a {KINDS.get(kind, 'device')}, and no regular file", os.fspath(path))
     return Path(path)
+
+
+def near(path: Path) -> str:
+    """Return, in brackets, which file or folder beside one that does not exist was perhaps meant; "" if none."""
+    there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, 1)
+    return f" (did you mean {path.with_name(close[0])}?)" if close else ""
 
 
 def read(path: str | os.PathLike[str], limit: int = MAX_JSON) -> bytes:

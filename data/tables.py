@@ -1,7 +1,8 @@
-"""Tables and amounts as text for a terminal."""
+"""Tables, times and amounts as text for a terminal."""
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 NUMBER = re.compile(r"[\d.,e-]+( [kMGT]?B)?")
 
@@ -22,6 +23,16 @@ def table(rows: Iterable[Sequence[object]]) -> list[str]:
 
 def _text(cell: object) -> str:
     return "" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units, such as "1 h 22 min"."""
+    left = round(seconds)
+    for (name, size), (smaller, part) in pairwise({"d": 86400, "h": 3600, "min": 60, "s": 1}.items()):
+        if left >= size:
+            rest = left % size // part
+            return f"{left // size} {name}" + f" {rest} {smaller}" * bool(rest)
+    return f"{left} s"
 
 
 def amount(size: float) -> str:

@@ -15,7 +15,7 @@ from mkdocs.structure.pages import Page
 
 import models
 from trainer.config.settings import DataConfig, EvaluateConfig, TrainerConfig
-from trainer.config.words import type_in_words, value_in_words
+from trainer.config.words import LINKED, type_in_words, value_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
@@ -25,7 +25,6 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
 }
 SECTIONS = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}
-LINKED = ("system.image_size", "system.channels")  # they follow data.size and data.channels
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)]*)?\)|(!\[[^\]]*\]\()([^)\s]+)\)")
 
 

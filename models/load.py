@@ -1,6 +1,7 @@
 """Load a trained system from a run's folder: `system = models.load("runs/digits-vae")`."""
 
 import dataclasses
+import difflib
 import inspect
 import typing
 from pathlib import Path
@@ -36,7 +37,10 @@ def checkpoint_of(path: str | Path) -> Path:
     """Return the path itself if it is a checkpoint, else the newest checkpoint of the run in that folder."""
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist (expected a checkpoint, or a run's folder with one)")
+        there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, there, 1)
+        meant = f": did you mean {path.with_name(close[0])}?" if close else ""
+        raise ValueError(f"{path} does not exist (expected a checkpoint, or a run's folder with one){meant}")
     if (path / "manifest.json").exists():
         return path
     if not (found := manifest.checkpoints(path / "checkpoints")):

@@ -123,9 +123,9 @@ def test_it_agrees_with_the_run(run, report, here, digits, tmp_path, system):
     dry, expected = run(*arguments, small=small), report(*arguments, small=small)
     done = here(*arguments, "--trainer.run_dir", tmp_path / "run", small=small)
     assert (dry.code, done.returncode) == (0, 0), (dry.err, done.stderr)
-    tables, _, configuration = dry.out.partition("\n\nall settings\n")
-    assert tables.startswith("\nplayers, in the order of their updates\n")
-    assert textwrap.dedent(configuration) == (tmp_path / "run" / "config.yaml").read_text()
+    configuration, *_ = dry.out.partition("\n\nplayers, in the order of their updates\n")
+    configuration = configuration.removeprefix("\nall settings\n")
+    assert textwrap.dedent(configuration) + "\n" == (tmp_path / "run" / "config.yaml").read_text()
     words = dry.out.split()
     for name in expected.system.networks():
         assert f"{name} {words[words.index(name) + 1].removesuffix(',')} weights" in done.stderr
@@ -138,7 +138,7 @@ def test_it_agrees_with_the_run(run, report, here, digits, tmp_path, system):
     assert "8 images a step = 1 x 4 x 2" in done.stderr
     assert "1 steps = 8 images" in dry.out
     assert "= 0.00559 " in dry.out
-    assert "an epoch leaves out 6 of 1,438 images, others each time" in dry.out  # 1,438 = 179 * 8 + 6
+    assert "each epoch leaves out 6 of the 1,438 images, other ones each time" in dry.out  # 1,438 = 179 * 8 + 6
     files = (tmp_path / "run" / "checkpoints" / "step_00000001").iterdir()
     assert expected.checkpoint == pytest.approx(sum(file.stat().st_size for file in files), rel=0.02)
 
@@ -373,8 +373,8 @@ def test_a_large_system_costs_no_memory(report):
 
 def test_the_time_is_that_of_all_images_of_a_process(run):
     done = run(*AE, "--trainer.steps", "900", "--trainer.batch_size", "8", "--trainer.micro_batch", "4")
-    assert "\ntime\n  about 4 s a step: 1:00:00 for 900 steps, without evaluations\n" in done.out
-    assert "Measured in trial steps of 4 images by one process" in done.out
+    assert "\ntime\n  about 1 h for 900 steps of 4 s, without evaluations\n" in done.out
+    assert "Measured in steps of 4 images by one process, and scaled to 8; " in done.out
 
 
 def test_nothing_is_tried_for_gpus_that_are_assumed(run, monkeypatch):

@@ -23,7 +23,7 @@ TINY = {
     "horse2zebra-cyclegan": {},
     "imagenet256-kl-f16": KL,
     "imagenet256-kl-f8": KL,
-    "photos": RESIDUAL,
+    "photos128": RESIDUAL,
 }
 
 
@@ -76,7 +76,7 @@ def test_a_recipe_plans_its_run_on_eight_gpus(recipe, standing_in, tmp_path, cap
     assert f"{batch} images a step = {processes} process" in plan
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(one, marks=[pytest.mark.slow] * (one != "photos")) for one in TINY])
+@pytest.mark.parametrize("recipe", [pytest.param(one, marks=[pytest.mark.slow] * (one != "photos128")) for one in TINY])
 def test_a_recipe_trains(recipe, standing_in, here, tiny_run, tmp_path):
     size = 64 if recipe == "imagenet256-kl-f16" else 32  # codes of a 16th of it
     settings = {"data.size": size, "data.channels": 1, "data.workers": 0, "evaluate.every": 0, "evaluate.lpips": "null"}

@@ -13,11 +13,10 @@ from dataclasses import fields
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
-from tqdm import tqdm
 
 from data.redact import printable, redacted
 from data.shards.remote import is_remote
-from data.tables import amount, table
+from data.tables import amount, duration, table
 from models import OptimizerConfig
 from trainer.build import check_held_out, load_initial, make_orders, open_datasets, split_batch
 from trainer.checkpoint import files as checkpoint_files
@@ -32,10 +31,11 @@ from trainer.run_folder import RunFolder
 from trainer.step_memory import FakeRun, fake_accelerator
 from trainer.step_time import seconds_per_image
 
+PYTHON, HEAP = 0.8e9, 1.4  # bytes of a process beside its tensors, and times what its tensors take
 FLOAT = 4  # bytes of a number for the networks
 NOT_COUNTED = {
-    "cpu": "Python takes another 0.8 GB, and glibc's heap 1.3 to 1.4 times what is in use "
-    "(1.03 to 1.1 times with MALLOC_MMAP_THRESHOLD_=65536).",
+    "cpu": "Allow for {} in all: Python takes 0.8 GB, and gaps in its memory up to 0.4 times the sum (at most 0.1 "
+    "times with MALLOC_MMAP_THRESHOLD_=65536).",
     "cuda": "CUDA itself and gaps in the allocator's blocks take more: leave room.",
 }
 
@@ -88,6 +88,7 @@ class Report:
     def sections(self) -> Iterator[tuple[str, Iterable[str]]]:
         """Yield the title and the lines of each section; raises what the class raises."""
         place = {"cpu": "CPU", "cuda": "GPU"}[self.device]
+        yield "all settings", self.config.redacted_yaml().splitlines()  # first, as a terminal shows the end
         yield "players, in the order of their updates", self._players()
         if self.run.frozen:
             yield "networks that trainer.train_only leaves as they are", sorted(self.run.frozen)
@@ -101,9 +102,8 @@ class Report:
         yield "checkpoints", self._checkpoints()
         yield "evaluation", self._evaluation() if self.config.evaluate.every else ["none, because evaluate.every is 0"]
         yield "run folder", self._run_folder()
-        yield "all settings", self.config.redacted_yaml().splitlines()
         if warnings := start_warnings(self.config, self.device, self.trains, self.tests):
-            yield "warnings", warnings  # last, where a terminal shows them
+            yield "warnings", warnings
 
     def _players(self) -> list[str]:
         settings = [field.name for field in fields(OptimizerConfig)]
@@ -154,16 +154,20 @@ class Report:
         yield f"{settings.steps:,} steps = {images} = {epochs} epochs"
         for shards, order in zip(self.trains, self.orders, strict=True):
             if left := len(shards) - order.steps_per_epoch * size:
-                yield f"an epoch leaves out {left:,} of {len(shards):,} images, others each time: its batches are whole"
+                yield (
+                    f"each epoch leaves out {left:,} of the {len(shards):,} images, other ones each time, because its "
+                    "batches are full"
+                )
         yield f"precision {settings.precision}" + f", gradients averaged by {settings.grad_sync}" * (n > 1)
         if self.assumed:
             yield "GPUs are assumed; set ACCELERATE_USE_CPU=true for a report about CPUs"
 
     def _memory(self) -> Iterator[str]:
-        yield from table((name, amount(size), note) for name, size, note in self.memory())
-        yield "Activations are counted in a step that updates every player with all its penalties; nothing is computed."
+        rows = self.memory()
+        yield from table((name, amount(size), note) for name, size, note in rows)
+        yield "Activations are those of a step that updates every player with all its penalties; it is not taken."
         yield "Evaluations and the workspaces of kernels are left out."
-        yield NOT_COUNTED[self.device]
+        yield NOT_COUNTED[self.device].format(amount(PYTHON + HEAP * rows[-1][1]))
         if self.settings.compile:
             yield "Networks are counted without trainer.compile, which changes what they keep."
         if self.device == "cuda":
@@ -200,12 +204,14 @@ class Report:
             yield str(error)
             return
         step = seconds * self.per_rank_batch
-        alone = ", while they train on other processors or GPUs" * (self.processes > 1)
         yield (
-            f"about {step:.2g} s a step{alone}: {tqdm.format_interval(step * self.settings.steps)} for "
-            f"{self.settings.steps:,} steps, without evaluations"
+            f"about {duration(step * self.settings.steps)} for {self.settings.steps:,} steps of {step:.2g} s, without "
+            "evaluations"
         )
-        yield f"Measured in trial steps of {tried:,} images by one process; other work on this machine counts, too."
+        scaled = f", and scaled to {self.per_rank_batch:,}" * (tried != self.per_rank_batch)
+        yield f"Measured in steps of {tried:,} images by one process{scaled}; other work on this machine slows them."
+        if self.processes > 1:
+            yield "It holds if the others have processors or GPUs of their own."
         if self.settings.compile:
             yield "They were taken without trainer.compile."
 

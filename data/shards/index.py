@@ -22,7 +22,7 @@ import numpy as np
 from msgspec.structs import asdict, replace
 
 from data.errors import DataError
-from data.files import escaped, parse, read, regular_file, try_write
+from data.files import escaped, near, parse, read, regular_file, try_write
 from data.processes import run_in_parallel
 from data.shards.tars import IMAGE_EXTENSIONS, checksum, samples
 
@@ -73,8 +73,9 @@ def index_folder(folder: Path, writes: bool = True) -> tuple[list[Shard], dict[s
     """
     if not folder.is_dir():
         raise DataError(
-            f"the data folder {folder} does not exist. Expected a folder of WebDataset shards (*.tar), a URL of one, "
-            "or an index.json: make shards with `python -m data.prepare SOURCE OUT`, or `make data` for the digits"
+            f"the data folder {folder} does not exist{near(folder)}. Expected a folder of WebDataset shards (*.tar), a "
+            "URL of one, or an index.json: make shards with `python -m data.prepare SOURCE OUT`, or those of digits by "
+            "`make data`"
         )
     (path, known), found = own_index(folder), _tars(folder)
     if not found and not known:

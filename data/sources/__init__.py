@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.errors import DataError
+from data.files import near
 from data.sources.archive import open_tar, open_zip
 from data.sources.digits import open_digits
 from data.sources.folder import find, open_folder
@@ -44,5 +45,6 @@ def open_source(
     for open_ in SOURCES.values():
         if source := open_(request):
             return source
-    problem = "is a file of no known kind" if request.path.exists() else "does not exist on this machine"
-    raise DataError(f"{name} {problem}: expected {', '.join(SOURCES)}")
+    problem = "is a file of no known kind" if request.path.exists() else f"does not exist{near(request.path)}"
+    first, *others = reversed(SOURCES)
+    raise DataError(f"{name} {problem}. Expected {first}, or {', '.join(others)}")

@@ -798,7 +798,7 @@ def numbered_shards(tmp_path) -> Path:
     [
         (
             ["nowhere", "out"],
-            "nowhere does not exist on this machine: expected digits, torchvision:NAME, a .parq",
+            "nowhere does not exist. Expected a folder of images, or a .tar, .tar.gz",
         ),
         (["empty", "out"], "empty holds no images .*but 1 .txt"),
         (["empty/a.txt", "out"], "file of no known kind"),

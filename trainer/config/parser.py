@@ -4,13 +4,14 @@ import argparse
 import hashlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
@@ -31,6 +32,7 @@ from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
 from trainer.weights import FREE_SETTINGS, HUB, implied_recipe, implied_settings
 
+PLAYER_HELP = re.compile(r"--system\.\w+\.help")
 LINKED = ("image_size", "channels")  # settings of a system that are those of data
 
 
@@ -130,8 +132,8 @@ class Parser(ArgumentParser):
     dry_run: int | None = None
     hint = "See python trainer/main.py --help, or --system.help NAME for a system's settings."
 
-    def __init__(self, *given: Any, formatter_class: type[HelpFormatter] = HelpFormatter, **named: Any):
-        super().__init__(*given, formatter_class=formatter_class, **named)
+    def __init__(self, *given: Any, usage: str = "main.py --system NAME [--system.SETTING VALUE ...]", **named: Any):
+        super().__init__(*given, usage=usage, formatter_class=HelpFormatter, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a system's settings: the outer one prints the error
@@ -301,7 +303,11 @@ def _check_implied(config: Config, implied: dict[str, Any]) -> None:
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
-    """Return recipes first, then the system's name, then the rest: later ones win, and the name is needed early."""
+    """Return recipes first, then the system's name, then the rest: later ones win, and the name is needed early.
+
+    jsonargparse prints a player's settings for `--system.help NAME --system.PLAYER.help` alone if a system may lack
+    it, and else among all of the system.
+    """
     first: dict[str, list[str]] = {"--config": [], "--system": []}
     rest, words = [], iter(arguments)
     for word in words:
@@ -310,6 +316,12 @@ def in_order(arguments: Sequence[str]) -> list[str]:
             first[name] += [word] if equals else [word, *([value] if (value := next(words, None)) is not None else [])]
         else:
             rest.append(word)
+    player = next((word for word in rest if PLAYER_HELP.fullmatch(word)), None)
+    if player and not any(word.startswith("--system.help") for word in rest):
+        system = first["--system"][-1].removeprefix("--system=") if first["--system"] else "VAEGAN"
+        kind = getattr(models, system, models.VAEGAN)
+        optional = not is_dataclass(get_type_hints(kind.__init__).get(player.split(".")[1]))
+        return ["--system.help", system, *[player] * optional]
     return [*first["--config"], *first["--system"], *rest]
 
 

@@ -25,6 +25,9 @@ TYPES = {
 }
 
 
+LINKED = ("system.image_size", "system.channels")  # settings that follow data.size and data.channels
+
+
 def type_in_words(hint: Any) -> str:
     """Return a type as a reader would say it: `whole number above 0`, `real or not_own`."""
     args, origin = get_args(hint), get_origin(hint)
@@ -53,9 +56,16 @@ def value_in_words(value: Any) -> str:
 class HelpFormatter(DefaultHelpFormatter):
     """Prints settings with their types and defaults in plain words."""
 
+    def add_argument(self, action: Action) -> None:
+        if action.dest not in LINKED:
+            super().add_argument(action)
+
     def _get_type_str(self, action: Action) -> str | None:
         hint = getattr(action, "_typehint", None)
-        return None if hint is None or action.dest.endswith(".help") else type_in_words(hint)
+        if hint is None or action.dest.endswith(".help"):
+            return None
+        optional = any(map(is_dataclass, get_args(hint)))
+        return f"settings, which --{action.dest}.help lists" if optional else type_in_words(hint)
 
     def _get_help_string(self, action: Action) -> str:
         text = re.sub(r", known subclasses: [^)]*", "", super()._get_help_string(action))

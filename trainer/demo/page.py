@@ -91,7 +91,7 @@ def user_facing(use: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return use(*given)
         except (DataError, ValueError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(str(error), duration=None, print_exception=False) from error  # it stays until it is closed
 
     return guarded
 

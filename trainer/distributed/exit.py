@@ -1,10 +1,13 @@
 """How a process ends with an error: one block of text, from one process alone, and an exit code."""
 
 import argparse
+import difflib
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import NoReturn
 
 import torch.distributed
@@ -61,4 +64,13 @@ class CommandParser(argparse.ArgumentParser):
     """Prints a user's mistake in one block and exits with code 2."""
 
     def error(self, message: str) -> NoReturn:
-        exit_with_error(f"{message}\nSee {self.prog} --help")
+        exit_with_error(f"{message}{self._meant(message)}\nSee {self.prog} --help")
+
+    def _meant(self, message: str) -> str:
+        """Return which option or command was perhaps meant by one that there is not."""
+        commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers = [self, *(parser for choices in commands for parser in choices.values())]
+        known = [*chain(*commands, *(parser._option_string_actions for parser in parsers))]
+        wrong = re.search(r"unrecognized arguments: (--\w+)|invalid choice: '(\w+)'", message)
+        close = difflib.get_close_matches(wrong[wrong.lastindex or 0], known, 1) if wrong else []
+        return f" (did you mean {close[0]}?)" if close else ""

@@ -63,7 +63,11 @@ def _report(target: Target, scores: dict[str, float], processes: int | None) -> 
     """Print a table of scores and, if the number of processes is given, one line of JSON with all facts."""
     evaluator, line = target.evaluator, dict(scores)
     better = {name: measure.better for name in scores if (measure := Measure.of(name))}
-    shown = [(name, f"{value:.6g}", better.get(name)) for name, value in scores.items() if name != "eval/seconds"]
+    shown = [
+        (name.removeprefix("eval/"), f"{value:.6g}", better.get(name))
+        for name, value in scores.items()
+        if name != "eval/seconds"
+    ]
     print(*table([("score", "value", "better"), *shown]), sep="\n")
     if evaluator.missing:
         print(evaluator.missing)

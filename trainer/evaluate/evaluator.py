@@ -120,8 +120,8 @@ class Evaluator:
         if self.metrics == self.sample_metrics or not self.draws:
             return None
         return (
-            f"no inception score (is): {self.extractor.name} is no classifier. To have it, choose evaluate.extractor "
-            "(--extractor) inception, or demo-cnn for images with labels"
+            f"no inception score (is): {self.extractor.name} is no classifier, as are inception and, for images with "
+            "labels, demo-cnn"
         )
 
     @property

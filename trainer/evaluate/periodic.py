@@ -12,6 +12,7 @@ from trainer.build import check_held_out
 from trainer.errors import RunError
 from trainer.evaluate.hints import hints
 from trainer.log.metrics_file import read_metrics
+from trainer.metrics import METRICS
 from trainer.parts import RunParts
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class PeriodicEvaluator:
             statistics=Path(settings.statistics or folder / "statistics"),
             lpips=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         )
-        if accelerator.is_main_process and evaluator.missing:
+        if accelerator.is_main_process and evaluator.missing and settings.metrics != [*METRICS]:
             print(evaluator.missing, file=sys.stderr, flush=True)
         evaluator.budget.began = self.began  # not now: a demo-cnn was trained beside the first steps
         evaluator.budget.resume(self._past())

@@ -16,7 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import models
+from data.dataset import held_out_of
 from data.errors import DataError
+from data.files import near
 from data.images import Limits, Size, header, one_size
 from data.loader import Samples, read
 from data.order import permutation
@@ -116,7 +118,7 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
 
 def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     if not settings.against:
-        missing = "" if Path(settings.what).exists() else " (it does not exist)"
+        missing = "" if Path(settings.what).exists() else f", and does not exist{near(Path(settings.what))}"
         raise ValueError(
             f"{settings.what} is not a run or a checkpoint{missing}. "
             "Name one, or for images also name real ones by --against"
@@ -141,6 +143,10 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     with tempfile.TemporaryDirectory() as unused:
         extractor = build_extractor(config, data, Path(unused), real_images, real_images, accelerator, prefix="--")
     _check_options(settings, None, extractor)
+    if (
+        config.extractor == "demo-random"
+    ):  # made from other images than that of any run, whose scores have the plain name
+        extractor.name += f"-{extractor.sha256[:8]}"
     evaluator = Evaluator(
         accelerator,
         extractor,
@@ -281,8 +287,12 @@ def _limits(settings: argparse.Namespace) -> Limits:
 
 
 def open_images(name: str, limits: Limits, size: Size | None = None, channels: int | None = None) -> Shards | Listed:
-    """Return images by position: shards, or any other source, all of the given size and channels if there are any."""
-    path = Path(name)
+    """Return images by position: shards, or any other source, all of the given size and channels if there are any.
+
+    A folder that data.prepare wrote stands for its held-out images.
+    """
+    path = held_out_of(Path(name))
+    name = str(path) if path.is_dir() else name
     if (path / "index.json").exists() or path.suffix == ".json" or (path.is_dir() and any(path.glob("*.tar"))):
         return Shards(name, limits=limits)
     unpacked = tempfile.TemporaryDirectory()  # each rank unpacks a compressed archive for itself, and removes it

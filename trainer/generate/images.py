@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.dataset import held_out_of
 from data.deep import decode_to
 from data.errors import DataError
 from data.files import read as read_file
@@ -23,7 +24,7 @@ def open_folder(
     """Return the names of a folder's images, in order, and a function that reads some of them.
 
     Args:
-        folder: of image files or of shards
+        folder: of image files or of shards; one that data.prepare wrote stands for its held-out images
         size: of the images that are returned; None: their own, one at a time
         channels, bits: of the images that are returned
 
@@ -32,6 +33,7 @@ def open_folder(
     """
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is not a folder; expected one of images or WebDataset shards (*.tar)")
+    folder = held_out_of(folder)
     if any(folder.glob("*.tar")):
         shards = Shards(folder)
         names = [f"{i:06d}" for i in range(len(shards))]

@@ -6,8 +6,8 @@ are made from them again. Only pictures are lost.
 
 import json
 import os
+import re
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from data.errors import DataError
 from data.redact import printable
+from data.tables import duration
 from models import System
 from trainer.config.resume import flatten
 from trainer.config.settings import TENSORBOARD
@@ -33,6 +34,7 @@ from trainer.log.trackers import Trackers
 
 PLAIN_TERMS = ("discriminator_loss", "generator_loss", "reconstruction", "kl")
 CURVES, PICTURES = "TensorBoard's curves", "TensorBoard's pictures"
+MAIN_SCORES = re.compile(r"(r?fid|is|(cycle_)?psnr)\d")
 QUIET, SILENT = 10, 30  # seconds between lines in an output that is no terminal, such as a job's log: least and most
 
 
@@ -117,16 +119,13 @@ class RunLogger:
             self.message(f"step {step}: evaluating {images} ...")
 
     def scores(self, step: int, values: dict[str, float], **facts: Any) -> None:
-        """Record an evaluation's scores, and print them by short names."""
+        """Record an evaluation's scores, and print the main ones by short names; the report has all."""
         self.scalars(step, values, **facts)
         extractor = facts["extractor"]
         names = {name.removeprefix("eval/").removesuffix(f"/{extractor}"): value for name, value in values.items()}
-        # Spaces that do not break keep a name and its value on one line.
-        text = "  ".join(f"{name}\N{NO-BREAK SPACE}{value:.4g}" for name, value in names.items() if "_std" not in name)
-        lines = textwrap.wrap(
-            f"step {step}  by {extractor}:  {text}", 120, subsequent_indent="    ", break_on_hyphens=False
-        )
-        self.message("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "))
+        main = {name: value for name, value in names.items() if MAIN_SCORES.match(name)}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in (main or names).items())
+        self.message(f"step {step}  by {extractor}:  {text}")
 
     def terms(self, step: int, values: dict[str, float], **facts: Any) -> None:
         """Record a log line's terms, and print the main ones; into a file, at most every QUIET seconds."""
@@ -152,7 +151,7 @@ class RunLogger:
         now = time.monotonic()
         self._silent_until = now + SILENT
         left = (now - self.began) / (step - self.first) * (self.steps - step)
-        self.message(f"step {step}/{self.steps}  {text}eta {tqdm.format_interval(left)}")
+        self.message(f"step {step}/{self.steps}  {text}eta {duration(left)}")
 
     def pictures(self, step: int, panels: Panels, columns: int = COLUMNS) -> None:
         """Save a grid as `samples/step_<8 digits>.png` and in TensorBoard."""

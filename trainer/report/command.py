@@ -8,6 +8,7 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
+from data.files import near
 from trainer.distributed.exit import CommandParser, user_errors
 from trainer.report.results import Entry, Run
 from trainer.run_folder import refuse_links
@@ -66,7 +67,7 @@ def open_entries(folders: list[Path]) -> list[Entry]:
         refuse_links(path)
         run = Run(path)
         if not run.lines and not run.settings:
-            there = "holds neither config.yaml nor metrics.jsonl" if path.is_dir() else "is not a folder"
+            there = "holds neither config.yaml nor metrics.jsonl" if path.is_dir() else f"is no folder{near(path)}"
             inside = sorted(config.parent.name for config in path.glob("*/config.yaml"))
             hint = f". It holds runs: name them, such as {path / inside[0]}, or all by {path}/*" if inside else ""
             raise ValueError(f"RUN {path} {there}: expected the folder of a run (trainer.run_dir){hint}")

@@ -117,7 +117,7 @@ def _lay_out(figure: Figure, lines: dict[str, Line2D], colours: bool) -> None:
         for line in names.values()
     ]
     if handles:
-        figure.legend(handles, names, loc="lower left", fontsize=8, borderaxespad=0)
+        figure.legend(handles, names, loc="lower left", fontsize=9, borderaxespad=0)
 
 
 def _set_log_scale(axis: Axes, low: float, high: float) -> None:

@@ -27,6 +27,31 @@ def test_help_speaks_of_types_and_defaults_in_plain_words(capsys, words):
 
 
 @pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        ("--system VAEGAN --system.ternary.help", "--system.ternary.r1_weight"),
+        ("--system=VAEGAN --system GAN --system.binary.help", "--system.binary.r1_weight"),
+        ("--system.binary.help", "--system.binary.r1_weight"),
+        ("--system AE --system.autoencoder.help", "--system.autoencoder.lr"),
+    ],
+)
+def test_a_player_has_help_with_or_without_its_system(capsys, words, setting):
+    with pytest.raises(SystemExit) as left:
+        configure(words.split())
+    assert left.value.code == 0
+    assert f"\n  {setting} " in capsys.readouterr().out
+
+
+def test_help_leaves_out_what_follows_from_the_data_and_names_the_help_of_players(capsys):
+    with pytest.raises(SystemExit):
+        configure(["--system.help", "VAEGAN"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "image_size" not in said
+    assert "(settings, which --system.ternary.help lists; default: null)" in said
+    assert said.startswith("usage: main.py --system NAME [--system.SETTING VALUE ...] ")
+
+
+@pytest.mark.parametrize(
     ("hint", "words"),
     [
         (PositiveInt, "whole number above 0"),

@@ -192,7 +192,7 @@ def test_the_table_says_which_way_is_better_and_json_is_asked_for(capsys, folder
     main([str(folders / "fake"), "--against", str(folders / "real"), "--extractor", "demo-random", "--metrics", "fid"])
     head, fid, *notes = capsys.readouterr().out.splitlines()
     assert head.split() == ["score", "value", "better"]
-    assert re.fullmatch(r"eval/fid240/demo-random-v1 +\d\S* +lower", fid)
+    assert re.fullmatch(r"fid240/demo-random-v1-[0-9a-f]{8} +\d\S* +lower", fid)
     assert notes
     assert not [line for line in notes if line.startswith("{")]
 

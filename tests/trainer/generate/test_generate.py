@@ -272,6 +272,29 @@ def test_images_that_cannot_be_read_are_named_and_the_others_are_used(run, capsy
     assert files[0] == files[1]
 
 
+def test_a_prepared_folder_stands_for_its_held_out_images(run, digits):
+    names = [
+        [*next(given(Generator(run("VAEGAN"), "reconstruct"), folder, 3, [])).images.flatten().tolist()]
+        for folder in (digits, digits / "test", digits / "train")
+    ]
+    assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["smaple", "RUN"], "(did you mean sample?)"),
+        (["sample", "RUN", "--gird"], "(did you mean --grid?)"),
+        (["sample", "RUNS"], ": did you mean RUN?"),
+    ],
+)
+def test_what_was_perhaps_meant_is_named(run, capsys, tmp_path, arguments, meant):
+    folder = str(run("GAN"))
+    done = generate(capsys, *(word.replace("RUN", folder) for word in arguments), "--out", tmp_path)
+    assert done.returncode == 2
+    assert meant.replace("RUN", folder) in done.err.splitlines()[0]
+
+
 def test_images_keep_their_numbers_where_others_are_left_out(run, photos):
     """The classes of --classes are given by number."""
     (photos / "aa.png").write_bytes(b"no")
