@@ -16,7 +16,7 @@ LAUNCH := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 1,$(PROCESSES)),accel
 .PHONY: train compare bench test test-slow test-gpu test-slurm lint docs setup ready data board
 
 train: setup
-	$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
+	@$(LAUNCH) trainer/main.py --config launch/recipes/$(RECIPE).yaml $(ARGS)
 
 compare: setup
 	$(BIN)/python -m trainer.compare --config launch/recipes/$(COMPARISON).yaml $(ARGS)

@@ -143,9 +143,7 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     with tempfile.TemporaryDirectory() as unused:
         extractor = build_extractor(config, data, Path(unused), real_images, real_images, accelerator, prefix="--")
     _check_options(settings, None, extractor)
-    if (
-        config.extractor == "demo-random"
-    ):  # made from other images than that of any run, whose scores have the plain name
+    if config.extractor == "demo-random":  # of other images than a run's, whose scores have the plain name
         extractor.name += f"-{extractor.sha256[:8]}"
     evaluator = Evaluator(
         accelerator,
