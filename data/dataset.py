@@ -109,10 +109,18 @@ def splits_of(source: str) -> dict[str, str]:
     return {path.name: str(path) for path in root.iterdir() if path.is_dir()} if root else {}
 
 
-def held_out_of(folder: Path) -> Path:
-    """Return the held-out images of a folder that data.prepare wrote, those of training if it has none; or itself."""
-    splits = splits_of(str(folder)) if (folder / "dataset.json").is_file() else {}
-    return Path(splits.get("test") or splits.get("train") or folder)
+def held_out_of(source: str) -> str:
+    """Return the held-out images of a folder that data.prepare wrote; any other source itself.
+
+    Raises:
+        DataError: the folder has none.
+    """
+    if not os.path.isfile(os.path.join(source, "dataset.json")):
+        return source
+    splits = splits_of(source)
+    if held_out := splits.get("test") or splits.get("validation"):
+        return held_out
+    raise DataError(f"{source} has no held-out images: name a split, such as {next(iter(splits.values()), source)}")
 
 
 def read_dataset(folder: Path) -> Dataset | None:

@@ -39,7 +39,9 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
 
 def near(path: Path) -> str:
     """Return, in brackets, which file or folder beside one that does not exist was perhaps meant; "" if none."""
-    there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    there = list[str]()
+    with suppress(OSError):  # the folder may be missing, or not ours to read
+        there = [one.name for one in path.parent.iterdir() if one.name != path.name]
     close = difflib.get_close_matches(path.name, there, 1)
     return f" (did you mean {path.with_name(close[0])}?)" if close else ""
 

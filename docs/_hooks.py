@@ -104,7 +104,7 @@ def entries(kind: type, prefix: str) -> Iterator[str]:
     parser = ArgumentParser()
     parser.add_class_arguments(kind, prefix)
     for action in parser._actions:
-        if action.dest in LINKED:
+        if action.dest in {f"system.{name}" for name in LINKED}:
             continue
         hint = getattr(action, "_typehint", None)
         if hint is None or not action.help or action.help == "==SUPPRESS==":

@@ -37,7 +37,7 @@ def checkpoint_of(path: str | Path) -> Path:
     """Return the path itself if it is a checkpoint, else the newest checkpoint of the run in that folder."""
     path = Path(path)
     if not path.exists():
-        there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        there = [one.name for one in path.parent.glob("*")]
         close = difflib.get_close_matches(path.name, there, 1)
         meant = f": did you mean {path.with_name(close[0])}?" if close else ""
         raise ValueError(f"{path} does not exist (expected a checkpoint, or a run's folder with one){meant}")

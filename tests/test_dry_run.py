@@ -19,7 +19,6 @@ from models.networks import NetworkConfig
 from models.networks.autoencoder import Decoder
 from trainer.config.parser import configure
 from trainer.dry_run import Report, dry_run
-from trainer.errors import RunError
 from trainer.step import TrainStep
 from trainer.step_memory import BusiestBatch, CudaAutocast, fake_accelerator
 from trainer.step_time import seconds_per_image
@@ -373,61 +372,81 @@ def test_a_large_system_costs_no_memory(report):
 
 def test_the_time_is_that_of_all_images_of_a_process(run):
     done = run(*AE, "--trainer.steps", "900", "--trainer.batch_size", "8", "--trainer.micro_batch", "4")
-    assert "\ntime\n  about 1 h for 900 steps of 4 s, without evaluations\n" in done.out
-    assert "Measured in steps of 4 images by one process, and scaled to 8; " in done.out
+    assert "\ntime\n  about 1 h for all 900 steps, of 4 s, without reading images and evaluations\n" in done.out
+    assert "measured in steps of 4 images by one process, and scaled to 8; " in done.out
 
 
-def test_nothing_is_tried_for_gpus_that_are_assumed(run, monkeypatch):
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+@pytest.mark.parametrize(("micro_batch", "shares"), [("8", True), ("4", False)])
+def test_passes_are_tried_as_the_run_makes_them(run, monkeypatch, micro_batch, shares):
+    asked = []
+    monkeypatch.setattr("trainer.dry_run.seconds_per_image", lambda *given: asked.append(given) or (0.5, 4))
+    run(*AE, "--trainer.batch_size", "8", "--trainer.micro_batch", micro_batch)
+    assert [given[1:] for given in asked] == [("cpu", int(micro_batch), shares)]
+
+
+def test_nothing_is_tried_for_a_number_of_processes(run):
     assert "\ntime\n" not in run(*AE, "--dry_run", "2").out
 
 
 def test_too_little_memory_for_a_trial_step_is_said_and_the_report_goes_on(run, monkeypatch):
-    def fail(*_):
-        raise RunError("the GPU has too little memory")
+    def full(*_):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"
+        )
 
-    monkeypatch.setattr("trainer.dry_run.seconds_per_image", fail)
+    monkeypatch.setattr("trainer.dry_run.seconds_per_image", seconds_per_image)
+    monkeypatch.setattr("trainer.step_time.Trial", full)
     done = run(*AE)
-    assert "\ntime\n  the GPU has too little memory\n\ncheckpoints\n" in done.out
+    message = "a step does not fit into the GPU's memory: CUDA out of memory. Tried to allocate 2.00 GiB. Lower"
+    assert f"\ntime\n  {message}" in done.out
+    assert "\ncheckpoints\n" in done.out
     assert done.code == 0
 
 
 @pytest.mark.parametrize(
     ("seconds", "sizes"),
     [
-        (0.1, [4, 8] + [8] * 7),  # of 0.4 and 0.8 s: 8 images take half a second or more, and seven steps five
-        (0.001, [4, 8, 16, 32, 48] + [48] * 16),
-        (1.0, [4] + [4] * 2),
+        (0.1, [1, 1, 2, 2, 4, 4, 8, 8]),  # eight images take half a second or more
+        (0.001, [size for size in (1, 2, 4, 8, 16, 32, 48) for _ in range(2)]),
+        (1.0, [1, 1]),
     ],
 )
 def test_trial_steps_grow_until_one_takes_long(settings, monkeypatch, seconds, sizes):
-    taken, numbers, clock = list[int](), list[int](), [0.0]
+    """Steps with R1, every second one here, take twice the time."""
+    taken, clock = list[tuple[int, int]](), [0.0]
 
     class Step(TrainStep):
         def __call__(self, batches, step):
             (batch,) = batches
             assert batch.step == step
-            taken.append(len(batch.image))
-            numbers.append(step)
-            clock[0] += seconds * len(batch.image)
+            taken.append((len(batch.image), step))
+            # The first of a size is slow, and does not count.
+            slow = 9 * ((len(batch.image), step) not in taken[:-1])
+            clock[0] += (seconds * (1 + (step % 2 == 1)) * len(batch.image)) + slow
 
     monkeypatch.setattr("trainer.step_time.TrainStep", Step)
     monkeypatch.setattr("trainer.step_time.time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    config = settings("--system", "VAEGAN", "--system.binary.start", "7")
-    found, size = seconds_per_image(config, "cpu", 48)
-    assert (taken, size) == (sizes, sizes[-1])
-    assert found == pytest.approx(seconds)
-    assert numbers == [*range(7, 7 + len(sizes))]
+    penalty = ["--system.binary.start", "8", "--system.binary.penalty_every", "2"]
+    config = settings("--system", "VAEGAN", *penalty)
+    found, size = seconds_per_image(config, "cpu", 48, True)
+    grown, warm, measured = taken[: len(sizes)], taken[len(sizes) :][:2], taken[len(sizes) + 2 :]
+    assert ([one for one, _ in grown], size) == (sizes, sizes[-1])
+    assert {number for _, number in grown} == {8}
+    assert sorted(warm) == [(size, 8), (size, 9)]
+    assert {*measured} == {*warm}
+    assert len(measured) == 2 * min(4, -(-5 // (3 * seconds * size)))
+    assert found == pytest.approx(1.5 * seconds)
 
 
 @pytest.mark.parametrize("system", ["CycleGAN", "VAEGAN"])
-def test_trial_steps_are_taken(settings, digits, system):
+def test_trial_steps_are_taken(settings, digits, monkeypatch, system):
     """Of groups of eight images, of pools, with penalties."""
+    monkeypatch.setattr("trainer.step_time.SECONDS", 0.0)
     both = [f'["{digits}/{part}", "{digits}/{part}"]' for part in ("train", "test")]
     arguments, small = {
         "CycleGAN": (["--system", system, "--data.train", both[0], "--data.test", both[1]], ["--system.width", "4"]),
         "VAEGAN": ([*VAEGAN, "--system.binary.minibatch_stddev", "8"], NETWORKS),
     }[system]
-    seconds, size = seconds_per_image(settings(*arguments, small=small), "cpu", 8)
-    assert 0 < seconds < 60
-    assert size % (8 if system == "VAEGAN" else 4) == 0
+    seconds, size = seconds_per_image(settings(*arguments, small=small), "cpu", 8, True)
+    assert seconds > 0
+    assert size % (8 if system == "VAEGAN" else 1) == 0

@@ -1,12 +1,13 @@
 """The dry run prints what a run would do, and what it takes of memory, time and disk (`trainer/main.py ... --dry_run`).
 
 It writes nothing to the run folder; a folder of shards without an index gets one, as in a run. The time is measured in
-trial steps, unless the report is about GPUs that this machine lacks.
+trial steps, unless a number of processes is given, which plans a launch elsewhere.
 """
 
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -34,7 +35,7 @@ from trainer.step_time import seconds_per_image
 PYTHON, HEAP = 0.8e9, 1.4  # bytes of a process beside its tensors, and times what its tensors take
 FLOAT = 4  # bytes of a number for the networks
 NOT_COUNTED = {
-    "cpu": "Allow for {} in all: Python takes 0.8 GB, and gaps in its memory up to 0.4 times the sum (at most 0.1 "
+    "cpu": "Allow for {} in all: Python takes 0.8 GB, and gaps in its memory up to 0.4 times the row all (at most 0.1 "
     "times with MALLOC_MMAP_THRESHOLD_=65536).",
     "cuda": "CUDA itself and gaps in the allocator's blocks take more: leave room.",
 }
@@ -97,7 +98,7 @@ class Report:
         yield "data", self._data()
         yield "batch", self._batch()
         yield f"peak memory of a process on a {place}, estimated", self._memory()
-        if not self.assumed:
+        if not self.config.dry_run:  # a number of processes plans a launch elsewhere, or is a job's last check
             yield "time", self._time()
         yield "checkpoints", self._checkpoints()
         yield "evaluation", self._evaluation() if self.config.evaluate.every else ["none, because evaluate.every is 0"]
@@ -165,7 +166,7 @@ class Report:
     def _memory(self) -> Iterator[str]:
         rows = self.memory()
         yield from table((name, amount(size), note) for name, size, note in rows)
-        yield "Activations are those of a step that updates every player with all its penalties; it is not taken."
+        yield "Activations are those of a step that updates every player with all its penalties, counted from shapes."
         yield "Evaluations and the workspaces of kernels are left out."
         yield NOT_COUNTED[self.device].format(amount(PYTHON + HEAP * rows[-1][1]))
         if self.settings.compile:
@@ -198,22 +199,25 @@ class Report:
         return [*rows, ("all", sum(size for _, size, _ in rows), "")]
 
     def _time(self) -> Iterator[str]:
+        if sys.stderr.isatty():
+            print("taking some trial steps ...", file=sys.stderr, flush=True)
+        share = self.settings.share_passes and self.micro_batch == self.per_rank_batch
         try:
-            seconds, tried = seconds_per_image(self.config, self.device, self.micro_batch)
+            seconds, tried = seconds_per_image(self.config, self.device, self.micro_batch, share)
         except RunError as error:
             yield str(error)
             return
         step = seconds * self.per_rank_batch
         yield (
-            f"about {duration(step * self.settings.steps)} for {self.settings.steps:,} steps of {step:.2g} s, without "
-            "evaluations"
+            f"about {duration(step * self.settings.steps)} for all {self.settings.steps:,} steps, of {step:.2g} s, "
+            "without reading images and evaluations"
         )
         scaled = f", and scaled to {self.per_rank_batch:,}" * (tried != self.per_rank_batch)
-        yield f"Measured in steps of {tried:,} images by one process{scaled}; other work on this machine slows them."
+        yield f"This was measured in steps of {tried:,} images by one process{scaled}; other work slows them."
         if self.processes > 1:
-            yield "It holds if the others have processors or GPUs of their own."
+            yield "It holds if each process has processors or a GPU of its own."
         if self.settings.compile:
-            yield "They were taken without trainer.compile."
+            yield "The trial steps did not use trainer.compile."
 
     def _checkpoints(self) -> Iterator[str]:
         settings, every, folder = self.settings, self.config.evaluate.every, self.config.run_dir

@@ -73,7 +73,7 @@ class StepFlops:
                 frozen = frozen_networks(system, self.config.trainer.train_only)
                 self.step = TrainStep(alone, system, self.config.trainer.steps, frozen=frozen)
         players = [player_state.player for player_state in self.step.player_states]
-        kinds = {step: tuple(_moves(player, step) for player in players) for step in steps}
+        kinds = {step: tuple(kind_of_move(player, step) for player in players) for step in steps}
         for kind in set(kinds.values()) - self.counted.keys():
             self.counted[kind] = self._count(self.step, next(step for step in steps if kinds[step] == kind))
         return sum(self.counted[kind] for kind in kinds.values()) / len(steps)
@@ -104,7 +104,7 @@ class StepFlops:
         return counter.get_total_flops()
 
 
-def _moves(player: Player, step: int) -> tuple[bool, bool, bool]:
+def kind_of_move(player: Player, step: int) -> tuple[bool, bool, bool]:
     """Return whether a player counts for others, is updated in a step, and whether its gradient penalties are due."""
     config, since = player.optimizer, step - player.start
     penalized = isinstance(config, DiscriminatorConfig) and config.penalized

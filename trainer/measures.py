@@ -25,9 +25,9 @@ class Measure(NamedTuple):
 
     @classmethod
     def of(cls, tag: str) -> "Measure | None":
-        """Return the measure of a score by its name in an evaluation's line, None if it is not one that is compared."""
+        """Return the measure of a score by its name in an evaluation's line, None of others."""
         key = re.match(r"eval/([a-z_]+)\d", tag)
-        return MEASURES.get(key[1]) if key else None
+        return NAMED.get(key[1]) if key else None
 
     def text(self, value: float | None) -> str:
         """Return a value as it is shown."""
@@ -63,5 +63,13 @@ COLUMNS = [
     Measure("images_per_second", "images/s", "higher", 0),
 ]
 MEASURES = {measure.key: measure for measure in COLUMNS}
+NAMED = MEASURES | {
+    one.key: one
+    for one in (
+        Measure("cycle_psnr", "PSNR of cycles", "higher", 1),
+        Measure("lpips_vgg", "LPIPS (VGG16)", "lower", 3),
+        Measure("spectrum", "spectrum", "lower", 2),
+    )
+}
 # Of neighbours among samples and held-out images: of fewer than FEW they flatter noise, and are left out.
 OF_NEIGHBOURS = {"precision", "recall", "density", "coverage"}

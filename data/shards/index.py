@@ -72,8 +72,9 @@ def index_folder(folder: Path, writes: bool = True) -> tuple[list[Shard], dict[s
         DataError: The folder is missing, or holds no shards.
     """
     if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else f"does not exist{near(folder)}"
         raise DataError(
-            f"the data folder {folder} does not exist{near(folder)}. Expected a folder of WebDataset shards (*.tar), a "
+            f"the data folder {folder} {problem}. Expected a folder of WebDataset shards (*.tar), a "
             "URL of one, or an index.json: make shards with `python -m data.prepare SOURCE OUT`, or those of digits by "
             "`make data`"
         )

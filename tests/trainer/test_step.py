@@ -168,8 +168,8 @@ def test_an_evaluation_that_does_not_fit_is_one_message_and_leaves_its_checkpoin
     done = here(*command, "--evaluate.every", "2", "--evaluate.extractor", "demo-random")
     assert done.returncode == 1
     *_, message = done.stderr.splitlines()
-    assert message.startswith("error: the GPU has too little free memory (nvidia-smi shows")
-    assert message.endswith("Tried to allocate 2.00 GiB. Checkpoints are intact")
+    assert message.startswith("error: the GPU has too little free memory: end other programs")
+    assert message.endswith("which resumes. CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
 

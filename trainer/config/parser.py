@@ -11,7 +11,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
@@ -27,13 +27,12 @@ from trainer import schemas
 from trainer.config.messages import OF_COMPARISONS, meant, other_recipes, plain_message
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
-from trainer.config.words import HelpFormatter
+from trainer.config.words import LINKED, HelpFormatter
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
 from trainer.weights import FREE_SETTINGS, HUB, implied_recipe, implied_settings
 
-PLAYER_HELP = re.compile(r"--system\.\w+\.help")
-LINKED = ("image_size", "channels")  # settings of a system that are those of data
+PLAYER_HELP = re.compile(r"--system\.(\w+)\.help")
 
 
 def _load_bounded_yaml(text: str) -> Any:
@@ -195,6 +194,8 @@ def parser() -> Parser:
 def configure(arguments: Sequence[str] | None = None) -> Config:
     """Return the configuration of a command line and its recipes; a mistake in it exits with code 2."""
     made, words = parser(), in_order(sys.argv[1:] if arguments is None else arguments)
+    if player := next(filter(None, map(PLAYER_HELP.fullmatch, words)), None):
+        words = _player_help(made, words, player)
     for recipe in _recipes(words):
         if Path(recipe).name.startswith(OF_COMPARISONS):
             made.error(f"--config {recipe} is of a comparison: python -m trainer.compare --config {recipe} trains it")
@@ -225,6 +226,25 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
         )
         _check_implied(config, implied)
         return config
+
+
+def _player_help(made: Parser, words: Sequence[str], player: re.Match[str]) -> list[str]:
+    """Return the words for which jsonargparse prints help about a player's settings.
+
+    It does so for `--system.help NAME --system.PLAYER.help` if the player may be left out, and else among all settings
+    of the system.
+    """
+    named = [after for word, after in pairwise(words) if word in ("--system", "--system.help")]
+    named += [word.partition("=")[2] for word in words if word.startswith("--system=")]
+    if not named:
+        made.error(f"{player[0]} needs the system's name: --system NAME {player[0]}")
+    if named[-1] not in system_names():
+        return ["--system.help", named[-1]]
+    hints = get_type_hints(find_system(named[-1]).__init__)
+    with_settings = {name: hint for name, hint in hints.items() if any(map(is_dataclass, (hint, *get_args(hint))))}
+    if player[1] not in with_settings:
+        made.error(f"{player[0]}: {named[-1]} has no {player[1]}; it has {', '.join(with_settings)}")
+    return ["--system.help", named[-1], *[player[0]] * (not is_dataclass(with_settings[player[1]]))]
 
 
 def _parse(made: Parser, words: Sequence[str]) -> Namespace:
@@ -303,11 +323,7 @@ def _check_implied(config: Config, implied: dict[str, Any]) -> None:
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
-    """Return recipes first, then the system's name, then the rest: later ones win, and the name is needed early.
-
-    jsonargparse prints a player's settings for `--system.help NAME --system.PLAYER.help` alone if a system may lack
-    it, and else among all of the system.
-    """
+    """Return recipes first, then the system's name, then the rest: later ones win, and the name is needed early."""
     first: dict[str, list[str]] = {"--config": [], "--system": []}
     rest, words = [], iter(arguments)
     for word in words:
@@ -316,12 +332,6 @@ def in_order(arguments: Sequence[str]) -> list[str]:
             first[name] += [word] if equals else [word, *([value] if (value := next(words, None)) is not None else [])]
         else:
             rest.append(word)
-    player = next((word for word in rest if PLAYER_HELP.fullmatch(word)), None)
-    if player and not any(word.startswith("--system.help") for word in rest):
-        system = first["--system"][-1].removeprefix("--system=") if first["--system"] else "VAEGAN"
-        kind = getattr(models, system, models.VAEGAN)
-        optional = not is_dataclass(get_type_hints(kind.__init__).get(player.split(".")[1]))
-        return ["--system.help", system, *[player] * optional]
     return [*first["--config"], *first["--system"], *rest]
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter
 
+LINKED = ("image_size", "channels")  # settings of a system that are those of data
 TYPES = {
     "int": "whole number",
     "NonNegativeInt": "whole number, 0 or more",
@@ -25,9 +26,6 @@ TYPES = {
 }
 
 
-LINKED = ("system.image_size", "system.channels")  # settings that follow data.size and data.channels
-
-
 def type_in_words(hint: Any) -> str:
     """Return a type as a reader would say it: `whole number above 0`, `real or not_own`."""
     args, origin = get_args(hint), get_origin(hint)
@@ -36,7 +34,9 @@ def type_in_words(hint: Any) -> str:
     if origin is tuple and Ellipsis not in args:
         return f"[{', '.join(map(type_in_words, args))}]"
     if origin in (list, tuple):
-        return f"list of {type_in_words(args[0])}"
+        return f"[{type_in_words(args[0])}, ...]"
+    if origin is dict:
+        return "mapping"
     if args:
         parts = [type_in_words(arg) for arg in args]
         return (", or " if any(" " in part for part in parts) else " or ").join(parts)
@@ -57,14 +57,14 @@ class HelpFormatter(DefaultHelpFormatter):
     """Prints settings with their types and defaults in plain words."""
 
     def add_argument(self, action: Action) -> None:
-        if action.dest not in LINKED:
+        if action.dest not in {f"system.{name}" for name in LINKED}:
             super().add_argument(action)
 
     def _get_type_str(self, action: Action) -> str | None:
         hint = getattr(action, "_typehint", None)
         if hint is None or action.dest.endswith(".help"):
             return None
-        optional = any(map(is_dataclass, get_args(hint)))
+        optional = type(None) in get_args(hint) and any(map(is_dataclass, get_args(hint)))
         return f"settings, which --{action.dest}.help lists" if optional else type_in_words(hint)
 
     def _get_help_string(self, action: Action) -> str:

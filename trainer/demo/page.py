@@ -115,10 +115,11 @@ def show(
         api_name: of the function
         cleared: outputs that are empty after an error, as what they show would be of other inputs (default: all)
     """
-    given = (user_facing(use), inputs, outputs)
-    asked = [gr.on(changes, *given, api_name=api_name, **ONE_AT_A_TIME)]
+    given: dict[str, Any] = dict(fn=user_facing(use), inputs=inputs, outputs=outputs, **ONE_AT_A_TIME)
+    # A change while the former one is computed is not lost.
+    asked = [gr.on(changes, api_name=api_name, trigger_mode="always_last", **given)]
     if examples is not None:
-        asked.append(examples.load_input_event.then(*given, api_visibility="private", **ONE_AT_A_TIME))
+        asked.append(examples.load_input_event.then(api_visibility="private", trigger_mode="always_last", **given))
     cleared = outputs if cleared is None else cleared
     blank = [None] * len(cleared) if len(cleared) > 1 else None
     for one in asked:

@@ -5,10 +5,9 @@ import difflib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed
 
@@ -18,7 +17,7 @@ from trainer.distributed.launcher import is_local_main
 from trainer.distributed.rendezvous import STORE_TIMEOUT, query_store
 from trainer.errors import RunError, needed
 
-NO_ROOM = "the GPU has too little free memory (nvidia-smi shows whether other programs take some)"
+NO_ROOM = "the GPU has too little free memory: end other programs that take some (nvidia-smi shows them)"
 
 
 def exit_with_error(message: str, code: int = 2) -> NoReturn:
@@ -46,7 +45,7 @@ def user_errors() -> Iterator[None]:
     except RunError as error:  # a process is lost, or memory is short
         exit_with_error(str(error), code=1)
     except torch.OutOfMemoryError as error:
-        exit_with_error(f"{NO_ROOM}: {needed(error)}", code=1)
+        exit_with_error(f"{NO_ROOM}, and --device cpu computes without it. {needed(error)}", code=1)
 
 
 @contextmanager
@@ -57,20 +56,30 @@ def run_errors() -> Iterator[None]:
     except (DataError, RunError, OSError) as error:
         exit_with_error(str(error), code=1)
     except torch.OutOfMemoryError as error:  # outside a step: in an evaluation, or for pictures
-        exit_with_error(f"{NO_ROOM}: {needed(error)} Checkpoints are intact", code=1)
+        exit_with_error(f"{NO_ROOM}, and run the same command again, which resumes. {needed(error)}", code=1)
 
 
 class CommandParser(argparse.ArgumentParser):
     """Prints a user's mistake in one block and exits with code 2."""
+
+    words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.words = [*(sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         exit_with_error(f"{message}{self._meant(message)}\nSee {self.prog} --help")
 
     def _meant(self, message: str) -> str:
         """Return which option or command was perhaps meant by one that there is not."""
-        commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        parsers = [self, *(parser for choices in commands for parser in choices.values())]
-        known = [*chain(*commands, *(parser._option_string_actions for parser in parsers))]
-        wrong = re.search(r"unrecognized arguments: (--\w+)|invalid choice: '(\w+)'", message)
-        close = difflib.get_close_matches(wrong[wrong.lastindex or 0], known, 1) if wrong else []
+        commands = next((one.choices for one in self._actions if isinstance(one, argparse._SubParsersAction)), {})
+        chosen = [self, *(commands[word] for word in self.words if word in commands)]
+        options = [option for parser in chosen for option in parser._option_string_actions]
+        if wrong := re.search(r"unrecognized arguments:.*?(--\w+)", message):
+            close = difflib.get_close_matches(wrong[1], options, 1)
+        elif wrong := re.search(r"argument COMMAND: invalid choice: '(\w+)'", message):
+            close = difflib.get_close_matches(wrong[1], commands, 1)
+        else:
+            close = []
         return f" (did you mean {close[0]}?)" if close else ""

@@ -5,6 +5,8 @@ WHAT is one of
   a checkpoint        it is scored as in training, against the run's held-out images or those of --against
   images              a folder, an archive or WebDataset shards, scored against the images of --against
 
+A folder that data.prepare wrote stands for its held-out images.
+
 It prints a table of scores. For several processes: `accelerate launch -m trainer.evaluate WHAT`.
 """
 

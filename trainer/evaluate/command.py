@@ -1,7 +1,6 @@
 """`python -m trainer.evaluate`: compute scores, print them, write the images, audit the scores."""
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         del scores["eval/seconds_share"]  # it is a share of a run's time
         is_main = accelerator.is_main_process
         if is_main:
-            _report(target, scores, accelerator.num_processes if settings.json else None)
+            _report(target, scores, accelerator.num_processes, settings.json)
         if settings.out:
             raise_on_all_ranks(lambda: _write_images(target, settings.out))
     accelerator.wait_for_everyone()
@@ -59,8 +58,8 @@ def _check_out(out: Path | None) -> None:
         raise ValueError(f"--out {out} exists and is not empty: name a new folder")
 
 
-def _report(target: Target, scores: dict[str, float], processes: int | None) -> None:
-    """Print a table of scores and, if the number of processes is given, one line of JSON with all facts."""
+def _report(target: Target, scores: dict[str, float], processes: int, as_json: bool) -> None:
+    """Print a table of scores and, if it is asked for, one line of JSON with all facts."""
     evaluator, line = target.evaluator, dict(scores)
     better = {name: measure.better for name in scores if (measure := Measure.of(name))}
     shown = [
@@ -79,10 +78,10 @@ def _report(target: Target, scores: dict[str, float], processes: int | None) -> 
             f"for comparison: the FID between two halves of the real images, {n:,} against {n:,}, is "
             f"{line['eval/floor']:.4g}; more images would lower it"
         )
-    if processes is not None:
+    if as_json:
         facts = {**target.facts, **evaluator.facts, **evaluator.recipe, "world_size": processes}
         print(json.dumps(redacted_all({**line, **facts})))
-    sys.stdout.flush()
+    print(end="", flush=True)
 
 
 def fid_of_halves(reference: ReferenceStatistics) -> tuple[int, float] | None:

@@ -89,7 +89,8 @@ class PeriodicEvaluator:
             statistics=Path(settings.statistics or folder / "statistics"),
             lpips=LPIPS(settings.lpips, accelerator.device) if settings.lpips else None,
         )
-        if accelerator.is_main_process and evaluator.missing and settings.metrics != [*METRICS]:
+        # By default the inception score is there wherever the extractor can give it.
+        if accelerator.is_main_process and evaluator.missing and {*settings.metrics} != {*METRICS}:
             print(evaluator.missing, file=sys.stderr, flush=True)
         evaluator.budget.began = self.began  # not now: a demo-cnn was trained beside the first steps
         evaluator.budget.resume(self._past())

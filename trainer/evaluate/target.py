@@ -161,7 +161,7 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     def images(index: Tensor) -> Tensor:
         return read(fake, positions[index.numpy()], size, channels).image.to(accelerator.device)
 
-    facts = {"images": settings.what, "fingerprint": fake.fingerprint(), **_option_facts(settings)}
+    facts = {"images": held_out_of(settings.what), "fingerprint": fake.fingerprint(), **_option_facts(settings)}
     return Target(evaluator, lambda: evaluator.score(images), images, real, facts)
 
 
@@ -198,7 +198,8 @@ def _check_options(settings: argparse.Namespace, system: models.System | None, e
 
 
 def _option_facts(settings: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name in ("against", "unverified") if (value := getattr(settings, name))}
+    against = {"against": held_out_of(settings.against)} if settings.against else {}
+    return against | ({"unverified": True} if settings.unverified else {})
 
 
 # ---- a run's folder, which may be a stranger's
@@ -289,8 +290,8 @@ def open_images(name: str, limits: Limits, size: Size | None = None, channels: i
 
     A folder that data.prepare wrote stands for its held-out images.
     """
-    path = held_out_of(Path(name))
-    name = str(path) if path.is_dir() else name
+    name = held_out_of(name)
+    path = Path(name)
     if (path / "index.json").exists() or path.suffix == ".json" or (path.is_dir() and any(path.glob("*.tar"))):
         return Shards(name, limits=limits)
     unpacked = tempfile.TemporaryDirectory()  # each rank unpacks a compressed archive for itself, and removes it

@@ -10,10 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.redact import printable
 from models import System
-from trainer.measures import MEASURES, OF_NEIGHBOURS, Measure
+from trainer.measures import NAMED, OF_NEIGHBOURS
 
 SCORE = re.compile(r"eval/([a-z_]+?)(\d+)(k?)((?:/[^/]+)*)")  # what was measured, on how many images, by what
-CARD_MEASURES = MEASURES | {"cycle_psnr": Measure("cycle_psnr", "PSNR of cycles", "higher", 1)}
 DEVIATION = re.compile(r"(eval/[a-z]+)_std(\d.*)")  # of a score over parts of the images
 # How Markdown marks up: punctuation, but for what is harmless within a line.
 MARKUP = re.compile(r"[!-,:-@\[-`{-~]|(?<=www)\.", re.IGNORECASE)
@@ -84,7 +83,7 @@ def score_rows(scores: dict[str, float], few: bool = False) -> list[dict[str, An
             key, number, thousands, by = match.groups()
             if few and key in OF_NEIGHBOURS:
                 continue
-            measure, parts = CARD_MEASURES.get(key), by.strip("/").split("/")
+            measure, parts = NAMED.get(key), by.strip("/").split("/")
             shown = [value, deviations[name]] if name in deviations else [value]
             head = f"{measure.head} {measure.arrow}" if measure else key.replace("_", " ")
             way = f" ({parts.pop(0)})" if parts[0] in ("a2b", "b2a") else ""  # of a translation

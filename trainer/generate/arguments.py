@@ -1,7 +1,8 @@
 """Make pictures with a trained system: `python -m trainer.generate COMMAND CHECKPOINT --out FOLDER`.
 
 CHECKPOINT is the folder of a checkpoint, or of a run, whose newest checkpoint is used. The averaged weights (EMA) make
-the pictures. Picture i is the same whatever --num is.
+the pictures. Picture i is the same whatever --num is. Images of --images that cannot be read are left out and named at
+the end, and the exit code is then 1. A folder that data.prepare wrote stands for its held-out images.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def open_folder(
     """
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is not a folder; expected one of images or WebDataset shards (*.tar)")
-    folder = held_out_of(folder)
+    folder = Path(held_out_of(str(folder)))
     if any(folder.glob("*.tar")):
         shards = Shards(folder)
         names = [f"{i:06d}" for i in range(len(shards))]

@@ -60,12 +60,17 @@ def given(generator: Generator, folder: Path, num: int | None, left_out: list[st
 def _readable(
     names: list[str], images: Callable[[range], Tensor], blocks: Iterable[range], left_out: list[str]
 ) -> Iterator[Given]:
+    """Yield blocks of images by number, without those that cannot be read, of which `left_out` gets the messages.
+
+    Raises:
+        DataError: none can be read.
+    """
     found = 0
     for rows in blocks:
         try:
-            parts = {row: image for row, image in zip(rows, images(rows), strict=True)}
-        except DataError:
-            parts = dict[int, Tensor]()
+            parts = dict(zip(rows, images(rows), strict=True))
+        except DataError:  # which of the block it is, is found one by one
+            parts = {}
             for row in rows:
                 try:
                     parts[row] = images(range(row, row + 1))[0]

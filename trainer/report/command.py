@@ -67,7 +67,7 @@ def open_entries(folders: list[Path]) -> list[Entry]:
         refuse_links(path)
         run = Run(path)
         if not run.lines and not run.settings:
-            there = "holds neither config.yaml nor metrics.jsonl" if path.is_dir() else f"is no folder{near(path)}"
+            there = "holds neither config.yaml nor metrics.jsonl" if path.is_dir() else f"is not a folder{near(path)}"
             inside = sorted(config.parent.name for config in path.glob("*/config.yaml"))
             hint = f". It holds runs: name them, such as {path / inside[0]}, or all by {path}/*" if inside else ""
             raise ValueError(f"RUN {path} {there}: expected the folder of a run (trainer.run_dir){hint}")

@@ -31,7 +31,6 @@ def test_help_speaks_of_types_and_defaults_in_plain_words(capsys, words):
     [
         ("--system VAEGAN --system.ternary.help", "--system.ternary.r1_weight"),
         ("--system=VAEGAN --system GAN --system.binary.help", "--system.binary.r1_weight"),
-        ("--system.binary.help", "--system.binary.r1_weight"),
         ("--system AE --system.autoencoder.help", "--system.autoencoder.lr"),
     ],
 )
@@ -40,6 +39,25 @@ def test_a_player_has_help_with_or_without_its_system(capsys, words, setting):
         configure(words.split())
     assert left.value.code == 0
     assert f"\n  {setting} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--system.binary.help", "error: --system.binary.help needs the system's name: --system NAME"),
+        ("--config recipe.yaml --system.binary.help", "error: --system.binary.help needs the system's name"),
+        (
+            "--system VAE --system.binary.help",
+            "error: --system.binary.help: VAE has no binary; it has networks, auto",
+        ),
+        ("--system NO --system.binary.help", "error: system must be one of AE, CycleGAN"),
+    ],
+)
+def test_help_that_there_is_not_is_an_error_that_says_what_there_is(capsys, words, message):
+    with pytest.raises(SystemExit) as left:
+        configure(words.split())
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_help_leaves_out_what_follows_from_the_data_and_names_the_help_of_players(capsys):
@@ -58,8 +76,8 @@ def test_help_leaves_out_what_follows_from_the_data_and_names_the_help_of_player
         (PositiveInt | None, "whole number above 0, or null"),
         (Literal["real", "not_own"], "real or not_own"),
         (tuple[float, int], "[number, whole number]"),
-        (tuple[int, ...], "list of whole number"),
-        (list[str] | bool, "list of text, or true or false"),
+        (tuple[int, ...], "[whole number, ...]"),
+        (list[str] | bool, "[text, ...], or true or false"),
     ],
 )
 def test_types_in_words(hint, words):

@@ -357,14 +357,8 @@ def test_processes_score_the_checkpoint_that_the_main_one_finds(score, here, ran
     done = here("--system", "VAE", "--trainer.steps", "2", "--trainer.save_every", "1", "--trainer.run_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     first = tmp_path / "checkpoints" / "step_00000001"
-    arguments = [
-        str(tmp_path),
-        "--json",
-        "--extractor",
-        "demo-random",
-        "--num",
-        "130",
-    ]  # three blocks, of two processes
+    # Three blocks of samples, of two processes.
+    arguments = [str(tmp_path), "--json", "--extractor", "demo-random", "--num", "130"]
     arguments += ["--sampler", "resample", "--train_num", "70"]
     _, expected = score(first, *arguments[1:])
     looks = {0: f"trainer.evaluate.target.checkpoint_of = lambda path: Path({str(first)!r})", 1: ""}

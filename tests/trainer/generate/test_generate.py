@@ -273,11 +273,10 @@ def test_images_that_cannot_be_read_are_named_and_the_others_are_used(run, capsy
 
 
 def test_a_prepared_folder_stands_for_its_held_out_images(run, digits):
-    names = [
-        [*next(given(Generator(run("VAEGAN"), "reconstruct"), folder, 3, [])).images.flatten().tolist()]
-        for folder in (digits, digits / "test", digits / "train")
-    ]
-    assert names[0] == names[1] != names[2]
+    generator = Generator(run("VAEGAN"), "reconstruct")
+    first = [next(given(generator, folder, 3, [])).images for folder in (digits, digits / "test", digits / "train")]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
 
 
 @pytest.mark.parametrize(
@@ -285,6 +284,7 @@ def test_a_prepared_folder_stands_for_its_held_out_images(run, digits):
     [
         (["smaple", "RUN"], "(did you mean sample?)"),
         (["sample", "RUN", "--gird"], "(did you mean --grid?)"),
+        (["sample", "RUN", "extra", "--gird"], "(did you mean --grid?)"),
         (["sample", "RUNS"], ": did you mean RUN?"),
     ],
 )
@@ -293,6 +293,13 @@ def test_what_was_perhaps_meant_is_named(run, capsys, tmp_path, arguments, meant
     done = generate(capsys, *(word.replace("RUN", folder) for word in arguments), "--out", tmp_path)
     assert done.returncode == 2
     assert meant.replace("RUN", folder) in done.err.splitlines()[0]
+
+
+@pytest.mark.parametrize("words", [["--sampler", "resampled"], ["--strength", "2"]])
+def test_no_option_of_another_kind_or_command_is_named(run, capsys, tmp_path, words):
+    done = generate(capsys, "sample", run("GAN"), "--out", tmp_path, *words)
+    assert done.returncode == 2
+    assert "did you mean" not in done.err
 
 
 def test_images_keep_their_numbers_where_others_are_left_out(run, photos):

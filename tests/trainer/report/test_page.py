@@ -282,7 +282,7 @@ def test_mistakes_are_named(tmp_path, capsys):
     for arguments, words in (
         ([tmp_path / "empty", "--out", page], "holds neither config.yaml nor metrics.jsonl"),
         ([several.parent, "--out", page], f"It holds runs: name them, such as {several}, or all by {several.parent}/*"),
-        ([tmp_path / "none", "--out", page], "is no folder: expected"),
+        ([tmp_path / "none", "--out", page], "is not a folder: expected"),
         ([made, made, "--out", page], "the same folder twice"),
         ([made, "--out", tmp_path], "is a folder"),
         ([made, "--out", tmp_path / "no" / "page.html"], "does not exist"),

@@ -88,6 +88,6 @@ def _download_once(path: Path) -> None:
         raise ValueError(
             f"extractor inception lacks its weights, and {reason}. Run `python -m trainer.prefetch inception` on a "
             f"machine with a network, or put {INCEPTION_FILE} (from torch-fidelity's releases on GitHub) at {path}, or "
-            "choose the extractor demo-random, which needs no file and gives no published FID: of a run by "
-            "--evaluate.extractor demo-random, of trainer.evaluate by --extractor demo-random"
+            "name that file by --evaluate.weights (of trainer.evaluate: --weights), or choose --evaluate.extractor "
+            "demo-random (of trainer.evaluate: --extractor demo-random), which needs no file and gives no published FID"
         )
