@@ -128,7 +128,7 @@ def test_a_recipe_says_so_too(capsys, tmp_path):
     assert "'setps': did you mean trainer.steps?" in refused(capsys, "--config", str(tmp_path / "mine.yaml"))
     missing = refused(capsys, "--config", str(ROOT / "launch" / "recipes" / "digitsvae.yaml"))
     assert "No such file or directory. Did you mean digits-vae or " in missing
-    assert " has celeba64, cifar10-r3gan, " in missing
+    assert " has celeba64, cifar10-gan, cifar10-r3gan, " in missing
     assert "compare-" not in missing
     compared = refused(capsys, "--config", "compare-mnist.yaml")
     assert "is of a comparison: python -m trainer.compare --config compare-mnist.yaml trains it" in compared

@@ -259,7 +259,7 @@ def test_demo_randoms_fid_grows_with_blur_and_noise_and_is_its_only_score_of_sam
         assert fids[3] > 3 * fids[0]
         assert scores[0]["eval/rfid359/demo-random-v1"] < 1e-6
         assert not any(name.startswith("eval/is") for name in scores[0])
-    assert "choose evaluate.extractor (--extractor) inception, or demo-cnn for images with labels" in evaluator.missing
+    assert "is no classifier, as are inception and, for images with labels, demo-cnn" in evaluator.missing
 
 
 def box(image, size):

@@ -89,5 +89,6 @@ def _download_once(path: Path) -> None:
             f"extractor inception lacks its weights, and {reason}. Run `python -m trainer.prefetch inception` on a "
             f"machine with a network, or put {INCEPTION_FILE} (from torch-fidelity's releases on GitHub) at {path}, or "
             "name that file by --evaluate.weights (of trainer.evaluate: --weights), or choose --evaluate.extractor "
-            "demo-random (of trainer.evaluate: --extractor demo-random), which needs no file and gives no published FID"
+            "demo-random (of trainer.evaluate: --extractor demo-random), which needs no file, or for a run on labelled "
+            "images demo-cnn; by neither is an FID comparable with published ones"
         )
