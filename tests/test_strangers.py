@@ -202,7 +202,7 @@ def test_an_extractor_that_is_code_is_the_command_lines_alone(capsys, run, progr
             assert "name it with --extractor file --weights FILE. It is code" in message
     typed = ["--extractor", "file", "--weights", str(program), "--metrics", "fid"]
     score_command.main([str(run), *SAMPLES, *typed])
-    assert f"eval/fid2/{program.stem}-" in capsys.readouterr().out
+    assert f"\nfid2/{program.stem}-" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["inception", "demo-cnn"])
