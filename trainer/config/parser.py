@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from itertools import chain, pairwise
@@ -24,10 +24,10 @@ from data.redact import redacted_all
 from data.shards.remote import is_remote
 from models.load import find_system, import_paths, settings_types, system_names
 from trainer import schemas
-from trainer.config.messages import OF_COMPARISONS, meant, other_recipes, plain_message
+from trainer.config.messages import OF_COMPARISONS, SECTIONS, meant, other_recipes, plain_message
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
-from trainer.config.words import LINKED, HelpFormatter
+from trainer.config.words import LINKED, HelpFormatter, type_in_words
 from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
 from trainer.weights import FREE_SETTINGS, HUB, implied_recipe, implied_settings
@@ -252,6 +252,10 @@ def _parse(made: Parser, words: Sequence[str]) -> Namespace:
     namespace = made.parse_args(words)
     if "dry_run" in namespace:
         made.error("--dry_run is an option of the command line, and cannot be in a recipe")
+    kinds: dict[str, type] = {"system.init_args": find_system(namespace.system.class_path), **SECTIONS}
+    for name, hint in chain.from_iterable(_not_null(kind, section) for section, kind in kinds.items()):
+        if name in namespace and namespace[name] is None:  # jsonargparse takes null for any setting
+            made.error(f"{name.replace('.init_args', '')} is null, expected {type_in_words(hint)}")
     if namespace.trainer.run_dir is None:
         recipes = [recipe for recipe in namespace.config or [] if recipe]
         name = Path(recipes[-1].relative).stem if recipes else _system_name(namespace).lower()
@@ -260,6 +264,18 @@ def _parse(made: Parser, words: Sequence[str]) -> Namespace:
     if isinstance(namespace.trainer.train_only, str):
         namespace.trainer.train_only = [namespace.trainer.train_only]
     return namespace
+
+
+def _not_null(kind: Any, section: str) -> Iterator[tuple[str, Any]]:
+    """Yield the names and types of a class's settings that cannot be null, nested ones included."""
+    for name, hint in get_type_hints(kind.__init__).items():
+        if name in (*LINKED, "return"):
+            continue
+        if type(None) not in get_args(hint):
+            yield f"{section}.{name}", hint
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part):
+                yield from _not_null(part, f"{section}.{name}")
 
 
 def name_splits(data: Namespace | DataConfig, evaluated: bool) -> None:

@@ -32,6 +32,10 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--system.latentdim", "3"], ["system.latentdim", "not accepted"]),
         (["--system", "VAE", "--system.autoencoder.rate", "3"], ["system.autoencoder.rate"]),
         (["--system", "AE", "--system.kl_weight", "3"], ["system.kl_weight", "not accepted"]),
+        (
+            ["--system", "AE", "--system.networks.width", "null"],
+            ["system.networks.width is null, expected whole number"],
+        ),
         (["--system", "WGAN"], ["WGAN", "AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN"]),
         (["--system", "VAEGAN", "--system.discriminator", "quaternary"], ["system.discriminator", "ternary"]),
         (["--system", "VAE", "--system.latent_dim", "0"], ["system.latent_dim is 0"]),
@@ -121,6 +125,24 @@ OF_DISCRIMINATOR = settings_of("system.binary", DiscriminatorConfig)
 )
 def test_what_was_perhaps_meant(capsys, arguments, end):
     assert refused(capsys, *DATA, "--system", *arguments).splitlines()[0].endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("evaluate: {budget: null}", "evaluate.budget is null, expected number above 0"),
+        ("system: {class_path: VAE, init_args: {kl_weight: null}}", "system.kl_weight is null, expected number"),
+        (
+            "system: {class_path: VAEGAN, init_args: {binary: {lr: null}, networks: {width: 8}}}",
+            "system.binary.lr is null, expected number or schedule",
+        ),
+    ],
+)
+def test_null_in_a_recipe_is_refused_where_a_value_is_needed(capsys, tmp_path, text, message):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    system = [] if "system" in text else ["--system", "VAE"]
+    assert refused(capsys, "--config", str(recipe), *system, *DATA).startswith(f"error: {message}\n")
 
 
 def test_a_recipe_says_so_too(capsys, tmp_path):
