@@ -32,10 +32,6 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--system.latentdim", "3"], ["system.latentdim", "not accepted"]),
         (["--system", "VAE", "--system.autoencoder.rate", "3"], ["system.autoencoder.rate"]),
         (["--system", "AE", "--system.kl_weight", "3"], ["system.kl_weight", "not accepted"]),
-        (
-            ["--system", "AE", "--system.networks.width", "null"],
-            ["system.networks.width is null, expected whole number"],
-        ),
         (["--system", "WGAN"], ["WGAN", "AE, CycleGAN, GAN, GANVAE, VAE, VAEGAN"]),
         (["--system", "VAEGAN", "--system.discriminator", "quaternary"], ["system.discriminator", "ternary"]),
         (["--system", "VAE", "--system.latent_dim", "0"], ["system.latent_dim is 0"]),
