@@ -45,7 +45,10 @@ def user_errors() -> Iterator[None]:
     except RunError as error:  # a process is lost, or memory is short
         exit_with_error(str(error), code=1)
     except torch.OutOfMemoryError as error:
-        exit_with_error(f"{NO_ROOM}, and --device cpu computes without it. {needed(error)}", code=1)
+        exit_with_error(
+            f"{NO_ROOM}, or compute on the CPU by CUDA_VISIBLE_DEVICES= before the command. {needed(error)}",
+            code=1,
+        )
 
 
 @contextmanager
