@@ -70,7 +70,7 @@ def aligned(codes: CodesConfig) -> CodesConfig:
 @unset_fake_temporarily()  # also where a test's tensors have no values
 def vit_file() -> str:
     """Random weights of a small vision transformer, by the names of DINO's files, as the same numbers each time."""
-    generator, width = torch.Generator().manual_seed(5), 64
+    generator, width = torch.Generator().manual_seed(5), 128  # of two heads
     shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + 4 * 4, width),

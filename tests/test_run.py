@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import BOARD, NETWORKS, wait_until
 from sample_images import corrupt
+from systems_under_test import vit_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -146,7 +147,9 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
             *("--system.ternary.counts_from", "5", "--system.ternary.ramp", "2"),
             *("--system.autoencoder.schedule", "cosine", "--system.binary.augment", "[color, cutout]"),
             *("--system.binary.augment_probability", "{start: 0, end: 0.5, steps: 6}"),
+            *("--system.binary.lr", "{start: 1e-3, end: 1e-4, steps: 6}"),
             *("--system.binary.betas", "[0, {start: 0.9, end: 0.99, steps: 6}]"),
+            *("--system.binary.adversarial", "relativistic", "--system.binary.r2_weight", "1"),
             *("--system.binary.r1_weight", "{start: 1, end: 0.1, steps: 6}"),
             *("--trainer.ema_half_life", "{start: 0, end: 100, steps: 6}"),
             *("--trainer.ema_lengths", "[0.05, 0.1]", "--trainer.keep_every", "4"),
@@ -167,6 +170,34 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
     longer = here(*run, "--trainer.steps", "9", "--trainer.run_dir", tmp_path / "cut", small=[])
     assert longer.returncode == 2, "with a schedule that ends with the run, its length is no free setting"
     assert "trainer.steps: 8 in the checkpoint, 9 now" in longer.stderr
+
+
+def test_terms_of_codes_and_of_a_frozen_dino_resume_bit_for_bit_with_its_file(here, tmp_path):
+    """The alignment's weight is in the checkpoint, and so is the sha256 of each of the three files."""
+    files = [shutil.copy(vit_file(), tmp_path / f"{i}.pth") for i in range(3)]
+    codes = {"equivariance": 0.5, "scale_equivariance": 0.25, "noise": 0.3, "alignment": 0.1, "dino_weights": files[0]}
+    run = ["--system", "VAEGAN", *NETWORKS, "--system.networks.latent_stride", "8", "--system.likelihood", "laplace"]
+    run += [word for name, value in codes.items() for word in (f"--system.codes.{name}", value)]
+    run += ["--system.perceptual", "dino", "--system.perceptual_weight", "5", "--system.perceptual_weights", files[1]]
+    run += ["--system.binary.dino_weights", files[2], "--system.binary.r1_weight", "0"]
+    run += ["--system.binary.adversarial", "hinge", "--trainer.steps", "4", "--trainer.save_every", "2"]
+    whole = here(*run, "--trainer.run_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000004")
+    torch.save(torch.load(files[0], weights_only=True) | {"cls_token": torch.zeros(1, 1, 128)}, tmp_path / "other.pth")
+    others = [tmp_path / "other.pth" if word in files else word for word in run]
+    refused = here(*others, "--trainer.run_dir", tmp_path / "cut")
+    assert refused.returncode == 2
+    for setting in ("codes.dino_weights", "perceptual_weights", "binary.dino_weights"):
+        assert f"system.{setting}: a file with sha256 " in refused.stderr
+    resumed = here(*run, "--trainer.run_dir", tmp_path / "cut")
+    assert "Resuming at step 2 of 4" in resumed.stderr
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert a["statistics.alignment_weight"] != 1, "it was measured"
+    assert not any("dino" in key or "perceptual" in key for key in a), "frozen networks are not saved"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from systems_under_test import vit_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Normal, kl_divergence
 
@@ -321,6 +322,33 @@ def test_ramps_at_their_ends():
     assert [at(step).ramp(2, 4) for step in (0, 2, 4, 6, 9)] == [0, 0, 0.5, 1, 1]
     assert [at(step).ramp(2, 0) for step in (1, 2, 3)] == [0, 1, 1]
     assert [step for step in range(9) if at(step).due(3, 1)] == [1, 4, 7]
+
+
+def test_the_convnext_distance_is_the_squared_difference_of_its_logits(tmp_path, monkeypatch):
+    """As 1d-tokenizer's: of images in [0, 1], standardized as ImageNet's, at 224 pixels; here of a small ConvNeXt."""
+    from torchvision.models import convnext
+    from torchvision.transforms.v2.functional import normalize, resize
+
+    from models.networks.perceptual import Perceptual
+
+    torch.manual_seed(0)
+    blocks = [convnext.CNBlockConfig(8, 16, 1), convnext.CNBlockConfig(16, None, 1)]
+    monkeypatch.setattr("torchvision.models.convnext_small", lambda weights: convnext.ConvNeXt(blocks, num_classes=10))
+    theirs = convnext.ConvNeXt(blocks, num_classes=10).eval()
+    torch.save(theirs.state_dict(), tmp_path / "convnext.pth")
+    theirs, ours = theirs.double(), Perceptual("convnext", str(tmp_path / "convnext.pth")).double()
+    a, b = (torch.rand(2, 3, 64, 64, dtype=torch.float64) * 2 - 1 for _ in range(2))
+    b.requires_grad_()
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    logits = [theirs(resize(normalize((x + 1) / 2, mean, std), [224, 224], antialias=True)) for x in (a, b)]
+    distance = ours(a, b)
+    # The constants of the standardization are float32: their rounding, 2^-24, grows by a few magnitudes.
+    assert distance.item() == pytest.approx((logits[0] - logits[1]).square().mean().item(), rel=1e-4)
+    distance.backward()
+    assert b.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in ours.parameters())
+    with pytest.raises(ValueError, match=r"^system.perceptual_weights: .* is not .*ConvNeXt-S"):
+        Perceptual("convnext", vit_file())
 
 
 def test_lpips_is_that_of_torchmetrics(vgg16, torchmetrics_lpips):

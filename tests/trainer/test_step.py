@@ -43,7 +43,7 @@ def train(
     system = SYSTEMS[name]().double()
     for network in system.children() if parts == 2 else ():
         network.to(memory_format=torch.channels_last)
-    ema = EMA(system, 20, 8)
+    ema = EMA(system, Schedule(0, 20, STEPS), 8, ramp=1)
     checkpoint_activations(system, again)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_SETTINGS])
     rows, frozen = slice(rank * 8 // world, (rank + 1) * 8 // world), frozen_networks(system, TRAIN_ONLY.get(name))

@@ -97,7 +97,7 @@ def plan(
         "size": plain(encoder.size),
         "channels": encoder.format.channels,
         "bits": encoder.format.bits,
-        "crop": "the largest centred square",
+        "crop": "the largest centred part of the shape of size",
         "latent_shape": [*encoder.system.latent_shape],
         "mean_only": settings.mean_only,
         "mirror": settings.mirror,
