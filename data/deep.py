@@ -78,7 +78,7 @@ def decode_deep(content: bytes, size: Size | None, channels: int, view: View, li
     Args:
         content: encoded
         size: height and width; None: its own
-        channels: 1, 3 or 4, as `data.images.decode` has it, or those of a .npy file
+        channels: 1, 3 or 4, as `data.images.decode` has it, or those of an array
         view: the crop
         limits: of an image
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.arrays import array, is_array
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels; .npy files have any number of channels
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels; arrays have any number of channels
 MAX_CHANNELS = 1024
 COLOURS = {1: "grey", 3: "colour", 4: "colour and alpha"}  # what channels are, by their number
 STRIP = 256  # rows that are blended with white at once
@@ -26,8 +26,7 @@ MAX_SEGMENTS = 2**16  # of a JPEG
 SEGMENTS = frozenset(bytes([0xFF, kind]) for kind in (*range(0xE0, 0xF0), 0xFE))  # APP0 to 15, COM: before the image
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes without colour
-TIFF, SAMPLES = (b"II*\0", b"MM\0*"), 277  # a TIFF's first bytes, and its tag of the number of channels
-MORE_CHANNELS = "More than four channels are read of .npy files: numpy.save(FILE, tifffile.imread(TIFF)) makes one"
+UNKNOWN = f"it is no image of a known kind ({', '.join(FORMATS)}), or damaged"
 ORIENTATION, UPRIGHT = 0x0112, 1  # Exif's tag, and its value for an image that needs no turn
 Image.MAX_IMAGE_PIXELS = None  # Limits take its place
 
@@ -48,7 +47,7 @@ class Format(NamedTuple):
     """What images are read as."""
 
     size: Size
-    channels: int  # 1, 3 or 4, or the number that all images have as .npy files
+    channels: int  # 1, 3 or 4, or the number that all images have as arrays
     bits: int = 8  # of a channel, 8 or 16
 
 
@@ -149,7 +148,7 @@ def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -
             image = _of_array(array(content), limits)
         else:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-            _check_opened(image, limits)
+            _check_pixels(*image.size, limits)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
         if alpha and image.has_transparency_data:
@@ -157,7 +156,7 @@ def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -
         image = _flatten(image)
         return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(_unknown(content)) from error
+        raise ValueError(UNKNOWN) from error
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise ValueError(str(error) or type(error).__name__) from error
 
@@ -172,7 +171,7 @@ def decode_own_size(content: bytes, channels: int, limits: Limits = LIMITS) -> n
 def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], int]:
     """Return an encoded image's width and height, and its channels, without decoding it.
 
-    These are 1 (grey) or 3 (colour, perhaps with alpha), and those of a .npy file as they are.
+    These are 1 (grey) or 3 (colour, perhaps with alpha), and those of an array as they are.
 
     Raises:
         ValueError: The bytes are no image, or hold more than the limits.
@@ -183,10 +182,10 @@ def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], in
         return (width, height), channels
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_opened(image, limits)
+            _check_pixels(*image.size, limits)
             return image.size, 1 if image.mode in GREY else 3
     except UnidentifiedImageError as error:
-        raise ValueError(_unknown(content)) from error
+        raise ValueError(UNKNOWN) from error
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise ValueError(str(error) or type(error).__name__) from error
 
@@ -275,19 +274,6 @@ def _check_scans(content: bytes, limits: Limits) -> None:
             raise ValueError(f"it has more than {limits.scans:,} scans ({limit_settings('scans')}): encode it again")
         place = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2]))
     raise ValueError(f"it has more than {MAX_SEGMENTS:,} segments: encode it again")
-
-
-def _unknown(content: bytes) -> str:
-    if content.startswith(TIFF):
-        return f"it is a TIFF that is damaged, or of a kind that is not read. {MORE_CHANNELS}"
-    return f"it is no image of a known kind ({', '.join(FORMATS)}), or damaged"
-
-
-def _check_opened(image: Image.Image, limits: Limits) -> None:
-    _check_pixels(*image.size, limits)
-    samples = getattr(image, "tag_v2", {}).get(SAMPLES, 1)
-    if isinstance(samples, int) and samples > 4:  # Pillow would leave out the others
-        raise ValueError(f"it is a TIFF of {samples} channels. {MORE_CHANNELS}")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import webdataset
 from PIL import Image, ImageOps
 
-from data.arrays import array, encode_npy, is_array
+from data.arrays import MAGIC, array, encode_npy, is_array
 from data.dataset import Rejected
 from data.deep import changed, encode_png, is_deep, over_white, read_deep, to_eight
 from data.errors import DataError
@@ -23,7 +23,7 @@ from data.processes import run_in_parallel
 from data.shards.names import save_names
 from data.sources import Item
 
-NPY = "NPY"  # the format of arrays
+NPY = "NPY"  # the format of arrays, as which TIFFs of many channels are written
 ENDINGS = {  # of a shard's members, by Pillow's name of the format or NPY; the first if the file's own does not fit
     "PNG": ("png",),
     "JPEG": ("jpg", "jpeg"),
@@ -96,7 +96,7 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
     size = settings.size or min(width, height)
     fits = (height, width) == sides(size) if settings.crop else min(width, height) == size
     if fits and wanted == form:
-        return form, content
+        return form, content if form != NPY or content.startswith(MAGIC) else encode_npy(array(content))
     if is_array(content):
         pixels = array(content)
         if wanted == NPY:

@@ -97,13 +97,7 @@ def test_tiffs_keep_their_depth(order):
     assert (read_deep(content) == pixels).all()
 
 
-def test_tiffs_of_layouts_that_lose_numbers_are_refused():
-    """Pillow takes the first three of five channels that begin with a colour, and knows no others."""
-    for photometric, extra, words in (2, (0, 0), "a TIFF of 5 channels. More"), (1, (0,) * 4, "that is not read. More"):
-        content = tiff(deep(5, 2, 4) >> 8, "<", photometric, extra)
-        for look in (lambda content: decode(content, 8, 3), read_deep):
-            with pytest.raises(ValueError, match=words):
-                look(content)
+def test_tiffs_of_a_layout_that_loses_numbers_are_refused():
     with pytest.raises(ValueError, match="laid out as CMYK;16"):
         read_deep(tiff(deep(4, 2, 4), "<", 5))
 

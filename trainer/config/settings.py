@@ -89,7 +89,7 @@ class DataConfig:
             multiples of a power of two, which depends on the networks: those with maps of codes
             (system.networks.latent_stride) and discriminators of patches take the most sizes.
         channels: Channels of an image: 1 (grey), 3 (colour, transparent images over white), 4 (colour and alpha), or
-            any number up to 1024 that all images have as .npy files.
+            any number up to 1024 that all images have, as .npy files or TIFFs.
         workers: Number of processes per rank that decode images ahead. 0 decodes in the training process. Raise it when
             steps wait for data.
         bits: Bits of a channel: 8, to which images of sixteen are reduced, or 16, as PNGs, TIFFs and PPMs may have.
