@@ -125,8 +125,8 @@ class DiscriminatorConfig(OptimizerConfig):
     Args:
         every: steps between its updates; 1 updates it at every step
         start: first step at which it is trained; raise it to train a VAE first
-        counts_from: first step at which it counts for its opponents, `start` or later; null takes `start`. A later one
-            lets it learn first, as a discriminator that has learnt nothing spoils the reconstructions of its opponents
+        counts_from: first step at which it counts for its opponents, `start` or later (Esser et al. 2021's
+            disc_start); null takes `start`. A later one lets it learn first, as a discriminator that has learnt nothing spoils the reconstructions of its opponents
         ramp: steps after `counts_from` in which its weight for its opponents rises linearly from 0 to 1
         adversarial: loss on realness: logistic (non-saturating, Goodfellow et al. 2014), hinge (Lim & Ye 2017),
             least_squares (Mao et al. 2017) or relativistic (each fake against a real image, Jolicoeur-Martineau 2019)
@@ -146,7 +146,7 @@ class DiscriminatorConfig(OptimizerConfig):
         minibatch_stddev: images per group whose common standard deviation it is shown, which counters mode collapse
             (Karras et al. 2018); a micro-batch must be a multiple of it; 0 turns it off
         dino_weights: file of a vision transformer of DINO, such as ViT-S/8, whose frozen features of an image are shown
-            to light heads in place of the image (Sauer et al. 2021), with R1 and R2 off; best with hinge and augment.
+            to light heads in place of the image (Sauer et al. 2023), with R1 and R2 off; best with hinge and augment.
             The file is as for perceptual_weights of dino; null trains a discriminator of pixels
     """
 

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -123,9 +123,7 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
             f"{settings.what} is not a run or a checkpoint{missing}. "
             "Name one, or for images also name real ones by --against"
         )
-    idle = [name for name in OF_A_SYSTEM if getattr(settings, name) is not None]
-    if idle:
-        raise ValueError(f"--{idle[0]} has no effect on images; leave it out")
+    _refuse(settings, OF_A_SYSTEM, "images are scored, not a system")
     fake = open_images(settings.what, _limits(settings))
     num = settings.num or len(fake)
     if num > len(fake):
@@ -171,25 +169,29 @@ def _check_same(settings: argparse.Namespace, accelerator: Accelerator, **own: A
     Ranks(accelerator, int(TIMEOUT.total_seconds())).check_same({"code": code_checksum(), **options, **own})
 
 
+def _refuse(settings: argparse.Namespace, options: Sequence[str], reason: str) -> None:
+    """Raise a ValueError that names those of the options that were given, if any was."""
+    given = {name: getattr(settings, name) for name in options}
+    idle = [f"--{name}" for name, value in given.items() if value is not None and value is not False]
+    if idle:
+        verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")
+        raise ValueError(f"{', '.join(idle)} {verb} no effect: {reason}. Leave {them} out")
+
+
 def _check_options(settings: argparse.Namespace, system: models.System | None, extractor: Extractor) -> None:
     """Options without an effect are refused."""
     kind = type(system).__name__
     statistics = (settings.against or "").endswith(".npz")
     samples, reconstructions = (system is None or system.can(use) for use in ("sample", "reconstruct"))
-    for option, effective, reason in (
-        ("metrics", samples, f"{kind} draws no samples"),
-        ("num", samples, f"{kind} draws no samples"),
-        ("out", samples, f"{kind} draws no samples"),
-        ("sampler", samples, f"{kind} draws no samples"),
-        ("truncation", samples, f"{kind} draws no samples"),
-        ("audit", samples, f"{kind} draws no samples"),
-        ("lpips", reconstructions, f"{kind} makes no reconstructions"),
-        ("lpips", not statistics, "--against names statistics, and reconstructions need images"),
-        ("statistics", not statistics, "--against names statistics already"),
-        ("unverified", statistics, "--against names no statistics"),
+    for options, effective, reason in (
+        (("metrics", "num", "out", "sampler", "truncation", "audit"), samples, f"{kind} draws no samples"),
+        (("lpips",), reconstructions, f"{kind} makes no reconstructions"),
+        (("lpips",), not statistics, "--against names statistics, and reconstructions need images"),
+        (("statistics",), not statistics, "--against names statistics already"),
+        (("unverified",), statistics, "--against names no statistics"),
     ):
-        if getattr(settings, option) and not effective:
-            raise ValueError(f"--{option} has no effect: {reason}. Leave it out")
+        if not effective:
+            _refuse(settings, options, reason)
     if "is" in (settings.metrics or []) and not extractor.classes:
         raise ValueError(
             f"--metrics is: the inception score needs classes, and {extractor.name} has none: leave is out, or "
