@@ -126,7 +126,8 @@ class DiscriminatorConfig(OptimizerConfig):
         every: steps between its updates; 1 updates it at every step
         start: first step at which it is trained; raise it to train a VAE first
         counts_from: first step at which it counts for its opponents, `start` or later (Esser et al. 2021's
-            disc_start); null takes `start`. A later one lets it learn first, as a discriminator that has learnt nothing spoils the reconstructions of its opponents
+            disc_start); null takes `start`. A later one lets it learn first, as a discriminator that has learnt nothing
+            spoils the reconstructions of its opponents
         ramp: steps after `counts_from` in which its weight for its opponents rises linearly from 0 to 1
         adversarial: loss on realness: logistic (non-saturating, Goodfellow et al. 2014), hinge (Lim & Ye 2017),
             least_squares (Mao et al. 2017) or relativistic (each fake against a real image, Jolicoeur-Martineau 2019)

@@ -30,6 +30,7 @@ OPTIONAL = re.compile(
 )
 VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
 UNKNOWN = re.compile(r"(?:Group '(\w+)' does not accept option '|Option '|unrecognized arguments: --)([\w.]+)")
+GROUP = re.compile(r"""setting "(\w+)": Unable to load config '(.*?)' setting""")  # a group that was given a value
 OF_COMPARISONS = "compare-"  # how the names of trainer.compare's files begin, which are no recipes of runs
 SECTIONS = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}
 TYPES = {
@@ -65,6 +66,9 @@ def plain_message(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
     text = VARYING.sub("", text)  # the second of two complaints says what a setting that may vary can be
+    if group := GROUP.match(text):
+        names = (name for name in _names(SECTIONS[group[1]], group[1]) if name.count(".") == 1)
+        return f"{group[1]} is a group of settings; got {group[2]}. Set one of {', '.join(names)}"
     if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
         setting, kind, expected, value = wrong.groups()
         return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value}"

@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT
 
 from models import VAEGAN, DiscriminatorConfig, OptimizerConfig
+from trainer.config.messages import SECTIONS
 from trainer.config.parser import configure
 from trainer.config.resume import differences
 from trainer.distributed.exit import user_errors
@@ -121,6 +122,13 @@ OF_DISCRIMINATOR = settings_of("system.binary", DiscriminatorConfig)
 )
 def test_what_was_perhaps_meant(capsys, arguments, end):
     assert refused(capsys, *DATA, "--system", *arguments).splitlines()[0].endswith(end)
+
+
+@pytest.mark.parametrize(("group", "value"), [("evaluate", "null"), ("data", "PHOTOS")])
+def test_a_value_for_a_group_of_settings_is_refused_with_their_names(capsys, group, value):
+    message = refused(capsys, *DATA, "--system", "VAE", f"--{group}", value).splitlines()[0]
+    names = ", ".join(f"{group}.{field.name}" for field in fields(SECTIONS[group]))
+    assert message == f"error: {group} is a group of settings; got {value}. Set one of {names}"
 
 
 @pytest.mark.parametrize(
