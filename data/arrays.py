@@ -14,7 +14,7 @@ LOW = 16  # pixels: no run has images of a smaller height, so that a smaller fir
 
 
 def is_array(content: bytes) -> bool:
-    """Return whether bytes begin as those of a .npy file, or as a TIFF of more than four channels."""
+    """Return whether bytes begin as those of a .npy file, or as a TIFF that `data.tiffs` reads."""
     return content.startswith(MAGIC) or tiffs.is_wide(content)
 
 
@@ -23,6 +23,7 @@ def array(content: bytes) -> np.ndarray:
 
     Raises:
         ValueError: It is damaged or holds anything else, such as latents; the message says what.
+        DataError: It is a TIFF, and tifffile is not installed.
     """
     if not content.startswith(MAGIC):
         pixels = tiffs.read(content)
@@ -49,6 +50,12 @@ def array(content: bytes) -> np.ndarray:
     return pixels.reshape(height, width, channels).astype(depth, copy=False)
 
 
+def array_shape(content: bytes) -> tuple[int, int, int]:
+    """Return the height, width and channels of an array, of a TIFF without decoding it; raise as `array`."""
+    height, width, channels = array(content).shape if content.startswith(MAGIC) else tiffs.shape(content)
+    return height, width, channels
+
+
 def _depth(dtype: np.dtype, file: str) -> type[np.unsignedinteger]:
     """Return the type of a file's pixels in this machine's order of bytes."""
     if dtype.str[1:] not in DEPTHS:
@@ -62,7 +69,7 @@ def _depth(dtype: np.dtype, file: str) -> type[np.unsignedinteger]:
 def is_pixels(content: bytes) -> bool:
     """Return whether bytes are a .npy file of pixels that `array` reads."""
     try:
-        return is_array(content) and array(content).size > 0
+        return content.startswith(MAGIC) and array(content).size > 0
     except ValueError:
         return False
 

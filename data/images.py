@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.arrays import array, is_array
+from data.arrays import MAGIC, array, array_shape, is_array
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels; arrays have any number of channels
 MAX_CHANNELS = 1024
@@ -177,7 +177,7 @@ def header(content: bytes, limits: Limits = LIMITS) -> tuple[tuple[int, int], in
         ValueError: The bytes are no image, or hold more than the limits.
     """
     if is_array(content):
-        height, width, channels = array(content).shape
+        height, width, channels = array_shape(content)
         _check_pixels(width, height, limits)
         return (width, height), channels
     try:
@@ -198,12 +198,13 @@ def check_header(content: bytes, limits: Limits) -> None:
 
 def check_channels(content: bytes, channels: int) -> None:
     """Raise a ValueError unless an image has the channels, or both have 1, 3 or 4, of which one makes the other."""
-    shape = array(content).shape if is_array(content) else ()
+    shape = array_shape(content) if is_array(content) else ()
     found = shape[2] if shape else max(MODES)
     if found == channels or (found in MODES and channels in MODES):
         return
     most = "" if shape else "at most "
-    first = ". If its channels come first, numpy.moveaxis(x, 0, -1) puts them last" * (channels in shape)
+    first = ". If its channels come first, numpy.moveaxis(x, 0, -1) puts them last"
+    first *= channels in shape and content.startswith(MAGIC)
     raise ValueError(f"it has {most}{found} channels, expected the {channels} of data.channels (or --channels){first}")
 
 

@@ -1,58 +1,98 @@
-"""TIFFs of more than four channels, such as bands of satellites, which Pillow cannot read."""
+"""TIFFs with more channels than Pillow reads, such as bands of satellites: the first image of the file, by tifffile."""
 
 import io
-from functools import lru_cache
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import PREFIXES, ImageFileDirectory_v2
 
-TIFF = b"II*\0", b"MM\0*"  # a TIFF's first bytes, in either order of bytes
-SAMPLES, ORIENTATION = 277, 274  # tags: the number of channels; how the image is turned, 1 if it is upright
-MOST = 2**30  # bytes of pixels: few compressed bytes may hold any number
+from data.errors import DataError
+
+FIRST = tuple(PREFIXES)  # a TIFF's first bytes
+BIG = 43  # the third byte of a BigTIFF, or the fourth, whose header has eight more
+WIDTH, HEIGHT, SAMPLES, ORIENTATION, PHOTOMETRIC = 256, 257, 277, 274, 262  # tags; SAMPLES is the number of channels
+WITHOUT_COLOUR = (0, 1)  # values of PHOTOMETRIC: grey
+COMPRESSIONS = (1, 5, 8, 32946, 32773, 50000)  # none, LZW, deflate, deflate, PackBits, zstd
+MOST = 2**30  # bytes of pixels: a few compressed bytes may hold any number
 
 
 def is_wide(content: bytes) -> bool:
-    """Return whether bytes are a TIFF whose first image has more than four channels."""
-    return content.startswith(TIFF) and _tags(content).get(SAMPLES, 1) > 4
+    """Return whether bytes are a TIFF of more than four channels, or of three or four that are no colours."""
+    if not content.startswith(FIRST):
+        return False
+    found = _tags(content)
+    samples = _number(found, SAMPLES, 1)
+    return samples > 4 or (samples > 2 and _number(found, PHOTOMETRIC, 2) in WITHOUT_COLOUR)
 
 
-@lru_cache(maxsize=1)  # an image's header, channels and pixels are asked for one after the other
+def shape(content: bytes) -> tuple[int, int, int]:
+    """Return height, width and channels of such a TIFF, by its tags."""
+    found = _tags(content)
+    return _number(found, HEIGHT, 0), _number(found, WIDTH, 0), _number(found, SAMPLES, 1)
+
+
 def read(content: bytes) -> np.ndarray:
-    """Return the pixels of a TIFF's first image, [height, width, channels] in its own type.
+    """Return the pixels of such a TIFF, [height, width, channels] in its own type.
 
     Raises:
-        ValueError: It is damaged or turned, holds too many pixels, or needs tifffile, which is not installed.
+        ValueError: It is damaged or turned, holds too many pixels, or is compressed in a way that is not read.
+        DataError: tifffile is not installed.
     """
     try:
         from tifffile import TiffFile
-    except ImportError:
-        raise ValueError(
-            "it is a TIFF of more than four channels, and tifffile, which reads those, is not installed: pip install "
-            "tifffile imagecodecs, or '.[tiff]' of this project"
-        ) from None
-    if _tags(content).get(ORIENTATION, 1) != 1:
-        raise ValueError("it is a TIFF of more than four channels that is not upright: turn its pixels, not its tag")
+    except ImportError as error:
+        raise DataError(
+            "a TIFF of many channels is among the images, and tifffile, which reads those, is not installed: pip "
+            "install 'vaegan-trainer[tiff]'"
+        ) from error
+    turned = _number(_tags(content), ORIENTATION, 1)
+    if turned != 1:
+        raise ValueError(f"it is a TIFF whose Orientation is {turned}, expected 1: turn the pixels of all channels")
     try:
         with TiffFile(io.BytesIO(content)) as file:
             page = file.pages.first
-            if page.nbytes > MOST:
-                raise ValueError(f"it has {page.nbytes:,} bytes of pixels, more than {MOST:,}: cut it into parts")
-            pixels = page.asarray()
+            reason = _refusal(page)
+            pixels = None if reason else page.asarray(maxworkers=1)
+            by_planes = page.planarconfig == 2
     except Exception as error:  # tifffile raises nearly anything on damaged bytes
-        raise ValueError(f"it is a TIFF that cannot be read: {error}") from error
-    pixels = np.moveaxis(pixels, 0, -1) if page.planarconfig == 2 else pixels
+        raise ValueError(f"it is a damaged TIFF: {error}") from error
+    if pixels is None:
+        raise ValueError(reason)
+    pixels = np.moveaxis(pixels, 0, -1) if by_planes else pixels
+    if pixels.shape != shape(content):
+        raise ValueError(f"it is a TIFF of shape {[*pixels.shape]}, but its tags tell of {[*shape(content)]}")
     pixels.flags.writeable = False
     return pixels
 
 
-def _tags(content: bytes) -> ImageFileDirectory_v2 | dict[int, int]:
+def _refusal(page: Any) -> str:
+    """Return why a page is not decoded, before it is; empty if it can be."""
+    if page.compression not in COMPRESSIONS:
+        expected = "expected none, LZW, deflate, PackBits or zstd: write it anew"
+        return f"it is a TIFF with compression {page.compression}, {expected}"
+    size = max(page.nbytes, math.prod(page.chunks) * page.dtype.itemsize)
+    if size > MOST:
+        return f"it has {size:,} bytes of pixels, more than {MOST:,}: scale it down, or cut it"
+    parts = math.prod(page.chunked)
+    if len(page.dataoffsets) != parts or len(page.databytecounts) != parts or not all(page.databytecounts):
+        return "it is a TIFF without some of its strips or tiles: write it anew"
+    return ""
+
+
+def _tags(content: bytes) -> Mapping[int, Any]:
     """Return the tags of a TIFF's first image; none if they are damaged."""
     file = io.BytesIO(content)
     try:
-        tags = ImageFileDirectory_v2(file.read(8))
+        tags = ImageFileDirectory_v2(file.read(16 if BIG in content[2:4] else 8))
         file.seek(tags.next)
         tags.load(file)
-        tags.get(SAMPLES)  # which is parsed only now
-        return tags
-    except Exception:  # Pillow raises nearly anything on damaged bytes; it then refuses the image
+        return {tag: tags[tag] for tag in (WIDTH, HEIGHT, SAMPLES, ORIENTATION, PHOTOMETRIC) if tag in tags}
+    except Exception:  # Pillow raises nearly anything on damaged bytes
         return {}
+
+
+def _number(tags: Mapping[int, Any], tag: int, default: int) -> int:
+    value = tags.get(tag, default)
+    return value if isinstance(value, int) else default

@@ -141,8 +141,8 @@ class DiscriminatorConfig(OptimizerConfig):
         lecam_weight: weight of LeCam's regularization (Tseng et al. 2021), for little data; 0 turns it off. Usual are
             0.001 (tokenizers) to 0.3 (hinge); 0.3 made a logistic GAN collapse here (docs/benchmarks.md)
         lecam_decay: decay, in [0, 1), of the running means of realness that LeCam compares with
-        augment: DiffAugment (Zhao et al. 2020), for little data: a list of color, translation, cutout. On 50,000
-            images it delayed learning much (docs/benchmarks.md), so begin with few kinds or a low probability
+        augment: DiffAugment (Zhao et al. 2020), for little data: a list of color, translation, cutout. All
+            three in each image spoiled a short GAN of 50,000 images (docs/benchmarks.md): there use a low probability
         augment_probability: probability, in [0, 1], that each of these kinds changes an image (Karras et al. 2020,
             "Training GANs with limited data", section 3.1). It may vary; R3GAN raises it from 0
         spectral_norm: divide every weight matrix by its largest singular value (Miyato et al. 2018)

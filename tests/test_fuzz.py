@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import tifffile
 import torch
 from conftest import NETWORKS, SMALL, reseal
 from PIL import Image
@@ -207,10 +208,14 @@ def test_images(fuzz, kind, tries):
 
 
 @pytest.mark.parametrize("tries", TRIES)
-@pytest.mark.parametrize("kind", ["npy", "PNG", "PPM"])
+@pytest.mark.parametrize("kind", ["npy", "PNG", "PPM", "TIFF"])
 def test_images_of_sixteen_bits_and_of_five_channels(fuzz, kind, tries):
-    pixels = np.random.default_rng(0).integers(0, 2**16, (40, 48, 5 if kind == "npy" else 3), np.uint16)
+    pixels = np.random.default_rng(0).integers(0, 2**16, (40, 48, 5 if kind in ("npy", "TIFF") else 3), np.uint16)
     content = encode(pixels)[1] if kind != "PPM" else b"P6 48 40 65535\n" + pixels.astype(">u2").tobytes()
+    if kind == "TIFF":
+        options = {"photometric": "minisblack", "planarconfig": "contig", "compression": "lzw", "rowsperstrip": 8}
+        tifffile.imwrite(file := io.BytesIO(), pixels, **options)
+        content = file.getvalue()
     form = (32, pixels.shape[2], 16)
     fuzz(content, lambda content: decode_to(content, *form), 4 * tries, refused=ValueError)
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data import latents
-from data.arrays import MAGIC, array, is_array
+from data.arrays import MAGIC, array, array_shape, is_array
 from data.dataset import ShardEntry, Split, Spread
 from data.images import FORMATS, LIMITS, Limits, decode, decode_whole
 
@@ -45,7 +45,7 @@ class DatasetSummary:
         image = decode_whole(content, limits)
         if is_array(content):
             form = "NPY" if content.startswith(MAGIC) else "TIFF"
-            mode = f"{array(content).dtype} x {array(content).shape[2]}"
+            mode = f"{array(content).dtype} x {array_shape(content)[2]}"
         else:
             with Image.open(io.BytesIO(content), formats=FORMATS) as header:
                 mode, form = header.mode, str(header.format)

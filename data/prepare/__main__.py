@@ -10,8 +10,8 @@ Images are PNG, JPEG, WebP, BMP, PPM, TIFF and GIF, and .npy files: [height, wid
 OUT becomes a folder of WebDataset shards for each split, and dataset.json, which describes them. Splits that SOURCE
 names (train, test, validation) are kept; otherwise --test_fraction of the images becomes the split `test`.
 
-Images keep their bytes, unless --size, --crop or --format changes them; TIFFs of more than four channels become .npy
-members. Images that cannot be read or decoded are left out and listed in dataset.json. To continue after an
+Images keep their bytes, unless --size, --crop or --format changes them; TIFFs of many channels become .npy members.
+Images that cannot be read or decoded are left out and listed in dataset.json. To continue after an
 interruption, run the same command again; OUT appears when it is complete.
 """
 

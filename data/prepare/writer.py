@@ -16,7 +16,7 @@ from data.dataset import Rejected
 from data.deep import changed, encode_png, is_deep, over_white, read_deep, to_eight
 from data.errors import DataError
 from data.files import atomically, escaped
-from data.images import FORMATS, MODES, decode_whole, sides
+from data.images import FORMATS, MODES, decode_whole, header, sides
 from data.inspect.summary import DatasetSummary
 from data.prepare.plan import PrepareSettings, Task
 from data.processes import run_in_parallel
@@ -125,11 +125,10 @@ def convert(content: bytes, settings: PrepareSettings) -> tuple[str, bytes]:
 def _form_and_size(content: bytes, settings: PrepareSettings) -> tuple[str, tuple[int, int]]:
     """Return an image's format, and its width and height."""
     if is_array(content):
-        height, width, _ = array(content).shape
-        return NPY, (width, height)
+        return NPY, header(content, settings.limits)[0]
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
-            return str(header.format).replace("MPO", "JPEG"), header.size  # MPO: several JPEGs
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return str(image.format).replace("MPO", "JPEG"), image.size  # MPO: several JPEGs
     except Exception:
         decode_whole(content, settings.limits)  # raises with a reason for the user
         raise

@@ -6,12 +6,13 @@ import sys
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL.TiffImagePlugin import PREFIXES
 
 from data import tiffs
 from data.arrays import MAGIC, array, is_array
 from data.deep import decode_to, read_deep
-from data.images import decode
+from data.errors import DataError
+from data.images import Limits, decode, header
 from data.inspect.verify import inspect
 from data.loader import read
 from data.prepare.build import prepare
@@ -30,7 +31,7 @@ def tiff(pixels: np.ndarray, **options) -> bytes:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits", "zstd"])
 def test_their_channels_are_read_as_they_are(dtype, order, compression):
     pixels = bands(6, dtype)
     planes = np.moveaxis(pixels, -1, 0)
@@ -38,6 +39,7 @@ def test_their_channels_are_read_as_they_are(dtype, order, compression):
         tiff(pixels, byteorder=order, compression=compression),
         tiff(planes, byteorder=order, compression=compression, planarconfig="separate"),
         tiff(pixels, byteorder=order, compression=compression, photometric="rgb"),  # a colour and three more
+        tiff(pixels, byteorder=order, compression=compression, bigtiff=order == "<", tile=(16, 16)),
     ):
         assert is_array(content)
         assert array(content).dtype == dtype
@@ -48,7 +50,28 @@ def test_their_channels_are_read_as_they_are(dtype, order, compression):
             decode(content, 8, 3)
 
 
-def test_of_four_channels_and_less_pillow_reads_them():
+def test_bands_that_are_no_colours_are_read_from_three_on():
+    for channels in (3, 4):
+        pixels = bands(channels, "uint8")
+        assert (decode_to(tiff(pixels), (20, 24), channels, 8) == pixels).all()
+
+
+@pytest.mark.parametrize("start", PREFIXES)
+def test_all_beginnings_that_pillow_takes_for_a_tiff_are_known(start):
+    """A TIFF of six channels is read as it is, or refused where tifffile or Pillow does not know its order of bytes."""
+    big = 43 in start[2:4]
+    content = tiff(bands(6), byteorder="<" if start[:1] == b"I" else ">", photometric="rgb", bigtiff=big)
+    content = start + content[4:]
+    if start in (b"II*\0", b"MM\0*", b"II+\0"):
+        assert (decode_to(content, (20, 24), 6, 16) == bands(6)).all()
+    else:
+        with pytest.raises(ValueError, match=r"damaged|at most 4 channels"):
+            decode_to(content, (20, 24), 6, 16)
+    with pytest.raises(ValueError, match=r"it has 6 channels, expected the 3|no image of a known kind"):
+        decode(content, 8, 3)
+
+
+def test_of_colours_pillow_reads_them():
     for channels, photometric in ((1, "minisblack"), (3, "rgb"), (4, "rgb")):
         pixels = bands(channels, "uint8")
         content = tiff(pixels.squeeze(), photometric=photometric, **({"extrasamples": [2]} if channels == 4 else {}))
@@ -76,25 +99,57 @@ def test_a_folder_of_them_is_prepared_as_arrays_and_a_shard_of_them_is_read(tmp_
     assert (found == [bands(5) >> i for i in range(4)]).all()
 
 
-def test_what_cannot_be_read_is_told(monkeypatch):
-    pixels = bands(5)
-    turned = tiff(pixels, extratags=[(274, "H", 1, 6, True)])
-    with pytest.raises(ValueError, match=r"not upright: turn its pixels"):
-        read_deep(turned)
-    with pytest.raises(ValueError, match=r"a TIFF of float32, expected the uint8 or uint16 of pixels"):
-        read_deep(tiff(pixels.astype(np.float32)))
-    with pytest.raises(ValueError, match=r"a TIFF that cannot be read: "):
-        read_deep(tiff(pixels, compression="zlib")[:-1000])
-    for content in (tiff(pixels)[:8], tiff(pixels)[:4] + b"\xff" * 40):
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"extratags": [(274, "H", 1, 6, True)]}, "it is a TIFF whose Orientation is 6, expected 1: turn the pixels"),
+        ({"dtype": "float32"}, "it is a TIFF of float32, expected the uint8 or uint16 of pixels"),
+        (
+            {"compression": "lzma"},
+            "it is a TIFF with compression 34925, expected none, LZW, deflate, PackBits or ",
+        ),
+        ({"volumetric": True}, "it is a TIFF of shape .*, but its tags tell of"),
+    ],
+)
+def test_what_is_not_read_is_told(made, words):
+    made = dict(made)
+    pixels = bands(5).astype(made.pop("dtype", "uint16"))
+    pixels = np.stack([pixels, pixels]) if "volumetric" in made else pixels
+    with pytest.raises(ValueError, match=f"^{words}"):
+        read_deep(tiff(pixels, **made))
+
+
+def test_damaged_ones_are_told_and_never_black():
+    content = tiff(bands(5), compression="zlib", rowsperstrip=4)
+    with pytest.raises(ValueError, match=r"^it is a damaged TIFF: "):
+        read_deep(content[:-1000])
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        tag = file.pages.first.tags[279]  # the bytes of each strip
+        empty = content[: tag.valueoffset] + bytes(4) + content[tag.valueoffset + 4 :]
+    with pytest.raises(ValueError, match=r"^it is a TIFF without some of its strips or tiles: write it anew"):
+        read_deep(empty)
+    for content in (tiff(bands(5))[:8], tiff(bands(5))[:4] + b"\xff" * 40):
         with pytest.raises(ValueError, match=r"no image of a known kind"):
             read_deep(content)
+
+
+def test_large_ones_are_refused_before_they_are_decoded(monkeypatch):
+    content = tiff(bands(5))
+    monkeypatch.setattr(tiffs, "read", None)
+    assert header(content) == ((24, 20), 5)
+    with pytest.raises(ValueError, match=r"^it has 24 x 20 pixels, more than 479 "):
+        decode_to(content, 8, 5, 16, limits=Limits(pixels=479))
+    monkeypatch.undo()
     monkeypatch.setattr(tiffs, "MOST", 20 * 24 * 5 * 2 - 1)
-    tiffs.read.cache_clear()
-    with pytest.raises(ValueError, match=r"it has 4,800 bytes of pixels, more than 4,799: cut it into parts"):
-        read_deep(tiff(pixels))
+    with pytest.raises(ValueError, match=r"^it has 4,800 bytes of pixels, more than 4,799: scale it down, or cut it"):
+        read_deep(content)
+    with pytest.raises(ValueError, match=r"^it has 163,840 bytes of pixels, more than 4,799"):
+        read_deep(tiff(bands(5), tile=(128, 128)))
+
+
+def test_without_tifffile_preparing_ends_with_what_to_install(monkeypatch, tmp_path):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "a.tif").write_bytes(tiff(bands(5)))
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(ValueError, match=r"tifffile, which reads those, is not .*'.\[tiff\]' of this project$"):
-        read_deep(tiff(pixels + 1))
-    grey = io.BytesIO()
-    Image.fromarray(pixels[..., 0]).save(grey, "TIFF")
-    assert (read_deep(grey.getvalue())[..., 0] == pixels[..., 0]).all(), "Pillow reads those of few channels"
+    with pytest.raises(DataError, match=r"tifffile, .* is not installed: pip install 'vaegan-trainer\[tiff\]'"):
+        prepare(str(tmp_path / "scenes"), tmp_path / "set", test_fraction=0.0, max_rejected=1.0)

@@ -335,17 +335,21 @@ def test_the_convnext_distance_is_the_squared_difference_of_its_logits(tmp_path,
     blocks = [convnext.CNBlockConfig(8, 16, 1), convnext.CNBlockConfig(16, None, 1)]
     monkeypatch.setattr("torchvision.models.convnext_small", lambda weights: convnext.ConvNeXt(blocks, num_classes=10))
     theirs = convnext.ConvNeXt(blocks, num_classes=10).eval()
+    for block in theirs.modules():
+        if isinstance(block, convnext.CNBlock):
+            torch.nn.init.ones_(block.layer_scale)  # a millionth at first, which hides the blocks
     torch.save(theirs.state_dict(), tmp_path / "convnext.pth")
     theirs, ours = theirs.double(), Perceptual("convnext", str(tmp_path / "convnext.pth")).double()
-    a, b = (torch.rand(2, 3, 64, 64, dtype=torch.float64) * 2 - 1 for _ in range(2))
-    b.requires_grad_()
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    logits = [theirs(resize(normalize((x + 1) / 2, mean, std), [224, 224], antialias=True)) for x in (a, b)]
-    distance = ours(a, b)
-    # The constants of the standardization are float32: their rounding, 2^-24, grows by a few magnitudes.
-    assert distance.item() == pytest.approx((logits[0] - logits[1]).square().mean().item(), rel=1e-4)
-    distance.backward()
-    assert b.grad.abs().sum() > 0
+    mean, std = (torch.tensor(values).tolist() for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))  # float32
+    for size in (64, 300):
+        a, b = (torch.rand(2, 3, size, size, dtype=torch.float64) * 2 - 1 for _ in range(2))
+        b.requires_grad_()
+        logits = [theirs(resize(normalize((x + 1) / 2, mean, std), [224, 224], antialias=True)) for x in (a, b)]
+        distance = ours(a, b)
+        # float64, whose rounding of 2^-53 a handful of layers and the difference of like logits magnify.
+        assert distance.item() == pytest.approx((logits[0] - logits[1]).square().mean().item(), rel=1e-8)
+        distance.backward()
+        assert b.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in ours.parameters())
     with pytest.raises(ValueError, match=r"^system.perceptual_weights: .* is not .*ConvNeXt-S"):
         Perceptual("convnext", vit_file())

@@ -30,7 +30,8 @@ OPTIONAL = re.compile(
 )
 VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
 UNKNOWN = re.compile(r"(?:Group '(\w+)' does not accept option '|Option '|unrecognized arguments: --)([\w.]+)")
-GROUP = re.compile(r"""setting "(\w+)": Unable to load config '(.*?)' setting""")  # a group that was given a value
+# A group of settings that was given a value: one that holds no settings, or settings of which one is wrong.
+GROUP = re.compile(r"""Parser key "(\w+)":\nUnable to load config (['"])(.*)\2\n\s+- (?=(Parser key "\1")?)""")
 OF_COMPARISONS = "compare-"  # how the names of trainer.compare's files begin, which are no recipes of runs
 SECTIONS = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}
 TYPES = {
@@ -51,6 +52,9 @@ def plain_message(message: str) -> str:
         given = message.rpartition(": ")[2].split()[0]
         close = difflib.get_close_matches(given, system_names(), 1)
         return f"system must be one of {systems}; got {given}" + (f": did you mean {close[0]}?" if close else "")
+    if (group := GROUP.match(message)) and group[4]:
+        return group_message(group[1], group[3])
+    message = message[group.end() :] if group else message
     message = DENIED.sub(
         rf"class_path \1 is not imported: system is one of {systems}, and no other setting names a class", message
     )
@@ -66,13 +70,16 @@ def plain_message(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
     text = VARYING.sub("", text)  # the second of two complaints says what a setting that may vary can be
-    if group := GROUP.match(text):
-        names = (name for name in _names(SECTIONS[group[1]], group[1]) if name.count(".") == 1)
-        return f"{group[1]} is a group of settings; got {group[2]}. Set one of {', '.join(names)}"
     if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
         setting, kind, expected, value = wrong.groups()
         return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value}"
     return text
+
+
+def group_message(group: str, value: str) -> str:
+    """Return the message about a group of settings that was given a value."""
+    names = ", ".join(f"{group}.{field.name}" for field in dataclasses.fields(SECTIONS[group]))
+    return f"{group} is a group of settings; got {value}. Set one of {names}"
 
 
 def meant(message: str) -> str:

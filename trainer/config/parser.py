@@ -24,7 +24,7 @@ from data.redact import redacted_all
 from data.shards.remote import is_remote
 from models.load import find_system, import_paths, settings_types, system_names
 from trainer import schemas
-from trainer.config.messages import OF_COMPARISONS, SECTIONS, meant, other_recipes, plain_message
+from trainer.config.messages import OF_COMPARISONS, SECTIONS, group_message, meant, other_recipes, plain_message
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.config.words import LINKED, HelpFormatter, type_in_words
@@ -252,6 +252,9 @@ def _parse(made: Parser, words: Sequence[str]) -> Namespace:
     namespace = made.parse_args(words)
     if "dry_run" in namespace:
         made.error("--dry_run is an option of the command line, and cannot be in a recipe")
+    for group in SECTIONS:
+        if namespace[group] is None:
+            made.error(group_message(group, "null"))
     kinds: dict[str, type] = {"system.init_args": find_system(namespace.system.class_path), **SECTIONS}
     for name, hint in chain.from_iterable(_not_null(kind, section) for section, kind in kinds.items()):
         if name in namespace and namespace[name] is None:  # jsonargparse takes null for any setting

@@ -123,7 +123,7 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
             f"{settings.what} is not a run or a checkpoint{missing}. "
             "Name one, or for images also name real ones by --against"
         )
-    _refuse(settings, OF_A_SYSTEM, "images are scored, not a system")
+    _refuse(settings, (OF_A_SYSTEM, "images are scored, not a system"))
     fake = open_images(settings.what, _limits(settings))
     num = settings.num or len(fake)
     if num > len(fake):
@@ -169,13 +169,15 @@ def _check_same(settings: argparse.Namespace, accelerator: Accelerator, **own: A
     Ranks(accelerator, int(TIMEOUT.total_seconds())).check_same({"code": code_checksum(), **options, **own})
 
 
-def _refuse(settings: argparse.Namespace, options: Sequence[str], reason: str) -> None:
-    """Raise a ValueError that names those of the options that were given, if any was."""
-    given = {name: getattr(settings, name) for name in options}
-    idle = [f"--{name}" for name, value in given.items() if value is not None and value is not False]
-    if idle:
-        verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")
-        raise ValueError(f"{', '.join(idle)} {verb} no effect: {reason}. Leave {them} out")
+def _refuse(settings: argparse.Namespace, *unused: tuple[Sequence[str], str]) -> None:
+    """Raise a ValueError that names all options that were given, of pairs of options and why they have no effect."""
+    reasons = []
+    for options, why in unused:
+        given = {name: getattr(settings, name) for name in options}
+        if idle := [f"--{name}" for name, value in given.items() if value is not None and value is not False]:
+            reasons.append(f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: {why}. ")
+    if reasons:
+        raise ValueError(f"{''.join(reasons)}Leave out what has no effect")
 
 
 def _check_options(settings: argparse.Namespace, system: models.System | None, extractor: Extractor) -> None:
@@ -183,15 +185,14 @@ def _check_options(settings: argparse.Namespace, system: models.System | None, e
     kind = type(system).__name__
     statistics = (settings.against or "").endswith(".npz")
     samples, reconstructions = (system is None or system.can(use) for use in ("sample", "reconstruct"))
-    for options, effective, reason in (
+    unused = (
         (("metrics", "num", "out", "sampler", "truncation", "audit"), samples, f"{kind} draws no samples"),
         (("lpips",), reconstructions, f"{kind} makes no reconstructions"),
         (("lpips",), not statistics, "--against names statistics, and reconstructions need images"),
         (("statistics",), not statistics, "--against names statistics already"),
         (("unverified",), statistics, "--against names no statistics"),
-    ):
-        if not effective:
-            _refuse(settings, options, reason)
+    )
+    _refuse(settings, *((options, why) for options, effective, why in unused if not effective))
     if "is" in (settings.metrics or []) and not extractor.classes:
         raise ValueError(
             f"--metrics is: the inception score needs classes, and {extractor.name} has none: leave is out, or "

@@ -124,11 +124,23 @@ def test_what_was_perhaps_meant(capsys, arguments, end):
     assert refused(capsys, *DATA, "--system", *arguments).splitlines()[0].endswith(end)
 
 
-@pytest.mark.parametrize(("group", "value"), [("evaluate", "null"), ("data", "PHOTOS")])
+@pytest.mark.parametrize(
+    ("group", "value"), [("evaluate", "null"), ("data", "PHOTOS"), ("data", "it's"), ("trainer", "3")]
+)
 def test_a_value_for_a_group_of_settings_is_refused_with_their_names(capsys, group, value):
     message = refused(capsys, *DATA, "--system", "VAE", f"--{group}", value).splitlines()[0]
     names = ", ".join(f"{group}.{field.name}" for field in fields(SECTIONS[group]))
     assert message == f"error: {group} is a group of settings; got {value}. Set one of {names}"
+
+
+def test_of_a_group_from_a_file_the_wrong_setting_is_named(capsys, tmp_path):
+    (tmp_path / "data.yaml").write_text("bits: 12")
+    for value in (tmp_path / "data.yaml", '{"bits": 12}'):
+        message = refused(capsys, *DATA, "--system", "VAE", "--data", str(value)).splitlines()[0]
+        assert message == "error: data.bits must be one of [8, 16]; got 12"
+    (tmp_path / "null.yaml").write_text("evaluate: null")
+    message = refused(capsys, *DATA, "--system", "VAE", "--config", str(tmp_path / "null.yaml"))
+    assert message.startswith("error: evaluate is a group of settings; got null. Set one of evaluate.every, ")
 
 
 @pytest.mark.parametrize(

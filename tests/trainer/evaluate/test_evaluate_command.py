@@ -227,16 +227,12 @@ def test_a_cyclegan_is_scored_in_both_directions_and_a_copied_checkpoint_leaves_
     _, line = score(copied, *extractor)
     assert {"eval/fid359/a2b/demo-cnn-v1", "eval/fid1438/b2a/demo-cnn-v1", "eval/cycle_psnr359/a2b"} <= line.keys()
     assert [path.name for path in (tmp_path / "a").rglob("*") if path.is_dir()] == ["b", "best"]
-    for arguments, words in (
-        (
-            ("--audit", "--metrics", "kid"),
-            "--metrics, --audit have no effect: CycleGAN draws no samples.",
-        ),
-        (("--lpips", demo_cnn), "makes no reconstructions"),
-    ):
-        with pytest.raises(SystemExit):
-            score(copied, *extractor, *arguments)
-        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        score(copied, *extractor, "--audit", "--metrics", "kid", "--lpips", demo_cnn)
+    assert capsys.readouterr().err.startswith(
+        "error: --metrics, --audit have no effect: CycleGAN draws no samples. --lpips has no effect: CycleGAN makes no "
+        "reconstructions. Leave out what has no effect\n"
+    )
 
 
 def test_samplers_are_scored_under_their_names(score, tiny_run, capsys, tmp_path):
@@ -296,7 +292,7 @@ def test_the_bounds_of_an_image_are_the_command_lines(score, folders, demo_cnn, 
         ((), "is not a run or a checkpoint. Name one, or for images also name real ones by --against"),
         (("--against", "REAL", "--num", "1"), "argument --num: must be at least 2; got 1"),
         (("--against", "REAL", "--sampler", "mixture"), "--sampler has no effect: images are scored"),
-        (("--against", "REAL", "--seed", "0"), "--seed has no effect: images are scored, not a system. Leave it out"),
+        (("--against", "REAL", "--seed", "0"), "--seed has no effect: images are scored, not a system. Leave out"),
         (("--against", "REAL", "--num", "5000"), "--num is 5,000, but"),
         (("--against", "REAL", "--size", "1000000"), "argument --size: must be between 8 and 4096 pixels; got 1000000"),
         (("--against", "REAL", "--out", "REAL"), "exists and is not empty"),
