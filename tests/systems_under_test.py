@@ -68,9 +68,9 @@ def aligned(codes: CodesConfig) -> CodesConfig:
 
 @functools.cache
 @unset_fake_temporarily()  # also where a test's tensors have no values
-def vit_file() -> str:
+def vit_file(width: int = 64) -> str:
     """Random weights of a small vision transformer, by the names of DINO's files, as the same numbers each time."""
-    generator, width = torch.Generator().manual_seed(5), 128  # of two heads
+    generator = torch.Generator().manual_seed(5)
     shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + 4 * 4, width),

@@ -185,7 +185,7 @@ def test_terms_of_codes_and_of_a_frozen_dino_resume_bit_for_bit_with_its_file(he
     assert whole.returncode == 0, whole.stderr
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000004")
-    torch.save(torch.load(files[0], weights_only=True) | {"cls_token": torch.zeros(1, 1, 128)}, tmp_path / "other.pth")
+    torch.save(torch.load(files[0], weights_only=True) | {"cls_token": torch.zeros(1, 1, 64)}, tmp_path / "other.pth")
     others = [tmp_path / "other.pth" if word in files else word for word in run]
     refused = here(*others, "--trainer.run_dir", tmp_path / "cut")
     assert refused.returncode == 2

@@ -219,6 +219,7 @@ def rows(folder: Path) -> list[dict]:
     return found
 
 
+@pytest.mark.slow  # its service and the killed ranks start for seconds
 def test_weights_and_biases_offline_has_the_whole_run_after_a_kill(here, ranks, tmp_path, monkeypatch):
     """Its offline mode resumes nothing, and whoever uploads a second folder of a run replaces the first: so the last
     folder has all. A tracker that is not installed is said to be once, and changes nothing."""
