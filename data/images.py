@@ -14,6 +14,7 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.arrays import MAGIC, array, array_shape, is_array
+from data.errors import DataError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels; arrays have any number of channels
 MAX_CHANNELS = 1024
@@ -145,6 +146,7 @@ def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -
     try:
         _check(content, limits)
         if is_array(content):
+            header(content, limits)
             image = _of_array(array(content), limits)
         else:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -155,6 +157,8 @@ def decode_whole(content: bytes, limits: Limits = LIMITS, alpha: bool = False) -
             return image.convert("RGBA")
         image = _flatten(image)
         return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    except DataError:  # of the environment, not of these bytes
+        raise
     except UnidentifiedImageError as error:
         raise ValueError(UNKNOWN) from error
     except Exception as error:  # Pillow raises nearly anything on damaged bytes

@@ -12,19 +12,21 @@ from data.errors import DataError
 
 FIRST = tuple(PREFIXES)  # a TIFF's first bytes
 BIG = 43  # the third byte of a BigTIFF, or the fourth, whose header has eight more
-WIDTH, HEIGHT, SAMPLES, ORIENTATION, PHOTOMETRIC = 256, 257, 277, 274, 262  # tags; SAMPLES is the number of channels
+WIDTH, HEIGHT, SAMPLES, ORIENTATION, PHOTOMETRIC, EXTRA = 256, 257, 277, 274, 262, 338  # tags; SAMPLES: channels
+ALPHA = (1, 2, (1,), (2,))  # values of EXTRA, which says what channels beyond a colour's are
 WITHOUT_COLOUR = (0, 1)  # values of PHOTOMETRIC: grey
 COMPRESSIONS = (1, 5, 8, 32946, 32773, 50000)  # none, LZW, deflate, deflate, PackBits, zstd
 MOST = 2**30  # bytes of pixels: a few compressed bytes may hold any number
 
 
 def is_wide(content: bytes) -> bool:
-    """Return whether bytes are a TIFF of more than four channels, or of three or four that are no colours."""
+    """Return whether bytes are a TIFF of more than four channels, or of two to four that are no colours or alpha."""
     if not content.startswith(FIRST):
         return False
     found = _tags(content)
     samples = _number(found, SAMPLES, 1)
-    return samples > 4 or (samples > 2 and _number(found, PHOTOMETRIC, 2) in WITHOUT_COLOUR)
+    bands = _number(found, PHOTOMETRIC, 2) in WITHOUT_COLOUR and (samples > 2 or found.get(EXTRA) not in ALPHA)
+    return samples > 4 or (samples > 1 and bands)
 
 
 def shape(content: bytes) -> tuple[int, int, int]:
@@ -72,9 +74,11 @@ def _refusal(page: Any) -> str:
     if page.compression not in COMPRESSIONS:
         expected = "expected none, LZW, deflate, PackBits or zstd: write it anew"
         return f"it is a TIFF with compression {page.compression}, {expected}"
-    size = max(page.nbytes, math.prod(page.chunks) * page.dtype.itemsize)
+    size = max(page.nbytes, math.prod(page.chunks) * math.prod(page.chunked) * page.dtype.itemsize)
     if size > MOST:
         return f"it has {size:,} bytes of pixels, more than {MOST:,}: scale it down, or cut it"
+    if page.bitspersample != 8 * page.dtype.itemsize:
+        return f"it is a TIFF of {page.bitspersample} bits a channel, expected 8 or 16: write it anew"
     parts = math.prod(page.chunked)
     if len(page.dataoffsets) != parts or len(page.databytecounts) != parts or not all(page.databytecounts):
         return "it is a TIFF without some of its strips or tiles: write it anew"
@@ -88,7 +92,7 @@ def _tags(content: bytes) -> Mapping[int, Any]:
         tags = ImageFileDirectory_v2(file.read(16 if BIG in content[2:4] else 8))
         file.seek(tags.next)
         tags.load(file)
-        return {tag: tags[tag] for tag in (WIDTH, HEIGHT, SAMPLES, ORIENTATION, PHOTOMETRIC) if tag in tags}
+        return {tag: tags[tag] for tag in (WIDTH, HEIGHT, SAMPLES, ORIENTATION, PHOTOMETRIC, EXTRA) if tag in tags}
     except Exception:  # Pillow raises nearly anything on damaged bytes
         return {}
 

@@ -139,7 +139,7 @@ class DiscriminatorConfig(OptimizerConfig):
         penalty_every: updates between penalties, each of which counts this many times (Karras et al. 2020, appendix B);
             a larger number saves compute and keeps the mean
         lecam_weight: weight of LeCam's regularization (Tseng et al. 2021), for little data; 0 turns it off. Usual are
-            0.001 (tokenizers) to 0.3 (hinge); 0.3 made a logistic GAN collapse here (docs/benchmarks.md)
+            0.001 (tokenizers) to 0.3 (hinge); 0.3 made a logistic GAN collapse here, with one seed (docs/benchmarks.md)
         lecam_decay: decay, in [0, 1), of the running means of realness that LeCam compares with
         augment: DiffAugment (Zhao et al. 2020), for little data: a list of color, translation, cutout. All
             three in each image spoiled a short GAN of 50,000 images (docs/benchmarks.md): there use a low probability

@@ -50,8 +50,8 @@ def test_their_channels_are_read_as_they_are(dtype, order, compression):
             decode(content, 8, 3)
 
 
-def test_bands_that_are_no_colours_are_read_from_three_on():
-    for channels in (3, 4):
+def test_bands_that_are_no_colours_are_read_from_two_on():
+    for channels in (2, 3, 4):
         pixels = bands(channels, "uint8")
         assert (decode_to(tiff(pixels), (20, 24), channels, 8) == pixels).all()
 
@@ -103,6 +103,7 @@ def test_a_folder_of_them_is_prepared_as_arrays_and_a_shard_of_them_is_read(tmp_
     ("made", "words"),
     [
         ({"extratags": [(274, "H", 1, 6, True)]}, "it is a TIFF whose Orientation is 6, expected 1: turn the pixels"),
+        ({"bitspersample": 12}, "it is a TIFF of 12 bits a channel, expected 8 or 16: write it anew"),
         ({"dtype": "float32"}, "it is a TIFF of float32, expected the uint8 or uint16 of pixels"),
         (
             {"compression": "lzma"},
@@ -113,7 +114,7 @@ def test_a_folder_of_them_is_prepared_as_arrays_and_a_shard_of_them_is_read(tmp_
 )
 def test_what_is_not_read_is_told(made, words):
     made = dict(made)
-    pixels = bands(5).astype(made.pop("dtype", "uint16"))
+    pixels = (bands(5) >> 4).astype(made.pop("dtype", "uint16"))
     pixels = np.stack([pixels, pixels]) if "volumetric" in made else pixels
     with pytest.raises(ValueError, match=f"^{words}"):
         read_deep(tiff(pixels, **made))
@@ -139,6 +140,8 @@ def test_large_ones_are_refused_before_they_are_decoded(monkeypatch):
     assert header(content) == ((24, 20), 5)
     with pytest.raises(ValueError, match=r"^it has 24 x 20 pixels, more than 479 "):
         decode_to(content, 8, 5, 16, limits=Limits(pixels=479))
+    with pytest.raises(ValueError, match=r"^it has 24 x 20 pixels, more than 479 "):
+        decode(tiff(bands(3, "uint8")), 8, 3, limits=Limits(pixels=479))
     monkeypatch.undo()
     monkeypatch.setattr(tiffs, "MOST", 20 * 24 * 5 * 2 - 1)
     with pytest.raises(ValueError, match=r"^it has 4,800 bytes of pixels, more than 4,799: scale it down, or cut it"):
@@ -147,9 +150,12 @@ def test_large_ones_are_refused_before_they_are_decoded(monkeypatch):
         read_deep(tiff(bands(5), tile=(128, 128)))
 
 
-def test_without_tifffile_preparing_ends_with_what_to_install(monkeypatch, tmp_path):
+def test_without_tifffile_commands_end_with_what_to_install(monkeypatch, tmp_path):
     (tmp_path / "scenes").mkdir()
     (tmp_path / "scenes" / "a.tif").write_bytes(tiff(bands(5)))
+    write(tmp_path / "tars", [{"__key__": "a", "tif": tiff(bands(3))}])
     monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(DataError, match=r"^a TIFF of many channels is among the images, and tifffile"):
+        read(Shards(tmp_path / "tars"), np.arange(1), (20, 24), 3)
     with pytest.raises(DataError, match=r"tifffile, .* is not installed: pip install 'vaegan-trainer\[tiff\]'"):
         prepare(str(tmp_path / "scenes"), tmp_path / "set", test_fraction=0.0, max_rejected=1.0)
