@@ -1,4 +1,4 @@
-"""The code in docs/extending.md runs as it is written."""
+"""The code in docs/extending.md and docs/evaluation.md runs as it is written."""
 
 import io
 import re
@@ -12,15 +12,19 @@ from accelerate import Accelerator
 from conftest import ROOT
 from PIL import Image
 from systems_under_test import batch_of
+from torch.nn.functional import conv2d, max_pool2d
 
 import models
 from data import sources
+from data.images import sides
 from data.prepare.build import prepare
 from data.shards.reader import Shards
 from models import VAEGAN, DiscriminatorConfig, NetworkConfig
 from models.networks import families
 from trainer.checkpoint import writer
 from trainer.config.parser import configure
+from trainer.config.settings import DataConfig, EvaluateConfig
+from trainer.evaluate.extractors.build import build_extractor
 from trainer.evaluate.feature_scores import FeatureScores
 from trainer.evaluate.ranks import EvaluationRanks
 from trainer.metrics import METRICS
@@ -111,3 +115,26 @@ def test_a_new_metric_is_requested_by_a_setting_and_computed_from_statistics(ext
     ranks = EvaluationRanks(Accelerator(cpu=True))
     scores = FeatureScores("demo-cnn-v1", config.evaluate.metrics, ranks).compare(statistics, reference)
     assert scores == {"eval/variance2k/demo-cnn-v1": 0.5}
+
+
+@pytest.mark.slow  # VGG16 has 138 million weights
+def test_vgg16s_means_are_an_extractor_of_images_of_any_size(vgg16, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.S)
+    exec(compile(code.replace("vgg16-397923af.pth", str(vgg16)), "vgg16_means.py", "exec"), {})
+    weights = torch.load(vgg16)
+    for size in (64, (32, 48)):
+        data, settings = DataConfig("", None, size, 3, 0), EvaluateConfig(extractor="file", weights="vgg16-means.pt2")
+        extractor = build_extractor(settings, data, None, [], [], Accelerator(cpu=True))
+        images = torch.randint(0, 256, (3, 3, *sides(size)), dtype=torch.uint8)
+        hidden = images / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+        hidden = hidden / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        for layer in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28):  # Simonyan & Zisserman 2015, table 1, column D
+            hidden = max_pool2d(hidden, 2) if layer in (5, 10, 17, 24) else hidden
+            weight, bias = weights[f"features.{layer}.weight"], weights[f"features.{layer}.bias"]
+            hidden = conv2d(hidden, weight, bias, padding=1).relu()
+        features, _ = extractor(images)
+        assert features.shape == (3, 512)
+        # Thirteen float32 layers of up to 4,608 products: 13 * sqrt(4608) * 2^-24.
+        torch.testing.assert_close(features, hidden.mean((2, 3)), rtol=1e-3, atol=1e-4 * features.abs().max().item())

@@ -263,12 +263,12 @@ def test_a_folder_that_a_run_holds_is_named(run, tmp_path):
 
 
 def test_sizes_that_follow_from_shapes(report):
-    made = report("2", "--system", "VAEGAN")
+    made = report("2", "--system", "VAEGAN", "--trainer.ema_lengths", "[0.05, 0.1]", "--trainer.keep_every", "1000")
     sizes = {name: size for name, size, _ in made.memory()}
     system = made.config.system()
     count = {name: sum(p.numel() for p in network.parameters()) for name, network in system.networks().items()}
     assert sizes["weights"] == sizes["gradients"] == sizes["copies"] == 4 * sum(count.values())
-    assert sizes["averages"] == 4 * (count["encoder"] + count["decoder"])
+    assert sizes["averages"] == 3 * 4 * (count["encoder"] + count["decoder"])
     tensors = sum(1 for _ in system.parameters())
     # With each tensor's number of steps, the step's flag of failure, and each player's count of overflows.
     assert sizes["moments"] == 2 * 4 * sum(count.values()) + 4 * tensors + 8 + 2 * 4

@@ -26,14 +26,11 @@ class EMA:
     def __init__(
         self, system: System, half_life: Varying, batch_size: int, ramp: float = 0.05, lengths: Sequence[float] = ()
     ):
-        self.system = copy.deepcopy(system).eval().requires_grad_(False)
-        for name, _ in list(self.system.named_children()):
-            if name not in system.averaged:
-                delattr(self.system, name)
+        self.system = _copy(system)
         self.half_life, self.batch_size, self.ramp = half_life, batch_size, ramp
         self.averages = _weights(self.system, system.averaged)
         self.weights = _weights(system, system.averaged)
-        self.powers = {length: copy.deepcopy(self.system) for length in lengths}
+        self.powers = {length: _copy(system) for length in lengths}
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
@@ -49,6 +46,15 @@ class EMA:
         """Return the averaged networks by the names of their files in a checkpoint."""
         named = {"ema": self.system} | {f"{POWER}{length:g}": system for length, system in self.powers.items()}
         return {f"{kind}.{name}": one for kind, system in named.items() for name, one in system.named_children()}
+
+
+def _copy(system: System) -> System:
+    """Return a copy of the networks that are averaged, of the system itself: a fake tensor can be copied once only."""
+    copied = copy.deepcopy(system).eval().requires_grad_(False)
+    for name, _ in list(copied.named_children()):
+        if name not in system.averaged:
+            delattr(copied, name)
+    return copied
 
 
 def _weights(system: System, names: tuple[str, ...]) -> list[Tensor]:
