@@ -168,8 +168,28 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
     kept = {"CycleGAN": "by_position.pool_b", "VAEGAN": "statistics.adaptive_weight"}[system]
     assert a[kept].abs().sum() > 0
     longer = here(*run, "--trainer.steps", "9", "--trainer.run_dir", tmp_path / "cut", small=[])
-    assert longer.returncode == 2, "with a schedule that ends with the run, its length is no free setting"
+    assert longer.returncode == 2, "rates that have begun to fall towards step 8 do not fall towards step 9"
     assert "trainer.steps: 8 in the checkpoint, 9 now" in longer.stderr
+
+
+def test_a_run_can_be_made_longer_until_its_rates_begin_to_fall(here, tmp_path):
+    run = ["--system", "GAN", *NETWORKS, "--trainer.save_every", "2", "--trainer.keep", "9"]
+    for player in ("generator", "binary"):
+        run += [f"--system.{player}.schedule", "linear", f"--system.{player}.hold", "0.5"]
+    whole = here(*run, "--trainer.steps", "10", "--trainer.run_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    short = here(*run, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "short")
+    assert short.returncode == 0, short.stderr
+    for step in (8, 6):  # the first step of a lower rate is the sixth, at 5/8 of the run
+        refused = here(*run, "--trainer.steps", "10", "--trainer.run_dir", tmp_path / "short")
+        assert refused.returncode == 2
+        assert "trainer.steps: 8 in the checkpoint, 10 now" in refused.stderr
+        shutil.rmtree(tmp_path / "short" / "checkpoints" / f"step_{step:08d}")
+    longer = here(*run, "--trainer.steps", "10", "--trainer.run_dir", tmp_path / "short")
+    assert "Resuming at step 4 of 10" in longer.stderr
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "short")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_terms_of_codes_and_of_a_frozen_dino_resume_bit_for_bit_with_its_file(here, tmp_path):

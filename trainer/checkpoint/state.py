@@ -15,7 +15,7 @@ from models import manifest as manifests
 from trainer import schemas
 from trainer.checkpoint.files import Tensors
 from trainer.config.parser import Config
-from trainer.config.resume import NEW_DATA_SETTINGS, RESUMABLE_SETTINGS, differences
+from trainer.config.resume import NEW_DATA_SETTINGS, RESUMABLE_SETTINGS, differences, flatten
 from trainer.ema import EMA
 from trainer.step import PlayerState
 
@@ -174,8 +174,7 @@ class TrainState:
 
     def _changes(self, saved: schemas.ResumeManifest) -> list[str]:
         """Return one line for each difference to a checkpoint that is not resumable."""
-        scheduled = any(state.player.optimizer.schedule != "constant" for state in self.players.values())
-        resumable = RESUMABLE_SETTINGS - {"trainer.steps"} if scheduled else RESUMABLE_SETTINGS
+        resumable = RESUMABLE_SETTINGS if self._same_rates(saved) else RESUMABLE_SETTINGS - {"trainer.steps"}
         changed = differences(saved.configuration, self.config.resolved(), resumable)
         for shards, was, now in zip(self.trains, saved.data, self._data(), strict=False):
             if was.fingerprint != now["fingerprint"]:
@@ -194,6 +193,15 @@ class TrainState:
             for name in saved.frozen.keys() & frozen.keys()
             if saved.frozen[name] != frozen[name]
         ]
+
+    def _same_rates(self, saved: schemas.ResumeManifest) -> bool:
+        """Return whether the steps so far had the learning rates that a run of today's length has in them."""
+        length, last = flatten(saved.configuration).get("trainer.steps"), saved.step - 1
+        if not isinstance(length, int) or length < 1:
+            return False
+        optimizers = [state.player.optimizer for state in self.players.values()]
+        # Rates that ever differed differ in the last step, too, as they only fall once they have begun to.
+        return all(one.rate(last, length) == one.rate(last, self.config.trainer.steps) for one in optimizers)
 
     def _data(self) -> list[dict[str, Any]]:
         return [
