@@ -118,7 +118,7 @@ def test_a_new_metric_is_requested_by_a_setting_and_computed_from_statistics(ext
 
 
 @pytest.mark.slow  # VGG16 has 138 million weights
-def test_vgg16s_means_are_an_extractor_of_images_of_any_size(vgg16, tmp_path, monkeypatch):
+def test_vgg16s_means_are_an_extractor_of_images_from_32_pixels_on(vgg16, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.S)
@@ -136,5 +136,5 @@ def test_vgg16s_means_are_an_extractor_of_images_of_any_size(vgg16, tmp_path, mo
             hidden = conv2d(hidden, weight, bias, padding=1).relu()
         features, _ = extractor(images)
         assert features.shape == (3, 512)
-        # Thirteen float32 layers of up to 4,608 products: 13 * sqrt(4608) * 2^-24.
-        torch.testing.assert_close(features, hidden.mean((2, 3)), rtol=1e-3, atol=1e-4 * features.abs().max().item())
+        # Thirteen float32 layers of up to 4,608 products: 13 * sqrt(4608) * 2^-24 = 5e-5 of the largest.
+        torch.testing.assert_close(features, hidden.mean((2, 3)), rtol=0, atol=1e-4 * features.abs().max().item())

@@ -172,24 +172,31 @@ def test_statistics_schedules_and_late_starters_resume_bit_for_bit(here, digits,
     assert "trainer.steps: 8 in the checkpoint, 9 now" in longer.stderr
 
 
-def test_a_run_can_be_made_longer_until_its_rates_begin_to_fall(here, tmp_path):
-    run = ["--system", "GAN", *NETWORKS, "--trainer.save_every", "2", "--trainer.keep", "9"]
-    for player in ("generator", "binary"):
-        run += [f"--system.{player}.schedule", "linear", f"--system.{player}.hold", "0.5"]
-    whole = here(*run, "--trainer.steps", "10", "--trainer.run_dir", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    short = here(*run, "--trainer.steps", "8", "--trainer.run_dir", tmp_path / "short")
-    assert short.returncode == 0, short.stderr
-    for step in (8, 6):  # the first step of a lower rate is the sixth, at 5/8 of the run
-        refused = here(*run, "--trainer.steps", "10", "--trainer.run_dir", tmp_path / "short")
+def test_a_run_can_be_made_longer_or_shorter_until_its_rates_begin_to_fall(here, tmp_path):
+    """The generator's rate falls from the second half on: of 8 steps in the sixth, of 10 in the seventh."""
+    run = ["--system", "GAN", *NETWORKS, "--trainer.save_every", "1", "--trainer.keep", "99"]
+    run += ["--system.generator.schedule", "linear", "--system.generator.hold", "0.5"]
+    for name, steps in (("long", 10), ("short", 8)):
+        done = here(*run, "--trainer.steps", str(steps), "--trainer.run_dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+
+    def resume(name: str, step: int, steps: int) -> SimpleNamespace:
+        folder = tmp_path / f"{name}-{step}"
+        shutil.copytree(tmp_path / name, folder)
+        for path in (folder / "checkpoints").iterdir():
+            if int(path.name.removeprefix("step_")) > step:
+                shutil.rmtree(path)
+        return here(*run, "--trainer.steps", str(steps), "--trainer.run_dir", folder)
+
+    for name, was, steps in (("short", 8, 10), ("long", 10, 8)):
+        refused = resume(name, 6, steps)
         assert refused.returncode == 2
-        assert "trainer.steps: 8 in the checkpoint, 10 now" in refused.stderr
-        shutil.rmtree(tmp_path / "short" / "checkpoints" / f"step_{step:08d}")
-    longer = here(*run, "--trainer.steps", "10", "--trainer.run_dir", tmp_path / "short")
-    assert "Resuming at step 4 of 10" in longer.stderr
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "short")
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)
+        assert f"trainer.steps: {was} in the checkpoint, {steps} now" in refused.stderr
+    for name, steps, same in (("short", 10, "long"), ("long", 8, "short")):
+        assert f"Resuming at step 5 of {steps}" in resume(name, 5, steps).stderr
+        a, b = weights(tmp_path / f"{name}-5"), weights(tmp_path / same)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_terms_of_codes_and_of_a_frozen_dino_resume_bit_for_bit_with_its_file(here, tmp_path):
