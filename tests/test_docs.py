@@ -120,7 +120,6 @@ def test_a_new_metric_is_requested_by_a_setting_and_computed_from_statistics(ext
 @pytest.mark.slow  # VGG16 has 138 million weights
 def test_vgg16s_means_are_an_extractor_of_images_from_32_pixels_on(vgg16, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.S)
     exec(compile(code.replace("vgg16-397923af.pth", str(vgg16)), "vgg16_means.py", "exec"), {})
     weights = torch.load(vgg16)
