@@ -194,6 +194,7 @@ def test_a_process_beside_the_run_trains_the_same_demo_cnn(data, tmp_path, capfd
     assert is_fit(tmp_path / "60", train, test, data)
 
 
+@pytest.mark.slow  # it trains networks for seconds
 def test_a_demo_cnn_of_other_data_is_not_taken_for_this_datas(data, demo_cnn, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.fit", partial(fit, steps=2))
     monkeypatch.setattr("trainer.evaluate.extractors.demo_cnn.MIN_ACCURACY", 0)
