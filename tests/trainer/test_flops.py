@@ -14,6 +14,7 @@ LAZY += ["--system.networks.blocks", "1", "--system.networks.attention", "[8]", 
 LAZY += ["--system.binary.start", "2", "--system.binary.counts_from", "3"]
 
 
+@pytest.mark.slow  # counting operations takes seconds
 def test_flops_are_those_of_the_real_step_and_counted_once_for_each_kind_of_step():
     config = configure([*SMALL, *LAZY])
     flops, training = StepFlops(config, 2), Training(config, accelerator("no"))

@@ -74,7 +74,8 @@ def test_every_system_can_be_compiled(graphs, name):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # torch.compile takes seconds
+@pytest.mark.parametrize("parts", [1, 2])
 def test_players_that_take_turns_compile_nothing_after_the_first_step_of_each_kind(graphs, parts):
     """Frozen and trained weights, shared or replayed passes, with a penalty, which stays eager, and without."""
     system = vaegan("both", config=replace(DISCRIMINATOR, penalty_every=2), adaptive=True)
