@@ -49,7 +49,8 @@ class EMA:
 
 
 def _copy(system: System) -> System:
-    """Return a copy of the networks that are averaged, of the system itself: a fake tensor can be copied once only."""
+    """Return a copy of a system with its averaged networks only."""
+    # A dry run's fake tensors can be copied only once, so this must get the system itself, not a copy.
     copied = copy.deepcopy(system).eval().requires_grad_(False)
     for name, _ in list(copied.named_children()):
         if name not in system.averaged:

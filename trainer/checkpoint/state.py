@@ -200,7 +200,7 @@ class TrainState:
         if not isinstance(length, int) or length < 1:
             return False
         optimizers = [state.player.optimizer for state in self.players.values()]
-        # Rates that ever differed differ in the last step, too, as they only fall once they have begun to.
+        # Rates that differed earlier differ in the last step, too: once a rate begins to fall, it goes on falling.
         return all(one.rate(last, length) == one.rate(last, self.config.trainer.steps) for one in optimizers)
 
     def _data(self) -> list[dict[str, Any]]:
