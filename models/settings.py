@@ -64,8 +64,8 @@ class OptimizerConfig:
     along half a cosine in N steps of the run and then stays (Huang et al. 2024).
 
     Args:
-        lr: learning rate, the peak of the schedule; lower it if losses oscillate or diverge. It may vary while
-            `schedule` is constant
+        lr: learning rate, the peak of the schedule; lower it if losses oscillate or diverge. It may vary, and
+            `schedule` then lowers what it is at each step
         betas: decay rates of the running means of the gradient and of its square, both in [0, 1); the second may vary
         weight_decay: decay of the weights per step, times the learning rate; with adam it is added to the gradient
         clip: largest norm of the gradient of all the player's weights; null does not clip
@@ -108,8 +108,6 @@ class OptimizerConfig:
         check_not_negative(f"{player}.", weight_decay=self.weight_decay, warmup=self.warmup)
         for beta in self.betas:
             check_varying(lambda number: 0 <= number < 1, f"{player}.betas", beta, "a number in [0, 1)")
-        steady = self.schedule == "constant" or not isinstance(self.lr, Schedule)
-        check(steady, f"{player}.schedule", self.schedule, f"constant, as system.{player}.lr varies by itself")
         check(self.clip is None or self.clip > 0, f"{player}.clip", self.clip, "more than 0, or null for no clipping")
         check(0 <= self.hold < 1, f"{player}.hold", self.hold, "a fraction in [0, 1)")
         check(0 <= self.final <= 1, f"{player}.final", self.final, "a fraction in [0, 1]")

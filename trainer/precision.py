@@ -31,6 +31,11 @@ def has_gpu() -> bool:
     return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
+def cpu_has_bf16() -> bool:
+    """Return whether oneDNN, which computes torch's convolutions on CPUs, has bf16 on this one: x86 needs AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @contextmanager
 def strict_fp32(device: torch.device) -> Iterator[None]:
     """A context for strict float32: autocast and TF32 off, deterministic cuDNN."""

@@ -118,7 +118,6 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
                 "r1_weight.steps is 0, expected more than 0": {"r1_weight": Schedule(1, 2, 0)},
                 "lr.end is 0, expected more than 0": {"lr": Schedule(1, 0, 3)},
                 "betas.end is 1, expected a number in": {"betas": (0.0, Schedule(0.9, 1, 3))},
-                "schedule is cosine, expected constant": {"lr": Schedule(1, 2, 3), "schedule": "cosine"},
                 "augment_probability.end is 2, expected": {"augment_probability": Schedule(0, 2, 3)},
                 "augment_probability has no effect while": {"augment_probability": 0.5},
             }.items()

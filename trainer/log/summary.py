@@ -20,6 +20,7 @@ from trainer.log.data_health import size_warning
 from trainer.log.health import few_images, verdicts
 from trainer.log.metrics_file import Line, is_evaluation
 from trainer.parts import RunParts
+from trainer.precision import cpu_has_bf16
 from trainer.step import PlayerState
 
 INDENT, WIDTH = 12, 120  # of a block's texts, and of its lines
@@ -78,6 +79,11 @@ def start_warnings(config: Config, device: str, trains: Sequence[Shards], tests:
         warnings.append(
             "system.networks.family residual is for GPUs, and slow on this CPU: add --system.networks.family dcgan "
             "--system.networks.width 16 --system.networks.norm group"
+        )
+    if device == "cpu" and config.trainer.precision == "bf16" and not cpu_has_bf16():
+        warnings.append(
+            "trainer.precision bf16 takes ten to twenty times as long as fp32 on this CPU, which lacks AVX-512: add "
+            "--trainer.precision no"
         )
     held_out = min(map(len, tests), default=FEW)
     if config.evaluate.every and held_out < FEW:

@@ -59,6 +59,27 @@ def test_commands_are_not_wrapped_and_nothing_is_said_of_what_a_run_lacks(activa
     ("held_out", "every", "warned"), [([99], 4, True), ([300, 99], 4, True), ([100], 4, False), ([99], 0, False)]
 )
 def test_scores_by_few_held_out_images_are_warned_of(held_out, every, warned):
-    config = SimpleNamespace(resolved=lambda: {}, evaluate=SimpleNamespace(every=every))
+    config = SimpleNamespace(
+        resolved=lambda: {}, trainer=SimpleNamespace(precision="no"), evaluate=SimpleNamespace(every=every)
+    )
     said = start_warnings(config, "cpu", [], [range(number) for number in held_out])
     assert [text.partition(",")[0] for text in said] == ["only 99 images are held out"] * warned
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has_bf16", "warned"),
+    [
+        ("bf16", "cpu", False, True),
+        ("bf16", "cpu", True, False),
+        ("no", "cpu", False, False),
+        ("bf16", "cuda", False, False),
+    ],
+)
+def test_bf16_on_a_cpu_that_lacks_it_is_warned_of(precision, device, has_bf16, warned, monkeypatch):
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: has_bf16)
+    config = SimpleNamespace(
+        resolved=lambda: {}, trainer=SimpleNamespace(precision=precision), evaluate=SimpleNamespace(every=0)
+    )
+    said = start_warnings(config, device, [], [])
+    assert [text.partition(" takes")[0] for text in said] == ["trainer.precision bf16"] * warned
+    assert all("--trainer.precision no" in text for text in said)
