@@ -99,7 +99,6 @@ class Pythae:
             Decoder(channels, widths, latent_dim),
             Discriminator(channels, widths),
         )
-        self.latent_shape, self.training = (latent_dim,), False
         rates = {f"{name}_learning_rate": lr for name in ("encoder", "decoder", "discriminator")}
         settings = CoupledOptimizerAdversarialTrainerConfig(
             output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch_size, no_cuda=True, **rates
@@ -115,7 +114,3 @@ class Pythae:
 
     def sample(self, z: Tensor) -> Tensor:
         return self.model.decoder(z).reconstruction * 2 - 1
-
-    def can(self, use: str) -> bool:
-        """Return whether the evaluator may use the model for something: it scores samples only."""
-        return use == "sample"

@@ -1,10 +1,14 @@
 """The document that `make bench` writes, and that each of its sections runs."""
 
+import itertools
 import sys
+from importlib.util import find_spec
 
 import pytest
+import torch
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import quality
 from benchmarks.common import bar
 
 DOCUMENT = "# Benchmarks\n\nWords.\n\n## Step: A\n\nold\n\n## Step: AB\n\nother\n\n# Next\n\nend\n"
@@ -32,3 +36,42 @@ def test_a_section_runs(monkeypatch, tmp_path, section):
     benchmarks.main()
     assert benchmarks.machine() in out.read_text()
     assert out.read_text().count("---|") > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ours, ternary",
+        "plain loop, lr 1e-3",
+        pytest.param(
+            "Pythae, lr 1e-3",
+            marks=pytest.mark.skipif(not find_spec("pythae"), reason="Pythae comes with pip install -e '.[bench]'"),
+        ),
+    ],
+)
+def test_the_quality_of_each_method_is_scored(monkeypatch, capsys, digits, method):
+    options = ["--small", "--rounds", "1", "--extractor", "demo-random", "--methods", method]
+    monkeypatch.setattr(sys, "argv", ["quality", "--data", str(digits), *options])
+    quality.main()
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {method} |"))
+    steps, fid, last = (float(cell) for cell in row.split("|")[2:5])
+    assert steps >= 1
+    assert 0 < fid == last
+
+
+@pytest.mark.slow
+def test_our_rates_fall_at_the_end_of_the_last_mark(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr("time.process_time", lambda: next(ticks))  # a step takes a second
+    run = quality.Ours("binary", 1, "no", seed=0)
+    rates, states = [], run.move.player_states
+
+    def score(_):
+        rates.append([state.optimizer.param_groups[0]["lr"] for state in states])
+        return 1.0
+
+    pixels = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
+    assert [steps for steps, _ in quality.train(run, pixels, 0, [4, 9, 10], score)] == [4, 9, 10]
+    # Of ten steps, the rates of the first six are whole; the tenth, k = 9, has 1 - (0.9 - 0.6) / 0.4 of them.
+    assert rates == [pytest.approx([rate] * 2) for rate in (3e-3, 3e-3 * 0.5, 3e-3 * 0.25)]
