@@ -182,6 +182,7 @@ def test_demo_cnn_is_the_same_when_trained_again(data, tmp_path):
     assert (tmp_path / "again").read_bytes() == (tmp_path / "one").read_bytes()
 
 
+@pytest.mark.slow  # it trains networks for seconds
 def test_a_process_beside_the_run_trains_the_same_demo_cnn(data, tmp_path, capfd):
     """One whose network is not good enough leaves no file, and says nothing: the run meets the same error."""
     train, test = [Shards(data.train)], [Shards(data.test)]
