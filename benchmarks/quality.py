@@ -6,7 +6,7 @@ At each of `--marks`, 10,000 samples from the prior are scored against the held-
 with demo-cnn, which is trained first, or demo-random. A round trains all methods from one seed.
 
 - `ours, binary` and `ours, ternary`: `trainer.step.TrainStep`, no normalisation, samples of the averaged weights, the
-  settings below. Rates fall linearly in the last 40 % of the run, whose length in steps is estimated at each mark.
+  settings below. Rates fall linearly in the last 40 % of the time, where those of the others are constant.
 - `plain loop`: benchmarks/plain.py with our networks and batch size, at its own learning rate of 2e-4 and at 1e-3; it
   has neither R1 nor averaged weights.
 - `Pythae`: its model class and its trainer's update (benchmarks/peer.py), its MNIST benchmark's settings and batch of
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -46,7 +47,6 @@ METHODS += ["Pythae, lr 1e-4", "Pythae, lr 1e-3"]
 BATCH_SIZE, HALF_LIFE = 32, 20_000
 Sample = Callable[[Tensor], Tensor]  # z [n, LATENT] to images [n, channels, SIZE, SIZE] in [-1, 1]
 FALLING = {"lr": 3e-3, "schedule": "linear", "hold": 0.6}
-UNKNOWN = 10**9  # steps of a run whose speed is not known yet: no rate falls
 
 
 def our_system(mode: Mode, channels: int) -> VAEGAN:
@@ -68,7 +68,7 @@ class Ours:
 
     def __init__(self, mode: Mode, channels: int, precision: str, seed: int):
         system = our_system(mode, channels)
-        self.seed, self.move = seed, TrainStep(accelerator(precision), system, UNKNOWN)
+        self.seed, self.move = seed, TrainStep(accelerator(precision), system, 10**9)
         self.ema = EMA(system, HALF_LIFE, BATCH_SIZE)
 
     def step(self, image: Tensor, k: int) -> None:
@@ -76,6 +76,7 @@ class Ours:
         self.ema.update(k + 1)
 
     def plan(self, steps: int) -> None:
+        """Set the length of the run, by which rates fall, as it is known by its speed so far."""
         self.move.steps = steps
 
     def sampler(self) -> Sample:
@@ -131,8 +132,8 @@ def train(run: Ours | Plain | Theirs, pixels: Tensor, seed: int, marks: list[flo
             began = time.process_time()
             run.step(normalize(pixels[order[k]]), k)
             k, spent = k + 1, spent + time.process_time() - began
-        if isinstance(run, Ours):
-            run.plan(round(k * marks[-1] / spent))
+            if isinstance(run, Ours):
+                run.plan(round(k * marks[-1] / spent))
         yield k, score(run.sampler())
 
 
@@ -153,6 +154,14 @@ def evaluator_of(folder: Path, channels: int, extractor: str, precision: str) ->
     return evaluator, read(train_shards, np.arange(len(train_shards)), SIZE, channels).image
 
 
+def fid(evaluator: Evaluator, sample: Sample) -> float:
+    """Return the FID of samples of the evaluator's draws from the prior."""
+    draw = Sampler("prior", (LATENT,))
+    scores = evaluator.score(lambda index: to_pixels(sample(draw(evaluator.seed, index)), evaluator.data.bits))
+    (found,) = (value for name, value in scores.items() if name.startswith("eval/fid"))
+    return found
+
+
 def main() -> None:
     options = parser(__doc__, rounds=3)
     options.add_argument("--data", type=Path, required=True, help="folder of train and test shards")
@@ -166,18 +175,12 @@ def main() -> None:
     torch.set_num_threads(1)
     evaluator, pixels = evaluator_of(given.data, given.channels, given.extractor, given.precision)
 
-    def score(sample: Sample) -> float:
-        draw = Sampler("prior", (LATENT,))
-        scores = evaluator.score(lambda index: to_pixels(sample(draw(0, index)), 8))
-        (fid,) = (value for name, value in scores.items() if name.startswith("eval/fid"))
-        return fid
-
     found: dict[str, list[list[float]]] = {method: [] for method in given.methods}
     steps: dict[str, int] = {}
     for seed in range(given.rounds):
         for method in given.methods:
             run = build(method, given.channels, given.precision, seed)
-            taken, fids = zip(*train(run, pixels, seed, given.marks, score), strict=True)
+            taken, fids = zip(*train(run, pixels, seed, given.marks, partial(fid, evaluator)), strict=True)
             steps[method] = taken[-1]
             found[method].append(list(fids))
             print(f"{method}, seed {seed}: {taken[-1]} steps, FID {fids}", file=sys.stderr, flush=True)

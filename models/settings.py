@@ -64,8 +64,8 @@ class OptimizerConfig:
     along half a cosine in N steps of the run and then stays (Huang et al. 2024).
 
     Args:
-        lr: learning rate, the peak of the schedule; lower it if losses oscillate or diverge. It may vary, and
-            `schedule` then lowers what it is at each step
+        lr: learning rate, the peak of the schedule; lower it if losses oscillate or diverge. It may vary;
+            `schedule` multiplies its value at each step
         betas: decay rates of the running means of the gradient and of its square, both in [0, 1); the second may vary
         weight_decay: decay of the weights per step, times the learning rate; with adam it is added to the gradient
         clip: largest norm of the gradient of all the player's weights; null does not clip

@@ -32,8 +32,8 @@ def has_gpu() -> bool:
 
 
 def cpu_has_bf16() -> bool:
-    """Return whether oneDNN, which computes torch's convolutions on CPUs, has bf16 on this one: x86 needs AVX-512."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Return whether oneDNN, by which torch convolves on CPUs, has bf16 on this one; of x86, AVX-512 has it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager

@@ -23,9 +23,10 @@ def test_an_optimizers_rates_and_logged_settings_vary():
     )
     assert config.rate(1, 100) == pytest.approx(2 / 4 * config.lr.at(1))
     assert config.rate(99, 100) == 5e-5
-    falling = DiscriminatorConfig(Schedule(2e-4, 5e-5, 10), schedule="linear", hold=0.5, final=0.1)
-    assert falling.rate(5, 100) == falling.lr.at(5)
-    assert falling.rate(75, 100) == pytest.approx(5e-5 * 0.55)  # half of the way from 1 to `final`
+    falling = DiscriminatorConfig(Schedule(2e-4, 5e-5, 100), schedule="linear", hold=0.5, final=0.1)
+    assert falling.rate(25, 100) == falling.lr.at(25)
+    quarter = 5e-5 + 15e-5 * (2 - math.sqrt(2)) / 4  # (1 + cos(3 pi / 4)) / 2
+    assert falling.rate(75, 100) == pytest.approx(quarter * 0.55)  # half of the way from 1 to `final`
     assert config.betas_at(99) == (0.0, 0.99)
     assert config.varying(5) == pytest.approx({"beta2": 0.945, "r1_weight": 0.0275})
     assert DiscriminatorConfig(0.1, r1_weight=Schedule(0.0, 1.0, 9)).penalized

@@ -200,7 +200,8 @@ class TrainState:
         if not isinstance(length, int) or length < 1:
             return False
         optimizers = [state.player.optimizer for state in self.players.values()]
-        # Rates that differed earlier differ in the last step, too: once a rate begins to fall, it goes on falling.
+        # A run's length enters by `schedule` alone, whose factor goes on falling once it has begun to: rates that
+        # differed earlier differ in the last step, too.
         return all(one.rate(last, length) == one.rate(last, self.config.trainer.steps) for one in optimizers)
 
     def _data(self) -> list[dict[str, Any]]:

@@ -178,7 +178,7 @@ class TrainerConfig:
 
     Args:
         steps: Number of optimizer steps of the whole run. A run may be resumed with another number as long as no
-            player's learning rate has begun to fall (`schedule`, `hold`), by the old number or the new.
+            player's `schedule` has begun to lower its learning rate, by the old number or the new.
         batch_size: Number of images per step, over all processes.
         micro_batch: Largest number of images that a process takes through the networks at once. null means all of its
             images of a step. Lower it to save memory: the result is the same.

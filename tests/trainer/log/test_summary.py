@@ -76,10 +76,10 @@ def test_scores_by_few_held_out_images_are_warned_of(held_out, every, warned):
     ],
 )
 def test_bf16_on_a_cpu_that_lacks_it_is_warned_of(precision, device, has_bf16, warned, monkeypatch):
-    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr("trainer.log.summary.cpu_has_bf16", lambda: has_bf16)
     config = SimpleNamespace(
         resolved=lambda: {}, trainer=SimpleNamespace(precision=precision), evaluate=SimpleNamespace(every=0)
     )
     said = start_warnings(config, device, [], [])
-    assert [text.partition(" takes")[0] for text in said] == ["trainer.precision bf16"] * warned
+    assert [text.partition(" is slow")[0] for text in said] == ["trainer.precision bf16"] * warned
     assert all("--trainer.precision no" in text for text in said)
