@@ -82,8 +82,8 @@ def start_warnings(config: Config, device: str, trains: Sequence[Shards], tests:
         )
     if device == "cpu" and config.trainer.precision == "bf16" and not cpu_has_bf16():
         warnings.append(
-            "trainer.precision bf16 is slow on this CPU, for which torch has no fast bf16: a step took 18 times as long as "
-            "in fp32 where it was measured. Start a new run with --trainer.precision no"
+            "trainer.precision bf16 is slow on this CPU, for which torch has no fast bf16: a step took 18 times as "
+            "long as in fp32 where it was measured. Start a new run with --trainer.precision no"
         )
     held_out = min(map(len, tests), default=FEW)
     if config.evaluate.every and held_out < FEW:
