@@ -6,7 +6,7 @@ At each of `--marks`, 10,000 samples from the prior are scored against the held-
 with demo-cnn, which is trained first, or demo-random. A round trains all methods from one seed.
 
 - `ours, binary` and `ours, ternary`: `trainer.step.TrainStep`, no normalisation, samples of the averaged weights, the
-  settings below. Rates fall linearly in the last 40 % of the time, where those of the others are constant.
+  settings below.
 - `plain loop`: benchmarks/plain.py with our networks and batch size, at its own learning rate of 2e-4 and at 1e-3; it
   has neither R1 nor averaged weights.
 - `Pythae`: its model class and its trainer's update (benchmarks/peer.py), its MNIST benchmark's settings and batch of
@@ -46,7 +46,6 @@ METHODS = ["ours, binary", "ours, ternary", "plain loop, lr 2e-4", "plain loop, 
 METHODS += ["Pythae, lr 1e-4", "Pythae, lr 1e-3"]
 BATCH_SIZE, HALF_LIFE = 32, 20_000
 Sample = Callable[[Tensor], Tensor]  # z [n, LATENT] to images [n, channels, SIZE, SIZE] in [-1, 1]
-FALLING = {"lr": 3e-3, "schedule": "linear", "hold": 0.6}
 
 
 def our_system(mode: Mode, channels: int) -> VAEGAN:
@@ -58,8 +57,8 @@ def our_system(mode: Mode, channels: int) -> VAEGAN:
         discriminator=mode,
         kl_weight=1.0,
         adversarial_weight=100,
-        autoencoder=OptimizerConfig(**FALLING),
-        **{mode: DiscriminatorConfig(**FALLING, r1_weight=0.3, penalty_every=4)},
+        autoencoder=OptimizerConfig(lr=3e-3),
+        **{mode: DiscriminatorConfig(lr=3e-3, r1_weight=0.3, penalty_every=4)},
     )
 
 
@@ -68,16 +67,12 @@ class Ours:
 
     def __init__(self, mode: Mode, channels: int, precision: str, seed: int):
         system = our_system(mode, channels)
-        self.seed, self.move = seed, TrainStep(accelerator(precision), system, 10**9)
+        self.seed, self.move = seed, TrainStep(accelerator(precision), system, 1)
         self.ema = EMA(system, HALF_LIFE, BATCH_SIZE)
 
     def step(self, image: Tensor, k: int) -> None:
         self.move([Batch((image,), slice(0, len(image)), len(image), self.seed, k)], k)
         self.ema.update(k + 1)
-
-    def plan(self, steps: int) -> None:
-        """Set the length of the run, by which rates fall, as it is known by its speed so far."""
-        self.move.steps = steps
 
     def sampler(self) -> Sample:
         assert self.move.failed() is None, self.move.failed()
@@ -132,8 +127,6 @@ def train(run: Ours | Plain | Theirs, pixels: Tensor, seed: int, marks: list[flo
             began = time.process_time()
             run.step(normalize(pixels[order[k]]), k)
             k, spent = k + 1, spent + time.process_time() - began
-            if isinstance(run, Ours):
-                run.plan(round(k * marks[-1] / spent))
         yield k, score(run.sampler())
 
 

@@ -1,11 +1,9 @@
 """The document that `make bench` writes, and that each of its sections runs."""
 
-import itertools
 import sys
 from importlib.util import find_spec
 
 import pytest
-import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import quality
@@ -68,20 +66,3 @@ def test_the_fid_is_that_of_an_evaluation(digits):
     settings = {"num": evaluator.num, "seed": evaluator.seed, "system": run.ema.system, "metrics": ["fid"]}
     other = Evaluator(evaluator.accelerator, evaluator.extractor, evaluator.references, evaluator.data, **settings)
     assert quality.fid(evaluator, run.sampler()) == other(run.ema.system)["eval/fid10k/demo-random-v1"]
-
-
-@pytest.mark.slow
-def test_our_rates_fall_at_the_end_of_the_last_mark(monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr("time.process_time", lambda: next(ticks))  # a step takes a second
-    run = quality.Ours("binary", 1, "no", seed=0)
-    rates, states = [], run.move.player_states
-
-    def score(_):
-        rates.append([state.optimizer.param_groups[0]["lr"] for state in states])
-        return 1.0
-
-    pixels = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
-    assert [steps for steps, _ in quality.train(run, pixels, 0, [4, 9, 10], score)] == [4, 9, 10]
-    # Of ten steps, the rates of the first six are whole; the tenth, k = 9, has 1 - (0.9 - 0.6) / 0.4 of them.
-    assert rates == [pytest.approx([rate] * 2) for rate in (3e-3, 3e-3 * 0.5, 3e-3 * 0.25)]
