@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,20 +120,14 @@ class VAEGAN(Autoencoding, System):
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
         self.decoder = build_decoder(networks, image_size, channels, latent_dim, classes)
-        idle = f"while system.discriminator is {discriminator}"
-        if discriminator == "binary":
-            check_unused(idle, opponent=(opponent, "real"), class_weights=(class_weights, (1, 1, 1)))
-        expected = "true, as the ternary discriminator tells them from reconstructions"
-        check(samples or discriminator == "binary", "samples", "false", expected)
-        self.adversaries: dict[Mode, Adversary] = {}
         configs: dict[Mode, DiscriminatorConfig | None] = {"binary": binary, "ternary": ternary}
-        for mode, config in configs.items():
-            if discriminator in (mode, "both"):
-                rules = (opponent, class_weights) if mode == "ternary" else ()
-                config = config or DiscriminatorConfig()
-                self.adversaries[mode] = Adversary(self, mode, config, networks, image_size, channels, *rules)
-            else:
-                check_unused(idle, **{mode: (config, None)})
+        self._check_discriminators(discriminator, configs, opponent, class_weights)
+        rules: dict[Mode, tuple[Any, ...]] = {"binary": (), "ternary": (opponent, class_weights)}
+        self.adversaries: dict[Mode, Adversary] = {
+            mode: Adversary(self, mode, config or DiscriminatorConfig(), networks, image_size, channels, *rules[mode])
+            for mode, config in configs.items()
+            if discriminator in (mode, "both")
+        }
         self.feature_mode, self.feature_layer = self._choose_features(feature_discriminator, feature_layer)
         if adaptive:
             self.register_buffer("adaptive_weight", torch.zeros(()))  # from the gradients of the step before
@@ -246,6 +240,22 @@ class VAEGAN(Autoencoding, System):
             check_unused("while system.adversarial_weight is 0", adaptive=(self.adaptive, False))
         if self.reconstruction == "features":
             check_unused("while system.reconstruction is features", likelihood=(self.likelihood, "gaussian"))
+
+    def _check_discriminators(
+        self,
+        discriminator: Mode | Literal["both"],
+        configs: dict[Mode, DiscriminatorConfig | None],
+        opponent: Opponent,
+        class_weights: tuple[float, float, float],
+    ) -> None:
+        expected = "true, as the ternary discriminator tells them from reconstructions"
+        check(self.samples or discriminator == "binary", "samples", "false", expected)
+        idle = f"while system.discriminator is {discriminator}"
+        if discriminator == "binary":
+            check_unused(idle, opponent=(opponent, "real"), class_weights=(class_weights, (1, 1, 1)))
+        for mode, config in configs.items():
+            if discriminator not in (mode, "both"):
+                check_unused(idle, **{mode: (config, None)})
 
     def _choose_features(self, mode: Mode | None, layer: int | None) -> tuple[Mode, int]:
         playing = list(self.adversaries)
