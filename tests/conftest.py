@@ -95,13 +95,13 @@ def data(digits) -> DataConfig:
 
 @pytest.fixture(scope="session")
 def demo_cnn(data, tmp_path_factory) -> Path:
-    """A demo-cnn of the digits, trained for half its steps."""
+    """A demo-cnn of the digits, trained for a sixth of its steps."""
     from trainer.evaluate.extractors.demo_cnn import (
         fit,  # it takes seconds to import, in each process that a test starts
     )
 
     path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
-    fit([Shards(data.train)], [Shards(data.test)], data, path, steps=300)
+    fit([Shards(data.train)], [Shards(data.test)], data, path, steps=100)
     return path
 
 

@@ -105,7 +105,7 @@ SYSTEMS = {
         "both", reconstruction="both", feature_discriminator="ternary", feature_layer=1, opponent="not_own", classes=2
     ),
     "decoder only": lambda: vaegan("ternary", encoder_adversarial=False, class_weights=(2.0, 1.0, 1.0)),
-    "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 8, attention=(8,), blocks=1)),
+    "residual": lambda: vaegan("ternary", networks=NetworkConfig("residual", 4, attention=(8,), blocks=1)),
     "kl": lambda: kl_vaegan(encoder_adversarial=False, adaptive=True, samples=False),
     "maps": lambda: vaegan(networks=replace(MAPS, patches=True), likelihood="laplace", codes=CODES),
     "trained networks": lambda: vaegan(

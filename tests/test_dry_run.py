@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import NETWORKS, ROOT, SMALL
+from conftest import CYCLE, NETWORKS, ROOT, SMALL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,6 +26,7 @@ from trainer.step_time import seconds_per_image
 VAEGAN = ["--system", "VAEGAN", "--system.discriminator", "both", "--system.adaptive", "true"]
 VAEGAN += ["--system.binary.lecam_weight", "1", "--system.ternary.spectral_norm", "true"]
 AE = ["--system", "AE"]
+FEW = ["--trainer.batch_size", "4"]  # bf16 is slow on a CPU without instructions for it
 WIDE = ["--system.networks.width", "16", "--system.networks.blocks", "1"]
 
 
@@ -114,7 +115,7 @@ def test_it_agrees_with_the_run(run, report, here, digits, tmp_path, system):
     """In configuration, weights, images, batch and the size of a checkpoint."""
     both = [f'["{digits}/{part}", "{digits}/{part}"]' for part in ("train", "test")]
     arguments, small = {
-        "CycleGAN": (["--system", system, "--data.train", both[0], "--data.test", both[1]], ["--system.width", "4"]),
+        "CycleGAN": (["--system", system, "--data.train", both[0], "--data.test", both[1]], CYCLE),
         "VAEGAN": (VAEGAN, NETWORKS),
         "GANVAE": (["--system", system], NETWORKS),
     }[system]
@@ -303,7 +304,7 @@ def taken(report: Report) -> int:
     [
         ["--system", "VAEGAN", "--system.binary.penalty_every", "16", "--system.binary.start", "7"],
         ["--system", "VAEGAN", "--trainer.micro_batch", "4", "--system.networks.norm", "group"],
-        ["--system", "VAEGAN", "--trainer.precision", "bf16", "--system.networks.attention", "[16]"],
+        ["--system", "VAEGAN", "--trainer.precision", "bf16", "--system.networks.attention", "[16]", *FEW],
         ["--system", "GAN", "--trainer.share_passes", "false"],
     ],
     ids=lambda arguments: " ".join(arguments[1:4]),

@@ -64,10 +64,13 @@ def scored(demo_cnn):
     ]
 
 
-def survive(ranks, run, tmp_path, processes: int, kills: int) -> None:
-    """Kill one rank or all at random moments, until so many kills hit, and compare each run that ends with one that
-    was left alone."""
-    chance = random.Random(processes)
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_twenty_kills_at_random_moments(ranks, scored, tmp_path, processes):
+    """One rank is killed, or all are; each run that ends in spite of it equals one that was left alone."""
+    workers = ["--data.workers", "1"] if processes == 1 else []  # they take each start's longest part
+    run, chance, kills = [*scored, "--trainer.batch_size", "12", *workers], random.Random(processes), 20
     began = time.monotonic()
     whole = ranks(*run, "--trainer.run_dir", tmp_path / "whole", processes=processes).wait()
     assert whole.returncode == 0, whole.stderr
@@ -86,18 +89,6 @@ def survive(ranks, run, tmp_path, processes: int, kills: int) -> None:
             assert word(run_dir) == "finished"
             shutil.rmtree(run_dir)
             ended += 1
-
-
-def test_ranks_killed_at_random_moments_come_to_the_same(ranks, scored, tmp_path):
-    survive(ranks, scored, tmp_path, processes=2, kills=1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_twenty_kills_at_random_moments(ranks, scored, tmp_path, processes):
-    workers = ["--data.workers", "1"] if processes == 1 else []  # they take each start's longest part
-    survive(ranks, [*scored, "--trainer.batch_size", "12", *workers], tmp_path, processes, kills=20)
 
 
 SLOW_WRITES = """
@@ -390,7 +381,7 @@ Config.system = elsewhere
 """
 
 
-@pytest.mark.parametrize("way", ["ddp", "flat"])
+@pytest.mark.parametrize("way", ["ddp", pytest.param("flat", marks=pytest.mark.slow)])
 def test_ranks_begin_with_the_weights_of_the_first(ranks, tmp_path, way):
     """Unlike processors draw weights that differ in their last digits; here one rank's are other altogether."""
     run = [*TERNARY, "--system.ternary.lecam_weight", "0.1", "--system.ternary.spectral_norm", "true"]
@@ -495,7 +486,7 @@ def left_behind(session: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_unexpected_error_ends_all_processes_and_their_workers(ranks, tmp_path, temporary, processes):
     boom = """
 from trainer.step import TrainStep

@@ -11,12 +11,12 @@ from conftest import ROOT
 from data.prepare.build import prepare
 from data.shards.reader import Shards
 
+USING = "docs/using-models.md"
 PAGES = [
-    ("README.md", "From and to other tools"),
-    *(
-        ("docs/using-models.md", title)
-        for title in ("Start from weights", "Export a model", "Encode a data set to latents")
-    ),
+    pytest.param("README.md", "From and to other tools", id="README"),
+    pytest.param(USING, "Start from weights", id="weights"),
+    pytest.param(USING, "Export a model", id="export", marks=pytest.mark.slow),
+    pytest.param(USING, "Encode a data set to latents", id="encode"),
 ]
 RUNS = {"runs/digits-vaegan-ternary": "VAEGAN", "runs/photos": "VAEGAN"}  # what stands for the runs that a page names
 SHORTER = {"trainer.export": ["--num", "16"], "trainer.encode": ["--workers", "0"]}
@@ -55,7 +55,7 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("page", "title"), PAGES, ids=[title for _, title in PAGES])
+@pytest.mark.parametrize(("page", "title"), PAGES)
 def test_the_commands_of_a_page_run(do, page, title):
     (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, re.M | re.S)

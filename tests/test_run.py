@@ -458,7 +458,7 @@ def test_a_corrupt_image_stops_the_run_with_its_name(here, digits, tmp_path):
     corrupt(shards, 700)
     done = here(
         *("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--data.train", tmp_path / "train"),
-        *("--trainer.batch_size", "64", "--trainer.steps", "22", "--trainer.save_every", "1", "--data.workers", "1"),
+        *("--trainer.batch_size", "256", "--trainer.steps", "5", "--trainer.save_every", "1", "--data.workers", "1"),
     )
     assert done.returncode == 1
     assert f"{shards.paths[0]}, member 000875.png" in done.stderr

@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 
 from models import AE, GAN, GANVAE, VAE, VAEGAN, NetworkConfig
 from models.diffusers import settings_of, split, to_diffusers
 from models.networks.kl import level_widths
 
 
-def peer(latent_channels: int = 4, quant: bool = True, **settings) -> AutoencoderKL:
+def peer(latent_channels: int = 4, quant: bool = True, **settings) -> torch.nn.Module:
     """Stable Diffusion's autoencoder, or FLUX's with 16 channels and no quant_conv, a quarter as wide."""
+    from diffusers import AutoencoderKL  # importing it takes seconds in each process of the tests
+
     torch.manual_seed(7)
     levels = len(settings.setdefault("block_out_channels", (32, 64, 128, 128)))
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
@@ -55,6 +56,8 @@ def test_diffusers_weights_give_diffusers_outputs(name):
 
 @pytest.mark.parametrize("kind", [VAE, GANVAE])
 def test_diffusers_opens_what_we_make(kind, tmp_path):
+    from diffusers import AutoencoderKL
+
     system = kind(32, 3, 4, NetworkConfig("kl", 32, latent_stride=4, blocks=1))
     config, weights = to_diffusers(system, scaling_factor=0.5)
     theirs = AutoencoderKL.from_config(config)

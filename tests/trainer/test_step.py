@@ -19,6 +19,7 @@ from trainer.networks import checkpoint_activations
 from trainer.step import TermMeans, TrainStep, frozen_networks
 
 STEPS = 3
+FLAT = ["both, both, classes", "adaptive, scheduled", "decoder alone", "cyclegan, lecam"]  # trained that way, too
 # How far sums in another order may lead. Of float64 gradients, clipped to a norm of 1 and with terms that are a hundred
 # in all at most, rounding leaves 100 * 2^-53; where a gradient is 0 otherwise, Adam divides that by its 1e-8 alone, and
 # a step is the learning rate of 1e-3 times the quotient. What a missed gradient does is of the order of 1e-3.
@@ -37,11 +38,11 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Weights and statistics after a few steps in float64 of 8 images a step, with R1 and clipping.
 
-    Two parts compute in another memory format, which no result depends on. `again`: with activation checkpointing.
+    Several parts compute in another memory format, which no result depends on. `again`: with activation checkpointing.
     """
     torch.manual_seed(0)
     system = SYSTEMS[name]().double()
-    for network in system.children() if parts == 2 else ():
+    for network in system.children() if parts > 1 else ():
         network.to(memory_format=torch.channels_last)
     ema = EMA(system, Schedule(0, 20, STEPS), 8, ramp=1)
     checkpoint_activations(system, again)
@@ -76,10 +77,8 @@ def test_shared_passes_equal_replayed_ones(name):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_accumulating_one_two_and_four_parts_is_the_same(name):
-    whole = train(name)
-    assert distance(whole, train(name, parts=2)) < ROUNDING
-    assert distance(whole, train(name, parts=4)) < ROUNDING
+def test_accumulating_four_parts_is_the_same(name):
+    assert distance(train(name), train(name, parts=4)) < ROUNDING
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -138,9 +137,10 @@ def test_two_ranks_equal_one(forked, tmp_path):
                 ranks[0][key] = ranks[1][key] = torch.cat([rank[key] for rank in ranks])
             assert distance(*ranks) == 0, f"{name}: the ranks drifted apart"
             assert distance(ranks[0], one) < ROUNDING, f"{name} in {parts} parts"
+    for name in FLAT:
         flat = torch.load(tmp_path / f"{name}.2.flat.1.pt", weights_only=True)
-        flat |= {key: torch.cat([one[key][:4], flat[key]]) for key in SYSTEMS[name]().by_position}
-        assert distance(flat, ranks[1]) < ROUNDING, f"{name}: DDP missed a gradient"
+        flat |= {key: torch.cat([train(name)[key][:4], flat[key]]) for key in SYSTEMS[name]().by_position}
+        assert distance(flat, train(name)) < ROUNDING, f"{name}: an average was missed"
     again = torch.load(tmp_path / "residual.again.1.pt", weights_only=True)
     assert distance(again, torch.load(tmp_path / "residual.1.1.pt", weights_only=True)) == 0
     first, second = (torch.load(tmp_path / f"broken.{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -309,7 +309,7 @@ def train_as_a_rank(out: str) -> None:
     rank = Accelerator(cpu=True).process_index
     torch.save(break_rank_one(rank), f"{out}/broken.{rank}.pt")
     for name in SYSTEMS:
-        for parts, way in ((1, ""), (2, ""), (2, ".flat")):
+        for parts, way in ((1, ""), (2, ""), *([(2, ".flat")] if name in FLAT else [])):
             trained = train(name, parts, rank=rank, world=2, flat=bool(way))
             torch.save(trained, f"{out}/{name}.{parts}{way}.{rank}.pt")
     torch.save(train("residual", rank=rank, world=2, again=True), f"{out}/residual.again.{rank}.pt")

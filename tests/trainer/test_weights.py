@@ -12,7 +12,6 @@ import msgspec
 import pytest
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL
 from test_run import alike
 
 import models
@@ -46,6 +45,8 @@ Run._announce = say
 @pytest.fixture(scope="module")
 def grey(tmp_path_factory) -> Path:
     """A folder of diffusers: an AutoencoderKL of grey images in two sizes, as light as can be."""
+    from diffusers import AutoencoderKL  # importing it takes seconds in each process of the tests
+
     torch.manual_seed(3)
     levels = {"block_out_channels": (32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 3}
     levels["up_block_types"] = ("UpDecoderBlock2D",) * 3
@@ -66,6 +67,8 @@ def differing(one: dict, other: dict) -> set[str]:
 
 
 def test_a_decoder_is_fine_tuned_from_a_folder_of_diffusers_which_a_resumed_run_does_not_need(here, grey, tmp_path):
+    from diffusers import AutoencoderKL
+
     folder = shutil.copytree(grey, tmp_path / "grey")
     run, whole = ([*KL, *FINE, "--trainer.init_from", folder, "--trainer.run_dir", tmp_path / name] for name in "ab")
     first = here(*run, "--trainer.steps", "1", small=[])
@@ -241,6 +244,8 @@ def test_a_name_of_the_hub_is_told_from_a_path(tmp_path, monkeypatch):
 
 
 def test_an_export_goes_through_diffusers_and_back_into_a_run_unchanged(tiny_run, tmp_path):
+    from diffusers import AutoencoderKL
+
     run, out, back = tiny_run("kl"), tmp_path / "out", tmp_path / "back"
     export([str(run), str(out), "--num", "0"])
     AutoencoderKL.from_pretrained(out).save_pretrained(back)

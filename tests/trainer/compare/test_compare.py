@@ -117,7 +117,9 @@ def test_the_numbers_are_the_runs_own(compared):
     assert results["means"]["T"]["fid"] == pytest.approx(sum(fids) / 2)
 
 
-def test_only_what_is_missing_is_trained(compared):
+def test_only_what_is_missing_is_trained(compared, monkeypatch):
+    monkeypatch.setattr("trainer.compare.__main__.write", lambda *_: None)  # the page, whose figures take seconds
+
     def metrics() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in compared.out.glob("*/*/metrics.jsonl")}
 
@@ -187,7 +189,7 @@ def test_mistakes_are_named(tmp_path, digits, capsys, settings, words):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["compare-digits", "compare-mnist"])
+@pytest.mark.parametrize("name", ["compare-digits", pytest.param("compare-mnist", marks=pytest.mark.slow)])
 def test_the_recipes_plan_seven_systems_from_three_seeds(name):
     settings = configure(["--config", str(ROOT / "launch" / "recipes" / f"{name}.yaml")])
     assert len(plan_runs(settings)) == 21

@@ -258,9 +258,6 @@ def test_one_setting_over_a_recipes_nested_ones_leaves_the_others():
     assert config.namespace.system.init_args.networks.family == "dcgan"
 
 
-RECIPES = [path for path in (ROOT / "launch" / "recipes").glob("*.yaml") if not path.stem.startswith("compare")]
-
-
 def test_differences_name_settings_that_matter():
     old = configure([*DATA, "--system", "VAE"]).resolved()
     matter = ["--system.kl_weight", "2", "--trainer.batch_size", "32"]
@@ -273,9 +270,21 @@ def test_differences_name_settings_that_matter():
     ]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "cifar10-r3gan",
+        "clothing256-f8",
+        "decoder-finetune",
+        "digits-ae",
+        "digits-ganvae",
+        "digits-vae",
+        "smiles-cyclegan",
+    ],
+)
 def test_a_configuration_that_was_written_is_read_as_the_same(recipe, tmp_path):
-    config = configure(["--config", str(recipe), "--trainer.init_from", "null"])  # one names weights of the hub
+    path = ROOT / "launch" / "recipes" / f"{recipe}.yaml"
+    config = configure(["--config", str(path), "--trainer.init_from", "null"])  # one names weights of the hub
     (tmp_path / "config.yaml").write_text(config.yaml)
     again = configure(["--config", str(tmp_path / "config.yaml")])
     assert again.resolved() == config.resolved()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import reseal
-from diffusers import AutoencoderKL
 from generating import run_command
 from PIL import Image
 
@@ -66,6 +65,8 @@ def test_an_export_of_each_system_computes_what_the_run_does(export, tiny_run, t
 
 def test_diffusers_opens_an_export_of_family_kl(export, tiny_run, tmp_path):
     """The folder holds the weights once, and both ways of opening it give the run's averaged networks."""
+    from diffusers import AutoencoderKL  # importing it takes seconds in each process of the tests
+
     out = tmp_path / "out"
     done = export(tiny_run("kl"), out, "--num", 20)
     assert done.returncode == 0, done.err

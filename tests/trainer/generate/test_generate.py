@@ -170,6 +170,7 @@ def test_translations_stand_beside_their_originals(run, capsys, digits, photos, 
     assert (tmp_path / "a2b" / "a.png").read_bytes() != (tmp_path / "b2a" / "a.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_line_as_a_program(run, tmp_path):
     start = [sys.executable, "-m", "trainer.generate"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
