@@ -314,7 +314,7 @@ class Run:
         last = next((line for line in reversed(lines) if is_evaluation(line)), {})
         system, shown, device = parts.ema.system, (parts.tests or parts.trains)[0], self.accelerator.device
         self.logger.conclude(
-            {name: value for name, value in config.stated().items() if name not in UNSHOWN},
+            lambda: {name: value for name, value in config.stated().items() if name not in UNSHOWN},
             {name: value for name, value in last.items() if "/" in name},
             (lambda: embed(system, shown, config.data, config.trainer.seed, device)) if self.has_codes else None,
         )

@@ -81,14 +81,18 @@ class Config:
         """All settings as a recipe, credentials included; it takes longer to write than a small step."""
         return self.parser.dump(self.namespace, skip_link_targets=False, skip_unset=False)
 
+    @cached_property
+    def _plain(self) -> dict[str, Any]:
+        return yaml.safe_load(self.yaml)
+
     def resolved(self) -> dict[str, Any]:
         """Return all settings as plain data without credentials, as checkpoints keep and compare them."""
-        return redacted_all(yaml.safe_load(self.yaml))
+        return redacted_all(self._plain)
 
     def redacted_yaml(self) -> str:
         """Return all settings as a recipe without credentials."""
-        text, resolved = self.yaml, self.resolved()
-        return text if yaml.safe_load(text) == resolved else yaml.safe_dump(resolved, sort_keys=False)
+        resolved = self.resolved()
+        return self.yaml if resolved == self._plain else yaml.safe_dump(resolved, sort_keys=False)
 
     def write(self, path: Path) -> None:
         """Write all settings as a recipe; only its owner can read it if it has credentials."""
@@ -112,12 +116,16 @@ class Config:
     def settle_extractor(self, extractor: str) -> None:
         """Replace an unset extractor by the one that the run has, so that it is saved."""
         self.evaluate.extractor = self.namespace.evaluate.extractor = extractor
-        vars(self).pop("yaml", None)
+        self._forget()
 
     def settle_precision(self, precision: str) -> None:
         """Replace an unset precision by the launcher's, so that it is printed, saved and compared."""
         self.trainer.precision = self.namespace.trainer.precision = precision  # type: ignore[assignment]
-        vars(self).pop("yaml", None)
+        self._forget()
+
+    def _forget(self) -> None:
+        for name in ("yaml", "_plain"):
+            vars(self).pop(name, None)
 
     @property
     def run_dir(self) -> Path:
@@ -224,7 +232,8 @@ def configure(arguments: Sequence[str] | None = None) -> Config:
             EvaluateConfig(**namespace.evaluate.as_dict()),
             made.dry_run,
         )
-        _check_implied(config, implied)
+        if implied:
+            _check_implied(config, implied)
         return config
 
 

@@ -173,9 +173,15 @@ class RunLogger:
                 self.board.codes(step, code_views(system, real, label))
 
     def conclude(
-        self, settings: dict[str, Any], scores: dict[str, float], embed: Callable[[], Embedded] | None
+        self,
+        settings: Callable[[], dict[str, Any]],
+        scores: dict[str, float],
+        embed: Callable[[], Embedded] | None,
     ) -> None:
-        """Record in TensorBoard what a finished run is and scores, and its codes, if it has any, in the projector."""
+        """Record in TensorBoard what a finished run is and scores, and its codes, if it has any, in the projector.
+
+        `settings` and `embed`, which take a while, are called on the process that writes it alone.
+        """
         if not (self.is_main and self.board):
             return
         embedded = None
@@ -184,7 +190,7 @@ class RunLogger:
         except (DataError, OSError) as error:
             self.message(f"warning: TensorBoard's projector lacks this run's codes: {error}")
         with self.tolerate_disk_errors(PICTURES):
-            self.board.conclude(settings, scores)
+            self.board.conclude(settings(), scores)
             if embedded is not None:
                 self.board.embed(embedded)
 

@@ -100,7 +100,7 @@ def test_a_damaged_image_costs_the_projector_and_not_the_run(tmp_path, capsys):
         raise DataError("7.jpg is damaged")
 
     run_logger = RunLogger(tmp_path, 0, 9, is_main=True)
-    run_logger.conclude({}, {}, embed)
+    run_logger.conclude(dict, {}, embed)
     run_logger.close()
     assert capsys.readouterr().err == "warning: TensorBoard's projector lacks this run's codes: 7.jpg is damaged\n"
 
