@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,14 +120,15 @@ class VAEGAN(Autoencoding, System):
         self.latent_shape = networks.latent_shape(image_size, latent_dim)
         self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
         self.decoder = build_decoder(networks, image_size, channels, latent_dim, classes)
-        configs: dict[Mode, DiscriminatorConfig | None] = {"binary": binary, "ternary": ternary}
-        self._check_discriminators(discriminator, configs, opponent, class_weights)
-        rules: dict[Mode, tuple[Any, ...]] = {"binary": (), "ternary": (opponent, class_weights)}
-        self.adversaries: dict[Mode, Adversary] = {
-            mode: Adversary(self, mode, config or DiscriminatorConfig(), networks, image_size, channels, *rules[mode])
-            for mode, config in configs.items()
-            if discriminator in (mode, "both")
-        }
+        self._check_discriminators(discriminator, binary, ternary, opponent, class_weights)
+        game = partial(Adversary, self, networks=networks, image_size=image_size, channels=channels)
+        self.adversaries: dict[Mode, Adversary] = {}
+        if discriminator != "ternary":
+            self.adversaries["binary"] = game("binary", binary or DiscriminatorConfig())
+        if discriminator != "binary":
+            self.adversaries["ternary"] = game(
+                "ternary", ternary or DiscriminatorConfig(), opponent=opponent, class_weights=class_weights
+            )
         self.feature_mode, self.feature_layer = self._choose_features(feature_discriminator, feature_layer)
         if adaptive:
             self.register_buffer("adaptive_weight", torch.zeros(()))  # from the gradients of the step before
@@ -244,7 +245,8 @@ class VAEGAN(Autoencoding, System):
     def _check_discriminators(
         self,
         discriminator: Mode | Literal["both"],
-        configs: dict[Mode, DiscriminatorConfig | None],
+        binary: DiscriminatorConfig | None,
+        ternary: DiscriminatorConfig | None,
         opponent: Opponent,
         class_weights: tuple[float, float, float],
     ) -> None:
@@ -252,10 +254,10 @@ class VAEGAN(Autoencoding, System):
         check(self.samples or discriminator == "binary", "samples", "false", expected)
         idle = f"while system.discriminator is {discriminator}"
         if discriminator == "binary":
-            check_unused(idle, opponent=(opponent, "real"), class_weights=(class_weights, (1, 1, 1)))
-        for mode, config in configs.items():
-            if discriminator not in (mode, "both"):
-                check_unused(idle, **{mode: (config, None)})
+            check_unused(idle, ternary=(ternary, None), opponent=(opponent, "real"))
+            check_unused(idle, class_weights=(class_weights, (1, 1, 1)))
+        if discriminator == "ternary":
+            check_unused(idle, binary=(binary, None))
 
     def _choose_features(self, mode: Mode | None, layer: int | None) -> tuple[Mode, int]:
         playing = list(self.adversaries)
