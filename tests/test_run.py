@@ -455,7 +455,7 @@ def test_a_corrupt_image_stops_the_run_with_its_name(here, digits, tmp_path):
 
     shutil.copytree(digits / "train", tmp_path / "train")
     shards = Shards(tmp_path / "train")
-    corrupt(shards, 700)
+    corrupt(shards, 700)  # which the seed deals to the second batch or a later one
     done = here(
         *("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--data.train", tmp_path / "train"),
         *("--trainer.batch_size", "256", "--trainer.steps", "5", "--trainer.save_every", "1", "--data.workers", "1"),

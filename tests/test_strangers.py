@@ -368,6 +368,7 @@ def test_odd_lines_and_scores_are_none(here, run, demo_cnn):
     metrics = run / "metrics.jsonl"
     kept = metrics.read_text()
     metrics.write_text("".join(f"{line}\n" for line in ODD) + kept)
+    # The last one stays for the run.
     for scores in ("[]", "{}", '{"scores": {"eval/fid2": "low"}, "evaluation": {}}', "3", BOMB):
         (checkpoint_of(run) / "scores.json").write_text(scores)
         assert checkpoint_files.read_scores(checkpoint_of(run)) is None, scores

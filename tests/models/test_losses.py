@@ -64,12 +64,14 @@ def test_chance_is_the_least_loss_of_a_blind_discriminator(mode, kind, weights):
     """Found by descent over the logits that all images get."""
     blind = torch.full((1, losses.LOGITS[mode]), 0.1, dtype=F64, requires_grad=True)
     optimizer = torch.optim.Adam([blind], 0.05)
+    least = math.inf
     for _ in range(300):
         optimizer.zero_grad()
         loss = losses.discriminator_loss(blind, blind, blind, kind=kind, class_weights=weights)
         loss.backward()
         optimizer.step()
-    assert loss.item() == pytest.approx(losses.chance(mode, kind, weights), abs=2e-2 if kind == "hinge" else 1e-4)
+        least = min(least, loss.item())
+    assert least == pytest.approx(losses.chance(mode, kind, weights), abs=2e-2 if kind == "hinge" else 1e-4)
     if kind == "logistic" and weights == (1, 1, 1):
         assert losses.chance(mode) == pytest.approx(math.log({1: 2, 3: 3}[losses.LOGITS[mode]]))
 

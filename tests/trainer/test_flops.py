@@ -32,13 +32,12 @@ def test_flops_are_those_of_the_real_step_and_counted_once_for_each_kind_of_step
 
 def test_rates_wait_for_a_run_that_lasts(monkeypatch):
     flops = StepFlops(configure([*SMALL, *LAZY]), 4)
-    of_step = flops([0])
     assert flops.rates([0], 2.0, torch.device("cpu")) == {}
     monkeypatch.setattr("trainer.flops.BEGIN", 0)
     assert flops.rates([], 0.0, torch.device("cpu")) == {}
-    assert flops.rates([0], 2.0, torch.device("cpu")) == {"speed/tflops": 2 * of_step / 1e12}
+    assert flops.rates([0], 2.0, torch.device("cpu")) == {"speed/tflops": 2 * flops([0]) / 1e12}
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
-    assert flops.rates([0], 2.0, torch.device("cuda"))["speed/mfu"] == pytest.approx(2 * of_step / 156e12)
+    assert flops.rates([0], 2.0, torch.device("cuda"))["speed/mfu"] == pytest.approx(2 * flops([0]) / 156e12)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ def test_the_numbers_are_the_runs_own(compared):
 
 
 def test_only_what_is_missing_is_trained(compared, monkeypatch):
-    monkeypatch.setattr("trainer.compare.__main__.write", lambda *_: None)  # the page, whose figures take seconds
+    pages = []  # whose figures take seconds
+    monkeypatch.setattr("trainer.compare.page.write_page", lambda entries, *_: pages.append(entries))
 
     def metrics() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in compared.out.glob("*/*/metrics.jsonl")}
@@ -136,6 +137,7 @@ def test_only_what_is_missing_is_trained(compared, monkeypatch):
     assert len(compared.fitted) == 1
     assert {path for path, time in metrics().items() if time != before[path]} == {gone / "metrics.jsonl"}
     assert read_metrics(gone)[-1]["eval/prior_gap359"] == pytest.approx(kept["eval/prior_gap359"])
+    assert [[len(entry.runs) for entry in page] for page in pages] == [[2, 2]] * 2, "each call writes all runs' page"
 
 
 def test_a_run_with_other_settings_is_no_part_of_it(compared, capsys):

@@ -19,7 +19,6 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import models
-import trainer
 from trainer.batch import normalize, to_uint8
 from trainer.demo.command import main
 from trainer.demo.model import Axes, Model, enlarged, error_map
@@ -140,8 +139,10 @@ def served(tmp_path_factory):
 
     def serve_once(model: Model) -> str:
         if not pages:
+            from trainer.demo.page import serve
+
             page = build_page(model, tmp_path_factory.mktemp("page"))
-            pages[page] = trainer.demo.page.serve(page, "127.0.0.1", None)
+            pages[page] = serve(page, "127.0.0.1", None)
         return next(iter(pages.values()))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -308,7 +309,7 @@ def test_an_image_goes_in_and_a_reconstruction_comes_out_on_any_screen(served, b
     )
     for width in (390, 1280):
         page.set_viewport_size({"width": width, "height": 844})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
     assert errors == []
     assert {place for place in places if not place.startswith(("data:", "blob:"))} == {url.rstrip("/")}
     page.close()
