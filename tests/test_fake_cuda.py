@@ -156,7 +156,7 @@ def test_every_system_trains_on_a_gpu_in_channels_last_without_waiting_for_it(cu
     system = moved(SYSTEMS[name]())
     set_memory_format(system)
     assert convolutions(system) or name.startswith("cyclegan")
-    for precision, parts in (("no", 1), ("fp16", 2)):
+    for precision, parts in (("no", 1), ("bf16", 1), ("fp16", 2)):
         train_step = one_step(cuda, system, precision, parts)
         assert {f"{player.name}/grad_norm" for player in system.players()} <= train_step.meter.sums.keys(), "all moved"
         assert all(m.scaler is None or m.scaler.is_enabled() for m in train_step.player_states)

@@ -123,9 +123,9 @@ class VAEGAN(Autoencoding, System):
         self._check_discriminators(discriminator, binary, ternary, opponent, class_weights)
         game = partial(Adversary, self, networks=networks, image_size=image_size, channels=channels)
         self.adversaries: dict[Mode, Adversary] = {}
-        if discriminator != "ternary":
+        if discriminator in ("binary", "both"):
             self.adversaries["binary"] = game("binary", binary or DiscriminatorConfig())
-        if discriminator != "binary":
+        if discriminator in ("ternary", "both"):
             self.adversaries["ternary"] = game(
                 "ternary", ternary or DiscriminatorConfig(), opponent=opponent, class_weights=class_weights
             )

@@ -109,7 +109,7 @@ class Config:
         settings = inspect.signature(find_system(class_path)).parameters.values()
         needed = [one.name for one in settings if one.default is one.empty and one.name in given.keys() - {*LINKED}]
         system = {"class_path": class_path, "init_args": {name: given[name] for name in needed}}
-        bare = self.parser.parse_object({"system": system, "data": {"train": "nowhere"}})
+        bare = self.parser.parse_object({"system": system, "data": {"train": "/nowhere"}})
         defaults = flatten(yaml.safe_load(self.parser.dump(bare, skip_link_targets=False, skip_unset=False)))
         return {name: value for name, value in flatten(now).items() if value != defaults.get(name)}
 

@@ -309,7 +309,9 @@ def test_an_image_goes_in_and_a_reconstruction_comes_out_on_any_screen(served, b
     )
     for width in (390, 1280):
         page.set_viewport_size({"width": width, "height": 844})
-        page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
+        page.wait_for_function(
+            "width => innerWidth === width && document.documentElement.scrollWidth <= width", arg=width
+        )
     assert errors == []
     assert {place for place in places if not place.startswith(("data:", "blob:"))} == {url.rstrip("/")}
     page.close()

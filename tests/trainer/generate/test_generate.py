@@ -169,11 +169,11 @@ def test_translations_stand_beside_their_originals(run, capsys, digits, photos, 
 
 def test_the_command_line_as_a_program(run, forked, tmp_path):
     argv = ["trainer.generate", "sample", str(run("GAN")), "--out", str(tmp_path / "out"), "--num", "2"]
-    code = f"import runpy, sys\nsys.argv = {argv!r}\nrunpy.run_module('trainer.generate', run_name='__main__')"
-    done = forked(code).wait()
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stderr.splitlines()  # no bar where there is no terminal
-    assert line.startswith(f"{tmp_path / 'out'}: 2 PNGs written, by ")
+    code = f"import runpy, sys\nsys.argv, sys.stderr = {argv!r}, open({str(tmp_path / 'errors')!r}, 'w')\n"
+    done = forked(f"{code}runpy.run_module('trainer.generate', run_name='__main__')").wait()
+    assert done.returncode == 0, (tmp_path / "errors").read_text()
+    assert (tmp_path / "errors").read_text() == "", "no bar where there is no terminal"
+    assert done.stderr.startswith(f"{tmp_path / 'out'}: 2 PNGs written, by ")
 
 
 @pytest.mark.parametrize(
