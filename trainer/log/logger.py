@@ -180,7 +180,7 @@ class RunLogger:
     ) -> None:
         """Record in TensorBoard what a finished run is and scores, and its codes, if it has any, in the projector.
 
-        `settings` and `embed`, which take a while, are called on the process that writes it alone.
+        `settings` and `embed` take a while, so only the process that writes to TensorBoard calls them.
         """
         if not (self.is_main and self.board):
             return

@@ -270,6 +270,15 @@ def test_differences_name_settings_that_matter():
     ]
 
 
+def test_resolved_settings_follow_what_is_settled_and_no_change_of_a_callers_copy():
+    config = configure([*DATA, "--system", "VAE"])
+    config.resolved()["system"]["init_args"].clear()
+    assert config.resolved()["system"]["init_args"]["kl_weight"] == 1
+    config.settle_precision("bf16")
+    assert config.resolved()["trainer"]["precision"] == "bf16"
+    assert "precision: bf16" in config.redacted_yaml()
+
+
 RECIPES = [path for path in (ROOT / "launch" / "recipes").glob("*.yaml") if not path.stem.startswith("compare")]
 # Of each system, those with the most settings; each recipe takes a second.
 QUICK = {"cifar10-r3gan", "clothing256-f8", "decoder-finetune", "digits-ae", "digits-ganvae", "digits-vae"}
