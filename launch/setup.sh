@@ -21,9 +21,11 @@ fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv ||
     fail "pip could not install uv. Is a package registry reachable (pip's settings, a proxy)?"
 # Without uv: .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
-# Compiled now: where .venv is read-only, each process would otherwise compile all of its imports.
-echo "Installing the pinned packages (7 GB with torch), and compiling them: some minutes"
+# Compiled now, in a minute: where .venv is read-only, each process would otherwise compile all of its imports. uv reads
+# this setting; 0 leaves it to the first import of each module, of which a short use needs a fraction.
+export UV_COMPILE_BYTECODE="${UV_COMPILE_BYTECODE:-1}"
+echo "Installing the pinned packages (7 GB with torch): some minutes"
 # A terminal shows uv's progress, a log its errors alone.
 if [ -t 2 ]; then set --; else set -- --quiet; fi
-.venv/bin/uv pip install "$@" --compile-bytecode --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
+.venv/bin/uv pip install "$@" --python .venv/bin/python --constraint constraints.txt --editable '.[test]' ||
     fail "the packages of pyproject.toml could not be installed (they take about 7 GB: is the disk full?)"

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from models import DiscriminatorConfig, Player
 from trainer.batch import Batch
@@ -94,6 +93,8 @@ class StepFlops:
         return {"speed/tflops": tflops} | ({"speed/mfu": tflops / peak} if peak else {})
 
     def _count(self, train_step: TrainStep, step: int) -> int:
+        from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes half a second
+
         data = self.config.data
         # The counter knows no fused attention of CPUs.
         with self.fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
