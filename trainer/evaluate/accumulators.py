@@ -75,11 +75,6 @@ def extract_statistics(
     return accumulator.compute()
 
 
-def first_places(num: int, kept: int) -> Tensor:
-    """Return `places` that keep the features of the first `kept` of `num` images."""
-    return torch.arange(num).where(torch.arange(num) < kept, -1)
-
-
 @torch.no_grad()
 def extract_features(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return float32 features [n, D] and logits [n, K] of images, uint8 [n, 1 or 3, h, w].

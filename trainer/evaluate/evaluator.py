@@ -4,33 +4,31 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 
 from data.images import plain
-from data.loader import Images, Samples, read
+from data.loader import Samples
 from models import System
-from trainer.batch import normalize, to_pixels
-from trainer.classes import in_turn, shuffled_labels
+from trainer.classes import shuffled_labels
 from trainer.config.settings import DataConfig
-from trainer.evaluate import reference
-from trainer.evaluate.accumulators import ImagesByIndex, extract_statistics, first_places
+from trainer.evaluate.accumulators import ImagesByIndex
 from trainer.evaluate.budget import Budget
 from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.evaluate.feature_scores import FeatureScores
+from trainer.evaluate.image_features import ImageFeatures
 from trainer.evaluate.ranks import BLOCK, EvaluationRanks
-from trainer.exact_sum import ExactSum
-from trainer.metrics import METRICS, OF_SUMS
-from trainer.metrics.fid import frechet
-from trainer.metrics.images import Codes, Spectrum, psnr, ssim
+from trainer.evaluate.reconstructions import reconstruction_scores
+from trainer.evaluate.samples import SampleScores
+from trainer.evaluate.translations import translation_scores
+from trainer.metrics import METRICS
 from trainer.metrics.inception_score import InceptionScore
-from trainer.metrics.statistics import FeatureStatistics, ReferenceStatistics, short
-from trainer.precision import strict_fp32
+from trainer.metrics.statistics import ReferenceStatistics
 from trainer.samplers import Sampler
 
 KEPT = 10_000  # images whose features are kept for KID and precision; all other scores are computed from sums
@@ -83,25 +81,29 @@ class Evaluator:
     ):
         self.accelerator, self.extractor, self.held_out, self.data = accelerator, extractor, held_out, data
         self.num, self.seed, self.metrics, self.lpips, self.kept = num, seed, [*metrics], lpips, kept
-        self.sampler, self.of = sampler, f"/{sampler.name}" if sampler and sampler.name else ""
-        self.ranks = EvaluationRanks(accelerator)
+        self.sampler, self.ranks = sampler, EvaluationRanks(accelerator)
         _check_eval_mode("the extractor", extractor)
         _check_same_networks({network.name: network.sha256 for network in (extractor, lpips) if network})
-        if statistics and statistics.suffix == ".npz" and len(held_out) > 1:
-            raise ValueError(
-                f"the statistics of {len(held_out)} sets of images need a folder; {statistics} is one file"
-            )
-        for images in held_out:
-            if not isinstance(images, ReferenceStatistics) and len(images) < 2:
-                raise ValueError(f"FID needs at least 2 real images, better a thousand; the set has {len(images)}")
+        _check_held_out(held_out, statistics)
         self.draws = system is None or system.can("sample")
         if "is" in self.sample_metrics and self.draws:
             InceptionScore(num, extractor.classes)  # raises if there are too few samples
-        self.labels = None
+        labels = None
         if system and not isinstance(held_out[0], ReferenceStatistics):
-            self.labels = shuffled_labels(system, held_out[0], seed)
-        self.features = FeatureScores(f"{self.of}/{extractor.name}"[1:], metrics, self.ranks)
-        self.references = [self._reference(images, statistics) for images in held_out]
+            labels = shuffled_labels(system, held_out[0], seed)
+        self.images = ImageFeatures(extractor, data, self.ranks)
+        self.scores = FeatureScores(extractor.name, metrics, self.ranks)
+        self.samples = SampleScores(
+            self.images,
+            self.scores,
+            num=num,
+            seed=seed,
+            metrics=self.sample_metrics,
+            kept=kept,
+            sampler=sampler,
+            labels=labels,
+        )
+        self.references = [self.images.reference(images, kept, statistics) for images in held_out]
         self.budget = Budget()
 
     @property
@@ -161,16 +163,18 @@ class Evaluator:
             RuntimeError: a network is not in eval mode, or another rank failed.
         """
         _check_eval_mode("the averaged system", system)
+        real = [images for images in self.held_out if not isinstance(images, ReferenceStatistics)]
 
         def score() -> dict[str, float]:
             scores: dict[str, float] = {}
+            common = self.images, self.scores
             if system.can("sample"):
-                scores |= self._samples(system)
-            if system.can("reconstruct") and not isinstance(self.held_out[0], ReferenceStatistics):
-                scores |= self._reconstructions(system, self.held_out[0])
+                scores |= self.samples(system, self.references[0])
+            if system.can("reconstruct") and real:
+                scores |= reconstruction_scores(system, real[0], self.references[0], *common, self.lpips)
             if system.can("translate"):
-                scores |= self._translations(system, "a2b", self.held_out[0], self.references[1])
-                scores |= self._translations(system, "b2a", self.held_out[1], self.references[0])
+                scores |= translation_scores(system, "a2b", real[0], self.references[1], *common)
+                scores |= translation_scores(system, "b2a", real[1], self.references[0], *common)
             return scores
 
         return self._timed(score)
@@ -178,7 +182,7 @@ class Evaluator:
     @torch.no_grad()
     def score(self, images: ImagesByIndex) -> dict[str, float]:
         """Return the scores of `num` images, which `images` gives by their indices."""
-        return self._timed(lambda: self.features.compare(self._sample_statistics(images), self.references[0]))
+        return self._timed(lambda: self.samples.compare(self.samples.statistics(images), self.references[0]))
 
     def _timed(self, score: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The scores, with the seconds that they took and the share of the run's time that all evaluations took."""
@@ -186,140 +190,19 @@ class Evaluator:
         began = time.monotonic()
         try:
             scores = score()
-            scores |= self.features.finish()
+            scores |= self.scores.finish()
         finally:
-            self.features.pending.clear()
+            self.scores.pending.clear()
         self.budget.add(time.monotonic() - began)
         return scores | {"eval/seconds": self.budget.last, "eval/seconds_share": self.budget.share}
 
-    @torch.no_grad()
-    def samples(self, system: System, index: Tensor) -> Tensor:
-        """Return the samples that are scored, [n, c, h, w] in the data's depth, given the indices [n] of a block."""
-        with strict_fp32(self.accelerator.device):
-            return self._pixels(self._sample(system, index, self._draw(system, index)))
 
-    def _draw(self, system: System, index: Tensor) -> Tensor:
-        draw = self.sampler or Sampler("prior", system.latent_shape)
-        return draw(self.seed, index).to(self.accelerator.device)
-
-    def _sample(self, system: System, index: Tensor, z: Tensor) -> Tensor:
-        return system.sample(z, *in_turn(system, index.to(z.device), self.labels))
-
-    def _samples(self, system: System) -> dict[str, float]:
-        """FID, IS, KID and the like of samples, their sharpness, and how well the encoder recovers their z."""
-        error, size = self._sum(), self._sum()
-
-        def images(index: Tensor) -> Tensor:
-            z = self._draw(system, index)
-            image = self._sample(system, index, z)
-            pixels = self._pixels(image)
-            if system.can("posterior"):
-                error.add((system.posterior(image)[0] - z).to(self.ranks.device).double().square().sum())
-                size.add(z.to(self.ranks.device).double().square().sum())
-            return pixels
-
-        statistics = self._sample_statistics(images)
-        scores = self.features.compare(statistics, self.references[0])
-        if self.references[0].sharpness:
-            scores[f"eval/sharpness{short(self.num)}{self.of}"] = statistics.sharpness / self.references[0].sharpness
-        if system.can("posterior"):
-            scores[f"eval/z_recovered{short(self.num)}{self.of}"] = 1 - self.ranks.total(error) / self.ranks.total(size)
-        return scores
-
-    def _reconstructions(self, system: System, held_out: Samples) -> dict[str, float]:
-        """FID, PSNR, SSIM and sharpness of held-out images' reconstructions, and how their codes fit the prior."""
-        device, reference = self.ranks.device, self.references[0]
-        sums = {name: self._sum() for name in ("psnr", "ssim", *([self.lpips.name] if self.lpips else []))}
-        codes, spectrum = Codes(system.latent_shape[0], device), Spectrum(device)
-        maps = len(system.latent_shape) == 3 and min(system.latent_shape[1:]) > 1
-
-        def images(index: Tensor) -> Tensor:
-            image, label, *_ = self._read(held_out, index)
-            reconstructed = self._pixels(system.reconstruct(normalize(image), *system.told(label)))
-            original, made = image.to(device), reconstructed.to(device)
-            values = {"psnr": psnr(original, made), "ssim": ssim(made, original)}
-            if self.lpips:
-                values[self.lpips.name] = self.lpips(image, reconstructed)
-            for name, value in values.items():
-                sums[name].add(value.to(device).double().sum())
-            posterior = [part.to(device) for part in system.posterior(normalize(image))]
-            for sums_of_codes in (codes, spectrum) if maps else (codes,):
-                sums_of_codes.update(*posterior)
-            return reconstructed
-
-        statistics, count = self._statistics(images, len(held_out)), short(len(held_out))
-        gap, active = codes.compute(self.ranks.sum(codes.parts))
-        high = (
-            {f"eval/spectrum{count}": spectrum.compute(self.ranks.sum(spectrum.parts), len(held_out))} if maps else {}
-        )
-        return {
-            **self._start_fid(f"rfid{count}", statistics, reference),
-            **{f"eval/{name}{count}": self.ranks.total(value) / len(held_out) for name, value in sums.items()},
-            f"eval/sharpness_reconstructed{count}": statistics.sharpness / (reference.sharpness or float("nan")),
-            f"eval/prior_gap{count}": gap,
-            f"eval/active_units{count}": active,
-            **high,
-        }
-
-    def _translations(
-        self,
-        system: System,
-        direction: Literal["a2b", "b2a"],
-        source: Samples | ReferenceStatistics,
-        target: ReferenceStatistics,
-    ) -> dict[str, float]:
-        """FID of translated images to the target domain, and PSNR after the translation there and back."""
-        assert not isinstance(source, ReferenceStatistics)
-        cycle = self._sum()
-
-        def images(index: Tensor) -> Tensor:
-            image = self._read(source, index).image
-            translated = system.translate(normalize(image), direction)
-            back = system.translate(translated, "b2a" if direction == "a2b" else "a2b")
-            cycle.add(psnr(image.to(self.ranks.device), self._pixels(back).to(self.ranks.device)).sum())
-            return self._pixels(translated)
-
-        statistics, count = self._statistics(images, len(source)), short(len(source))
-        return {
-            **self._start_fid(f"fid{count}/{direction}", statistics, target),
-            f"eval/cycle_psnr{count}/{direction}": self.ranks.total(cycle) / len(source),
-        }
-
-    def _sample_statistics(self, images: ImagesByIndex) -> FeatureStatistics:
-        kept = self.kept if {*self.metrics} - OF_SUMS else 0
-        places, inception_score = first_places(self.num, kept), "is" in self.sample_metrics
-        return extract_statistics(self.extractor, images, places, self.ranks, inception_score)
-
-    def _statistics(self, images: ImagesByIndex, num: int) -> FeatureStatistics:
-        return extract_statistics(self.extractor, images, first_places(num, 0), self.ranks)
-
-    def _start_fid(self, name: str, fake: FeatureStatistics, real: ReferenceStatistics) -> dict[str, float]:
-        name = f"eval/{name}/{self.extractor.name}"
-        return self.features.start(name, lambda: frechet(fake.gaussian, real.gaussian, real.root))
-
-    def _reference(self, images: Samples | ReferenceStatistics, location: Path | None) -> ReferenceStatistics:
-        if isinstance(images, ReferenceStatistics):
-            return images.to(self.ranks.device)
-        return reference.load_or_compute(
-            images,
-            lambda index: self._read(images, index).image,
-            extractor=self.extractor,
-            data=self.data,
-            kept=self.kept,
-            location=location,
-            ranks=self.ranks,
-        )
-
-    def _pixels(self, image: Tensor) -> Tensor:
-        return to_pixels(image, self.data.bits)
-
-    def _sum(self) -> ExactSum:
-        return ExactSum((), self.ranks.device)
-
-    def _read(self, images: Samples, index: Tensor) -> Images:
-        found = read(images, index.numpy(), *self.data.format)
-        device = self.accelerator.device
-        return found._replace(image=found.image.to(device), label=found.label.to(device))
+def _check_held_out(held_out: Sequence[Samples | ReferenceStatistics], statistics: Path | None) -> None:
+    if statistics and statistics.suffix == ".npz" and len(held_out) > 1:
+        raise ValueError(f"the statistics of {len(held_out)} sets of images need a folder; {statistics} is one file")
+    for images in held_out:
+        if not isinstance(images, ReferenceStatistics) and len(images) < 2:
+            raise ValueError(f"FID needs at least 2 real images, better a thousand; the set has {len(images)}")
 
 
 def _check_same_networks(own: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from trainer.evaluate.ranks import EvaluationRanks
 from trainer.metrics import METRICS
+from trainer.metrics.fid import frechet
 from trainer.metrics.statistics import FeatureStatistics, ReferenceStatistics
 
 
@@ -19,14 +20,22 @@ class FeatureScores:
         self.pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
         self.pending: list[tuple[str, Future[float] | None]] = []
 
-    def compare(self, statistics: FeatureStatistics, reference: ReferenceStatistics) -> dict[str, float]:
-        """Return the requested scores of images against real ones; `finish` fills in those of the background."""
+    def compare(self, statistics: FeatureStatistics, reference: ReferenceStatistics, of: str = "") -> dict[str, float]:
+        """Return the requested scores of images against real ones; `finish` fills in those of the background.
+
+        Args:
+            of: what the names have before the extractor's, such as "/mixture"
+        """
         scores: dict[str, float] = {}
         for metric in (metric for name, metric in METRICS.items() if name in self.requested):
             for name, value in metric(statistics, reference, self.ranks).items():
-                name = f"eval/{name}/{self.extractor}"
+                name = f"eval/{name}{of}/{self.extractor}"
                 scores |= self.start(name, value) if callable(value) else {name: value}
         return scores
+
+    def start_fid(self, name: str, fake: FeatureStatistics, real: ReferenceStatistics) -> dict[str, float]:
+        """Start to compute the FID of images to real ones, which becomes the score eval/NAME/EXTRACTOR."""
+        return self.start(f"eval/{name}/{self.extractor}", lambda: frechet(fake.gaussian, real.gaussian, real.root))
 
     def start(self, name: str, work: Callable[[], float]) -> dict[str, float]:
         """Start to compute a score in the background, on one rank; return its name with a NaN as a placeholder."""

@@ -112,7 +112,7 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
         sampler=sampler,
     )
     facts = {"checkpoint": str(path), "step": saved.step, "weights": "ema", "seed": seed, **_option_facts(settings)}
-    images = (lambda index: evaluator.samples(system, index)) if system.can("sample") else None
+    images = (lambda index: evaluator.samples.draw(system, index)) if system.can("sample") else None
     return Target(evaluator, lambda: evaluator(system), images, real[0], facts)
 
 

@@ -247,7 +247,7 @@ def test_statistics_are_kept_and_read_again(data, demo_cnn, tmp_path, monkeypatc
     expected = timeless(evaluator(tmp_path / "kept")(system))
     (path,) = (tmp_path / "kept").iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.evaluate.evaluator.read", lambda *_: pytest.fail("real images were read again"))
+        patch.setattr("trainer.evaluate.image_features.read", lambda *_: pytest.fail("real images were read again"))
         again = evaluator(tmp_path / "kept")
     assert timeless(again(system)) == expected
     with np.load(path) as kept:  # as pytorch-fid and clean-fid read it
