@@ -137,10 +137,10 @@ class DiscriminatorConfig(OptimizerConfig):
         penalty_every: updates between penalties, each of which counts this many times (Karras et al. 2020, appendix B);
             a larger number saves compute and keeps the mean
         lecam_weight: weight of LeCam's regularization (Tseng et al. 2021), for little data; 0 turns it off. Usual are
-            0.001 (tokenizers) to 0.3 (hinge); 0.3 made a logistic GAN collapse here, with one seed (docs/benchmarks.md)
+            0.001 (tokenizers) to 0.3 (hinge); 0.3 made a logistic GAN collapse here, with one seed (docs/tried.md)
         lecam_decay: decay, in [0, 1), of the running means of realness that LeCam compares with
         augment: DiffAugment (Zhao et al. 2020), for little data: a list of color, translation, cutout. All
-            three in each image spoiled a short GAN of 50,000 images (docs/benchmarks.md): there use a low probability
+            three in each image spoiled a GAN of 6,000 steps on CIFAR-10 (docs/tried.md): there use a low probability
         augment_probability: probability, in [0, 1], that each of these kinds changes an image (Karras et al. 2020,
             "Training GANs with limited data", section 3.1). It may vary; R3GAN raises it from 0
         spectral_norm: divide every weight matrix by its largest singular value (Miyato et al. 2018)

@@ -60,6 +60,15 @@ def test_the_quality_of_each_method_is_scored(monkeypatch, capsys, digits, metho
 
 
 @pytest.mark.slow
+def test_without_pythae_its_row_says_what_to_install(monkeypatch, capsys, digits):
+    monkeypatch.setattr(quality, "find_spec", lambda name: None)
+    options = ["--small", "--rounds", "1", "--extractor", "demo-random", "--methods", "Pythae, lr 1e-3"]
+    monkeypatch.setattr(sys, "argv", ["quality", "--data", str(digits), *options])
+    quality.main()
+    assert "| Pythae, lr 1e-3: left out, see `pip install -e '.[bench]'` |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_fid_is_that_of_an_evaluation(digits):
     run = quality.Ours("binary", 1, "no", seed=0)
     evaluator, _ = quality.evaluator_of(digits, 1, "demo-random", "no")

@@ -34,7 +34,7 @@ def do(here, tiny_run, digits, tmp_path, monkeypatch):
     for i in range(16):
         (tmp_path / "PHOTOS" / f"{i}.png").write_bytes(Shards(digits / "test").image(i))
     prepare("PHOTOS", tmp_path / "datasets" / "photos", test_fraction=0.5)
-    (tmp_path / "datasets" / "clothing").symlink_to("photos")
+    (tmp_path / "datasets" / "clothing256").symlink_to("photos")
     for name, system in RUNS.items():
         (tmp_path / name).symlink_to(tiny_run(system))
 

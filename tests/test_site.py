@@ -57,3 +57,13 @@ def test_the_tests_that_pages_name_exist():
     assert named
     for path, name in named:
         assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
+def test_prose_has_at_most_120_characters_a_line():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md", *(ROOT / "docs").glob("*.md")]
+    long = []
+    for page in pages:
+        prose = re.sub(r"^```.*?^```$|^\$\$.*?\$\$$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        lines = (line for line in prose.splitlines() if not line.startswith(("|", "![", "[")))
+        long += [f"{page.name}: {line}" for line in lines if len(line) > 120]
+    assert not long

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Trains several recipes, each in an array task on one node; arguments after -- apply to all of them.
-#   sbatch --array 0-5%2 launch/slurm/array.sh launch/recipes/digits-*.yaml -- [--section.key value ...]
+#   sbatch --array 0-6%2 launch/slurm/array.sh launch/recipes/digits-*.yaml -- [--section.key value ...]
 # See launch/README.md, and the settings in common.sh.
 #SBATCH --job-name=vaegan
 #SBATCH --nodes=1
