@@ -13,7 +13,7 @@ from models.networks.dino import DINO
 from models.networks.heads import Heads
 from models.networks.spectral_norm import iterate_spectral_norms
 from models.schedule import largest
-from models.settings import DiscriminatorConfig, check
+from models.settings import DiscriminatorConfig, check, check_unused
 from models.system import Batch, Loss, Player, System, Terms
 
 Fakes = dict[str, Tensor]  # fakes by kind: reconstructed, generated
@@ -158,3 +158,10 @@ class Adversary:
         if probability != 1:
             chosen = batch.uniform(f"{name} chosen", (len(kinds),)) < batch.at(probability)
         return augment(image, kinds, batch.uniform(name, (DRAWS,)), chosen)
+
+
+def check_patches(networks: NetworkConfig, *adversaries: Adversary) -> None:
+    """Raise a ValueError if networks.patches has no effect, as no discriminator sees images."""
+    if all(game.config.dino_weights is not None for game in adversaries):
+        why = "while every discriminator has dino_weights"
+        check_unused(why, **{"networks.patches": (networks.patches, False)})

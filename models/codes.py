@@ -12,7 +12,7 @@ from models.losses import at_least_fp32
 from models.networks.dino import DINO
 from models.resize import resize
 from models.settings import WeightsFile, check, check_not_negative, check_unused
-from models.system import Batch, System, Terms
+from models.system import Batch, Loss, System, Terms
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,26 @@ class CodeTerms:
         noise = batch.normal("code noise", self.system.latent_shape)
         return add_noise(z, noise, self.config.noise * batch.normal("code noise deviation", ()))
 
-    def terms(self, batch: Batch, z: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Terms:
-        """Return the terms of codes z of the batch's images, without their weights; `distance` is the reconstruction's.
+    def loss(
+        self, batch: Batch, z: Tensor, reconstruction: Tensor, distance: Callable[[Tensor, Tensor], Tensor]
+    ) -> Loss:
+        """Return the weighted sum of the terms of codes z of the batch's images, the terms, and what `after` needs.
 
-        All images of a step are transformed alike.
+        Args:
+            batch: the images, and the draws of their transforms; all images of a step are transformed alike
+            z: their codes
+            reconstruction: the loss whose gradient is compared with the alignment's
+            distance: of an image and its reconstruction
         """
+        terms, statistics = self._terms(batch, z, distance), {}
+        weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
+        if self.config.alignment:
+            statistics["code_gradients"] = code_gradients(z, reconstruction, terms["alignment"])
+            terms["alignment_weight"] = self.system.get_buffer("alignment_weight").clone()
+            weighted["alignment"] = terms["alignment_weight"] * weighted["alignment"]
+        return Loss(sum(weighted.values(), reconstruction.new_zeros(())), terms, statistics)
+
+    def _terms(self, batch: Batch, z: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Terms:
         terms = {}
         if self.config.alignment:
             with torch.no_grad():
@@ -109,36 +124,33 @@ class CodeTerms:
             terms["scale_equivariance"] = apart(coarse, 0)
         return terms
 
-    def weighted(self, terms: Terms) -> list[Tensor]:
-        """Return what `terms` returned with its weights."""
-        ratio = {"alignment": self.system.get_buffer("alignment_weight").clone()} if self.config.alignment else {}
-        return [getattr(self.config, name) * ratio.get(name, 1.0) * value for name, value in terms.items()]
-
     @property
     def networks(self) -> tuple[str, ...]:
         """The networks that the player of these terms trains besides its own."""
         return ("alignment",) if self.config.dino_weights else ()
 
-    def statistics(self, z: Tensor, reconstruction: Tensor, terms: Terms) -> Terms:
-        """Return what `after` needs: the mean squared norms of two losses' gradients at an image's code."""
-        if not self.config.alignment:
-            return {}
-        gradients = [
-            torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in (reconstruction, terms["alignment"])
-        ]
-        return {"code_gradients": torch.stack([len(z) * gradient.square().sum() for gradient in gradients])}
-
     def after(self, statistics: Terms) -> None:
         """Update the weight of the alignment (Yao et al. 2025, at the encoder's last layer in place of the codes)."""
         if self.config.alignment:
             reconstruction, aligned = statistics["code_gradients"].sqrt()
-            kept, ratio = self.system.get_buffer("alignment_weight"), reconstruction / (aligned + 1e-8)
-            kept.copy_(torch.where(ratio.isfinite(), ratio.clamp(max=1e4), kept))  # fp16 may overflow now and then
+            kept, ratio = self.system.get_buffer("alignment_weight"), reconstruction / (aligned + 1e-4)
+            # fp16 may overflow now and then, and codes within all margins have no gradient.
+            kept.copy_(torch.where(ratio.isfinite() & (aligned > 0), ratio.clamp(max=1e8), kept))
 
     def check_frozen(self, names: Collection[str]) -> None:
         """Raise a ValueError if a term needs the encoder to be trained, and it is among these networks."""
         fits = not self.config.alignment or "encoder" not in names
         check(fits, "codes.alignment", self.config.alignment, "0, as the encoder, which it aligns, is not trained")
+
+
+def code_gradients(z: Tensor, reconstruction: Tensor, aligned: Tensor) -> Tensor:
+    """Return the mean squared norms, over images, of the gradients of two losses at the image's code z, [2]."""
+    (of_reconstruction,) = torch.autograd.grad(reconstruction, z, retain_graph=True)
+    # The alignment is a mean over positions, and fp16 has a small range: its gradient is scaled up on its way.
+    positions = z[:, 0].numel()
+    (of_alignment,) = torch.autograd.grad(positions * aligned, z, retain_graph=True)
+    gradients = of_reconstruction, of_alignment / positions
+    return torch.stack([len(z) * gradient.square().sum() for gradient in gradients])
 
 
 def add_noise(z: Tensor, noise: Tensor, deviation: Tensor) -> Tensor:

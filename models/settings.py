@@ -71,7 +71,7 @@ class OptimizerConfig:
         clip: largest norm of the gradient of all the player's weights; null does not clip
         algorithm: adam (Kingma & Ba 2015) or adamw (Loshchilov & Hutter 2019); they differ in weight_decay only
         schedule: how the learning rate decays from `hold` to the end of the run
-        warmup: steps in which the learning rate rises linearly from 0 to lr
+        warmup: steps in which the learning rate rises linearly from 0 to lr; a discriminator's begin at its `start`
         hold: fraction of the run, in [0, 1), after which the learning rate begins to decay; no effect if constant
         final: fraction of lr, in [0, 1], that is left at the end of the run; no effect if constant
     """
@@ -88,10 +88,13 @@ class OptimizerConfig:
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate at a step, counted from 0, of a run of `steps`."""
-        risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         fallen = min(1.0, max(0.0, step / steps - self.hold) / (1 - self.hold))
         left = {"constant": 1.0, "linear": 1 - fallen, "cosine": (1 + math.cos(math.pi * fallen)) / 2}[self.schedule]
-        return at(self.lr, step) * risen * (self.final + (1 - self.final) * left)
+        return at(self.lr, step) * self.risen(step) * (self.final + (1 - self.final) * left)
+
+    def risen(self, step: int) -> float:
+        """Return the fraction of the rate that `warmup` has reached at a step, counted from 0."""
+        return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
 
     def betas_at(self, step: int) -> tuple[float, float]:
         """Return the decay rates at a step, counted from 0."""
@@ -130,14 +133,16 @@ class DiscriminatorConfig(OptimizerConfig):
         adversarial: loss on realness: logistic (non-saturating, Goodfellow et al. 2014), hinge (Lim & Ye 2017),
             least_squares (Mao et al. 2017) or relativistic (each fake against a real image, Jolicoeur-Martineau 2019)
         r1_weight: weight of the gradient penalty on real images, gamma of Mescheder et al. 2018, eq. 9; 0 turns it off.
-            Raise it if training oscillates or the discriminator wins; usual are 0.01 to 10, more for larger images. It
-            may vary; R3GAN lowers it to a tenth
+            All losses but relativistic are means over real images and fakes, half of the sums of most papers: beside
+            these take half of a published gamma. Raise it if training oscillates or the discriminator wins; usual are
+            0.01 to 10, more for larger images. It may vary; R3GAN lowers it to a tenth
         r2_weight: weight of the gradient penalty on fakes; 0 turns it off. R3GAN uses it with the relativistic loss. It
             may vary
         penalty_every: updates between penalties, each of which counts this many times (Karras et al. 2020, appendix B);
             a larger number saves compute and keeps the mean
         lecam_weight: weight of LeCam's regularization (Tseng et al. 2021), for little data; 0 turns it off. Usual are
-            0.001 (tokenizers) to 0.3 (hinge); 0.3 made a logistic GAN collapse here, with one seed (docs/tried.md)
+            0.001 (tokenizers) to 0.15 (0.3 in the paper, whose hinge loss is a sum); 0.3 made a logistic GAN collapse
+            here, with one seed (docs/tried.md)
         lecam_decay: decay, in [0, 1), of the running means of realness that LeCam compares with
         augment: DiffAugment (Zhao et al. 2020), for little data: a list of color, translation, cutout. All
             three in each image spoiled a GAN of 6,000 steps on CIFAR-10 (docs/tried.md): there use a low probability
@@ -147,7 +152,8 @@ class DiscriminatorConfig(OptimizerConfig):
         minibatch_stddev: images per group whose common standard deviation it is shown, which counters mode collapse
             (Karras et al. 2018); a micro-batch must be a multiple of it; 0 turns it off
         dino_weights: file of a vision transformer of DINO, such as ViT-S/8, whose frozen features of an image are shown
-            to light heads in place of the image (Sauer et al. 2023), with R1 and R2 off; best with hinge and augment.
+            to light heads in place of the image (Sauer et al. 2023), with R1 and R2 off; as there, best with hinge,
+            augment and spectral_norm.
             The file is as for perceptual_weights of dino; null trains a discriminator of pixels
     """
 
@@ -166,6 +172,9 @@ class DiscriminatorConfig(OptimizerConfig):
     spectral_norm: bool = False
     minibatch_stddev: int = 0
     dino_weights: WeightsFile | None = None
+
+    def risen(self, step: int) -> float:
+        return super().risen(max(0, step - self.start))
 
     def check(self, player: str) -> None:
         super().check(player)

@@ -57,6 +57,7 @@ class NetworkConfig:
         if self.stride is None:
             halvings(image_size)
         check_positive("networks.", width=self.width, blocks=self.blocks)
+        self._check_width(levels)
         check(self.blocks <= MAX_BLOCKS, "networks.blocks", self.blocks, f"{MAX_BLOCKS} at most")
         stride, multipliers = self.latent_stride, list(self.multipliers or ())
         check(not stride or stride <= 2**levels, "networks.latent_stride", stride, f"{2**levels} at most")
@@ -73,6 +74,13 @@ class NetworkConfig:
         last = levels if discriminator else self.levels(image_size)
         sizes, attention = [side // 2**level for level in range(last + 1)], list(self.attention)
         check(set(attention) <= set(sizes), "networks.attention", attention, f"some of {sizes}, the networks' sizes")
+
+    def _check_width(self, levels: int) -> None:
+        """Raise a ValueError if the channels of a level cannot be divided into groups of about 8."""
+        grouped = self.norm == "group" or self.family == "residual"
+        wide = {self.channels(level) for level in range(levels)}
+        fits = not grouped or all(channels % max(1, channels // 8) == 0 for channels in wide)
+        check(fits, "networks.width", self.width, "a multiple of 8, as channels are divided into groups")
 
     def latent_shape(self, image_size: ImageSize, latent_dim: int) -> tuple[int, ...]:
         """Return (latent_dim,) of a vector, or (latent_dim, height, width) of a map."""

@@ -40,6 +40,7 @@ class Trained(nn.Module):
                 found = torch.load(weights, map_location="cpu", weights_only=True)
             with torch.device("meta"):  # to draw weights that the file replaces would take seconds
                 network, state = build(found)
+            state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
             network.load_state_dict(state, assign=True)
         except Exception as error:  # pickle, zipfile and load_state_dict raise many types for a file of another kind
             raise ValueError(f"{setting}: {weights} is not {kind} ({str(error).splitlines()[0]})") from error
@@ -49,6 +50,6 @@ class Trained(nn.Module):
         self.eval().requires_grad_(False)
 
     def standardized(self, image: Tensor) -> Tensor:
-        """Return images [n, channels, h, w] in [-1, 1] as the network takes them, in the type of its weights."""
+        """Return images [n, channels, h, w] in [-1, 1] as the network takes them, in its type."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return ((visible(image.to(mean.dtype)).expand(-1, 3, -1, -1) + 1) / 2 - mean) / std

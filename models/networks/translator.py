@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from models.losses import at_least_fp32
 from models.networks.blocks import ResidualBranch, initialize
 
 
@@ -25,7 +26,8 @@ class Translator(nn.Module):
         nn.init.xavier_normal_(self.last.weight)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.last(self.trunk(image)).tanh()
+        # In bf16 tanh is 1 from 3.5 on, so a wrong pixel there would have no gradient.
+        return at_least_fp32(self.last(self.trunk(image))).tanh()
 
 
 class _ReflectConv(nn.Conv2d):

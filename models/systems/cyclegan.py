@@ -9,7 +9,14 @@ from torch.nn.functional import l1_loss
 from models.adversary import Adversary
 from models.networks import ImageSize, NetworkConfig, Translator
 from models.networks.config import MAX_BLOCKS, check_size, sides
-from models.settings import DiscriminatorConfig, OptimizerConfig, check, check_not_negative, check_positive
+from models.settings import (
+    DiscriminatorConfig,
+    OptimizerConfig,
+    check,
+    check_not_negative,
+    check_positive,
+    check_unused,
+)
 from models.system import Batch, Loss, Player, System, Terms
 
 
@@ -117,6 +124,7 @@ class CycleGAN(System):
         super().__init__()
         check_size(image_size, self.stride, "as translators halve images twice")
         blocks = (6 if min(sides(image_size)) < 256 else 9) if blocks is None else blocks
+        _check_discriminators(image_size, discriminator_width, discriminator_levels, binary)
         discriminator_width = width if discriminator_width is None else discriminator_width
         check_positive(width=width, discriminator_width=discriminator_width, blocks=blocks)
         check(blocks <= MAX_BLOCKS, "blocks", blocks, f"{MAX_BLOCKS} at most")
@@ -191,3 +199,14 @@ class CycleGAN(System):
 
     def translate(self, image: Tensor, direction: Literal["a2b", "b2a"]) -> Tensor:
         return (self.translator_ab if direction == "a2b" else self.translator_ba)(image)
+
+
+def _check_discriminators(
+    image_size: ImageSize, width: int | None, levels: int | None, binary: DiscriminatorConfig
+) -> None:
+    if binary.dino_weights is not None:
+        unused = {"discriminator_levels": (levels, None), "discriminator_width": (width, None)}
+        check_unused("while system.binary.dino_weights is set", **unused)
+    smaller = min(sides(image_size))
+    expected = f"fewer, as images of {smaller} pixels are too small for these patches, or null"
+    check(smaller >= 2 ** (2 + (levels or 1)), "discriminator_levels", levels, expected)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from models.adversary import Adversary
+from models.adversary import Adversary, check_patches
 from models.networks import ImageSize, NetworkConfig, build_decoder
 from models.settings import DiscriminatorConfig, OptimizerConfig, check_unused
 from models.system import Batch, Loss, Player, System
@@ -33,6 +33,7 @@ class GAN(System):
         self.optimizer = generator
         self.decoder = build_decoder(networks, image_size, channels, latent_dim, classes)
         self.adversary = Adversary(self, "binary", binary, networks, image_size, channels)
+        check_patches(networks, self.adversary)
 
     def passes(self, batch: Batch) -> Tensor:
         return self.decoder(batch.normal("prior", self.latent_shape), *self.told(batch.label))

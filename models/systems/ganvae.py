@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from models import losses
-from models.adversary import Adversary
+from models.adversary import Adversary, check_patches
 from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
 from models.settings import DiscriminatorConfig, OptimizerConfig, check_not_negative
 from models.system import Autoencoding, Batch, Loss, Player, System
@@ -51,6 +51,7 @@ class GANVAE(Autoencoding, System):
         self.encoder = build_encoder(networks, image_size, channels, 2 * latent_dim)
         self.decoder = build_decoder(networks, image_size, channels, latent_dim, classes)
         self.adversary = Adversary(self, "binary", binary, networks, image_size, channels)
+        check_patches(networks, self.adversary)
 
     def passes(self, batch: Batch) -> Passes:
         prior = batch.normal("prior", self.latent_shape)

@@ -89,12 +89,10 @@ class VAE(Autoencoding, System):
         distance = partial(losses.likelihood, self.likelihood, log_scale=log_scale)
         reconstruction = distance(batch.image, passes.reconstructed)
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
-        loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
-        terms = self.code_terms.terms(batch, passes.z, distance)
-        loss = sum(self.code_terms.weighted(terms), loss)
+        codes = self.code_terms.loss(batch, passes.z, reconstruction, distance)
+        loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl + codes.value
         scale = {} if log_scale is None else {"scale": log_scale.exp()}
-        statistics = self.code_terms.statistics(passes.z, reconstruction, terms)
-        return Loss(loss, {"reconstruction": reconstruction, "kl": kl} | terms | scale, statistics)
+        return Loss(loss, {"reconstruction": reconstruction, "kl": kl} | codes.terms | scale, codes.statistics)
 
     def players(self) -> list[Player]:
         return [Player("autoencoder", tuple(self.networks()), self.loss, self.optimizer, after=self.code_terms.after)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models import losses
-from models.adversary import Adversary, Fakes
+from models.adversary import Adversary, Fakes, check_patches
 from models.codes import CodesConfig, CodeTerms
 from models.losses import Mode, Opponent
 from models.networks import ImageSize, NetworkConfig, build_decoder, build_encoder
@@ -129,6 +129,7 @@ class VAEGAN(Autoencoding, System):
             self.adversaries["ternary"] = game(
                 "ternary", ternary or DiscriminatorConfig(), opponent=opponent, class_weights=class_weights
             )
+        check_patches(networks, *self.adversaries.values())
         self.feature_mode, self.feature_layer = self._choose_features(feature_discriminator, feature_layer)
         if adaptive:
             self.register_buffer("adaptive_weight", torch.zeros(()))  # from the gradients of the step before
@@ -164,26 +165,25 @@ class VAEGAN(Autoencoding, System):
         if "perceptual" in terms:
             reconstruction = reconstruction + self.perceptual_weight * terms["perceptual"]
         kl = losses.gaussian_kl(passes.mean, passes.log_variance, self.free_bits)
-        loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl
-        of_codes = self.code_terms.terms(batch, passes.z, self._pixels)
-        loss = sum(self.code_terms.weighted(of_codes), loss)
+        codes = self.code_terms.loss(batch, passes.z, reconstruction, self._pixels)
+        loss = reconstruction + self.kl_weight * batch.ramp(0, self.kl_warmup) * kl + codes.value
         fakes = self.fakes(passes._replace(reconstructed=passes.adversarial))
         counting = {mode: game for mode, game in self.adversaries.items() if game.counts(batch)}
         generator_losses = {mode: game.generator_loss(batch, batch.image, fakes) for mode, game in counting.items()}
-        terms |= {"kl": kl} | of_codes | {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
-        statistics = self.code_terms.statistics(passes.z, reconstruction, of_codes)
+        terms |= {"kl": kl} | codes.terms
+        terms |= {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
         if not counting:
-            return Loss(loss, terms, statistics)
+            return Loss(loss, terms, codes.statistics)
         weighted = [game.weight(batch) * generator_losses[mode] for mode, game in counting.items()]
         generator_loss = losses.mean(weighted)
         if not self.adaptive:
-            return Loss(loss + self.adversarial_weight * generator_loss, terms, statistics)
+            return Loss(loss + self.adversarial_weight * generator_loss, terms, codes.statistics)
         # The ratio is taken of losses without weight and ramp, or it would cancel these.
         plain = losses.mean(generator_losses.values())
-        statistics |= self._last_layer_gradients(passes.decoded, reconstruction / batch.image[0].numel(), plain)
+        gradients = self._last_layer_gradients(passes.decoded, reconstruction / batch.image[0].numel(), plain)
         weight = self.get_buffer("adaptive_weight").clone()
         terms |= {"adaptive_weight": weight, "adaptive_saturated": (weight >= self.adaptive_limit).to(weight.dtype)}
-        return Loss(loss + weight * self.adversarial_weight * generator_loss, terms, statistics)
+        return Loss(loss + weight * self.adversarial_weight * generator_loss, terms, codes.statistics | gradients)
 
     def reconstruction_terms(self, batch: Batch, reconstructed: Tensor) -> Terms:
         terms = {}
@@ -238,7 +238,10 @@ class VAEGAN(Autoencoding, System):
         if not self.adaptive:
             check_unused("while system.adaptive is off", adaptive_limit=(self.adaptive_limit, 1e4))
         if not self.adversarial_weight:
-            check_unused("while system.adversarial_weight is 0", adaptive=(self.adaptive, False))
+            unused = {"adaptive": (self.adaptive, False), "encoder_adversarial": (self.encoder_adversarial, True)}
+            check_unused("while system.adversarial_weight is 0", **unused)
+        if not self.reconstruction_weight:
+            check_unused("while system.reconstruction_weight is 0", likelihood=(self.likelihood, "gaussian"))
         if self.reconstruction == "features":
             check_unused("while system.reconstruction is features", likelihood=(self.likelihood, "gaussian"))
 

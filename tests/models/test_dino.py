@@ -6,7 +6,7 @@ from systems_under_test import MAPS, SILENT, SMALL, aligned, batch_of, vaegan, v
 from torch.nn.functional import cosine_similarity, interpolate, one_hot
 
 from models import VAE, CodesConfig
-from models.codes import alignment
+from models.codes import alignment, code_gradients
 from models.networks.dino import DINO
 from models.networks.perceptual import Perceptual
 
@@ -94,11 +94,46 @@ def test_the_alignments_weight_is_the_ratio_of_gradients_at_the_codes():
         (gradient,) = torch.autograd.grad(terms[name], passes.z, retain_graph=True)
         norms.append((4 * gradient).flatten(1).square().sum(1).mean().sqrt())  # each image's own loss is 4 of the mean
     system.code_terms.after(statistics)
-    torch.testing.assert_close(system.alignment_weight, norms[0] / (norms[1] + 1e-8))
+    torch.testing.assert_close(system.alignment_weight, norms[0] / (norms[1] + 1e-4))
+    assert terms["alignment_weight"] == 1, "that of the step before"
     again = system.loss(batch, passes)
     torch.testing.assert_close(again.value, plain + 0.1 * system.alignment_weight * terms["alignment"])
     with pytest.raises(ValueError, match=r"alignment is 0.1, expected 0, as the encoder"):
         system.check_frozen(["encoder"])
+
+
+def test_the_alignments_weight_may_be_large_and_stays_where_there_is_no_gradient_or_it_overflows():
+    system = VAE(32, 1, 4, MAPS, codes=aligned(CodesConfig()))
+    found = []
+    for squares in ((1e10, 1e-2), (1e10, 0.0), (torch.inf, 1e-2), (1e10, torch.inf)):
+        system.code_terms.after({"code_gradients": torch.tensor(squares)})
+        found.append(system.alignment_weight.item())
+    assert found[0] == pytest.approx(1e5 / (1e-1 + 1e-4))
+    assert found[1:3] == [found[0]] * 2
+    assert found[3] == 0
+
+
+def test_the_gradient_of_an_alignment_over_many_positions_is_there_in_fp16():
+    """32 images of 32 x 32 positions have 2^25 pairs of positions: a mean over them has gradients of 2^-25, or 0."""
+    torch.manual_seed(0)
+    z = torch.randn(32, 4, 32, 32, requires_grad=True)
+    features = torch.randn(32, 4, 32, 32)
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            found.append(code_gradients(z, z.square().sum() / 32, alignment(z, features, features, (0.0, 0.1))))
+    # Each of a gradient's numbers is a sum of products of numbers that were rounded to 2^-11 of their magnitude.
+    assert found[1][1].sqrt().item() == pytest.approx(found[0][1].sqrt().item(), rel=10 * 2**-11)
+
+
+def test_weights_in_half_precision_are_used_in_fp32(tmp_path):
+    halved = {name: value.half() for name, value in torch.load(vit_file(), weights_only=True).items()}
+    torch.save(halved, tmp_path / "half.pth")
+    torch.save({name: value.float() for name, value in halved.items()}, tmp_path / "whole.pth")
+    image = torch.rand(1, 1, 32, 32) * 2 - 1
+    half, whole = (DINO(str(tmp_path / f"{name}.pth"), "system.setting")(image)[-1] for name in ("half", "whole"))
+    assert half.dtype == torch.float32
+    assert half.equal(whole)
 
 
 @pytest.mark.parametrize(

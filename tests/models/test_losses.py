@@ -8,7 +8,7 @@ from systems_under_test import vit_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Normal, kl_divergence
 
-from models import OptimizerConfig, losses
+from models import DiscriminatorConfig, OptimizerConfig, losses
 from models.augment import DRAWS, augment
 from models.networks.blocks import minibatch_stddev
 from trainer.batch import Batch
@@ -315,6 +315,8 @@ def test_rates_at_their_ends():
         assert settings.rate(75, steps) == pytest.approx(2 * 0.55)
         assert settings.rate(100, steps) == pytest.approx(0.2)
     assert OptimizerConfig(lr=2.0).rate(99, steps) == 2.0
+    late = DiscriminatorConfig(lr=2.0, warmup=10, start=50)
+    assert [late.rate(step, steps) for step in (50, 54, 59, 60)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
 
 
 def test_ramps_at_their_ends():

@@ -28,6 +28,8 @@ NOT_NEGATIVE = {
     ),
     "cyclegan": (lambda **one: cyclegan(**one), ("cycle_weight", "identity_weight", "pool")),
 }
+PATCHES = NetworkConfig("dcgan", 8, "group", patches=True)
+DINO = DiscriminatorConfig(r1_weight=0.0, dino_weights="")  # as of a system that is only used: no file is read
 DISCRIMINATORS = (
     "start",
     "ramp",
@@ -139,6 +141,25 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
             "binary has no effect while system.discriminator is ternary",
             lambda: vaegan("ternary", binary=DiscriminatorConfig()),
         ),
+        *[
+            (
+                r"^system.networks.width is 28, expected a multiple of 8",
+                lambda networks=networks: VAE(32, 1, 4, networks),
+            )
+            for networks in (NetworkConfig(width=28), NetworkConfig("dcgan", 28, "group"))
+        ],
+        ("discriminator_levels is 3, expected fewer, as images of 16", lambda: CycleGAN(16, 1, discriminator_levels=3)),
+        *[
+            (
+                "^system.networks.patches has no effect while every discriminator has dino_weights",
+                lambda kind=kind: kind(64, 1, 4, PATCHES, binary=DINO),
+            )
+            for kind in (GAN, GANVAE, VAEGAN)
+        ],
+        *[
+            (f"{name} has no effect while system.binary.dino_weights", lambda name=name: cyclegan(DINO, **{name: 1}))
+            for name in ("discriminator_levels", "discriminator_width")
+        ],
         ("perceptual_weight is 0.0", lambda: vaegan(perceptual_weights="vgg16.pth")),
         ("codes.noise is -1, expected 0 or more", lambda: vaegan(codes=CodesConfig(noise=-1))),
         *[
@@ -159,6 +180,14 @@ def test_what_is_out_of_its_range_is_refused(words, build):
     ("name", "reason", "build"),
     [
         ("adaptive", "adversarial_weight is 0", lambda: vaegan(adaptive=True, adversarial_weight=0)),
+        (
+            *("encoder_adversarial", "adversarial_weight is 0"),
+            lambda: vaegan(encoder_adversarial=False, adversarial_weight=0),
+        ),
+        (
+            *("likelihood", "reconstruction_weight is 0"),
+            lambda: vaegan(likelihood="laplace", reconstruction_weight=0),
+        ),
         ("adaptive_limit", "adaptive is off", lambda: vaegan(adaptive_limit=3)),
         ("likelihood", "reconstruction is features", lambda: vaegan(reconstruction="features", likelihood="laplace")),
         ("perceptual", "perceptual_weight is 0", lambda: vaegan(perceptual="convnext")),

@@ -364,6 +364,18 @@ def test_a_saturated_pixel_has_a_gradient_in_half_precision():
     assert system.decoder.last.bias.grad.item() == pytest.approx(expected.item(), rel=2**-7)  # of numbers in bf16
 
 
+def test_a_saturated_pixel_of_a_translator_has_a_gradient_in_half_precision():
+    """Of a sum, it is 1 - tanh^2 of each pixel; tanh(5) is 1 in bf16."""
+    translator = Translator(1, 4, 1)
+    nn.init.zeros_(translator.last.weight)
+    nn.init.constant_(translator.last.bias, 5.0)
+    image = torch.zeros(2, 1, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        translator(image).sum().backward()
+    expected = image.numel() * (1 - torch.tensor(5.0).double().tanh() ** 2)
+    assert translator.last.bias.grad.item() == pytest.approx(expected.item(), rel=2**-7)  # of numbers in bf16
+
+
 def test_systems_say_what_they_can():
     abilities = {
         name: {use for use in ("sample", "reconstruct", "posterior", "translate") if SYSTEMS[name]().can(use)}
