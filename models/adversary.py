@@ -110,7 +110,7 @@ class Adversary:
             s_real, s_fake = losses.realness(real), losses.realness(torch.cat(fake))
             terms["lecam"] = losses.lecam(s_real, s_fake, *self._lecam.unbind())
             loss = loss + config.lecam_weight * terms["lecam"]
-            statistics["realness"] = torch.stack([s_real.mean(), s_fake.mean()]).detach()
+            statistics[f"realness_{self.network}"] = torch.stack([s_real.mean(), s_fake.mean()]).detach()
         return Loss(loss, terms, statistics)
 
     def counts(self, batch: Batch) -> bool:
@@ -139,7 +139,7 @@ class Adversary:
     def after(self, statistics: Terms) -> None:
         """Update the statistics and the spectral norms, after the discriminator's weights were updated."""
         if self.config.lecam_weight:
-            self._lecam.lerp_(statistics["realness"], 1 - self.config.lecam_decay)
+            self._lecam.lerp_(statistics[f"realness_{self.network}"], 1 - self.config.lecam_decay)
         if self.config.spectral_norm:
             iterate_spectral_norms(self.discriminator)
 

@@ -165,7 +165,7 @@ class CycleGAN(System):
             loss = self.adversaries[domain].discriminator_loss(batch, real, {"generated": shown})
             value = value + loss.value
             terms |= {f"{domain}/{name}": term for name, term in loss.terms.items()}
-            statistics |= {f"{domain}/{name}": term for name, term in loss.statistics.items()}
+            statistics |= loss.statistics
         if self.pool:
             kept |= {f"pool_{domain}": fake.detach() for domain, fake in fakes.items()}
         return Loss(value, terms, statistics, kept)
@@ -191,9 +191,8 @@ class CycleGAN(System):
         ]
 
     def after(self, statistics: Terms) -> None:
-        for domain, adversary in self.adversaries.items():
-            prefix = f"{domain}/"
-            adversary.after({name.removeprefix(prefix): v for name, v in statistics.items() if name.startswith(prefix)})
+        for adversary in self.adversaries.values():
+            adversary.after(statistics)
         if self.pool:
             self.pool.update(statistics)
 

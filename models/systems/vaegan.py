@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models import losses
+from models.adaptive import AdaptiveWeight
 from models.adversary import Adversary, Fakes, check_patches
 from models.codes import CodesConfig, CodeTerms
 from models.losses import Mode, Opponent
@@ -22,7 +23,7 @@ from models.settings import (
     check_not_negative,
     check_unused,
 )
-from models.system import Autoencoding, Batch, Loss, Player, System, Terms, last_layer
+from models.system import Autoencoding, Batch, Loss, Player, System, Terms
 
 
 class Passes(NamedTuple):
@@ -131,8 +132,7 @@ class VAEGAN(Autoencoding, System):
             )
         check_patches(networks, *self.adversaries.values())
         self.feature_mode, self.feature_layer = self._choose_features(feature_discriminator, feature_layer)
-        if adaptive:
-            self.register_buffer("adaptive_weight", torch.zeros(()))  # from the gradients of the step before
+        self.adaptive_weighting = AdaptiveWeight(self, adaptive_limit) if adaptive else None
         self._add_perceptual(perceptual, perceptual_weights)
         self.code_terms = CodeTerms(self, codes)
 
@@ -176,14 +176,12 @@ class VAEGAN(Autoencoding, System):
             return Loss(loss, terms, codes.statistics)
         weighted = [game.weight(batch) * generator_losses[mode] for mode, game in counting.items()]
         generator_loss = losses.mean(weighted)
-        if not self.adaptive:
+        if not self.adaptive_weighting:
             return Loss(loss + self.adversarial_weight * generator_loss, terms, codes.statistics)
-        # The ratio is taken of losses without weight and ramp, or it would cancel these.
-        plain = losses.mean(generator_losses.values())
-        gradients = self._last_layer_gradients(passes.decoded, reconstruction / batch.image[0].numel(), plain)
-        weight = self.get_buffer("adaptive_weight").clone()
-        terms |= {"adaptive_weight": weight, "adaptive_saturated": (weight >= self.adaptive_limit).to(weight.dtype)}
-        return Loss(loss + weight * self.adversarial_weight * generator_loss, terms, codes.statistics | gradients)
+        plain, pixels = losses.mean(generator_losses.values()), batch.image[0].numel()
+        ratio = self.adaptive_weighting(passes.decoded, reconstruction / pixels, plain)
+        loss = loss + ratio.value * self.adversarial_weight * generator_loss
+        return Loss(loss, terms | ratio.terms, codes.statistics | ratio.statistics)
 
     def reconstruction_terms(self, batch: Batch, reconstructed: Tensor) -> Terms:
         terms = {}
@@ -203,32 +201,17 @@ class VAEGAN(Autoencoding, System):
     def players(self) -> list[Player]:
         players = [game.player(partial(self.discriminator_loss, mode)) for mode, game in self.adversaries.items()]
         networks = ("encoder", "decoder", *self.code_terms.networks)
-        return [*players, Player("autoencoder", networks, self.loss, self.optimizer, after=self._adapt)]
+        return [*players, Player("autoencoder", networks, self.loss, self.optimizer, after=self._after)]
 
     def check_frozen(self, names: Collection[str]) -> None:
         self.code_terms.check_frozen(names)
         fits = not self.adaptive or "decoder" not in names
         check(fits, "adaptive", "true", "false, as the decoder, whose gradients it compares, is not trained")
 
-    def _last_layer_gradients(self, decoded: Tensor, reconstruction: Tensor, generator_loss: Tensor) -> Terms:
-        """The gradients of two losses of the decoded images at the weight of the decoder's last layer."""
-        last = last_layer(self.decoder).weight
-        gradients = {}
-        for name, value in {"reconstruction": reconstruction, "adversarial": generator_loss}.items():
-            # fp16 has a small range, so a gradient is scaled up on its way to the images, which are fp32, and rescaled
-            # there to magnitudes that sum to 2^8: products with activations below 2^8 then sum to less than 2^16.
-            (of_images,) = torch.autograd.grad(2**12 * value, decoded, retain_graph=True)
-            size = of_images.abs().sum().clamp(min=1e-30) / 2**8
-            (gradient,) = torch.autograd.grad(decoded, last, of_images / size, retain_graph=True)
-            gradients[name] = gradient * (size / 2**12)
-        return gradients
-
-    def _adapt(self, statistics: Terms) -> None:
+    def _after(self, statistics: Terms) -> None:
         self.code_terms.after(statistics)
-        if "adversarial" in statistics:
-            gradients = (statistics["reconstruction"], statistics["adversarial"])
-            weight, kept = losses.adaptive_weight(*gradients, self.adaptive_limit), self.get_buffer("adaptive_weight")
-            kept.copy_(torch.where(weight.isfinite(), weight, kept))  # fp16 may overflow now and then
+        if self.adaptive_weighting:
+            self.adaptive_weighting.after(statistics)
 
     def _check_weights(self) -> None:
         check(self.adaptive_limit > 0, "adaptive_limit", self.adaptive_limit, "more than 0")

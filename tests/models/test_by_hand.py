@@ -323,7 +323,9 @@ def test_a_vaegans_discriminator_lowers_its_game_its_penalties_and_lecam(mode, k
             + due * (0.6 * expected["r1"] + 0.25 * expected["r2"])
         )
         assert loss.item() == pytest.approx(whole, rel=CLOSE)
-        assert statistics["realness"].tolist() == pytest.approx([s_real.mean(), s_fake.mean()], rel=CLOSE)
+        assert statistics[f"realness_discriminator_{mode}"].tolist() == pytest.approx(
+            [s_real.mean(), s_fake.mean()], rel=CLOSE
+        )
     system.players()[0].after(statistics)
     means = [0.99 * 0.3 + 0.01 * s_real.mean(), -0.99 * 0.2 + 0.01 * s_fake.mean()]
     assert system.get_buffer(f"lecam_discriminator_{mode}").tolist() == pytest.approx(means, rel=CLOSE)

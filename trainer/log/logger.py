@@ -4,11 +4,9 @@ A disk that is full for a while does not stop the log: lines of metrics.jsonl wa
 are made from them again. Only pictures are lost.
 """
 
-import json
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +23,9 @@ from data.tables import duration
 from models import System
 from trainer.config.resume import flatten
 from trainer.config.settings import TENSORBOARD
-from trainer.files import write_atomically
 from trainer.log.board import Board
 from trainer.log.codes import Embedded, code_views
-from trainer.log.metrics_file import Line, read_metrics
+from trainer.log.metrics_file import MetricsWriter
 from trainer.log.pictures import COLUMNS, Panels, below_originals, grid
 from trainer.log.trackers import Trackers
 
@@ -62,18 +59,9 @@ class RunLogger:
         self.folder, self.steps, self.is_main = folder, steps, is_main
         if not is_main:
             return
-        self.metrics = folder / "metrics.jsonl"
-        self._lock = threading.Lock()
-        self._unwritten = ""  # lines of metrics.jsonl that are not on the disk yet
-        self._last_step = 0  # of the last line
         self._failed_outputs: set[str] = set()
-        kept = list[Line]()
-        if self.metrics.exists():
-            kept = [line for line in read_metrics(folder) if _is_kept(line, step, evaluation_pending)]
-            write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
-            self._last_step = kept[-1]["step"] if kept else 0
-        tags = {name for line in kept for name in line if "/" in name}
-        self.board = Board(folder, step, tags) if TENSORBOARD in trackers else None
+        self.metrics = MetricsWriter(folder, step, evaluation_pending)
+        self.board = Board(folder, step, self.metrics.names) if TENSORBOARD in trackers else None
         self.trackers = Trackers(trackers, folder, step, self.message)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not _shows_bars(), dynamic_ncols=True)
         self.began, self.first = time.monotonic(), step
@@ -109,7 +97,7 @@ class RunLogger:
             with self.tolerate_disk_errors(CURVES):
                 self.board.plot(step, values)
         with self.tolerate_disk_errors("metrics.jsonl"):
-            self._append(json.dumps({"step": step, **values, **facts}) + "\n", step)
+            self.metrics.append({"step": step, **values, **facts})
         self.trackers.notify()
 
     def evaluating(self, step: int, samples: int, held_out: int) -> None:
@@ -201,13 +189,11 @@ class RunLogger:
             OSError: there is no room for metrics.jsonl.
         """
         if self.is_main:
-            step = self._append()
+            step = self.metrics.flush()
             if self.board:
                 with self.tolerate_disk_errors(CURVES):
                     if CURVES in self._failed_outputs:
-                        with self._lock:  # the run may be appending a line
-                            lines = read_metrics(self.folder)
-                        self.board.plot_again(lines)
+                        self.board.plot_again(self.metrics.read())
                     self.board.flush(step)
                     self._failed_outputs.discard(CURVES)
 
@@ -229,32 +215,7 @@ class RunLogger:
                 self._failed_outputs.add(output)
                 self.message(f"{output} cannot be written in {self.folder}: {error}. The run continues")
 
-    def _append(self, line: str = "", step: int = 0) -> int:
-        """Append a line to metrics.jsonl after those that wait for room; return the last line's step.
-
-        The thread that saves checkpoints calls this, too.
-        """
-        with self._lock:
-            self._unwritten += line
-            self._last_step = step or self._last_step
-            with open(self.metrics, "ab", buffering=0) as file:
-                size, rest = file.tell(), self._unwritten.encode()
-                try:
-                    while rest:
-                        rest = rest[file.write(rest) :]
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(size)
-                    raise
-            self._unwritten = ""
-            return self._last_step
-
 
 def _shows_bars() -> bool:
     """Whether standard error is a terminal of a known width; without one, as in some containers, tqdm shows nothing."""
     return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-
-
-def _is_kept(line: Line, step: int, evaluation_pending: bool) -> bool:
-    scores = any(name.startswith("eval/") for name in line)
-    return line["step"] < step or (line["step"] == step and not (evaluation_pending and scores))

@@ -16,7 +16,7 @@ def test_a_flush_from_the_savers_thread_ignores_half_a_line(tmp_path):
     """The checkpoint writer flushes the log while the run appends a line."""
     run_logger = RunLogger(tmp_path, 0, 9, is_main=True)
     run_logger.scalars(1, {"a/b": 1.0})
-    with open(run_logger.metrics, "a") as file:
+    with open(run_logger.metrics.path, "a") as file:
         file.write('{"step": 2, "a')
     run_logger.flush()
     assert run_logger.board.flushed_step == 1
