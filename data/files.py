@@ -121,7 +121,12 @@ def atomically(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     Args:
         path: of the file or folder
         temporary: on the same disk; by default a hidden name beside `path`
+
+    Raises:
+        OSError: It cannot be written, or a device, a pipe or a socket is there, such as /dev/null.
     """
+    if path.exists() and not path.is_dir():
+        regular_file(path)
     unfinished = temporary or path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
     _remove(unfinished)
     try:

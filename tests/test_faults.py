@@ -299,6 +299,11 @@ def test_special_files_in_a_run_folder_are_refused_and_the_folder_may_be_a_link(
     (tmp_path / "linked").symlink_to(tmp_path / "run")
     with run_folder.RunFolder(tmp_path / "linked") as held:
         held.lock()
+    (tmp_path / "run" / ".unfinished.export.7").mkdir()  # of an export that may go on
+    (tmp_path / "run" / ".unfinished.state.7").touch()
+    with run_folder.RunFolder(tmp_path / "run") as held:
+        held.lock()
+    assert [path.name for path in (tmp_path / "run").glob(".unfinished*")] == [".unfinished.export.7"]
     os.mkfifo(tmp_path / "run" / "metrics.jsonl")
     with pytest.raises(ValueError, match=r"metrics.jsonl is a link, or another special file"):
         run_folder.RunFolder(tmp_path / "linked").lock()

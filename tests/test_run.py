@@ -26,6 +26,7 @@ from trainer.checkpoint import files as checkpoint_files
 from trainer.config.parser import configure
 from trainer.distributed.accelerator import keep_freed_memory
 from trainer.evaluate.extractors.choice import settle_extractor
+from trainer.export.command import main as export
 
 
 def weights(run_dir, step=None) -> dict[str, torch.Tensor]:
@@ -503,6 +504,7 @@ def test_damaged_images_are_skipped_and_told_up_to_a_share(here, digits, tmp_pat
     assert 1 <= len(told) <= 3
     assert all("00000.tar, member 00" in line and line.startswith("step ") for line in told)
     assert lines(tmp_path / "run")[-1]["data/skipped"] == len(told)
+    export([str(tmp_path / "run"), str(tmp_path / "export")])  # which measures the codes of the run's images
     done = here(*run, "--trainer.run_dir", tmp_path / "strict", "--data.max_skipped", "0.0001")
     assert done.returncode == 1
     assert "images were damaged, more than data.max_skipped 0.0001 allows" in done.stderr

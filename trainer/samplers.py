@@ -217,6 +217,6 @@ def training_images(given: str | None, data: DataConfig) -> Shards:
     if given:
         return data.open([given])[0]
     try:
-        return data.open(data.trains, by_user=False)[0]  # a checkpoint's manifest names them
+        return data.open(data.trains, data.on_error, by_user=False)[0]  # a checkpoint's manifest names them
     except DataError as error:
         raise DataError(f"the run's data.train: {error}. Name a copy of the training images with --train") from error

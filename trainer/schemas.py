@@ -25,6 +25,7 @@ class ManifestData(Struct):
     test: str | list[str] | None
     cache_gb: Positive
     bits: Literal[8, 16] = 8  # older runs do not name it
+    on_error: Literal["stop", "skip"] = "stop"
 
 
 class ManifestTrainer(Struct):

@@ -25,6 +25,7 @@ from data.images import Limits
 from data.inspect.sheet import sheet
 from data.inspect.verify import inspect
 from data.latents import FORMATS
+from data.sources.paths import CONTACT_SHEET
 from data.tables import table
 
 MOST_CLASSES, MOST_REJECTED = 30, 20  # that are listed
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_limits(parser)
     add_workers(parser)
     settings = parser.parse_args(arguments)
-    path = settings.sheet or settings.folder / "contact_sheet.png"
+    path = settings.sheet or settings.folder / CONTACT_SHEET
     limits = Limits(settings.max_pixels, settings.max_bytes, settings.max_scans)
     with command_errors(parser):
         dataset, problems = inspect(settings.folder, settings.workers, settings.verify, limits)
@@ -115,10 +116,11 @@ def main(arguments: list[str] | None = None) -> None:
             not problems and holds_images
         ):  # opening changed shards would index them again, and hide the change from the next look
             drawn = io.BytesIO()
-            sheet(settings.folder, dataset).save(drawn, "PNG")
-            if not try_write(path, drawn.getvalue()):
+            sheet(settings.folder, dataset, limits).save(drawn, "PNG")
+            written = try_write(path, drawn.getvalue())
+            if settings.sheet and not written:
                 raise DataError(f"{path} cannot be written: name another file with --sheet")
-            say(f"contact sheet: {path}")
+            say(f"contact sheet: {path}" + " cannot be written: name another file with --sheet" * (not written))
     if problems:
         listed = "".join(f"  {escaped(problem)}\n" for problem in problems)
         hint = "If shards were made again, remove their index.json.\n" if "were indexed" in listed else ""

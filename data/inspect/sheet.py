@@ -3,21 +3,21 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from data.dataset import Dataset
 from data.files import escaped
-from data.images import decode_whole
+from data.images import LIMITS, Limits, decode_whole
 from data.shards.reader import Shards
 
 TILE, MARGIN, TOP = 96, 6, 64  # pixels
 ACROSS, MOST_CLASSES = 10, 40  # tiles in a row; classes that are shown
 
 
-def sheet(folder: Path, dataset: Dataset) -> Image.Image:
+def sheet(folder: Path, dataset: Dataset, limits: Limits = LIMITS) -> Image.Image:
     """Return a picture of the first split with a row of images per class; four rows if there are no classes."""
     split = next(iter(dataset.splits))
-    shards = Shards(folder / split if (folder / split).is_dir() else folder)
+    shards = Shards(folder / split if (folder / split).is_dir() else folder, limits=limits)
     labels = np.unique(shards.labels)
     chosen = _spaced(labels, MOST_CLASSES).tolist()
     names = [escaped(dataset.class_name(label))[:40] if label >= 0 else "no class" for label in chosen]
@@ -47,10 +47,11 @@ def _spaced(values: np.ndarray, most: int) -> np.ndarray:
 
 def _tile(shards: Shards, position: int) -> Image.Image:
     try:
-        image = decode_whole(shards.image(position)).convert("RGB")
+        image = decode_whole(shards.image(position), shards.limits).convert("RGB")
     except ValueError:  # --verify says why
         tile = Image.new("RGB", (TILE, TILE), "mistyrose")
         ImageDraw.Draw(tile).text((8, 8), "damaged", "firebrick", ImageFont.load_default(14))
         return tile
     is_small = max(image.size) * 2 <= TILE  # enlarged without blur
-    return ImageOps.contain(image, (TILE, TILE), Image.Resampling.NEAREST if is_small else Image.Resampling.BICUBIC)
+    size = [max(1, round(side * TILE / max(image.size))) for side in image.size]
+    return image.resize((size[0], size[1]), Image.Resampling.NEAREST if is_small else Image.Resampling.BICUBIC)

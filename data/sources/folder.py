@@ -63,8 +63,9 @@ def image_folder(
             images.append((safe_parts(file.path), file))
         else:
             ignored[os.path.splitext(file.path)[1].lower() or "without ending"] += 1
-    split_folders = {parts[0] for parts, _ in images if len(parts) > 1} & SPLITS.keys() if splits else set()
-    if "train" not in split_folders or len({SPLITS[one] for one in split_folders}) < 2:
+    split_folders = {parts[0] for parts, _ in images if len(parts) > 1 and parts[0].lower() in SPLITS and splits}
+    found = {SPLITS[one.lower()] for one in split_folders}
+    if "train" not in found or len(found) < 2:
         split_folders = set()
     items, classes = list[Item](), list[str | None]()
     for parts, file in sorted(images):
@@ -73,13 +74,13 @@ def image_folder(
             if parts[0] not in split_folders:
                 ignored["outside of " + ", ".join(sorted(split_folders))] += 1
                 continue
-            split, parts = SPLITS[parts[0]], parts[1:]
+            split, parts = SPLITS[parts[0].lower()], parts[1:]
         key = str(PurePosixPath(*parts).with_suffix(""))
         items.append(Item(key, file.path, file.where, file.size, file.stamp, split))
         classes.append(parts[0] if len(parts) > 1 else None)
     if not items:
-        found = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5)) or "nothing"
-        raise DataError(f"{name} holds no images ({ENDINGS}), but {found}: name a folder or file that has some")
+        others = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5)) or "nothing"
+        raise DataError(f"{name} holds no images ({ENDINGS}), but {others}: name a folder or file that has some")
     labels, names = number_classes(classes)
     items = [item._replace(label=label) for item, label in zip(items, labels, strict=True)]
     return Source(items, read, names, ignored=ignored)

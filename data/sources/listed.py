@@ -49,24 +49,12 @@ class Listed:
             try:
                 content, label = self.source.read(self.source.items[position])
                 if self.size or self.channels:
-                    self._check(content)
+                    check_shape(content, self.limits, self.size, self.channels)
             except (ValueError, OSError) as error:
                 raise DataError(f"{self.name(position)}: {error}") from error
             contents.append(content)
             labels.append(label)
         return contents, np.array(labels, dtype=np.int64)
-
-    def _check(self, content: bytes) -> None:
-        (width, height), channels = header(content, self.limits)
-        if self.size and (height, width) != (expected := sides(self.size)):
-            first = f"{expected[1]}x{expected[0]}"
-            raise ValueError(
-                f"it has {width}x{height} pixels, and the first image {first}: --size brings all to one size"
-            )
-        if self.channels and channels != self.channels and (channels, self.channels) != (1, 3):
-            if (channels, self.channels) == (3, 1):
-                raise ValueError("it is in colour, and the first image grey: set --channels to 3 or 1")
-            raise ValueError(f"it has {channels} channels, and the first image {self.channels}: all must have the same")
 
     def name(self, position: int) -> str:
         return f"{self.source_name}, {escaped(self.source.items[position].name)}"
@@ -78,3 +66,25 @@ class Listed:
         """Return a checksum of the images' names, sizes, times and labels."""
         rows = [[item.key, item.size, item.stamp, item.label] for item in self.source.items]
         return hashlib.sha256(json.dumps([rows, self.size]).encode()).hexdigest()[:16]
+
+
+def check_shape(content: bytes, limits: Limits, size: Size | None, channels: int | None) -> None:
+    """Check that an encoded image has the size and the channels of the first one of all.
+
+    Args:
+        content: the encoded image
+        limits: of an image
+        size: that it must have; None allows any
+        channels: that it must have, but that it may be grey among coloured ones; None allows any
+
+    Raises:
+        ValueError: It has others, or cannot be decoded.
+    """
+    (width, height), own = header(content, limits)
+    if size and (height, width) != (expected := sides(size)):
+        first = f"{expected[1]}x{expected[0]}"
+        raise ValueError(f"it has {width}x{height} pixels, and the first image {first}: --size brings all to one size")
+    if channels and own != channels and (own, channels) != (1, 3):
+        if (own, channels) == (3, 1):
+            raise ValueError("it is in colour, and the first image grey: set --channels to 3 or 1")
+        raise ValueError(f"it has {own} channels, and the first image {channels}: all must have the same")

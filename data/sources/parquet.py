@@ -22,6 +22,7 @@ def open_parquet(request: Request) -> Source | None:
     """
     if not (paths := request.files(".parquet")):
         return None
+    request.check_alone(paths)
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:

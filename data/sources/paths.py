@@ -7,7 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from data.shards.tars import IMAGE_FILES
 
-SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLITS |= dict.fromkeys(("validation", "valid", "val"), "validation")
+CONTACT_SHEET = "contact_sheet.png"  # which data.inspect writes beside shards
 ENDINGS = ", ".join(sorted(IMAGE_FILES))
 
 

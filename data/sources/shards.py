@@ -28,6 +28,7 @@ def open_shards(request: Request) -> Source | None:
             ) from error
         return shards_source(paths, paths[0].parent, request.bounds)
     if request.path.is_dir() and (paths := request.files(".tar")):
+        request.check_alone(paths)
         return shards_source(paths, request.path, request.bounds)
     return None
 

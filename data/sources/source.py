@@ -14,7 +14,7 @@ from PIL import Image
 from data.errors import DataError
 from data.files import read, regular_file
 from data.images import LIMITS, Limits, limit_settings
-from data.sources.paths import is_visible, list_files
+from data.sources.paths import CONTACT_SHEET, is_image, is_visible, list_files
 
 MAX_RATIO = 200  # bytes of an archive's images as a multiple of the archive's own: a bomb unpacks to more
 SMALL = 2**26  # bytes that any archive may unpack to
@@ -98,6 +98,15 @@ class Request:
             return [self.path]
         names = sorted(name for name in self.listed[0] if name.endswith(ending) and is_visible(name))
         return [self.path / name for name in names]
+
+    def check_alone(self, packed: list[Path]) -> None:
+        """Raise DataError if a folder of files that hold images also has images of its own, which would be left out."""
+        images = [name for name in self.listed[0] if is_image(name) and Path(name).name != CONTACT_SHEET]
+        if images:
+            raise DataError(
+                f"{self.name} holds {len(images):,} images, such as {min(images)}, and {len(packed):,} files that hold "
+                f"images, such as {packed[0].relative_to(self.path)}: move either into a folder of its own"
+            )
 
 
 class OpenFiles:

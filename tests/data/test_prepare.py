@@ -30,8 +30,9 @@ from data import sources
 from data.command import say
 from data.errors import DataError
 from data.files import escaped
-from data.images import decode, header, limit_settings
+from data.images import LIMITS, decode, header, limit_settings
 from data.inspect.__main__ import main as inspect_command
+from data.inspect.sheet import sheet
 from data.inspect.verify import inspect
 from data.prepare.__main__ import main as prepare_command
 from data.prepare.build import prepare
@@ -119,6 +120,25 @@ def test_a_given_split_is_kept_and_flat_folders_have_no_labels(tmp_path):
     assert Shards(tmp_path / "out" / "validation").labels.tolist() == [1, 1], "a class has one label in all splits"
     assert prepare(str(tmp_path / "source" / "train" / "a"), tmp_path / "flat", test_fraction=0.5)
     assert (Shards(tmp_path / "flat" / "train").labels == -1).all()
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "TESTING")])
+def test_splits_are_named_in_any_case(tmp_path, train, test):
+    folder_of_images(tmp_path / "source" / train, n=3)
+    folder_of_images(tmp_path / "source" / test, n=2)
+    assert prepare(str(tmp_path / "source"), tmp_path / "out") == {"train": 6, "test": 4}
+    assert described(tmp_path / "out")["classes"] == ["a", "b"]
+
+
+def test_images_beside_shards_are_not_left_out_in_silence(tmp_path):
+    source = folder_of_images(tmp_path / "source", n=2)
+    write(source / "shards", [{"__key__": "0", "png": flat(0)}])
+    with pytest.raises(DataError, match=r"holds 4 images, such as a/0.png, and 1 files .* shards/0+.tar: move either"):
+        prepare(str(source), tmp_path / "out")
+    for name in "ab":
+        shutil.rmtree(source / name)
+    (source / "shards" / "contact_sheet.png").write_bytes(flat(0))
+    assert prepare(str(source), tmp_path / "out", test_fraction=0) == {"train": 1}
 
 
 def test_out_appears_whole_or_not_at_all(tmp_path):
@@ -931,6 +951,27 @@ def test_the_contact_sheet_is_written_through_no_link(tmp_path, capsys):
     assert run(inspect_command, tmp_path / "set", "--workers", 1, capsys=capsys)[0] == 0
     assert (tmp_path / "precious").read_text() == "mine"
     assert Image.open(tmp_path / "set" / "contact_sheet.png").format == "PNG"
+
+
+def test_a_contact_sheet_replaces_no_device_and_is_left_out_where_it_cannot_be_written(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "set", [{"__key__": "0", "png": flat(0)}])
+    os.mkfifo(tmp_path / "pipe")
+    code, text = run(inspect_command, tmp_path / "set", "--workers", 1, "--sheet", tmp_path / "pipe", capsys=capsys)
+    assert (code, (tmp_path / "pipe").is_fifo()) == (2, True)
+    assert "pipe cannot be written: name another file with --sheet" in text
+    os.mkfifo(tmp_path / "set" / "contact_sheet.png")
+    code, text = run(inspect_command, tmp_path / "set", "--verify", "--workers", 1, capsys=capsys)
+    assert (code, "contact_sheet.png cannot be written" in text, "all samples are valid" in text) == (0, True, True)
+
+
+def test_the_contact_sheet_has_lines_and_what_limits_allow(tmp_path, capsys):
+    images = [np.zeros((1, 3000), np.uint8), np.full((60, 60), 255, np.uint8)]
+    write(tmp_path / "set", ({"__key__": str(i), "png": encoded(image)} for i, image in enumerate(images)))
+    assert run(inspect_command, tmp_path / "set", "--workers", 1, capsys=capsys)[0] == 0
+    dataset, _ = inspect(tmp_path / "set")
+    for pixels, damaged in ((3599, True), (3600, False)):
+        page = sheet(tmp_path / "set", dataset, LIMITS._replace(pixels=pixels))
+        assert ((255, 228, 225) in {colour for _, colour in page.getcolors(10**6)}) is damaged  # pink
 
 
 def test_ctrl_c_ends_a_command_with_130_and_no_traceback(tmp_path, monkeypatch, capsys):

@@ -54,6 +54,8 @@ def _absolute(path: str) -> str:
 def _located(value: str, kind: type[str]) -> str:
     if kind is WeightsSource and HUB_NAME.fullmatch(value) and not os.path.exists(os.path.expanduser(value)):
         return f"hf://{value}"
+    if not value and kind is Location:  # the working directory, if a shell's variable is unset
+        raise ValueError("Expected a path or a URL. Got an empty text")
     return value if is_remote(value) else _absolute(value)
 
 
@@ -152,7 +154,7 @@ class DataConfig:
     def of_manifest(cls, saved: ManifestData, **more: Any) -> "DataConfig":
         """Return a run's data settings, without those that would run a command or write files on this machine."""
         train, test = ([*map(Location, [at] if isinstance(at, str) else at or [])] for at in (saved.train, saved.test))
-        return cls(train, test, saved.size, saved.channels, bits=saved.bits, **more)
+        return cls(train, test, saved.size, saved.channels, bits=saved.bits, on_error=saved.on_error, **more)
 
     @property
     def format(self) -> Format:

@@ -10,8 +10,13 @@ PR_SET_PDEATHSIG = 1
 
 def follow_launcher() -> None:
     """Have the kernel send SIGTERM when the launcher ends, so that no process outlives it: see `StopSignal`."""
-    if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:  # not started from a shell
+    if has_launcher():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def has_launcher() -> bool:
+    """Return whether a launcher started this process, and no shell."""
+    return "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def import_accelerate() -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from trainer.distributed.launcher import is_local_main
+from trainer.distributed.launcher import has_launcher, is_local_main
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the checkpoint is saved, and the same command resumes
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -88,7 +88,7 @@ class StopSignal:
             )
             self._interrupted = True
         self.reason = self.reason or ("Ctrl-C" if number == signal.SIGINT else number.name)
-        if os.getppid() != self._launcher:
+        if has_launcher() and os.getppid() != self._launcher:
             if not self.run_began:
                 os._exit(EXIT_STOPPED)
             timer = threading.Timer(SECONDS_TO_SAVE, os.kill, (os.getpid(), signal.SIGKILL))

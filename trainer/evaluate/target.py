@@ -22,8 +22,9 @@ from data.files import near
 from data.images import Limits, Size, header, one_size
 from data.loader import Samples, read
 from data.order import permutation
-from data.shards.reader import Shards
+from data.shards.reader import OnError, Shards
 from data.sources import BOUNDS, Listed, open_source
+from data.sources.listed import check_shape
 from models.load import checkpoint_of
 from trainer import schemas
 from trainer.config.settings import DataConfig, EvaluateConfig, Location
@@ -133,6 +134,8 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     size, channels = _size_and_channels(fake, settings)
     data = DataConfig(Location(""), None, size, channels)
     real = _real(settings, size, channels)
+    if isinstance(real, Shards):
+        _check_first(real, None if settings.size else size, None if settings.channels else channels)
     _check_same(settings, accelerator, images=[fake.fingerprint(), _identity(settings, real)])
     config = _extractor_config(settings, None, None)
     if config.extractor == "demo-random" and isinstance(real, ReferenceStatistics):
@@ -253,12 +256,12 @@ def _extractor_config(
 def _training_images(config: EvaluateConfig, data: DataConfig) -> list[Shards]:
     """Training shards, for an extractor that is made from them."""
     needed = config.extractor == "demo-random" or (config.extractor == "demo-cnn" and not config.weights)
-    return _open_shards("data.train", data, data.trains) if needed else []
+    return _open_shards("data.train", data, data.trains, data.on_error) if needed else []
 
 
-def _open_shards(setting: str, data: DataConfig, sources: list[str]) -> list[Shards]:
+def _open_shards(setting: str, data: DataConfig, sources: list[str], on_error: OnError = "stop") -> list[Shards]:
     try:
-        return data.open(sources, by_user=False)  # the checkpoint's manifest names them
+        return data.open(sources, on_error, by_user=False)  # the checkpoint's manifest names them
     except DataError as error:
         raise DataError(f"the run's {setting}: {error}. Name images elsewhere with --against") from error
 
@@ -317,6 +320,14 @@ def _size_and_channels(images: Shards | Listed, settings: argparse.Namespace) ->
     if isinstance(images, Listed):
         images.size, images.channels = None if settings.size else own, None if settings.channels else channels
     return settings.size or own, settings.channels or channels
+
+
+def _check_first(shards: Shards, size: Size | None, channels: int | None) -> None:
+    """Raise a DataError unless the first image of shards has a size and number of channels, as `Listed` checks all."""
+    try:
+        check_shape(shards.image(0), shards.limits, size, channels)
+    except ValueError as error:
+        raise DataError(f"{shards.name(0)}: {error}") from error
 
 
 def _identity(settings: argparse.Namespace, real: Real) -> str:

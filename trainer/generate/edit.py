@@ -77,12 +77,12 @@ def _mean_code(generator: Generator, images: Shards, positions: np.ndarray) -> T
 
 
 def _label(images: Shards, option: str, given: str) -> int:
-    """A label by its number or its name."""
-    if given.isdecimal():
-        return int(given)
+    """A label by its name, or else by its number."""
     source = Path(images.source)  # a folder of shards, or its index.json; dataset.json is beside such folders
     found = (read_dataset(folder) for folder in (source, *source.parents[:2]) if folder.is_dir())
     classes = next((dataset.classes for dataset in found if dataset), [])
+    if given not in classes and given.isdecimal():
+        return int(given)
     if given not in classes:
         unnamed = f": no dataset.json beside {source} names classes, which data.prepare takes from sub-folders"
         known = f" or one of {', '.join(classes)}" if classes else unnamed

@@ -74,6 +74,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--trainer.trackers", "[wandbb]"], ["trainer.trackers has 'wandbb'", "wandb]'", "mlflow"]),
         (["--system", "VAE", "--trainer.precision", "fp8"], ["trainer.precision", "bf16", "fp8"]),
         (["--system", "GAN", "--evaluate.best", "rfid"], ["evaluate.best is rfid, but GAN makes"]),
+        (["--system", "VAE", "--trainer.run_dir", ""], ["trainer.run_dir", "a path or a URL", "empty text"]),
         (["--system", "VAE", "--data.channels", "2000"], ["data.channels must be 1 to 1024; got 2000"]),
         (["--system", "VAE", "--data.size", "33"], ["33 pixels", "data.size"]),
         (["--system", "VAE", "--system.kl_weight", "0", "--system.kl_warmup", "9"], ["system.kl_warmup has no effect"]),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -37,6 +38,23 @@ def test_a_time_limit_leaves_time_for_two_steps_and_saves(monkeypatch, now, stop
     stop._last_call = now  # the last step takes no time
     assert stop.should_stop(3) is stops
     assert stop.reason == ("trainer.time_limit" if stops else None)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_only_a_process_whose_launcher_is_gone_has_little_time_to_save(monkeypatch, launched):
+    """The parent of a run in the background is gone, too, after a logout."""
+    for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    timers = []
+    stop = StopSignal()
+    stop.run_began, stop._launcher = True, -1
+    monkeypatch.setattr(
+        "trainer.distributed.stop.threading.Timer", lambda *of: (timers.append(of), threading.Thread())[1]
+    )
+    stop._note(signal.SIGTERM)
+    assert [limit for limit, *_ in timers] == [60] * launched
 
 
 @pytest.mark.parametrize(("sent", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGUSR1, "SIGUSR1")])

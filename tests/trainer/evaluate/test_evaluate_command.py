@@ -12,7 +12,7 @@ from evaluators import in_blocks, random_inception
 from PIL import Image, ImageOps
 
 from data.loader import read
-from data.shards.reader import Shards
+from data.shards.reader import Shards, write
 from trainer.evaluate.command import main
 
 
@@ -315,6 +315,7 @@ def test_the_bounds_of_an_image_are_the_command_lines(score, folders, demo_cnn, 
         (("--against", "REAL", "--extractor", "resnet"), "expected inception, demo-cnn"),
         (("--against", "REAL", "--weights", "WEIGHTS"), "does not hold the weights of the FID's InceptionV3"),
         (("--against", "ODD", "--extractor", "demo-random"), "it has 16x16 pixels, and the first image 32"),
+        (("--against", "SHARDS", "--extractor", "demo-random"), "it has 16x16 pixels, and the first image 32"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_words(arguments, words, folders, demo_cnn, tmp_path, capsys):
@@ -328,6 +329,8 @@ def test_what_cannot_be_scored_is_refused_in_words(arguments, words, folders, de
     with open(tmp_path / "list.npz", "wb") as file:
         np.save(file, np.zeros(64))
     known = {"REAL": folders / "real", "WEIGHTS": demo_cnn, "ODD": tmp_path / "odd", "COLOUR": tmp_path / "colour"}
+    write(tmp_path / "shards", [{"__key__": "0", "png": (tmp_path / "odd" / "1.png").read_bytes()}])
+    known |= {"SHARDS": tmp_path / "shards"}
     known |= {"NUMBERS": tmp_path / "numbers.npz", "LIST": tmp_path / "list.npz"}
     with pytest.raises(SystemExit) as stopped:
         main([str(folders / "fake"), *(str(known.get(one, one)) for one in arguments)])

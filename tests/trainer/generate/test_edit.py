@@ -13,6 +13,7 @@ from data.prepare import prepare
 from data.shards.reader import Shards
 from trainer.batch import to_uint8
 from trainer.draws import prior
+from trainer.generate import edit
 from trainer.generate.edit import attribute_vector
 from trainer.generate.generator import Generator
 
@@ -109,3 +110,12 @@ def test_labels_may_be_named(generator, tmp_path):
         attribute_vector(generator, images, "cows", None, None)
     with pytest.raises(ValueError, match="--without cats is the label of --with"):
         attribute_vector(generator, images, "0", "cats", None)
+
+
+def test_names_that_are_numbers_come_before_numbers(tmp_path):
+    for name in ("1", "2", "10"):  # whose labels are 0, 2 and 1, as names are sorted as text
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.png").write_bytes(flat(100))
+    prepare(str(tmp_path / "images"), tmp_path / "shards", test_fraction=0)
+    images = Shards(tmp_path / "shards" / "train")
+    assert [edit._label(images, "with", given) for given in ("1", "2", "10", "0")] == [0, 2, 1, 0]
