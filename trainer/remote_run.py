@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -258,6 +258,18 @@ def follow(config: Config, folder: RunFolder, accelerator: Accelerator) -> Remot
         remote.fetch(alone=True)
     accelerator.wait_for_everyone()
     return remote
+
+
+@contextmanager
+def failing_at_url(remote: RemoteRun | None, is_main: bool) -> Iterator[None]:
+    """A context from which an error sets the status of a run at a URL to "failed", as `RunFolder` does of its own."""
+    try:
+        yield
+    except BaseException:
+        if remote is not None and is_main:
+            with suppress(OSError):
+                remote.write("state", "failed\n")
+        raise
 
 
 def _whole(names: set[str]) -> set[int]:

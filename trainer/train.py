@@ -36,7 +36,7 @@ from trainer.log.pictures import GridInputs, columns, grid_inputs, panels
 from trainer.log.summary import final_summary, run_summary, start_line, start_warnings
 from trainer.log.window import LogWindow, peak_memory
 from trainer.profiler import LOG, StepProfiler, parse_profile
-from trainer.remote_run import RemoteRun, follow
+from trainer.remote_run import RemoteRun, failing_at_url, follow
 from trainer.run_folder import RunFolder
 
 
@@ -53,7 +53,8 @@ def train(config: Config) -> int:
                 ranks = Ranks(accelerator, settings.timeout)
             with ranks.naming_missing_ranks():
                 remote = follow(config, folder, accelerator)
-                run = Run(config, folder, accelerator, ranks, stop, remote)
+                with failing_at_url(remote, accelerator.is_main_process):
+                    run = Run(config, folder, accelerator, ranks, stop, remote)
         with run_errors():
             return exit_code(left_early=not run.train())
 

@@ -202,6 +202,8 @@ def test_a_run_goes_on_from_its_url_on_another_machine(here, tmp_path):
     assert third.returncode == 0, third.stderr
     (one,) = (tmp_path / "one").iterdir()
     assert lines(one) == lines(tmp_path / "there")
+    assert here(*RUN, *url, "--trainer.scratch", tmp_path / "one", "--trainer.seed", "1").returncode == 2
+    assert (tmp_path / "there" / "state").read_text() == "failed\n", "for a job script that would start it again"
 
 
 @pytest.mark.slow
