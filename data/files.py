@@ -125,7 +125,7 @@ def atomically(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written, or a device, a pipe or a socket is there, such as /dev/null.
     """
-    if path.exists() and not path.is_dir():
+    if path.exists() and not (path.is_dir() or path.is_symlink()):
         regular_file(path)
     unfinished = temporary or path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
     _remove(unfinished)

@@ -135,7 +135,8 @@ class CodeTerms:
             reconstruction, aligned = statistics["code_gradients"].sqrt()
             kept, ratio = self.system.get_buffer("alignment_weight"), reconstruction / (aligned + 1e-4)
             # fp16 may overflow now and then, and codes within all margins have no gradient.
-            kept.copy_(torch.where(ratio.isfinite() & (aligned > 0), ratio.clamp(max=1e8), kept))
+            sound = ratio.isfinite() & aligned.isfinite() & (aligned > 0)
+            kept.copy_(torch.where(sound, ratio.clamp(max=1e8), kept))
 
     def check_frozen(self, names: Collection[str]) -> None:
         """Raise a ValueError if a term needs the encoder to be trained, and it is among these networks."""

@@ -133,9 +133,9 @@ class DiscriminatorConfig(OptimizerConfig):
         adversarial: loss on realness: logistic (non-saturating, Goodfellow et al. 2014), hinge (Lim & Ye 2017),
             least_squares (Mao et al. 2017) or relativistic (each fake against a real image, Jolicoeur-Martineau 2019)
         r1_weight: weight of the gradient penalty on real images, gamma of Mescheder et al. 2018, eq. 9; 0 turns it off.
-            All losses but relativistic are means over real images and fakes, half of the sums of most papers: beside
-            these take half of a published gamma. Raise it if training oscillates or the discriminator wins; usual are
-            0.01 to 10, more for larger images. It may vary; R3GAN lowers it to a tenth
+            A binary loss, but for relativistic, is the mean of the terms of real images and of fakes, and in most
+            papers their sum: take half of a published gamma then. Raise it if training oscillates or the discriminator
+            wins; usual are 0.01 to 10, more for larger images. It may vary; R3GAN lowers it to a tenth
         r2_weight: weight of the gradient penalty on fakes; 0 turns it off. R3GAN uses it with the relativistic loss. It
             may vary
         penalty_every: updates between penalties, each of which counts this many times (Karras et al. 2020, appendix B);
@@ -174,6 +174,7 @@ class DiscriminatorConfig(OptimizerConfig):
     dino_weights: WeightsFile | None = None
 
     def risen(self, step: int) -> float:
+        """Return the fraction of the rate that `warmup`, counted from `start`, has reached at a step."""
         return super().risen(max(0, step - self.start))
 
     def check(self, player: str) -> None:

@@ -262,7 +262,7 @@ def follow(config: Config, folder: RunFolder, accelerator: Accelerator) -> Remot
 
 @contextmanager
 def failing_at_url(remote: RemoteRun | None, is_main: bool) -> Iterator[None]:
-    """A context from which an error sets the status of a run at a URL to "failed", as `RunFolder` does of its own."""
+    """A context that sets the status at a run's URL to "failed" if an error leaves it, as `RunFolder` does here."""
     try:
         yield
     except BaseException:

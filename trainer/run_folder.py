@@ -106,7 +106,7 @@ class RunFolder:
         with suppress(OSError):  # a full disk
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}, since {began}".encode())
         for leftover in (*self.path.glob(f"{UNFINISHED}*"), *self.checkpoints.glob(f"*/{UNFINISHED}*")):
-            if not leftover.is_dir():  # as that of an export, which may go on
+            if not leftover.is_dir():  # a folder is that of an export, which may still be running
                 leftover.unlink(missing_ok=True)  # of a process that was killed
         self._write_status("running")
 

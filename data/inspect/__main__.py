@@ -20,7 +20,7 @@ from statistics import median
 from data.command import add_limits, add_workers, command_errors, command_parser, say
 from data.dataset import Dataset, Split, Spread
 from data.errors import DataError
-from data.files import escaped, try_write
+from data.files import atomically, escaped
 from data.images import Limits
 from data.inspect.sheet import sheet
 from data.inspect.verify import inspect
@@ -117,10 +117,15 @@ def main(arguments: list[str] | None = None) -> None:
         ):  # opening changed shards would index them again, and hide the change from the next look
             drawn = io.BytesIO()
             sheet(settings.folder, dataset, limits).save(drawn, "PNG")
-            written = try_write(path, drawn.getvalue())
-            if settings.sheet and not written:
-                raise DataError(f"{path} cannot be written: name another file with --sheet")
-            say(f"contact sheet: {path}" + " cannot be written: name another file with --sheet" * (not written))
+            try:
+                with atomically(path) as temporary, open(temporary, "xb") as file:
+                    file.write(drawn.getvalue())
+                say(f"contact sheet: {path}")
+            except OSError as error:
+                trouble = f"{path} cannot be written: {error.strerror}. Name another file with --sheet"
+                if settings.sheet:
+                    raise DataError(trouble) from error
+                say(f"no contact sheet: {trouble}")
     if problems:
         listed = "".join(f"  {escaped(problem)}\n" for problem in problems)
         hint = "If shards were made again, remove their index.json.\n" if "were indexed" in listed else ""

@@ -25,6 +25,7 @@ class Listed:
 
     on_error: OnError = "stop"
     limits: Limits = LIMITS
+    beside = "the first image"  # whose size and channels these are, for messages
     unpacked: tempfile.TemporaryDirectory[str] | None = None  # holds a compressed archive as long as it is read
 
     def __init__(self, source: Source, name: str, size: Size | None = None, channels: int | None = None):
@@ -49,7 +50,7 @@ class Listed:
             try:
                 content, label = self.source.read(self.source.items[position])
                 if self.size or self.channels:
-                    check_shape(content, self.limits, self.size, self.channels)
+                    check_shape(content, self.limits, self.size, self.channels, self.beside)
             except (ValueError, OSError) as error:
                 raise DataError(f"{self.name(position)}: {error}") from error
             contents.append(content)
@@ -68,23 +69,24 @@ class Listed:
         return hashlib.sha256(json.dumps([rows, self.size]).encode()).hexdigest()[:16]
 
 
-def check_shape(content: bytes, limits: Limits, size: Size | None, channels: int | None) -> None:
-    """Check that an encoded image has the size and the channels of the first one of all.
+def check_shape(content: bytes, limits: Limits, size: Size | None, channels: int | None, beside: str) -> None:
+    """Check that an encoded image has the size and the channels of another one.
 
     Args:
         content: the encoded image
         limits: of an image
         size: that it must have; None allows any
         channels: that it must have, but that it may be grey among coloured ones; None allows any
+        beside: the other image, for messages
 
     Raises:
         ValueError: It has others, or cannot be decoded.
     """
     (width, height), own = header(content, limits)
     if size and (height, width) != (expected := sides(size)):
-        first = f"{expected[1]}x{expected[0]}"
-        raise ValueError(f"it has {width}x{height} pixels, and the first image {first}: --size brings all to one size")
+        others = f"{expected[1]}x{expected[0]}"
+        raise ValueError(f"it has {width}x{height} pixels, and {beside} {others}: --size brings all to one size")
     if channels and own != channels and (own, channels) != (1, 3):
         if (own, channels) == (3, 1):
-            raise ValueError("it is in colour, and the first image grey: set --channels to 3 or 1")
-        raise ValueError(f"it has {own} channels, and the first image {channels}: all must have the same")
+            raise ValueError(f"it is in colour, and {beside} is grey: set --channels to 3 or 1")
+        raise ValueError(f"it has {own} channels, and {beside} {channels}: all must have the same")

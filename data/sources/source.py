@@ -104,8 +104,9 @@ class Request:
         images = [name for name in self.listed[0] if is_image(name) and Path(name).name != CONTACT_SHEET]
         if images:
             raise DataError(
-                f"{self.name} holds {len(images):,} images, such as {min(images)}, and {len(packed):,} files that hold "
-                f"images, such as {packed[0].relative_to(self.path)}: move either into a folder of its own"
+                f"{self.name} holds images, such as {min(images)} ({len(images):,} in all), and also files that hold "
+                f"images, such as {packed[0].relative_to(self.path)} ({len(packed):,} in all): name the folder of "
+                "either, or move one of them out"
             )
 
 

@@ -76,11 +76,13 @@ class NetworkConfig:
         check(set(attention) <= set(sizes), "networks.attention", attention, f"some of {sizes}, the networks' sizes")
 
     def _check_width(self, levels: int) -> None:
-        """Raise a ValueError if the channels of a level cannot be divided into groups of about 8."""
-        grouped = self.norm == "group" or self.family == "residual"
-        wide = {self.channels(level) for level in range(levels)}
-        fits = not grouped or all(channels % max(1, channels // 8) == 0 for channels in wide)
-        check(fits, "networks.width", self.width, "a multiple of 8, as channels are divided into groups")
+        """Raise a ValueError if the channels of a level cannot be divided into groups of 8, or 16 hidden ones."""
+        for channels in (self.channels(level) for level in range(levels)):
+            groups = max(1, channels // 8)
+            fits = self.norm != "group" or channels % groups == 0
+            fits = fits and (self.family != "residual" or 2 * channels % groups == 0)
+            expected = "a number such as a multiple of 8, as channels are divided into groups"
+            check(fits, "networks.width", self.width, expected)
 
     def latent_shape(self, image_size: ImageSize, latent_dim: int) -> tuple[int, ...]:
         """Return (latent_dim,) of a vector, or (latent_dim, height, width) of a map."""

@@ -11,8 +11,8 @@ class Heads(nn.Module):
     """A light discriminator for each of four maps of features (Sauer et al. 2023, StyleGAN-T, section 3.2).
 
     GroupNorm takes the place of the paper's BatchNorm, whose statistics would depend on how a batch is split. The
-    convolutions are 3x3 where the authors' code has circular ones of 9 tokens, and spectral norm, which it always has,
-    is a setting.
+    convolutions are 3x3 where the authors' code has circular ones of 9 tokens, and it always applies spectral norm,
+    which is a setting here.
     """
 
     def __init__(self, width: int, logits: int, spectral_norm: bool = False):

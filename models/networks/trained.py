@@ -50,6 +50,6 @@ class Trained(nn.Module):
         self.eval().requires_grad_(False)
 
     def standardized(self, image: Tensor) -> Tensor:
-        """Return images [n, channels, h, w] in [-1, 1] as the network takes them, in its type."""
+        """Return images [n, channels, h, w] in [-1, 1] as the network takes them."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return ((visible(image.to(mean.dtype)).expand(-1, 3, -1, -1) + 1) / 2 - mean) / std

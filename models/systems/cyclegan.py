@@ -207,5 +207,5 @@ def _check_discriminators(
         unused = {"discriminator_levels": (levels, None), "discriminator_width": (width, None)}
         check_unused("while system.binary.dino_weights is set", **unused)
     smaller = min(sides(image_size))
-    expected = f"fewer, as images of {smaller} pixels are too small for these patches, or null"
+    expected = f"fewer, as images of {smaller} pixels are too small to be halved so often, or null"
     check(smaller >= 2 ** (2 + (levels or 1)), "discriminator_levels", levels, expected)

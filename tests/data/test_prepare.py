@@ -133,7 +133,8 @@ def test_splits_are_named_in_any_case(tmp_path, train, test):
 def test_images_beside_shards_are_not_left_out_in_silence(tmp_path):
     source = folder_of_images(tmp_path / "source", n=2)
     write(source / "shards", [{"__key__": "0", "png": flat(0)}])
-    with pytest.raises(DataError, match=r"holds 4 images, such as a/0.png, and 1 files .* shards/0+.tar: move either"):
+    both = r"images, such as a/0.png .4 in all., and also .* shards/0+.tar .1 in all.: name the folder"
+    with pytest.raises(DataError, match=both):
         prepare(str(source), tmp_path / "out")
     for name in "ab":
         shutil.rmtree(source / name)
@@ -953,12 +954,12 @@ def test_the_contact_sheet_is_written_through_no_link(tmp_path, capsys):
     assert Image.open(tmp_path / "set" / "contact_sheet.png").format == "PNG"
 
 
-def test_a_contact_sheet_replaces_no_device_and_is_left_out_where_it_cannot_be_written(tmp_path, capsys, monkeypatch):
+def test_a_contact_sheet_replaces_no_device_and_is_left_out_where_it_cannot_be_written(tmp_path, capsys):
     write(tmp_path / "set", [{"__key__": "0", "png": flat(0)}])
     os.mkfifo(tmp_path / "pipe")
     code, text = run(inspect_command, tmp_path / "set", "--workers", 1, "--sheet", tmp_path / "pipe", capsys=capsys)
     assert (code, (tmp_path / "pipe").is_fifo()) == (2, True)
-    assert "pipe cannot be written: name another file with --sheet" in text
+    assert "pipe cannot be written: it is a FIFO, and no regular file. Name another file with --sheet" in text
     os.mkfifo(tmp_path / "set" / "contact_sheet.png")
     code, text = run(inspect_command, tmp_path / "set", "--verify", "--workers", 1, capsys=capsys)
     assert (code, "contact_sheet.png cannot be written" in text, "all samples are valid" in text) == (0, True, True)

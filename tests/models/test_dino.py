@@ -109,8 +109,7 @@ def test_the_alignments_weight_may_be_large_and_stays_where_there_is_no_gradient
         system.code_terms.after({"code_gradients": torch.tensor(squares)})
         found.append(system.alignment_weight.item())
     assert found[0] == pytest.approx(1e5 / (1e-1 + 1e-4))
-    assert found[1:3] == [found[0]] * 2
-    assert found[3] == 0
+    assert found[1:] == [found[0]] * 3
 
 
 def test_the_gradient_of_an_alignment_over_many_positions_is_there_in_fp16():
@@ -122,7 +121,8 @@ def test_the_gradient_of_an_alignment_over_many_positions_is_there_in_fp16():
     for half in (False, True):
         with torch.autocast("cpu", torch.float16, enabled=half):
             found.append(code_gradients(z, z.square().sum() / 32, alignment(z, features, features, (0.0, 0.1))))
-    # Each of a gradient's numbers is a sum of products of numbers that were rounded to 2^-11 of their magnitude.
+    # Numbers are rounded to 2^-11 of their magnitude three times on the way (codes, cosines, differences) and four
+    # times back; a share of pairs of about as much falls to the other side of the margin.
     assert found[1][1].sqrt().item() == pytest.approx(found[0][1].sqrt().item(), rel=10 * 2**-11)
 
 

@@ -143,7 +143,7 @@ def test_what_must_be_above_zero_is_refused_at_zero(name, build):
         ),
         *[
             (
-                r"^system.networks.width is 28, expected a multiple of 8",
+                r"^system.networks.width is 28, expected a number such as a multiple of 8",
                 lambda networks=networks: VAE(32, 1, 4, networks),
             )
             for networks in (NetworkConfig(width=28), NetworkConfig("dcgan", 28, "group"))

@@ -135,7 +135,11 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     data = DataConfig(Location(""), None, size, channels)
     real = _real(settings, size, channels)
     if isinstance(real, Shards):
-        _check_first(real, None if settings.size else size, None if settings.channels else channels)
+        size_of_all, channels_of_all = None if settings.size else size, None if settings.channels else channels
+        try:
+            check_shape(real.image(0), real.limits, size_of_all, channels_of_all, f"the first image of {settings.what}")
+        except ValueError as error:
+            raise DataError(f"{real.name(0)}: {error}") from error
     _check_same(settings, accelerator, images=[fake.fingerprint(), _identity(settings, real)])
     config = _extractor_config(settings, None, None)
     if config.extractor == "demo-random" and isinstance(real, ReferenceStatistics):
@@ -320,14 +324,6 @@ def _size_and_channels(images: Shards | Listed, settings: argparse.Namespace) ->
     if isinstance(images, Listed):
         images.size, images.channels = None if settings.size else own, None if settings.channels else channels
     return settings.size or own, settings.channels or channels
-
-
-def _check_first(shards: Shards, size: Size | None, channels: int | None) -> None:
-    """Raise a DataError unless the first image of shards has a size and number of channels, as `Listed` checks all."""
-    try:
-        check_shape(shards.image(0), shards.limits, size, channels)
-    except ValueError as error:
-        raise DataError(f"{shards.name(0)}: {error}") from error
 
 
 def _identity(settings: argparse.Namespace, real: Real) -> str:

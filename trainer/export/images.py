@@ -32,9 +32,9 @@ def open_sets(source: TrainedCheckpoint, named: str | None, num: int) -> tuple[l
         images: Samples = open_images(named, LIMITS)
         return [images], [images]
     try:
-        trains = data.open(data.trains, data.on_error, by_user=False)
-        tests = data.open(data.tests, by_user=False) or trains
-        return [*trains] if system.can("posterior") else [], [*tests]
+        measured = data.open(data.trains, data.on_error, by_user=False) if system.can("posterior") else []
+        shown = data.open(data.tests, by_user=False) if data.tests else []
+        return [*measured], [*(shown or measured or data.open(data.trains, data.on_error, by_user=False))]
     except DataError as error:
         raise DataError(
             f"the run's images cannot be read: {error}. Name a folder of images or shards with --images, or export "

@@ -77,14 +77,16 @@ def _mean_code(generator: Generator, images: Shards, positions: np.ndarray) -> T
 
 
 def _label(images: Shards, option: str, given: str) -> int:
-    """A label by its name, or else by its number."""
+    """A label by its name, or by its number unless names are numbers, too."""
     source = Path(images.source)  # a folder of shards, or its index.json; dataset.json is beside such folders
     found = (read_dataset(folder) for folder in (source, *source.parents[:2]) if folder.is_dir())
     classes = next((dataset.classes for dataset in found if dataset), [])
-    if given not in classes and given.isdecimal():
+    if given in classes:
+        return classes.index(given)
+    names_are_numbers = any(name.isdecimal() for name in classes)  # then a number that is no name is a mistake
+    if given.isdecimal() and not names_are_numbers:
         return int(given)
-    if given not in classes:
-        unnamed = f": no dataset.json beside {source} names classes, which data.prepare takes from sub-folders"
-        known = f" or one of {', '.join(classes)}" if classes else unnamed
-        raise ValueError(f"--{option} {given}: expected the number of a label{known}")
-    return classes.index(given)
+    expected = [] if names_are_numbers else ["the number of a label"]
+    expected += [f"one of {', '.join(classes)}"] if classes else []
+    unnamed = f": no dataset.json beside {source} names classes, which data.prepare takes from sub-folders"
+    raise ValueError(f"--{option} {given}: expected {' or '.join(expected)}{'' if classes else unnamed}")

@@ -46,7 +46,7 @@ def is_evaluation(line: Line) -> bool:
 
 
 class MetricsWriter:
-    """Appends lines to a run's metrics.jsonl, those of an earlier process as far as a resumed run keeps them.
+    """Appends lines to a run's metrics.jsonl, and first removes those that a resumed run will write again.
 
     While the disk is full, lines wait in memory for room. The thread that saves checkpoints calls it, too.
 
@@ -60,7 +60,8 @@ class MetricsWriter:
         self.folder, self.path = folder, folder / "metrics.jsonl"
         self._lock = threading.Lock()
         self._waiting = ""  # lines that are not on the disk yet
-        self.last_step, self.names = 0, set[str]()  # of the last line; of what the kept lines have
+        self.last_step = 0  # of the last line
+        self.names = set[str]()  # of terms and scores of the lines that are kept
         if self.path.exists():
             kept = [line for line in read_metrics(folder) if _is_kept(line, step, evaluation_pending)]
             write_atomically(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))

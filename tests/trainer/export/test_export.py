@@ -265,3 +265,12 @@ def test_without_the_training_data_the_message_names_the_options(export, tiny_ru
     assert export(checkpoint, tmp_path / "out", "--images", digits / "test", "--num", 10).returncode == 0
     assert export(checkpoint, tmp_path / "other", "--num", 0).returncode == 0
     assert "scaling_factor" not in json.loads((tmp_path / "other" / "config.json").read_text())
+
+
+def test_without_an_encoder_the_training_data_are_not_read(export, tiny_run, tmp_path):
+    checkpoint = shutil.copytree(checkpoint_of(tiny_run("GAN")), tmp_path / "checkpoint")
+    configuration = json.loads((checkpoint / "manifest.json").read_text())["configuration"]
+    configuration["data"]["train"] = str(tmp_path / "gone")
+    reseal(checkpoint, configuration=configuration)
+    done = export(checkpoint, tmp_path / "out")
+    assert done.returncode == 0, done.err

@@ -112,10 +112,12 @@ def test_labels_may_be_named(generator, tmp_path):
         attribute_vector(generator, images, "0", "cats", None)
 
 
-def test_names_that_are_numbers_come_before_numbers(tmp_path):
+def test_where_names_are_numbers_a_number_is_a_name(tmp_path):
     for name in ("1", "2", "10"):  # whose labels are 0, 2 and 1, as names are sorted as text
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "0.png").write_bytes(flat(100))
     prepare(str(tmp_path / "images"), tmp_path / "shards", test_fraction=0)
     images = Shards(tmp_path / "shards" / "train")
-    assert [edit._label(images, "with", given) for given in ("1", "2", "10", "0")] == [0, 2, 1, 0]
+    assert [edit._label(images, "with", given) for given in ("1", "2", "10")] == [0, 2, 1]
+    with pytest.raises(ValueError, match="--with 0: expected one of 1, 10, 2"):
+        edit._label(images, "with", "0")
