@@ -99,9 +99,9 @@ writer.write_pieces = lambda *all, **how: (time.sleep(0.1), write(*all, **how))[
 """
 SLOW_SCORES = """
 import time
-from trainer.evaluate.evaluator import Evaluator
-score = Evaluator._reconstructions
-Evaluator._reconstructions = lambda *all: (time.sleep(2), score(*all))[1]
+from trainer.evaluate import evaluator
+score = evaluator.reconstruction_scores
+evaluator.reconstruction_scores = lambda *all: (time.sleep(2), score(*all))[1]
 """
 
 
