@@ -176,6 +176,13 @@ def test_what_is_out_of_its_range_is_refused(words, build):
         build()
 
 
+def test_a_width_that_only_a_norm_could_not_divide_is_accepted():
+    """34 channels are not divided by 4 groups, but the 68 hidden ones of a residual block are."""
+    VAE(32, 1, 4, NetworkConfig(width=34))
+    with pytest.raises(ValueError, match=r"^system\.networks\.width is 34, expected a number such as a multiple of 8"):
+        VAE(32, 1, 4, NetworkConfig(width=34, norm="group"))
+
+
 @pytest.mark.parametrize(
     ("name", "reason", "build"),
     [
