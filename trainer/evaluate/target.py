@@ -134,10 +134,13 @@ def _images(settings: argparse.Namespace, accelerator: Accelerator) -> Target:
     size, channels = _size_and_channels(fake, settings)
     data = DataConfig(Location(""), None, size, channels)
     real = _real(settings, size, channels)
+    beside = f"the first image of {settings.what}"
+    if isinstance(real, Listed):
+        real.beside = beside
     if isinstance(real, Shards):
         size_of_all, channels_of_all = None if settings.size else size, None if settings.channels else channels
         try:
-            check_shape(real.image(0), real.limits, size_of_all, channels_of_all, f"the first image of {settings.what}")
+            check_shape(real.image(0), real.limits, size_of_all, channels_of_all, beside)
         except ValueError as error:
             raise DataError(f"{real.name(0)}: {error}") from error
     _check_same(settings, accelerator, images=[fake.fingerprint(), _identity(settings, real)])
