@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -14,6 +14,9 @@ from trainer.batch import Batch
 from trainer.config.parser import Config
 from trainer.step import TrainStep, frozen_networks
 from trainer.step_memory import fake_accelerator
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 BEGIN = 60.0  # seconds after which rates are logged, so that short runs do not wait for the count
 # TFLOP/s of dense products, in bf16 or fp16 and in fp32, as NVIDIA's data sheets of these GPUs have them. fp32 is TF32,
@@ -93,16 +96,29 @@ class StepFlops:
         return {"speed/tflops": tflops} | ({"speed/mfu": tflops / peak} if peak else {})
 
     def _count(self, train_step: TrainStep, step: int) -> int:
-        from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes half a second
-
         data = self.config.data
         # The counter knows no fused attention of CPUs.
-        with self.fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with self.fake, sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
             shape = (self.images, *data.shape)
             images = tuple(torch.empty(shape) for _ in range(train_step.system.domains))
             label = torch.zeros(self.images, dtype=torch.int64)
             train_step([Batch(images, slice(0, self.images), self.images, 0, step, label)], step)
         return counter.get_total_flops()
+
+
+def flop_counter() -> "FlopCounterMode":
+    """Return torch's counter of FLOPs, which counts grouped convolutions backwards as what they need.
+
+    torch's own formula counts their gradient in the weights as that of convolutions without groups.
+    """
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count  # Triton's import takes half a second
+
+    def convolution_backward(gradient: Any, image: Any, weight: Any, *settings: Any, **_: Any) -> int:
+        transposed, mask = settings[4], settings[7]
+        return sum(mask[:2]) * conv_flop_count(image, weight, gradient, transposed)  # each as much as forwards
+
+    formulas = {torch.ops.aten.convolution_backward: convolution_backward}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def kind_of_move(player: Player, step: int) -> tuple[bool, bool, bool]:

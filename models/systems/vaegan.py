@@ -65,7 +65,7 @@ class VAEGAN(Autoencoding, System):
             loss at the decoder's last layer (Esser et al. 2021, eq. 7), both of the step before. As the reconstruction
             is a sum over pixels and channels, VQGAN's weight of 0.8 is adversarial_weight = 0.8 * channels * size^2
         adaptive_limit: largest factor that adaptive may apply; `adaptive_saturated` in the log is the fraction of
-            steps at it
+            steps at it. LDM's limit of 1e4 is of sums over pixels: adaptive_limit = 1e4 / (channels * size^2)
         encoder_adversarial: let the adversarial gradient reach the encoder, too; off costs one more decoder pass
         opponent: class that the ternary discriminator is made to predict for fakes: real, or any but their own
             (not_own)

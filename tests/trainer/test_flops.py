@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Training, accelerator
 from trainer.config.parser import configure
-from trainer.flops import StepFlops, peak_tflops
+from trainer.flops import StepFlops, flop_counter, peak_tflops
 
 SMALL = ["--data.train", "none", "--data.channels", "1", "--evaluate.every", "0", "--trainer.batch_size", "2"]
 LAZY = ["--system", "VAEGAN", "--system.networks.family", "residual", "--system.networks.width", "8"]
@@ -20,7 +19,7 @@ def test_flops_are_those_of_the_real_step_and_counted_once_for_each_kind_of_step
     flops, training = StepFlops(config, 2), Training(config, accelerator("no"))
     real = []
     for training.done in (0, 2, 3, 5):
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as mode:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), flop_counter() as mode:
             training()
         real.append(mode.get_total_flops())
     assert [flops([step]) for step in (0, 2, 3, 5)] == real
@@ -28,6 +27,18 @@ def test_flops_are_those_of_the_real_step_and_counted_once_for_each_kind_of_step
     assert real[1] < real[3], "before it counts for the autoencoder, and after"
     assert flops(range(6)) == pytest.approx((2 * real[0] + real[1] + 2 * real[2] + real[3]) / 6)
     assert len(flops.counted) == 4
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_convolution_takes_twice_as_much_backwards_as_forwards_whatever_its_groups(groups, transposed):
+    """Two multiply-adds' FLOPs for each image, position (of the smaller map), kernel element, output and its inputs."""
+    kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+    convolution = kind(8, 16, 3, stride=2, padding=1, groups=groups, bias=False)
+    image = torch.zeros(3, 8, *((4, 4) if transposed else (8, 8)), requires_grad=True)
+    with flop_counter() as counter:
+        convolution(image).sum().backward()
+    assert counter.get_total_flops() == 3 * (2 * 3 * 4 * 4 * 3 * 3 * 16 * 8 // groups)
 
 
 def test_rates_wait_for_a_run_that_lasts(monkeypatch):
