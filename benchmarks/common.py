@@ -145,7 +145,8 @@ def random_batch(config: Config, domains: int, rank: int = 0, world: int = 1, st
     generator = torch.Generator().manual_seed(rank)
     shape = (rows, *data.shape)
     images = tuple(torch.rand(shape, generator=generator) * 2 - 1 for _ in range(domains))
-    return Batch(images, slice(rank * rows, (rank + 1) * rows), world * rows, config.trainer.seed, step)
+    label = torch.randint(2, (rows,), generator=generator)  # no system has fewer classes, unless it has none
+    return Batch(images, slice(rank * rows, (rank + 1) * rows), world * rows, config.trainer.seed, step, label)
 
 
 class Training:
@@ -175,11 +176,14 @@ class Training:
         self.done = max(player_state.player.start for player_state in self.step.player_states)
         self.batch = random_batch(config, self.system.domains, rank, world)
         self.batch.images = tuple(images.to(accelerator.device) for images in self.batch.images)
+        assert self.batch.label is not None
+        self.batch.label = self.batch.label.to(accelerator.device)
+        self.micro_batch = settings.micro_batch or settings.batch_size
 
     def __call__(self) -> None:
         """Take a step."""
         self.batch.step = self.done
-        self.step([self.batch], self.done)
+        self.step(self.batch.split(self.micro_batch), self.done)
         self.done += 1
         self.ema.update(self.done)
 

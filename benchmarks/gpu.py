@@ -1,16 +1,18 @@
 """Training on one GPU: `python -m benchmarks.gpu`; `--device cpu` only tries the benchmark itself.
 
-For each recipe, and for three systems that a CPU would train for days: images a second, milliseconds a step, TFLOP/s of
-the passes that the mathematics needs, their share of the GPU's peak (MFU, `trainer/flops.py`) and peak memory, in fp32
-(with TF32 where torch's defaults allow it), bf16 and fp16: eager in torch's default memory format, eager in
-channels_last, which is what runs do, compiled, and compiled with CUDA graphs. The training step works on one
-batch in memory: no data is read, and nothing is evaluated. Times are medians over --rounds of --steps steps each,
-between two synchronizations, after --warmup steps; memory is the allocator's peak since the system was built.
+For each recipe whose weights are here, and for three systems that a CPU would train for days: images a second,
+milliseconds a step, TFLOP/s of the passes that the mathematics needs, their share of the GPU's peak (MFU,
+`trainer/flops.py`) and peak memory, in fp32 (with TF32 where torch's defaults allow it), bf16 and fp16: eager in
+torch's default memory format, eager in channels_last, which is what runs do, compiled, and compiled with CUDA graphs.
+The training step works on one batch in memory: no data is read, and nothing is evaluated. Times are medians over
+--rounds of --steps steps each, between two synchronizations, after --warmup steps; memory is the allocator's peak since
+the system was built.
 """
 
 import argparse
 import gc
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +20,11 @@ import torch
 
 from benchmarks.common import Training, accelerator, parser, print_table, seconds
 from trainer.config.parser import configure
+from trainer.errors import RunError
 from trainer.flops import StepFlops, peak_tflops
 
 FOLDER = Path(__file__).parents[1] / "launch" / "recipes"
-RECIPES = {path.stem: f"--config {path}" for path in sorted(FOLDER.glob("*-*.yaml")) if "compare-" not in path.stem}
+RECIPES = {path.stem: f"--config {path}" for path in sorted(FOLDER.glob("*.yaml")) if "compare-" not in path.stem}
 LARGE_VAEGAN = "--system VAEGAN --system.networks.family residual --system.networks.width 64 --data.channels 3"
 SYSTEMS = {
     "ternary-64-pixels": f"{LARGE_VAEGAN} --system.discriminator ternary --system.latent_dim 128 --data.size 64 "
@@ -74,10 +77,18 @@ def rows(options: argparse.Namespace) -> Iterator[list[object]]:
             for variant, compiled in VARIANTS.items():
                 if compiled != "false" and (options.eager or (compiled == "cuda_graphs" and options.device == "cpu")):
                     continue
-                took, *figures = measure([*SYSTEMS[name].split(), "--trainer.precision", precision], variant, options)
+                row = [name, "fp32" if precision == "no" else precision, variant]
+                try:
+                    took, *figures = measure(
+                        [*SYSTEMS[name].split(), "--trainer.precision", precision], variant, options
+                    )
+                except (ValueError, OSError, RunError, torch.OutOfMemoryError, SystemExit) as error:
+                    print(f"{name}, {variant}: {error}", file=sys.stderr)
+                    yield [*row, "not measured", *[""] * 5]
+                    continue
                 assert isinstance(took, float)
                 first = first or took
-                yield [name, "fp32" if precision == "no" else precision, variant, *figures, f"{first / took:.2f}"]
+                yield [*row, *figures, f"{first / took:.2f}"]
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ PEAKS: dict[str, tuple[float, float]] = {
     "A100": (312, 156),
     "L40S": (362, 183),
     "RTX 4090": (165, 82.6),  # the sums of half precision in fp32, as torch has them
-    "V100": (125, 15.7),
     "T4": (65, 8.1),
 }
 
@@ -43,7 +42,7 @@ def peak_tflops(device: str, precision: str | None) -> float | None:
     """
     words = f" {re.sub('[ -]', ' ', device)} "
     name = next((name for name in PEAKS if f" {name} " in words and "Laptop" not in words), "")
-    if not name or (precision == "bf16" and name in ("V100", "T4")):  # these have no units for bf16
+    if not name or (precision == "bf16" and name == "T4"):  # it has no units for bf16
         return None
     half, single = PEAKS[name]
     return half if precision in ("bf16", "fp16") else single

@@ -74,7 +74,7 @@ class StepProfiler:
                 )
             return
         self.recorded = True
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         seconds, count = time.perf_counter() - self.began, step - self.first
         ended, self.profile, where = self.profile, None, f"the trace is in {self.folder}"

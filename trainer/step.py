@@ -248,18 +248,22 @@ class TrainStep:
         norm = get_total_norm([p.grad for p in state.parameters.values() if p.grad is not None])
         if clip is not None:
             clip_grads_with_norm_(state.parameters.values(), clip, norm)
+        terms = {"grad_norm": norm}
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
-            state.overflows = torch.where(norm.isfinite(), 0.0, state.overflows + 1)
+            overflowed = norm.isfinite().logical_not()
+            state.overflows = torch.where(overflowed, state.overflows + 1, 0.0)
             self._block(state.overflows >= self.overflows, state, step)
+            # One skipped update would make the mean of a whole log window infinite.
+            terms = {"grad_norm": norm.masked_fill(overflowed, 0), "skipped_updates": overflowed.float()}
         else:
             self._block(_not_finite(norm), state, step)
             # Fused Adam leaves weights and moments untouched where found_inf is 1.
             optimizer.grad_scale, optimizer.found_inf = None, (self.failure >= 0).float()  # type: ignore[attr-defined]
             optimizer.step()
         optimizer.zero_grad()
-        self.meter.add({f"{state.player.name}/grad_norm": norm})
+        self.meter.add({f"{state.player.name}/{name}": value for name, value in terms.items()})
 
     def _freeze_all_but(self, names: Collection[str]) -> None:
         for name, weights in self.weights.items():

@@ -35,7 +35,11 @@ state() {
 
 [ -n "${RUN_DIR:-}" ] || refuse "RUN_DIR is not set: name the run's folder, a URL or on a disk that outlives this machine"
 ((NODES == 1)) || [ -n "$MASTER_ADDR" ] || refuse "NODES is $NODES, and MASTER_ADDR is not set: name the first machine"
-GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+# Only is_available() asks the driver whether it is new enough for this PyTorch.
+GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.is_available() * torch.cuda.device_count())')
+((GPUS > 0)) || [ ! -e /dev/nvidiactl ] || [ -n "${ACCELERATE_USE_CPU:-}" ] || refuse "this machine has an NVIDIA GPU, and \
+PyTorch sees none: its driver may be too old (nvidia-smi), or CUDA_VISIBLE_DEVICES empty. ACCELERATE_USE_CPU=true trains \
+on the CPU"
 PROCESSES=${PROCESSES:-$((GPUS > 0 ? GPUS : 1))}
 WORLD=$((NODES * PROCESSES)) CORES=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > PROCESSES ? CORES / PROCESSES : 1))}

@@ -17,10 +17,11 @@ check() {
     [ -e "$SHARED" ] || fail "$RUN_DIR is not the same folder as on the first node: set --trainer.run_dir to one on a \
 disk that all nodes share"
     [ -x "$PYTHON" ] || fail "$PYTHON does not exist: the repository and its .venv must be on a disk that all nodes share"
-    found=$("$PYTHON" -c 'import accelerate, torch; print(torch.cuda.device_count())') ||
+    # Only is_available() asks the driver whether it is new enough for this PyTorch.
+    found=$("$PYTHON" -c 'import accelerate, torch; print(torch.cuda.is_available() * torch.cuda.device_count())') ||
         fail "$PYTHON cannot import accelerate and torch: run make setup in $REPO"
     ((GPUS == 0 || GPUS == found)) || fail "PyTorch sees $found GPUs, and GPUS is $GPUS: request as many (sbatch \
---gpus-per-node), or check nvidia-smi there"
+--gpus-per-node), or check nvidia-smi there: its driver may be too old"
 }
 
 train() {

@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, interpolate
+from torch.nn.functional import cosine_similarity
 
 from models.networks.dino import DINO
 from models.networks.trained import Trained
+from models.resize import resize
 
 PerceptualKind = Literal["lpips", "convnext", "dino"]
 
@@ -66,7 +67,7 @@ class Perceptual(nn.Module):
             return self.trained(image)
         hidden = self.trained.standardized(image)
         if self.kind == "convnext":
-            return [self.trained.network(interpolate(hidden, (224, 224), mode="bilinear", antialias=True))]
+            return [self.trained.network(resize(hidden, (224, 224)))]
         features = []
         for layer in list(self.trained.network)[:-1]:
             if isinstance(layer, nn.MaxPool2d):

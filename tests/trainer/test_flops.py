@@ -60,7 +60,6 @@ def test_rates_wait_for_a_run_that_lasts(monkeypatch):
         ("NVIDIA A100-SXM4-80GB", 312, 156),
         ("NVIDIA L40S", 362, 183),
         ("NVIDIA GeForce RTX 4090", 165, 82.6),
-        ("Tesla V100-SXM2-16GB", None, 15.7),
         ("Tesla T4", None, 8.1),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
         ("NVIDIA T400", None, None),

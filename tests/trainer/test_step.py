@@ -248,6 +248,9 @@ def test_a_loss_scaler_changes_no_gradient_and_skips_an_overflow():
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in system.parameters()]))
     assert train_step.player_states[0].scaler.get_scale() == 2.0**15
     assert train_step.failed() is None
+    means = train_step.meter.read(Accelerator(cpu=True))
+    assert means["autoencoder/skipped_updates"] == pytest.approx(1 / 3)
+    assert 0 < means["autoencoder/grad_norm"] < float("inf")
     for step in range(3, 25):
         train_step([Batch((torch.rand(4, 1, 32, 32),), slice(0, 4), 4, 0, step)], step)
     assert train_step.failed()[0] == 21, "twenty in a row are a failure"

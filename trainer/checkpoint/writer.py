@@ -111,7 +111,7 @@ class Saver:
                 if kept is None or (kept.shape, kept.dtype) != (value.shape, value.dtype):
                     kept = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
                 self._copies[file][name] = kept.copy_(value.detach(), non_blocking=True)
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # a run on the CPU must not make a context on a GPU
             torch.cuda.synchronize()
 
     def _write(self, step: int, tensors: Tensors, manifest: dict[str, Any]) -> None:

@@ -192,7 +192,8 @@ class TrainerConfig:
             with as many checkpoints as a local run keeps. null means ~/.cache/vaegan-trainer/runs.
         precision: Precision of forward and backward passes; weights are float32. null means the launcher's, if that is
             bf16 or fp16, or else bf16 on GPUs that have it.
-        overflows: Number of updates in a row that fp16's loss scaler may skip before the run counts as diverged.
+        overflows: Number of updates in a row that fp16's loss scaler may skip before the run counts as diverged. The
+            log's PLAYER/skipped_updates is the fraction that it has skipped.
         grad_sync: When processes average gradients. "ddp" does so during backward passes. "flat" does so once, after a
             player's last backward pass: it does not overlap with computation, and cannot miss a gradient.
         deterministic: Use GPU algorithms that give the same bits each time, and fail where there is none.

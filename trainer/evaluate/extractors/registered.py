@@ -1,6 +1,7 @@
 """Extractors of torch-fidelity's registry."""
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from trainer.distributed.launcher import is_local_main
@@ -63,7 +64,7 @@ def registered(name: str) -> Registered:
     check_name(name)
     found, reason = _try(name) if is_local_main() else (None, "")
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        PartialState().wait_for_everyone()
     if not is_local_main():
         found, reason = _try(name)
     if found is None:
