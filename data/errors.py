@@ -8,3 +8,7 @@ class DataError(RuntimeError):
 
     def __str__(self) -> str:
         return redacted(super().__str__())
+
+
+class UnreachableError(DataError):
+    """The data is elsewhere and could not be fetched, although it may be there: perhaps it can be later."""

@@ -127,7 +127,8 @@ def atomically(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """
     if path.exists() and not (path.is_dir() or path.is_symlink()):
         regular_file(path)
-    unfinished = temporary or path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}")
+    mine = f"{os.uname().nodename}.{os.getpid()}"  # containers of several machines have equal numbers
+    unfinished = temporary or path.with_name(f"{UNFINISHED}{path.name}.{mine}")
     _remove(unfinished)
     try:
         yield unfinished

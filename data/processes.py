@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -44,7 +45,13 @@ def prepare_workers() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     resource_tracker.ensure_running()  # else the server starts it, and it unblocks two of them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    forkserver.ensure_running()
+    try:
+        forkserver.ensure_running()
+    except OSError as error:  # of a socket, whose path may have 107 bytes
+        raise ValueError(
+            f"the workers of data.workers cannot be started in TMPDIR {tempfile.gettempdir()} ({error}): set TMPDIR to "
+            "a folder with a short path, such as TMPDIR=/tmp"
+        ) from error
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

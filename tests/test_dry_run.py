@@ -1,5 +1,6 @@
 """--dry_run: the report agrees with what the run does and takes, and nothing is written."""
 
+import errno
 import fcntl
 import json
 import resource
@@ -17,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from data.shards.reader import Shards
 from models.networks import NetworkConfig
 from models.networks.autoencoder import Decoder
+from trainer import run_folder
 from trainer.config.parser import configure
 from trainer.dry_run import Report, dry_run
 from trainer.step import TrainStep
@@ -251,16 +253,33 @@ def test_a_run_resumes_or_is_refused_and_nothing_is_written(run, here, tmp_path)
     assert (checkpoints / "step_00000004").exists()
 
 
-def test_a_folder_that_a_run_holds_is_named(run, tmp_path):
+def test_a_folder_that_a_run_holds_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "WAIT", 0)
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as lock:
         lock.write("process 7 on a machine")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         dry = run(*AE)
-        assert dry.code == 2
+        assert dry.code == 1, "it may be free later"
         assert "is being written by process 7 on a machine: stop that run" in dry.err
     assert "no checkpoint yet: the run starts at step 0 of 10,000" in run(*AE).out
+
+
+def test_a_folder_that_no_run_could_write_is_named(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.run_folder.os.access", lambda path, mode: path != tmp_path)
+        dry = run(*AE)
+    assert (dry.code, f"{tmp_path}/run cannot be written: {tmp_path} is no folder" in dry.err) == (2, True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("trainer.run_folder.fcntl.flock", without_locks)
+    dry = run(*AE)
+    assert (dry.code, "cannot be locked (No locks available)" in dry.err) == (2, True)
 
 
 def test_sizes_that_follow_from_shapes(report):

@@ -263,7 +263,7 @@ def test_one_run_at_a_time_writes_a_folder(ranks, here, tmp_path, monkeypatch):
     wait_until((tmp_path / "metrics.jsonl").exists)
     monkeypatch.setattr(run_folder, "WAIT", 1)
     second = here(*TERNARY, "--trainer.run_dir", tmp_path)
-    assert second.returncode == 2
+    assert second.returncode == 1, "it may be free later"
     assert f"trainer.run_dir {tmp_path} is being written by process {running.pids[0]} on" in second.stderr
     running(signal.SIGKILL)
     running.wait()

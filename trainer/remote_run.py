@@ -77,6 +77,9 @@ class RemoteRun:
         """
         names = self._tried("read", self._names)
         newest, local = max(_whole(names), default=-1), self._local_steps()
+        if newest < 0 and local:
+            goes_on = f"the run goes on from step {max(local)} of {self.folder}. Remove that folder to start anew"
+            print(f"{self.name} holds no checkpoint: {goes_on}", file=sys.stderr, flush=True)
         if newest < 0 or (newest in local if alone else newest <= max(local, default=-1)):
             return
         print(f"Fetching step {newest} of {self.name} into {self.folder}", file=sys.stderr, flush=True)
@@ -225,7 +228,8 @@ class RemoteRun:
             raise
         except Exception as error:  # each kind of storage has its own errors
             reason = str(error) or type(error).__name__
-            raise OSError(f"{self.setting} {self.name} cannot be {verb}: {reason}") from error
+            kind = OSError if isinstance(error, FileNotFoundError | PermissionError) else ConnectionError
+            raise kind(f"{self.setting} {self.name} cannot be {verb}: {reason}") from error
 
 
 def follow(config: Config, folder: RunFolder, accelerator: Accelerator) -> RemoteRun | None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import IO, Literal, Self, TypeVar
 
 from data.files import UNFINISHED
+from trainer.errors import RunError
 from trainer.files import write_atomically
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 WAIT = 30  # seconds to wait for another run that is about to stop
 
 FRAMES = 12  # sample grids of a run on a page
@@ -81,7 +83,8 @@ class RunFolder:
         """Lock the folder for this process, unless it is, and set its status to "running".
 
         Raises:
-            ValueError: another run holds the lock for longer than WAIT seconds, or the folder holds a link.
+            RunError: another run holds the lock for longer than WAIT seconds.
+            ValueError: the folder holds a link, or its file system has no locks.
             OSError: the folder cannot be made or written.
         """
         if self._lock is not None:
@@ -89,17 +92,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         refuse_links(self.path)
         self._lock = lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed by __exit__)
-        for waited in range(WAIT + 1):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not waited:
-                    print(f"waiting for {_holder(lock)} to release {self.path}", file=sys.stderr, flush=True)
-                time.sleep(1)
-            else:
-                break
-        else:
-            raise self._locked(lock)
+        self._wait(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         began = datetime.now().isoformat(" ", "seconds")
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
@@ -111,20 +104,38 @@ class RunFolder:
         self._write_status("running")
 
     def check_free(self) -> None:
-        """Check that no other run holds the folder and that it holds no links, without writing anything.
+        """Check that `lock` would succeed, without writing anything.
 
         Raises:
-            ValueError: another run holds the lock, or the folder holds a link.
+            RunError, ValueError: as `lock`, or this user may not write there.
         """
         refuse_links(self.path)
+        existing = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(
+                f"trainer.run_dir {self.path} cannot be written: {existing} is no folder that this user may write to"
+            )
         with suppress(FileNotFoundError), open(self.path / ".lock") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise self._locked(lock) from None
+            self._wait(lock, fcntl.LOCK_SH)
 
-    def _locked(self, lock: IO[str]) -> ValueError:
-        return ValueError(
+    def _wait(self, lock: IO[str], kind: int) -> None:
+        """Take a lock as soon as another run has released it."""
+        for waited in range(WAIT + 1):
+            try:
+                return fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    print(f"waiting for {_holder(lock)} to release {self.path}", file=sys.stderr, flush=True)
+                time.sleep(1)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise ValueError(
+                    f"trainer.run_dir {self.path} cannot be locked ({error.strerror}), and without a lock two runs "
+                    "could write into it: mount its file system with flock (Lustre: -o flock, NFS: without nolock), or "
+                    "use another --trainer.run_dir"
+                ) from error
+        raise RunError(
             f"trainer.run_dir {self.path} is being written by {_holder(lock)}: stop that run, or use another "
             "--trainer.run_dir"
         )

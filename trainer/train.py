@@ -183,9 +183,14 @@ class Run:
 
     def _copy_to_url(self) -> None:
         """Copy the rest of the run folder to where it belongs."""
-        if self.remote is not None:
-            self.logger.flush()
+        if self.remote is None:
+            return
+        self.logger.flush()
+        try:
             self._save_on_main(self.remote.push)
+        except BaseException:
+            self.folder.set_status("failed")  # a job script must not take a run for finished that is here alone
+            raise
 
     def batches(self) -> Generator[Batch]:
         """Yield this process's batches from the present step on."""

@@ -19,7 +19,7 @@ from data.shards.remote import download
 
 WAIT = 0.05  # seconds between looks for room
 MAX_TABLES = 256  # tables that stay in memory
-OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.unfinished\.[0-9a-f]+\.tar\.npy\.\d+")  # its files
+OURS = re.compile(r"[0-9a-f]+(\.tar|\.tar\.npy|\.\d+\.part)|\.unfinished\.[0-9a-f]+\.tar\.npy\..+")  # its files
 
 
 class Cache:
@@ -76,12 +76,17 @@ class Cache:
                 if not self._reserve(path, part, need):
                     time.sleep(WAIT)  # all is in use: reading a batch's part of a shard takes milliseconds
                     continue
-                with suppress(FileNotFoundError), open(part, "r+b") as file:  # not found: it is whole now, or dropped
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    if _is_at(file, part):
-                        download(url, file, shard.filesize)
-                        os.fsync(file.fileno())
-                        self._finish(part, path, url, shard)
+                try:
+                    with suppress(FileNotFoundError), open(part, "r+b") as file:  # not found: it is whole, or dropped
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                        if _is_at(file, part):
+                            download(url, file, shard.filesize)
+                            os.fsync(file.fileno())
+                            self._finish(part, path, url, shard)
+                except OSError as error:
+                    # The disk may have less room than the limit, or other programs have taken it.
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._drop_oldest(part):
+                        raise
         except OSError as error:
             raise DataError(
                 f"data.cache (--cache of trainer.evaluate) {self.folder}: {error.strerror or error}, and remote shards "
@@ -140,7 +145,7 @@ class Cache:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)  # who may write there may change images
         with open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -159,6 +164,11 @@ class Cache:
             if room >= need:
                 part.touch()
             return room >= need
+
+    def _drop_oldest(self, kept: Path) -> bool:
+        """Drop the shard that was used least recently, but for `kept`; return False if all are in use."""
+        with self._lock():
+            return any(_drop(path) for _, _, path in sorted(self._files()) if path != kept)
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield last use, bytes and path of each shard; remove tables whose shard is gone, as after a kill."""

@@ -1,6 +1,7 @@
 """Files elsewhere: what fsspec opens (http, https, s3, gs, hf, ...), and `pipe:COMMAND`, a command's output."""
 
 import os
+import random
 import select
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from data.errors import DataError
+from data.errors import DataError, UnreachableError
 from data.files import MAX_JSON, escaped
 
 CHUNK = 2**24  # bytes of one request: what a failure loses
@@ -149,9 +150,10 @@ def _retry(url: str, attempt: Callable[[], Result]) -> Result:
         except Exception as error:  # each kind of remote has its own errors
             if pause is None:
                 reason = str(error) or type(error).__name__
-                raise DataError(
+                lasting = isinstance(error, FileNotFoundError | PermissionError)
+                raise (DataError if lasting else UnreachableError)(
                     f"cannot fetch {url}: {reason}; tried {len(PAUSES) + 1} times. Is it there, and may this machine "
                     "read it?"
                 ) from error
-            time.sleep(pause)
+            time.sleep(pause * random.uniform(0.75, 1.25))  # many processes must not come back at once
     raise AssertionError

@@ -13,7 +13,7 @@
 #   0   the run is finished
 #   75  it was asked to stop (SIGTERM, SIGUSR1, trainer.time_limit) and has saved: start it again
 #   2   its settings are refused, or it diverged: it would do so again
-#   1   any other failure, such as a lost machine: start it again
+#   1   any other failure, such as a lost machine, or a network that is down: start it again
 set -euo pipefail
 
 REPO=$(cd "$(dirname "$0")/../.." && pwd)
@@ -33,6 +33,14 @@ state() {
     esac 2>/dev/null || true
 }
 
+written() { # when the state was written, and which file it is: another after each write
+    case $RUN_DIR in
+        *://*) "$PYTHON" -c 'import fsspec, sys
+files, path = fsspec.core.url_to_fs(sys.argv[1]); print(sorted(map(str, files.info(path).items())))' "$RUN_DIR/state" ;;
+        *) stat -c %i.%y "$RUN_DIR/state" ;;
+    esac 2>/dev/null || true
+}
+
 [ -n "${RUN_DIR:-}" ] || refuse "RUN_DIR is not set: name the run's folder, a URL or on a disk that outlives this machine"
 ((NODES == 1)) || [ -n "$MASTER_ADDR" ] || refuse "NODES is $NODES, and MASTER_ADDR is not set: name the first machine"
 # Only is_available() asks the driver whether it is new enough for this PyTorch.
@@ -49,8 +57,9 @@ fitting=cpu
 ((GPUS > 0)) || export ACCELERATE_USE_CPU=true
 
 run=("$PYTHON" "$REPO/trainer/main.py" "$@" --trainer.run_dir "$RUN_DIR")
-# The first machine prints the resolved run; what is refused would be refused each time.
-((NODE_RANK > 0)) || "${run[@]}" --dry_run "$WORLD" || exit 2
+before=$(written)
+# The first machine prints the resolved run. What is refused (2) would be refused each time.
+((NODE_RANK > 0)) || "${run[@]}" --dry_run "$WORLD" || exit $(($? == 2 ? 2 : 1))
 if ((WORLD == 1)); then
     ((GPUS == 0)) || export ACCELERATE_MIXED_PRECISION=${ACCELERATE_MIXED_PRECISION:-bf16}
 else
@@ -77,9 +86,11 @@ for ((i = 0; i < 60 && NODE_RANK > 0; i++)); do
     [ "$(state)" = running ] || break
     sleep 1
 done
-case $code,$(state) in
+state=$(state)
+[ "$(written)" != "$before" ] || state= # that of an earlier start
+case $code,$state in
     0,finished) exit 0 ;;
     *,stopped) exit 75 ;;
-    *,diverged) exit 2 ;;
+    *,diverged | 2,*) exit 2 ;;
     *) exit 1 ;;
 esac

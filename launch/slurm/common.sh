@@ -56,36 +56,55 @@ choose_launch() {
 read_configuration() {
     local lines
     export DATA_CACHE=${DATA_CACHE:-${TMPDIR:-/tmp}/vaegan-cache-$(id -un)}
-    lines=$(PYTHONPATH=$REPO "$PYTHON" - "$@" <<'END'
+    lines=$(PYTHONPATH=$REPO "$PYTHON" -P - "$@" <<'END'
 import os, sys
+from data.shards.remote import is_remote
 from trainer.config.parser import configure
 
 config = configure(sys.argv[1:])
-print(config.run_dir, config.trainer.time_limit is None, sep="\n")
+print(config.run_dir, config.trainer.time_limit is None, is_remote(str(config.trainer.run_dir)), sep="\n")
 if config.data.cache is None:
     print("--data.cache", os.environ["DATA_CACHE"], sep="\n")
 END
     ) || fail 2 "the job does not start, for the reason above"
     mapfile -t lines <<<"$lines"
     export RUN_DIR=${lines[0]}
-    unlimited=${lines[1]} defaults=("${lines[@]:2}")
+    unlimited=${lines[1]} remote=${lines[2]} defaults=("${lines[@]:3}")
+    ((${#defaults[@]} > 0)) || DATA_CACHE= # the settings name another one
 }
 
 # Prints the resolved run into the job's output, and refuses what its processes would refuse.
 dry_run() {
-    "$PYTHON" "$REPO/trainer/main.py" "${defaults[@]}" "$@" --dry_run "$((SLURM_NNODES * PROCESSES))" ||
-        fail 2 "the job does not start, for the reason above"
+    local code tries
+    for tries in 1 2 3; do
+        code=0
+        "$PYTHON" "$REPO/trainer/main.py" "${defaults[@]}" "$@" --dry_run "$((SLURM_NNODES * PROCESSES))" || code=$?
+        ((code != 0)) || return 0
+        ((code != 2)) || fail 2 "the job does not start, for the reason above"
+        ((tries == 3)) || { # a network or a disk may be back soon
+            say "this may pass: it is tried again in a minute"
+            sleep 60
+        }
+    done
+    fail 1 "the job does not start, for the reason above"
 }
 
-# Checks Python, GPUs and the shared run folder on every node, before training.
+# Checks Python, GPUs and the run folder, which nodes share unless the run's is at a URL, on every node, before training.
 check_nodes() {
+    local code=0
     export SHARED=$RUN_DIR/.shared.$job
     { mkdir -p "$RUN_DIR/logs" && touch "$SHARED"; } || fail 2 "the run folder $RUN_DIR cannot be written"
-    on_nodes check || {
-        rm "$SHARED"
-        fail 2 "the job does not start, for the reason above"
-    }
-    rm "$SHARED"
+    [ "$remote" = False ] || SHARED=
+    on_nodes check || code=$?
+    rm "$RUN_DIR/.shared.$job"
+    ((code != 75)) || requeue "$(newest_step)" # a signal
+    ((code == 0)) || fail 2 "the job does not start, for the reason above"
+}
+
+requeue() { # STEP
+    say "stopped at step $1: requeued, to start in two minutes"
+    scontrol requeue "$job" || fail 1 "job $job cannot be requeued: submit it again to resume from step $1"
+    exit 0 # SLURM has ended this script before
 }
 
 # Trains until the run is finished, is requeued, or fails twice without a new checkpoint.
@@ -95,22 +114,25 @@ train() {
         attempt=$((attempt + 1)) step=$(newest_step)
         logs=$RUN_DIR/logs/job-$job.${SLURM_RESTART_COUNT:-0}.$attempt
         mkdir -p "$logs"
-        (umask 077 && printf '%q ' "$@" >"$logs/arguments") # URLs may have credentials
+        (umask 077 && printf '%q ' "$@" >"$logs/.arguments") # hidden, as URLs may have credentials: it stays here
         say "attempt $attempt, from step $step, on $SLURM_JOB_NODELIST: its output is in $logs"
         set_rendezvous "$attempt"
         mapfile -t wall < <(time_limit)
         on_nodes train "${defaults[@]}" "${wall[@]}" "$@" || true # the state says more than the exit code
+        if ! held; then # another run's checkpoints would look like progress of this one
+            print_errors "$logs"
+            ((failed_at < 0)) || fail 1 "failed again before it had the run folder: it is not tried again"
+            failed_at=0
+            continue
+        fi
         step=$(newest_step)
-        case $(state "$logs/arguments") in
+        case $(state "$logs/.arguments") in
             finished)
                 say "finished at step $step"
                 exit 0
                 ;;
             stopped)
-                say "stopped at step $step: requeued, to start in two minutes"
-                scontrol requeue "$job" ||
-                    fail 1 "job $job cannot be requeued: submit it again to resume from step $step"
-                exit 0 # SLURM has ended this script before
+                requeue "$step"
                 ;;
             diverged)
                 print_errors "$logs"
@@ -153,6 +175,10 @@ time_limit() {
     }'
 }
 
+held() { # whether the run folder was locked last by this job
+    grep -q "SLURM job $SLURM_JOB_ID," "$RUN_DIR/.lock" 2>/dev/null
+}
+
 newest_step() { # of the run's checkpoints; 0 where there are none
     local path step=0
     for path in "$RUN_DIR"/checkpoints/step_*; do
@@ -169,6 +195,7 @@ state() { # FILE; prints the run's status if it is newer than FILE, and so of th
 
 print_errors() { # LOGS; prints the nodes' errors, or their last lines
     local errors
-    errors=$(awk '/^error: / || (inside && /^  /) { inside = 1; print; next } { inside = 0 }' "$1"/*.log)
-    printf '%s\n' "${errors:-$(tail -q -n 20 "$1"/*.log)}"
+    # srun may have made no logs.
+    errors=$(awk '/^error: / || (inside && /^  /) { inside = 1; print; next } { inside = 0 }' "$1"/*.log 2>/dev/null) || true
+    printf '%s\n' "${errors:-$(tail -q -n 20 "$1"/*.log 2>/dev/null || true)}"
 }

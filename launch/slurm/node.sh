@@ -10,18 +10,28 @@ fail() {
 
 check() {
     local found
+    trap 'exit 75' USR1 TERM
     for ((i = 0; i < 10; i++)); do # a shared disk may take a moment
-        [ ! -e "$SHARED" ] || break
+        [[ -n $SHARED && ! -e $SHARED ]] || break
         sleep 0.5
     done
-    [ -e "$SHARED" ] || fail "$RUN_DIR is not the same folder as on the first node: set --trainer.run_dir to one on a \
+    [ -z "$SHARED" ] || [ -e "$SHARED" ] || fail "$RUN_DIR is not the same folder as on the first node: set --trainer.run_dir to one on a \
 disk that all nodes share"
     [ -x "$PYTHON" ] || fail "$PYTHON does not exist: the repository and its .venv must be on a disk that all nodes share"
+    [ -z "$DATA_CACHE" ] || check_cache
     # Only is_available() asks the driver whether it is new enough for this PyTorch.
     found=$("$PYTHON" -c 'import accelerate, torch; print(torch.cuda.is_available() * torch.cuda.device_count())') ||
         fail "$PYTHON cannot import accelerate and torch: run make setup in $REPO"
     ((GPUS == 0 || GPUS == found)) || fail "PyTorch sees $found GPUs, and GPUS is $GPUS: request as many (sbatch \
 --gpus-per-node), or check nvidia-smi there: its driver may be too old"
+}
+
+check_cache() { # anyone can make a folder of that name in /tmp
+    (umask 077 && mkdir -p "$DATA_CACHE") || fail "DATA_CACHE is $DATA_CACHE, which cannot be made"
+    local owner
+    owner=$(stat -c %u "$DATA_CACHE")
+    ((owner == UID || owner == 0)) || fail "DATA_CACHE is $DATA_CACHE, a folder of the user $(stat -c %U "$DATA_CACHE"), \
+who could change the images in it: name another one"
 }
 
 train() {

@@ -1,5 +1,6 @@
 """Shards elsewhere: a real HTTP server that misbehaves, a real S3 API, commands; a cache that processes share."""
 
+import errno
 import fcntl
 import http.server
 import json
@@ -8,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import wait_until
+from conftest import ROOT, wait_until
 from remote_reader import ALL, SAMPLES, SHARDS, read_all
 from sample_images import flat
 
 from data import index as index_command
-from data.errors import DataError
+from data.errors import DataError, UnreachableError
 from data.loader import Batches, load
 from data.order import Order
 from data.processes import PROCESSES, prepare_workers, unblock_signals
@@ -176,7 +179,7 @@ def test_what_has_come_is_not_fetched_again(server, expected, tmp_path, monkeypa
     monkeypatch.setattr(remote, "CHUNK", 4096)
     server.trouble = lambda path, first: "500" if path.endswith("03.tar") and first >= 3 * 4096 else ""
     shards = Shards(server.url, cache=Cache(tmp_path, 10**9))
-    with pytest.raises(DataError, match=r"cannot fetch http://.*/00003\.tar: 500.*; tried 6 times"):
+    with pytest.raises(UnreachableError, match=r"cannot fetch http://.*/00003\.tar: 500.*; tried 6 times"):
         shards.image(35)
     server.trouble = lambda path, first: ""
     server.asked.clear()
@@ -201,8 +204,9 @@ def test_commands_fail_with_their_code_and_stall_no_longer_than_allowed(folder, 
 
 
 def test_remote_mistakes_are_told(server, folder, tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"cannot fetch http://.*/nowhere/index\.json: .*tried 6 times"):
+    with pytest.raises(DataError, match=r"cannot fetch http://.*/nowhere/index\.json: .*tried 6 times") as missing:
         Shards(f"{server.url}/nowhere")
+    assert missing.type is DataError, "a mistake, which does not pass"
     with pytest.raises(DataError, match=r"a\.tar names shards, which need an index: python -m data\.index"):
         Shards(f"{server.url}/a.tar")
     with pytest.raises(DataError, match=r"cannot open nosuch://x/index\.json: .*nosuch"):
@@ -424,6 +428,30 @@ def test_a_full_disk_is_told_and_what_a_kill_left_goes(server, folder, tmp_path,
         shards.image(position)
     assert bytes_in(tmp_path) <= limit
     assert len(list(tmp_path.glob("*.npy*")) + list(tmp_path.glob(".unfinished.*"))) == 2
+
+
+def test_a_disk_smaller_than_the_limit_keeps_fewer_shards(server, folder, expected, tmp_path, monkeypatch):
+    room, download = 3 * max(path.stat().st_size for path in folder.glob("*.tar")), remote.download
+
+    def download_half_and_fill_the_disk(url, file, size):
+        if bytes_in(tmp_path) + size > room:
+            file.write(remote.read(url)[: size // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        download(url, file, size)
+
+    monkeypatch.setattr("data.shards.cache.download", download_half_and_fill_the_disk)
+    shards = Shards(server.url, cache=Cache(tmp_path, 10**9))
+    assert [shards.image(position) for position in range(len(expected))] == expected
+    assert 1 <= len(list(tmp_path.glob("*.tar"))) <= 3
+
+
+def test_a_tmpdir_that_is_too_long_for_sockets_is_named(tmp_path):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    code = "from data.processes import prepare_workers; prepare_workers()"
+    environment = {**os.environ, "TMPDIR": str(long), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert f"ValueError: the workers of data.workers cannot be started in TMPDIR {long}" in done.stderr
 
 
 def test_a_killed_fetch_is_taken_over(forked, server, expected, tmp_path):

@@ -45,6 +45,48 @@ def test_what_is_missing_is_named(settings, named):
     assert done.stderr.startswith(f"error: {named}")
 
 
+TRAINER = """#!/bin/bash
+case "$*" in
+    -c*) exec "$REAL" "$@" ;;
+    *--dry_run*) exit "$PLANNED" ;;
+esac
+[ -z "$STATE" ] || echo "$STATE" >"$RUN_DIR/state.new"
+[ -z "$STATE" ] || mv "$RUN_DIR/state.new" "$RUN_DIR/state"
+exit "$CODE"
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "planned", "state", "code", "expected"),
+    [
+        ("", 0, "finished", 0, 0),
+        ("stopped", 0, "stopped", 75, 75),
+        ("stopped", 0, "", 137, 1),  # it was killed before it had the folder
+        ("stopped", 0, "", 2, 2),
+        ("diverged", 0, "", 137, 1),
+        ("", 0, "diverged", 1, 2),
+        ("running", 0, "failed", 1, 1),
+        ("", 2, "", 0, 2),
+        ("", 137, "", 0, 1),
+        ("finished", 1, "finished", 0, 1),
+    ],
+)
+@pytest.mark.parametrize("url", ["", "file://"])
+def test_the_exit_code_follows_from_what_this_start_did(tmp_path, url, before, planned, state, code, expected):
+    python = tmp_path / "python"
+    python.write_text(TRAINER)
+    python.chmod(0o755)
+    if before:
+        (tmp_path / "state").write_text(before)
+    settings = {"PYTHON": python, "RUN_DIR": f"{url}{tmp_path}", "REAL": sys.executable, "PATH": os.environ["PATH"]}
+    settings |= {"PLANNED": planned, "STATE": state, "CODE": code, "ACCELERATE_USE_CPU": "true"}
+    stub = {key: str(value) for key, value in settings.items()}
+    if url:  # the stub writes the file
+        python.write_text(TRAINER.replace("$RUN_DIR", str(tmp_path)))
+    done = subprocess.run(["bash", str(CONTAINER / "start.sh")], env=stub, capture_output=True, text=True)
+    assert done.returncode == expected, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_signal_to_the_script_alone_saves_and_the_same_command_goes_on(start, tmp_path, processes):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,8 +77,9 @@ def test_the_python_inside_the_job_script_runs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["-", "--config", str(ROOT / "launch" / "recipes" / "digits-vae.yaml")])
     monkeypatch.setenv("DATA_CACHE", "/fast")
     exec(code, {})
-    run_dir, unlimited, *cache = capsys.readouterr().out.splitlines()
-    assert (Path(run_dir).name, unlimited, cache) == ("digits-vae", "True", ["--data.cache", "/fast"])
+    run_dir, unlimited, remote, *cache = capsys.readouterr().out.splitlines()
+    assert (Path(run_dir).name, unlimited, remote) == ("digits-vae", "True", "False")
+    assert cache == ["--data.cache", "/fast"]
 
 
 # ---- SLURM's part played by stubs: each attempt ends as told; what the script then does is what is tested
@@ -85,21 +87,28 @@ def test_the_python_inside_the_job_script_runs(monkeypatch, capsys):
 PYTHON = """#!/bin/bash
 case "$*" in
     *--mistake*) echo "error: no such setting" >&2; exit 2 ;;
-    -*) printf '%s\\n' "$RUN" True --data.cache "$DATA_CACHE" ;;
+    -*) printf '%s\\n' "$RUN" True "$REMOTE" --data.cache "$DATA_CACHE" ;;
     *--odd*) echo "error: ${*: -1} processes do not fit" >&2; exit 2 ;;
+    *--down*) echo planned >>"$STUBS/planned"; exit 1 ;;
     *) echo planned for "${*: -1}" ;;
 esac
 """
 SRUN = """#!/bin/bash
 echo "$@" >>"$STUBS/srun"
-case " $* " in *" check "*) [ -z "$BAD_NODE" ] || { echo "error: node n1: $BAD_NODE" >&2; exit 1; }; exit 0 ;; esac
+case " $* " in *" check "*)
+    [ -z "$SHARED" ] || echo "$SHARED" >>"$STUBS/shared"
+    [ -z "$BAD_NODE" ] || { echo "error: node n1: $BAD_NODE" >&2; exit "${BAD_CODE:-1}"; }
+    exit 0 ;;
+esac
 attempt=$(grep -c ' train ' "$STUBS/srun")
 read -r step state < <(sed -n "${attempt}p" "$STUBS/attempts")
 echo "$GPUS $PROCESSES $ACCELERATE_CONFIG $PET_RDZV_ID $PORT" >>"$STUBS/launched"
+[ "$state" != unlaunched ] || exit 1 # srun made no step, and no log of it
 echo "error: on attempt $attempt" >"$(grep -o "$RUN/logs/[^/]*" <<<"$*")/n0.log"
+[ "$state" = locked ] || echo "process 1 on n0, SLURM job $SLURM_JOB_ID, since" >"$RUN/.lock"
 path=$RUN/checkpoints/$(printf 'step_%08d' "$step")
 mkdir -p "$path" && touch "$path/manifest.json"
-[ "$state" = killed ] || echo "$state" >"$RUN/state"
+[[ $state =~ killed|locked ]] || echo "$state" >"$RUN/state"
 [ "$state" = finished ]
 """
 SCONTROL = """#!/bin/bash
@@ -132,7 +141,7 @@ def job(tmp_path):
         slurm = {"JOB_ID": 7, "NNODES": 2, "JOB_NODELIST": "n[0-1]", "CPUS_ON_NODE": 4, "SUBMIT_DIR": ROOT}
         slurm = {f"SLURM_{name}": str(value) for name, value in slurm.items()}
         mine = {"STUBS": stubs, "RUN": run_dir, "PYTHON": bin_dir / "python", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
-        mine |= {"LEFT": "UNLIMITED", "BAD_NODE": "", "SLURM_GPUS_PER_NODE": "0", "TMPDIR": "/tmp"}
+        mine |= {"LEFT": "UNLIMITED", "REMOTE": "False", "BAD_NODE": "", "SLURM_GPUS_PER_NODE": "0", "TMPDIR": "/tmp"}
         environment = slurm | mine | environment
         copy = tmp_path / "slurm_script"  # SLURM runs a copy elsewhere
         shutil.copy(SLURM / script, copy)
@@ -206,6 +215,60 @@ def test_an_earlier_state_is_not_taken_for_this_ones(job):
     os.utime(state, (1, 1))
     done = job(attempts=[(0, "killed"), (0, "killed")])
     assert (done.code, len(done.trained)) == (1, 2)
+
+
+def test_of_another_jobs_run_neither_checkpoints_nor_state_count(job):
+    """Two jobs started at once: this one is refused the folder, and must not take the other's progress for its own."""
+    job.run_dir.mkdir()
+    (job.run_dir / ".lock").write_text("process 9 on n5, SLURM job 77, since")
+    done = job(attempts=[(50, "locked"), (80, "locked"), (90, "locked")])
+    assert (done.code, len(done.trained), done.requeued) == (1, 2, [])
+    assert "failed again before it had the run folder" in done.said
+
+
+def test_a_step_that_slurm_could_not_start_is_tried_again(job):
+    done = job(attempts=[(0, "unlaunched"), (9, "finished")])
+    assert (done.code, len(done.trained)) == (0, 2)
+
+
+def test_what_may_pass_is_tried_three_times(job, tmp_path):
+    sleep = tmp_path / "bin" / "sleep"
+    sleep.write_text("#!/bin/sh\n")
+    sleep.chmod(0o755)
+    done = job("--down", attempts=[(9, "finished")])
+    assert (done.code, done.trained) == (1, [])
+    assert (tmp_path / "planned").read_text().splitlines() == ["planned"] * 3
+
+
+def test_a_signal_to_the_check_of_the_nodes_requeues(job):
+    done = job(attempts=[(9, "finished")], BAD_NODE="signal", BAD_CODE=75)
+    assert (done.code, done.trained, done.requeued) == (0, [], ["requeue 7"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+def test_a_node_keeps_no_images_where_a_stranger_may_change_them(tmp_path):
+    cache, shared = tmp_path / "cache", tmp_path / "shared"
+    shared.touch()
+    known = {"SHARED": shared, "RUN_DIR": tmp_path, "PYTHON": sys.executable, "GPUS": "0", "SLURMD_NODENAME": "n0"}
+    known |= {"DATA_CACHE": cache, "PATH": os.environ["PATH"]}
+    check = partial(
+        subprocess.run,
+        ["bash", str(SLURM / "node.sh"), "check"],
+        env={name: str(value) for name, value in known.items()},
+        capture_output=True,
+        text=True,
+    )
+    assert (check().returncode, cache.stat().st_mode & 0o777) == (0, 0o700)
+    os.chown(cache, 12345, -1)
+    done = check()
+    assert done.returncode == 1
+    assert f"node n0: DATA_CACHE is {cache}, a folder of the user" in done.stderr
+
+
+@pytest.mark.parametrize("remote", ["True", "False"])
+def test_nodes_share_the_folder_unless_the_runs_is_at_a_url(job, tmp_path, remote):
+    assert job(attempts=[(9, "finished")], REMOTE=remote).code == 0
+    assert (tmp_path / "shared").exists() == (remote == "False")
 
 
 def test_the_name_of_a_checkpoint_runs_nothing(job, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import re
 import sys
 import time
@@ -11,12 +12,18 @@ from typing import Any, NoReturn
 
 import torch.distributed
 
-from data.errors import DataError
+from data.errors import DataError, UnreachableError
 from data.redact import printable
 from trainer.distributed.launcher import is_local_main
 from trainer.distributed.rendezvous import STORE_TIMEOUT, query_store
 from trainer.errors import RunError, needed
 
+# Of what may be gone when the same command is started again.
+PASSING = (ConnectionError, TimeoutError)
+PASSING_ERRNOS = (
+    *(errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+)
 NO_ROOM = "the GPU has too little free memory: end other programs that take some (nvidia-smi shows them)"
 
 
@@ -37,11 +44,15 @@ def exit_with_error(message: str, code: int = 2) -> NoReturn:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A context before training: exits with code 2 and no traceback if settings or data are wrong."""
+    """A context before training: exits without a traceback, with code 2 if settings or data are wrong.
+
+    The code is 1 if the same command may succeed later: a network, a disk or memory fails, or another run is writing.
+    """
     try:
         yield
     except (ValueError, DataError, OSError) as error:
-        exit_with_error(str(error))
+        passing = isinstance(error, (UnreachableError, *PASSING)) or getattr(error, "errno", None) in PASSING_ERRNOS
+        exit_with_error(str(error), code=1 if passing else 2)
     except RunError as error:  # a process is lost, or memory is short
         exit_with_error(str(error), code=1)
     except torch.OutOfMemoryError as error:

@@ -206,6 +206,32 @@ def test_a_run_goes_on_from_its_url_on_another_machine(here, tmp_path):
     assert (tmp_path / "there" / "state").read_text() == "failed\n", "for a job script that would start it again"
 
 
+def test_a_run_is_not_finished_before_its_url_has_it(here, tmp_path, monkeypatch):
+    run = [*RUN, "--trainer.steps", "3", "--trainer.run_dir", f"file://{tmp_path}/there", "--trainer.scratch"]
+    push = RemoteRun.push
+
+    def fail_at_the_end(remote):
+        if (remote.folder / "state").read_text() == "finished\n":
+            raise ConnectionError("the storage is down")
+        push(remote)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteRun, "push", fail_at_the_end)
+        cut = here(*run, tmp_path / "scratch")
+    assert (cut.returncode, "the storage is down" in cut.stderr) == (1, True)
+    (scratch,) = (tmp_path / "scratch").iterdir()
+    states = [(folder / "state").read_text() for folder in (scratch, tmp_path / "there")]
+    assert states == ["failed\n", "failed\n"], "a job script tries again"
+    assert here(*run, tmp_path / "scratch").returncode == 0
+    assert (tmp_path / "there" / "state").read_text() == "finished\n"
+
+
+def test_a_run_that_goes_on_without_its_url_says_so(remote, tmp_path, capsys):
+    save(tmp_path / "here" / "checkpoints", 7)
+    remote("here").fetch()
+    assert f"holds no checkpoint: the run goes on from step 7 of {tmp_path}/here" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_killed_while_it_copies_to_s3(s3, command, main, tmp_path):
     """`kill -9` as soon as the first file of a checkpoint is in the bucket; then the machine's disk is gone."""
