@@ -43,16 +43,19 @@ def prepare_workers() -> None:
     if WARNING not in sys.warnoptions:
         sys.warnoptions.append(WARNING)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    resource_tracker.ensure_running()  # else the server starts it, and it unblocks two of them
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()  # else the server starts it, and it unblocks two of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         forkserver.ensure_running()
-    except OSError as error:  # of a socket, whose path may have 107 bytes
-        raise ValueError(
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(  # the path of a socket may have 107 bytes
             f"the workers of data.workers cannot be started in TMPDIR {tempfile.gettempdir()} ({error}): set TMPDIR to "
             "a folder with a short path, such as TMPDIR=/tmp"
         ) from error
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_workers() -> None:

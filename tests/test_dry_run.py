@@ -15,6 +15,7 @@ from conftest import CYCLE, NETWORKS, ROOT, SMALL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from data.shards import remote
 from data.shards.reader import Shards
 from models.networks import NetworkConfig
 from models.networks.autoencoder import Decoder
@@ -264,6 +265,14 @@ def test_a_folder_that_a_run_holds_is_named(run, tmp_path, monkeypatch):
         assert dry.code == 1, "it may be free later"
         assert "is being written by process 7 on a machine: stop that run" in dry.err
     assert "no checkpoint yet: the run starts at step 0 of 10,000" in run(*AE).out
+
+
+def test_what_may_pass_is_told_apart_from_mistakes(run, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "PAUSES", ())
+    down = run(*AE, "--data.train", "http://127.0.0.1:9/shards")
+    assert (down.code, "data.train: cannot fetch http://127.0.0.1:9/shards/index.json: " in down.err) == (1, True)
+    assert "Connect call failed" in down.err, "and not the URL again"
+    assert run(*AE, "--data.train", f"file://{tmp_path}/nowhere").code == 2
 
 
 def test_a_folder_that_no_run_could_write_is_named(run, tmp_path, monkeypatch):

@@ -132,6 +132,8 @@ class Run:
         try:
             with self.ranks.naming_missing_ranks():
                 finished = self._train()
+                if finished:
+                    self._copy_to_url()  # a job script must not take a run for finished that is here alone
                 self.folder.set_status("finished" if finished else "stopped")
                 self._copy_to_url()
                 self.accelerator.wait_for_everyone()
@@ -183,14 +185,9 @@ class Run:
 
     def _copy_to_url(self) -> None:
         """Copy the rest of the run folder to where it belongs."""
-        if self.remote is None:
-            return
-        self.logger.flush()
-        try:
+        if self.remote is not None:
+            self.logger.flush()
             self._save_on_main(self.remote.push)
-        except BaseException:
-            self.folder.set_status("failed")  # a job script must not take a run for finished that is here alone
-            raise
 
     def batches(self) -> Generator[Batch]:
         """Yield this process's batches from the present step on."""

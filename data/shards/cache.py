@@ -15,7 +15,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.shards.index import Shard, load_table, save_table, scan, table_path
-from data.shards.remote import download
+from data.shards.remote import FULL, download
 
 WAIT = 0.05  # seconds between looks for room
 MAX_TABLES = 256  # tables that stay in memory
@@ -84,8 +84,7 @@ class Cache:
                             os.fsync(file.fileno())
                             self._finish(part, path, url, shard)
                 except OSError as error:
-                    # The disk may have less room than the limit, or other programs have taken it.
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._drop_oldest(part):
+                    if error.errno not in FULL or not self._lower_limit(part, need):
                         raise
         except OSError as error:
             raise DataError(
@@ -165,10 +164,18 @@ class Cache:
                 part.touch()
             return room >= need
 
-    def _drop_oldest(self, kept: Path) -> bool:
-        """Drop the shard that was used least recently, but for `kept`; return False if all are in use."""
+    def _lower_limit(self, part: Path, need: int) -> bool:
+        """Drop the part of a shard for which the disk had no room, and lower the limit to what is there.
+
+        Return False if nothing else of the cache is there, so that no room could be made.
+        """
         with self._lock():
-            return any(_drop(path) for _, _, path in sorted(self._files()) if path != kept)
+            paths = [path for _, _, path in self._files()]
+            if paths == [part]:
+                return False
+            self.limit = max(need, min(self.limit, sum(map(_size, paths))))
+            _drop(part)
+            return True
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield last use, bytes and path of each shard; remove tables whose shard is gone, as after a kill."""

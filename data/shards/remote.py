@@ -1,5 +1,6 @@
 """Files elsewhere: what fsspec opens (http, https, s3, gs, hf, ...), and `pipe:COMMAND`, a command's output."""
 
+import errno
 import os
 import random
 import select
@@ -18,6 +19,7 @@ from data.errors import DataError, UnreachableError
 from data.files import MAX_JSON, escaped
 
 CHUNK = 2**24  # bytes of one request: what a failure loses
+FULL = (errno.ENOSPC, errno.EDQUOT)
 STALL = 60.0  # seconds without a byte after which a request or command has failed
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try of a request
 PLAIN = frozenset({"file", "http", "https", "s3", "gs", "hf"})  # kinds that a file may name, as none runs anything
@@ -140,6 +142,18 @@ def _copy_output(process: subprocess.Popen[bytes], file: BinaryIO) -> int:
             process.wait()
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Return whether a request that failed may succeed later; fsspec's HTTP calls every failure a missing file."""
+    missing, cause = isinstance(error, FileNotFoundError | PermissionError), error.__cause__
+    while cause is not None:
+        if type(cause).__module__.startswith("aiohttp"):
+            return getattr(cause, "status", None) not in (401, 403, 404, 410)
+        if isinstance(cause, ConnectionError | TimeoutError):
+            return True
+        cause = cause.__cause__
+    return not missing
+
+
 def _retry(url: str, attempt: Callable[[], Result]) -> Result:
     """Return an attempt's result, after several tries if need be."""
     for pause in (*PAUSES, None):
@@ -148,10 +162,12 @@ def _retry(url: str, attempt: Callable[[], Result]) -> Result:
         except (ImportError, ValueError) as error:  # fsspec does not know the kind of URL, or lacks its package
             raise DataError(f"cannot open {url}: {error}") from error
         except Exception as error:  # each kind of remote has its own errors
+            if isinstance(error, OSError) and error.errno in FULL:  # this machine's disk
+                raise
             if pause is None:
-                reason = str(error) or type(error).__name__
-                lasting = isinstance(error, FileNotFoundError | PermissionError)
-                raise (DataError if lasting else UnreachableError)(
+                cause = error.__cause__ or error
+                reason = str(cause) or type(cause).__name__
+                raise (UnreachableError if _may_pass(error) else DataError)(
                     f"cannot fetch {url}: {reason}; tried {len(PAUSES) + 1} times. Is it there, and may this machine "
                     "read it?"
                 ) from error

@@ -33,12 +33,23 @@ state() {
     esac 2>/dev/null || true
 }
 
-written() { # when the state was written, and which file it is: another after each write
+written() { # when the state was written, and which file it is: another after each write; fails if that is not known
     case $RUN_DIR in
-        *://*) "$PYTHON" -c 'import fsspec, sys
-files, path = fsspec.core.url_to_fs(sys.argv[1]); print(sorted(map(str, files.info(path).items())))' "$RUN_DIR/state" ;;
-        *) stat -c %i.%y "$RUN_DIR/state" ;;
-    esac 2>/dev/null || true
+        *://*) "$PYTHON" - "$RUN_DIR/state" <<'END' ;;
+import sys
+
+import fsspec
+
+try:
+    files, path = fsspec.core.url_to_fs(sys.argv[1])
+    print(sorted(map(str, files.info(path).items())))
+except (FileNotFoundError, ImportError, ValueError):  # the trainer refuses what cannot be opened
+    print("none")
+except Exception as error:
+    sys.exit(f"error: RUN_DIR: {sys.argv[1]} cannot be read: {error}")
+END
+        *) stat -c %i.%y "$RUN_DIR/state" 2>/dev/null || echo none ;;
+    esac
 }
 
 [ -n "${RUN_DIR:-}" ] || refuse "RUN_DIR is not set: name the run's folder, a URL or on a disk that outlives this machine"
@@ -57,7 +68,7 @@ fitting=cpu
 ((GPUS > 0)) || export ACCELERATE_USE_CPU=true
 
 run=("$PYTHON" "$REPO/trainer/main.py" "$@" --trainer.run_dir "$RUN_DIR")
-before=$(written)
+before=$(written) || exit 1
 # The first machine prints the resolved run. What is refused (2) would be refused each time.
 ((NODE_RANK > 0)) || "${run[@]}" --dry_run "$WORLD" || exit $(($? == 2 ? 2 : 1))
 if ((WORLD == 1)); then
@@ -87,7 +98,7 @@ for ((i = 0; i < 60 && NODE_RANK > 0; i++)); do
     sleep 1
 done
 state=$(state)
-[ "$(written)" != "$before" ] || state= # that of an earlier start
+{ after=$(written) && [ "$after" != "$before" ]; } || state= # that of an earlier start
 case $code,$state in
     0,finished) exit 0 ;;
     *,stopped) exit 75 ;;

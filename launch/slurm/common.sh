@@ -56,37 +56,48 @@ choose_launch() {
 read_configuration() {
     local lines
     export DATA_CACHE=${DATA_CACHE:-${TMPDIR:-/tmp}/vaegan-cache-$(id -un)}
-    lines=$(PYTHONPATH=$REPO "$PYTHON" -P - "$@" <<'END'
+    lines=$(tried print_configuration "$@") || exit $?
+    mapfile -t lines <<<"$lines"
+    export RUN_DIR=${lines[0]}
+    unlimited=${lines[1]} remote=${lines[2]} defaults=("${lines[@]:4}")
+    [ "${lines[3]}" = True ] || DATA_CACHE= # no shards are elsewhere
+    ((${#defaults[@]} > 0)) || DATA_CACHE=  # the settings name another one
+}
+
+print_configuration() {
+    PYTHONPATH=$REPO "$PYTHON" -P - "$@" <<'END'
 import os, sys
 from data.shards.remote import is_remote
 from trainer.config.parser import configure
 
 config = configure(sys.argv[1:])
 print(config.run_dir, config.trainer.time_limit is None, is_remote(str(config.trainer.run_dir)), sep="\n")
+sources = [*config.data.trains, *config.data.tests]
+print(any(is_remote(source) or source.endswith(".json") for source in sources))
 if config.data.cache is None:
     print("--data.cache", os.environ["DATA_CACHE"], sep="\n")
 END
-    ) || fail 2 "the job does not start, for the reason above"
-    mapfile -t lines <<<"$lines"
-    export RUN_DIR=${lines[0]}
-    unlimited=${lines[1]} remote=${lines[2]} defaults=("${lines[@]:3}")
-    ((${#defaults[@]} > 0)) || DATA_CACHE= # the settings name another one
+}
+
+# Runs a command, three times if it fails by what may pass, such as a network, and ends the job if it does not succeed.
+tried() { # COMMAND ARGUMENTS
+    local code tries
+    for tries in 1 2 3; do
+        code=0
+        "$@" || code=$?
+        ((code != 0)) || return 0
+        ((code != 2)) || break
+        ((tries == 3)) || {
+            say "this may pass: it is tried again in a minute" >&2
+            sleep 60
+        }
+    done
+    fail $((code == 2 ? 2 : 1)) "the job does not start, for the reason above"
 }
 
 # Prints the resolved run into the job's output, and refuses what its processes would refuse.
 dry_run() {
-    local code tries
-    for tries in 1 2 3; do
-        code=0
-        "$PYTHON" "$REPO/trainer/main.py" "${defaults[@]}" "$@" --dry_run "$((SLURM_NNODES * PROCESSES))" || code=$?
-        ((code != 0)) || return 0
-        ((code != 2)) || fail 2 "the job does not start, for the reason above"
-        ((tries == 3)) || { # a network or a disk may be back soon
-            say "this may pass: it is tried again in a minute"
-            sleep 60
-        }
-    done
-    fail 1 "the job does not start, for the reason above"
+    tried "$PYTHON" "$REPO/trainer/main.py" "${defaults[@]}" "$@" --dry_run "$((SLURM_NNODES * PROCESSES))"
 }
 
 # Checks Python, GPUs and the run folder, which nodes share unless the run's is at a URL, on every node, before training.

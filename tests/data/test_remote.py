@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import http.server
+import io
 import json
 import multiprocessing
 import os
@@ -436,13 +437,26 @@ def test_a_disk_smaller_than_the_limit_keeps_fewer_shards(server, folder, expect
     def download_half_and_fill_the_disk(url, file, size):
         if bytes_in(tmp_path) + size > room:
             file.write(remote.read(url)[: size // 2])
-            raise OSError(errno.ENOSPC, "No space left on device")
+            _full()
         download(url, file, size)
 
     monkeypatch.setattr("data.shards.cache.download", download_half_and_fill_the_disk)
     shards = Shards(server.url, cache=Cache(tmp_path, 10**9))
     assert [shards.image(position) for position in range(len(expected))] == expected
     assert 1 <= len(list(tmp_path.glob("*.tar"))) <= 3
+    assert shards.cache.limit <= room
+
+
+def test_the_output_of_a_command_that_fills_the_disk_is_not_asked_for_again(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(remote, "_run", lambda *call: calls.append(call) or _full())
+    with pytest.raises(OSError, match="No space left"):
+        remote.download("pipe:cat shard", io.BytesIO(), 10)
+    assert len(calls) == 1
+
+
+def _full():
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_tmpdir_that_is_too_long_for_sockets_is_named(tmp_path):

@@ -25,6 +25,7 @@ def start(digits, tmp_path):
             "PYTHON": sys.executable,
             "OMP_NUM_THREADS": THREADS,
             "RUN_DIR": str(tmp_path / "run"),
+            "ACCELERATE_USE_CPU": "true",  # also where there is a GPU, which the tests hide
             **settings,
         }
         data = ["--data.train", str(digits / "train"), "--data.test", str(digits / "test")]
@@ -47,7 +48,8 @@ def test_what_is_missing_is_named(settings, named):
 
 TRAINER = """#!/bin/bash
 case "$*" in
-    -c*) exec "$REAL" "$@" ;;
+    *"import torch"*) echo 0; exit ;;
+    -*) exec "$REAL" "$@" ;;
     *--dry_run*) exit "$PLANNED" ;;
 esac
 [ -z "$STATE" ] || echo "$STATE" >"$RUN_DIR/state.new"

@@ -77,8 +77,8 @@ def test_the_python_inside_the_job_script_runs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["-", "--config", str(ROOT / "launch" / "recipes" / "digits-vae.yaml")])
     monkeypatch.setenv("DATA_CACHE", "/fast")
     exec(code, {})
-    run_dir, unlimited, remote, *cache = capsys.readouterr().out.splitlines()
-    assert (Path(run_dir).name, unlimited, remote) == ("digits-vae", "True", "False")
+    run_dir, unlimited, remote, elsewhere, *cache = capsys.readouterr().out.splitlines()
+    assert (Path(run_dir).name, unlimited, remote, elsewhere) == ("digits-vae", "True", "False", "False")
     assert cache == ["--data.cache", "/fast"]
 
 
@@ -87,7 +87,7 @@ def test_the_python_inside_the_job_script_runs(monkeypatch, capsys):
 PYTHON = """#!/bin/bash
 case "$*" in
     *--mistake*) echo "error: no such setting" >&2; exit 2 ;;
-    -*) printf '%s\\n' "$RUN" True "$REMOTE" --data.cache "$DATA_CACHE" ;;
+    -*) printf '%s\\n' "$RUN" True "$REMOTE" "$REMOTE" --data.cache "$DATA_CACHE" ;;
     *--odd*) echo "error: ${*: -1} processes do not fit" >&2; exit 2 ;;
     *--down*) echo planned >>"$STUBS/planned"; exit 1 ;;
     *) echo planned for "${*: -1}" ;;

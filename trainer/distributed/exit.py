@@ -18,8 +18,7 @@ from trainer.distributed.launcher import is_local_main
 from trainer.distributed.rendezvous import STORE_TIMEOUT, query_store
 from trainer.errors import RunError, needed
 
-# Of what may be gone when the same command is started again.
-PASSING = (ConnectionError, TimeoutError)
+PASSING = (UnreachableError, ConnectionError, TimeoutError)
 PASSING_ERRNOS = (
     *(errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
@@ -42,6 +41,15 @@ def exit_with_error(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
+def may_pass(error: BaseException | None) -> bool:
+    """Return whether an error, or what caused it, may be gone when the same command is started again."""
+    while error is not None:
+        if isinstance(error, PASSING) or getattr(error, "errno", None) in PASSING_ERRNOS:
+            return True
+        error = error.__cause__
+    return False
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """A context before training: exits without a traceback, with code 2 if settings or data are wrong.
@@ -51,8 +59,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, DataError, OSError) as error:
-        passing = isinstance(error, (UnreachableError, *PASSING)) or getattr(error, "errno", None) in PASSING_ERRNOS
-        exit_with_error(str(error), code=1 if passing else 2)
+        exit_with_error(str(error), code=1 if may_pass(error) else 2)
     except RunError as error:  # a process is lost, or memory is short
         exit_with_error(str(error), code=1)
     except torch.OutOfMemoryError as error:

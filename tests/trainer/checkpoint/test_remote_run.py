@@ -211,7 +211,7 @@ def test_a_run_is_not_finished_before_its_url_has_it(here, tmp_path, monkeypatch
     push = RemoteRun.push
 
     def fail_at_the_end(remote):
-        if (remote.folder / "state").read_text() == "finished\n":
+        if 3 in steps(remote.folder):
             raise ConnectionError("the storage is down")
         push(remote)
 
@@ -220,8 +220,7 @@ def test_a_run_is_not_finished_before_its_url_has_it(here, tmp_path, monkeypatch
         cut = here(*run, tmp_path / "scratch")
     assert (cut.returncode, "the storage is down" in cut.stderr) == (1, True)
     (scratch,) = (tmp_path / "scratch").iterdir()
-    states = [(folder / "state").read_text() for folder in (scratch, tmp_path / "there")]
-    assert states == ["failed\n", "failed\n"], "a job script tries again"
+    assert (scratch / "state").read_text() == "failed\n", "a job script tries again"
     assert here(*run, tmp_path / "scratch").returncode == 0
     assert (tmp_path / "there" / "state").read_text() == "finished\n"
 

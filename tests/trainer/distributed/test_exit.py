@@ -29,3 +29,11 @@ def test_what_may_pass_has_another_code_than_what_is_refused(error, code, capsys
         raise error
     assert stopped.value.code == code
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_what_caused_an_error_says_whether_it_may_pass():
+    error = DataError("data.train: a shard cannot be read")
+    error.__cause__ = OSError(errno.EIO, "a failing disk")
+    with pytest.raises(SystemExit) as stopped, user_errors():
+        raise error
+    assert stopped.value.code == 1
