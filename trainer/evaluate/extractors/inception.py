@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from trainer.distributed.launcher import is_local_main
@@ -84,6 +83,8 @@ def _download_once(path: Path) -> None:
     """Have one process per machine download the weights if they are missing; every process calls this."""
     reason = download(path) if is_local_main() else "another process of this machine could not download them"
     if torch.distributed.is_initialized():
+        from accelerate import PartialState  # takes a second, and trainer.prefetch needs none
+
         PartialState().wait_for_everyone()
     if not path.exists():
         raise ValueError(

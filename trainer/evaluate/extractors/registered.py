@@ -1,7 +1,6 @@
 """Extractors of torch-fidelity's registry."""
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from trainer.distributed.launcher import is_local_main
@@ -64,6 +63,8 @@ def registered(name: str) -> Registered:
     check_name(name)
     found, reason = _try(name) if is_local_main() else (None, "")
     if torch.distributed.is_initialized():
+        from accelerate import PartialState  # takes a second, and trainer.prefetch needs none
+
         PartialState().wait_for_everyone()
     if not is_local_main():
         found, reason = _try(name)
