@@ -79,6 +79,6 @@ def test_unfinished_shards_are_not_left_behind(tiny_run, capsys, tmp_path, monke
 
     monkeypatch.setattr(writers, "encoded", full)
     done = generate(capsys, "sample", tiny_run("GAN"), "--num", 2, "--shards", "--out", tmp_path / "deep" / "out")
-    assert done.returncode == 2
+    assert done.returncode == 1, "there may be room later"
     assert "No space left on device" in done.err
     assert [*(tmp_path / "deep").iterdir()] == []
