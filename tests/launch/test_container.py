@@ -48,7 +48,7 @@ def test_what_is_missing_is_named(settings, named):
 
 TRAINER = """#!/bin/bash
 case "$*" in
-    *"import torch"*) echo 0; exit ;;
+    *"import torch"*) echo 0 && exit ;;
     -*) exec "$REAL" "$@" ;;
     *--dry_run*) exit "$PLANNED" ;;
 esac
@@ -58,35 +58,46 @@ exit "$CODE"
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "planned", "state", "code", "expected"),
-    [
-        ("", 0, "finished", 0, 0),
-        ("stopped", 0, "stopped", 75, 75),
-        ("stopped", 0, "", 137, 1),  # it was killed before it had the folder
-        ("stopped", 0, "", 2, 2),
-        ("diverged", 0, "", 137, 1),
-        ("", 0, "diverged", 1, 2),
-        ("running", 0, "failed", 1, 1),
-        ("", 2, "", 0, 2),
-        ("", 137, "", 0, 1),
-        ("finished", 1, "finished", 0, 1),
-    ],
-)
-@pytest.mark.parametrize("url", ["", "file://"])
-def test_the_exit_code_follows_from_what_this_start_did(tmp_path, url, before, planned, state, code, expected):
-    python = tmp_path / "python"
-    python.write_text(TRAINER)
-    python.chmod(0o755)
-    if before:
-        (tmp_path / "state").write_text(before)
-    settings = {"PYTHON": python, "RUN_DIR": f"{url}{tmp_path}", "REAL": sys.executable, "PATH": os.environ["PATH"]}
-    settings |= {"PLANNED": planned, "STATE": state, "CODE": code, "ACCELERATE_USE_CPU": "true"}
-    stub = {key: str(value) for key, value in settings.items()}
-    if url:  # the stub writes the file
+@pytest.fixture
+def ended(tmp_path):
+    """The exit code of start.sh where a trainer that leaves `state`, or none, ends with `code`."""
+
+    def run(url: str, before: str, planned: int, state: str, code: int) -> int:
+        python = tmp_path / "python"
         python.write_text(TRAINER.replace("$RUN_DIR", str(tmp_path)))
-    done = subprocess.run(["bash", str(CONTAINER / "start.sh")], env=stub, capture_output=True, text=True)
-    assert done.returncode == expected, done.stderr
+        python.chmod(0o755)
+        if before:
+            (tmp_path / "state").write_text(before)
+        settings = {"PYTHON": python, "RUN_DIR": f"{url}{tmp_path}", "REAL": sys.executable, "PATH": os.environ["PATH"]}
+        settings |= {"PLANNED": planned, "STATE": state, "CODE": code, "ACCELERATE_USE_CPU": "true"}
+        stub = {key: str(value) for key, value in settings.items()}
+        return subprocess.run(["bash", str(CONTAINER / "start.sh")], env=stub, capture_output=True).returncode
+
+    return run
+
+
+STARTS = [
+    ("", 0, "finished", 0, 0),
+    ("stopped", 0, "stopped", 75, 75),
+    ("stopped", 0, "", 137, 1),  # it was killed before it had the folder
+    ("stopped", 0, "", 2, 2),
+    ("diverged", 0, "", 137, 1),
+    ("", 0, "diverged", 1, 2),
+    ("running", 0, "failed", 1, 1),
+    ("", 2, "", 0, 2),
+    ("", 137, "", 0, 1),
+    ("finished", 1, "finished", 0, 1),
+]
+
+
+@pytest.mark.parametrize(("before", "planned", "state", "code", "expected"), STARTS)
+def test_the_exit_code_follows_from_what_this_start_did(ended, before, planned, state, code, expected):
+    assert ended("", before, planned, state, code) == expected
+
+
+@pytest.mark.parametrize(("before", "planned", "state", "code", "expected"), STARTS[:4])
+def test_so_it_does_where_the_run_is_at_a_url(ended, before, planned, state, code, expected):
+    assert ended("file://", before, planned, state, code) == expected
 
 
 @pytest.mark.slow
