@@ -11,4 +11,4 @@ class DataError(RuntimeError):
 
 
 class UnreachableError(DataError):
-    """The data is elsewhere and could not be fetched, although it may be there: perhaps it can be later."""
+    """Remote data could not be fetched for a reason that may be temporary, such as a server that is down."""

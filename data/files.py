@@ -19,6 +19,7 @@ Content = TypeVar("Content")
 
 KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}  # all others are devices
 UNFINISHED = ".unfinished."  # prefix of temporary names
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a full disk, or of a user's full share of it
 MAX_JSON = 2**28  # bytes: an index of a million shards has fewer
 MAX_YAML = 2**20  # characters
 MAX_DEPTH = 100  # of nested lists and mappings: libyaml's recursion ends the process far beyond that

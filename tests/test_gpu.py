@@ -177,7 +177,7 @@ def test_no_step_waits_for_the_device(accelerator, name, precision):
     train_step, ema = TrainStep(made, system, 99), EMA(system, 100, 4)
     images = tuple(torch.rand(4, 1, 32, 32, device=made.device) * 2 - 1 for _ in range(2))
     label = torch.tensor([0, 1, 1, 0], device=made.device)
-    for step in range(20 if precision == "fp16" else 5):  # the loss scale of fp16 first falls, update by update
+    for step in range(20 if precision == "fp16" else 5):  # fp16 skips its first updates
         if step == 2 and ON == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:

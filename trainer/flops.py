@@ -106,9 +106,9 @@ class StepFlops:
 
 
 def flop_counter() -> "FlopCounterMode":
-    """Return torch's counter of FLOPs, which counts grouped convolutions backwards as what they need.
+    """Return torch's FLOP counter with a corrected formula for the backward pass of grouped convolutions.
 
-    torch's own formula counts their gradient in the weights as that of convolutions without groups.
+    torch's own formula counts the gradient of their weights as if the convolution had no groups.
     """
     from torch.utils.flop_counter import FlopCounterMode, conv_flop_count  # Triton's import takes half a second
 

@@ -12,11 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Literal, Self, TypeVar
 
-from data.files import UNFINISHED
+from data.files import FULL, UNFINISHED
 from trainer.errors import RunError
 from trainer.files import write_atomically
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 WAIT = 30  # seconds to wait for another run that is about to stop
 

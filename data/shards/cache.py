@@ -14,8 +14,9 @@ from typing import IO, Any
 import numpy as np
 
 from data.errors import DataError
+from data.files import FULL
 from data.shards.index import Shard, load_table, save_table, scan, table_path
-from data.shards.remote import FULL, download
+from data.shards.remote import download
 
 WAIT = 0.05  # seconds between looks for room
 MAX_TABLES = 256  # tables that stay in memory

@@ -1,6 +1,5 @@
 """Files elsewhere: what fsspec opens (http, https, s3, gs, hf, ...), and `pipe:COMMAND`, a command's output."""
 
-import errno
 import os
 import random
 import select
@@ -16,10 +15,9 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from data.errors import DataError, UnreachableError
-from data.files import MAX_JSON, escaped
+from data.files import FULL, MAX_JSON, escaped
 
 CHUNK = 2**24  # bytes of one request: what a failure loses
-FULL = (errno.ENOSPC, errno.EDQUOT)
 STALL = 60.0  # seconds without a byte after which a request or command has failed
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try of a request
 PLAIN = frozenset({"file", "http", "https", "s3", "gs", "hf"})  # kinds that a file may name, as none runs anything
@@ -142,7 +140,7 @@ def _copy_output(process: subprocess.Popen[bytes], file: BinaryIO) -> int:
             process.wait()
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_temporary(error: BaseException) -> bool:
     """Return whether a request that failed may succeed later; fsspec's HTTP calls every failure a missing file."""
     missing, cause = isinstance(error, FileNotFoundError | PermissionError), error.__cause__
     while cause is not None:
@@ -167,7 +165,7 @@ def _retry(url: str, attempt: Callable[[], Result]) -> Result:
             if pause is None:
                 cause = error.__cause__ or error
                 reason = str(cause) or type(cause).__name__
-                raise (UnreachableError if _may_pass(error) else DataError)(
+                raise (UnreachableError if _is_temporary(error) else DataError)(
                     f"cannot fetch {url}: {reason}; tried {len(PAUSES) + 1} times. Is it there, and may this machine "
                     "read it?"
                 ) from error

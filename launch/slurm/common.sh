@@ -79,7 +79,7 @@ if config.data.cache is None:
 END
 }
 
-# Runs a command, three times if it fails by what may pass, such as a network, and ends the job if it does not succeed.
+# Runs a command, up to three times if its failure may be temporary (any code but 2), and ends the job if all fail.
 tried() { # COMMAND ARGUMENTS
     local code tries
     for tries in 1 2 3; do
@@ -88,7 +88,7 @@ tried() { # COMMAND ARGUMENTS
         ((code != 0)) || return 0
         ((code != 2)) || break
         ((tries == 3)) || {
-            say "this may pass: it is tried again in a minute" >&2
+            say "the failure may be temporary: the command is tried again in a minute" >&2
             sleep 60
         }
     done

@@ -13,14 +13,15 @@ from typing import Any, NoReturn
 import torch.distributed
 
 from data.errors import DataError, UnreachableError
+from data.files import FULL
 from data.redact import printable
 from trainer.distributed.launcher import is_local_main
 from trainer.distributed.rendezvous import STORE_TIMEOUT, query_store
 from trainer.errors import RunError, needed
 
-PASSING = (UnreachableError, ConnectionError, TimeoutError)
-PASSING_ERRNOS = (
-    *(errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN),
+TEMPORARY = (UnreachableError, ConnectionError, TimeoutError)
+TEMPORARY_ERRNOS = (
+    *(*FULL, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EAGAIN),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
 )
 NO_ROOM = "the GPU has too little free memory: end other programs that take some (nvidia-smi shows them)"
@@ -41,10 +42,10 @@ def exit_with_error(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-def may_pass(error: BaseException | None) -> bool:
-    """Return whether an error, or what caused it, may be gone when the same command is started again."""
+def is_temporary(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, may not occur again when the same command is started later."""
     while error is not None:
-        if isinstance(error, PASSING) or getattr(error, "errno", None) in PASSING_ERRNOS:
+        if isinstance(error, TEMPORARY) or getattr(error, "errno", None) in TEMPORARY_ERRNOS:
             return True
         error = error.__cause__
     return False
@@ -59,7 +60,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, DataError, OSError) as error:
-        exit_with_error(str(error), code=1 if may_pass(error) else 2)
+        exit_with_error(str(error), code=1 if is_temporary(error) else 2)
     except RunError as error:  # a process is lost, or memory is short
         exit_with_error(str(error), code=1)
     except torch.OutOfMemoryError as error:
