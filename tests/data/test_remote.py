@@ -4,6 +4,7 @@ import errno
 import fcntl
 import http.server
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -434,7 +435,10 @@ def test_a_full_disk_is_told_and_what_a_kill_left_goes(server, folder, tmp_path,
 def test_a_disk_smaller_than_the_limit_keeps_fewer_shards(server, folder, expected, tmp_path, monkeypatch):
     room, download = 3 * max(path.stat().st_size for path in folder.glob("*.tar")), remote.download
 
+    tries = itertools.count()
+
     def download_half_and_fill_the_disk(url, file, size):
+        assert next(tries) < 1000, "it does not end"
         if bytes_in(tmp_path) + size > room:
             file.write(remote.read(url)[: size // 2])
             _full()
