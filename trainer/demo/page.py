@@ -145,7 +145,7 @@ def upload(label: str = "An image", shown: str | None = None) -> gr.Image:
     place: dict[str, Any] = dict(sources=["upload", "clipboard"], height=260, elem_classes="upload")
     made = gr.Image(shown, label=label, type="filepath", image_mode=None, **place)
     # Gradio, which has checked the path by now, would decode the file, and answer a damaged one at length.
-    made.preprocess = _path  # type: ignore[assignment, method-assign]
+    made.preprocess = _path
     return made
 
 
