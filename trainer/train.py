@@ -252,7 +252,8 @@ class Run:
         if self.accelerator.is_main_process:
             try:
                 system = self.parts.ema.system
-                self.logger.pictures(self.step, panels(system, *self.grid_inputs), columns(system.classes))
+                row = columns(system.classes, self.config.data.shape[-1])
+                self.logger.pictures(self.step, panels(system, *self.grid_inputs), row)
                 if self.has_codes:
                     self.logger.codes(self.step, system, self.grid_inputs[0].real[0], self.grid_inputs[0].label)
             except FloatingPointError as error:

@@ -46,7 +46,7 @@ def write_page(
         f"from {_count(len(settings['compare']['seeds']), 'seed')}.",
         entries=entries,
         images={
-            name: [Frame(settings["trainer"]["steps"], as_png(grid(panels, IMAGES_PER_ROW)))]
+            name: [Frame(settings["trainer"]["steps"], f"data:image/png;base64,{as_png(grid(panels, IMAGES_PER_ROW))}")]
             for name, panels in pictures.items()
         },
         about_images=ABOUT_IMAGES,

@@ -74,7 +74,7 @@ def _export(settings: argparse.Namespace, run: Path) -> str:
         made = images.pictures(source, shown, settings.device)
         folder.write_weights(source, unfinished, latents)
         if made:
-            row = columns(source.system.classes)
+            row = columns(source.system.classes, source.image_shape[-1])
             grid(below_originals(made, row), row).save(unfinished / "pictures.png")
         text = card_of(source, settings, unfinished, list(made), latents)
         (unfinished / "README.md").write_text(text, encoding="utf-8")

@@ -23,6 +23,7 @@ from trainer.draws import key
 from trainer.log.charts import KINDS
 
 GRID, COLUMNS = 48, 12  # images in each panel of a run's grids, and of those in a row, at most
+WIDE, LARGE = 2048, 2**20  # pixels of a row, and of a panel of more rows, at most: a grid is written at every save
 MADE_OF_IMAGES = re.compile(r"reconstructed|translated |. to .")  # titles of panels
 Panels = dict[str, Tensor]  # uint8 images [n, channels, height, width] by title
 
@@ -40,21 +41,26 @@ class GridInputs(NamedTuple):
         return GridInputs([images[rows] for images in self.real], self.label[rows], self.z[rows], drawn)
 
 
-def columns(classes: int) -> int:
-    """Return the images in a row of a run's grids. With classes each column shows one, of the first if many."""
-    return COLUMNS // classes * classes if 0 < classes <= COLUMNS else COLUMNS
+def columns(classes: int, width: int) -> int:
+    """Return the images, so many pixels wide, in a row of a run's grids.
+
+    With classes each column shows one, of the first if many.
+    """
+    most = max(1, min(COLUMNS, WIDE // width))
+    return most // classes * classes if 0 < classes <= most else most
 
 
 def grid_inputs(
     sets: Sequence[Samples], data: DataConfig, seed: int, system: System, device: torch.device
 ) -> GridInputs:
-    """Return GRID real images and prior draws, or as many as fill whole rows: the same for all of a run.
+    """Return up to GRID real images and prior draws, in whole rows and fewer of large ones: the same for all of a run.
 
     Raises:
         DataError: an image is damaged, or its label is not one of the system's classes.
     """
-    row = columns(system.classes)
-    num = GRID // row * row
+    _, height, width = data.shape
+    row = columns(system.classes, width)
+    num = max(1, min(GRID, LARGE // (height * width)) // row) * row
     positions = [random_positions(len(one), num, seed) for one in sets]
     found = [read(one, at, *data.format) for one, at in zip(sets, positions, strict=True)]
     if found:

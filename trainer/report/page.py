@@ -29,7 +29,7 @@ from trainer.run_folder import some_grids
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 SCRIPT = Path(__file__).with_name("slider.js").read_text()
 PNG = b"\x89PNG"
-LARGEST = 1 << 23  # bytes of a sample grid
+LARGEST, PHOTOS = 1 << 24, 1 << 20  # bytes of a sample grid: at most, and from which on it is shown as JPEG
 HIDDEN = ("trainer.run_dir", "data.workers")  # differ between runs, and say little about them
 MACHINE = {  # what to show: term of the log lines, and its format
     "images per second": ("speed/images_per_second", "{:,.0f}"),
@@ -42,10 +42,10 @@ MACHINE = {  # what to show: term of the log lines, and its format
 
 
 class Frame(NamedTuple):
-    """A picture of a run's images at a step, as PNG in base64."""
+    """A picture of a run's images at a step, as a data URL."""
 
     step: int
-    png: str
+    url: str
 
 
 @dataclass
@@ -134,10 +134,10 @@ def grids(run: Run) -> list[Frame]:
     found = sorted(path for path in run.folder.glob("samples/step_*.png") if path.stem[5:].isdecimal())
     frames = []
     for path in some_grids(found):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, SyntaxError):  # the last is Pillow's, of a broken PNG
             header(content := read(path, LARGEST))
             if content.startswith(PNG):
-                frames.append(Frame(int(path.stem[5:]), base64.b64encode(content).decode()))
+                frames.append(Frame(int(path.stem[5:]), data_url(content)))
     return frames
 
 
@@ -185,6 +185,15 @@ def setting_differences(entries: list[Entry]) -> dict[str, list[Any]]:
         if any(value != values[0] for value in values) or (same and len(values) < len(flat)):
             rows[name] = [settings.get(name, MISSING) for settings in flat]
     return rows
+
+
+def data_url(png: bytes) -> str:
+    """Return a PNG file as a data URL; a large one becomes a JPEG, which has about a tenth of its bytes."""
+    kind, content = "png", io.BytesIO(png)
+    if len(png) > PHOTOS:
+        kind, content = "jpeg", io.BytesIO()
+        Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB").save(content, "JPEG", quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def as_png(picture: Image.Image | Figure) -> str:
