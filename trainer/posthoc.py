@@ -8,6 +8,7 @@ checkpoints together are combined such that their profiles add up to the wanted 
 import numpy as np
 
 POWER = "power"  # files such as power0.05.encoder.safetensors
+MISFIT = 0.1  # of a combined profile, at most
 LONGEST = 0.28  # below 1 / sqrt(12), where gamma is 0 and all steps weigh the same
 
 
@@ -35,3 +36,14 @@ def coefficients(snapshots: list[tuple[int, float]], step: int, length: float) -
     gram = np.array([[product(*one, *other) for other in profiles] for one in profiles])
     found = np.linalg.lstsq(gram, np.array([product(*one, step, exponent(length)) for one in profiles]), rcond=None)[0]
     return [float(value) for value in found / found.sum()]
+
+
+def misfit(snapshots: list[tuple[int, float]], weights: list[float], step: int, length: float) -> float:
+    """Return the distance of a weighted sum of profiles to that of a length, as a share of that profile's norm.
+
+    Norms are L2: the distance is the square root of the integral of the squared difference over all steps.
+    """
+    terms = [*zip([-1.0, *weights], [(step, length), *snapshots], strict=True)]
+    pairs = [(a * b, (s, exponent(x)), (t, exponent(y))) for a, (s, x) in terms for b, (t, y) in terms]
+    squared = sum(weight * product(*one, *other) for weight, one, other in pairs)
+    return float(np.sqrt(max(0.0, squared) / product(step, exponent(length), step, exponent(length))))

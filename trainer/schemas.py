@@ -57,6 +57,7 @@ class CheckpointManifest(Struct):
     step: Natural
     configuration: ManifestConfiguration
     sha256: str
+    ema_length: Positive | None = None  # of an export's averages that were made after training
 
 
 # ---- manifest.json of a checkpoint that a run resumes from
@@ -137,6 +138,7 @@ class StartManifest(Struct):
 
     configuration: StartConfiguration
     initial: InitialWeights | None = None
+    data: list[TrainingSet] = []
 
 
 def newest_start(folder: Path) -> StartManifest | None:

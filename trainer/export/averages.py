@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models import System, manifest
 from trainer.checkpoint.files import list_checkpoints
-from trainer.posthoc import POWER, check_length, coefficients
+from trainer.posthoc import MISFIT, POWER, check_length, coefficients, misfit
 
 
 @torch.no_grad()
@@ -15,7 +15,7 @@ def set_average(system: System, checkpoint: Path, length: float) -> None:
     """Give a system the averages of a length at a checkpoint's step, made of those of its run's checkpoints until then.
 
     Raises:
-        ValueError: the length is out of its range, or the run kept no averages to make others of.
+        ValueError: the length is out of its range, or the run kept no averages to make it of.
     """
     check_length("--ema_length", length)
     last = manifest.read(checkpoint)["step"]
@@ -34,6 +34,13 @@ def set_average(system: System, checkpoint: Path, length: float) -> None:
         )
     snapshots = [(int(content["step"]), float(kind.removeprefix(POWER))) for _, content, kind in kept]
     weights = coefficients(snapshots, last, length)
+    if (off := misfit(snapshots, weights, last, length)) > MISFIT:
+        lengths = ", ".join(f"{one:g}" for one in sorted({one for _, one in snapshots}))
+        raise ValueError(
+            f"--ema_length {length:g} cannot be made of averages of the lengths {lengths} in {len(snapshots)} files: "
+            f"their combination would be off by {off:.0%}, and at most {MISFIT:.0%} is expected. Name a length nearer "
+            "to these, or train with a smaller --trainer.keep_every and --trainer.save_every to keep more checkpoints"
+        )
     for network in system.averaged:
         parts = [manifest.tensors(path, content, f"{kind}.{network}.safetensors") for path, content, kind in kept]
         for name, own in system.get_submodule(network).state_dict().items():

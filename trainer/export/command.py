@@ -123,6 +123,7 @@ def card_of(
         pushed=bool(settings.push),
         diffusers=diffusers,
         step=source.saved.step,
+        ema_length=source.ema_length,
         height=height,
         width=width,
         channels=channels,

@@ -42,6 +42,7 @@ class TrainedCheckpoint:
     data: list[schemas.TrainingSet]  # the training sets, as the manifest describes them
     system: System  # with its averaged weights
     scores: tuple[dict[str, float], dict[str, Any]] | None  # of these weights, and how they were measured
+    ema_length: float | None = None  # of averages that were made after training
 
     @classmethod
     def open(cls, path: Path, ema_length: float | None = None) -> "TrainedCheckpoint":
@@ -56,7 +57,7 @@ class TrainedCheckpoint:
         if ema_length is None:
             return cls(path, manifest, saved, data, system, read_scores(path))
         set_average(system, path, ema_length)
-        return cls(path, manifest, saved, data, system, None)
+        return cls(path, manifest, saved, data, system, None, ema_length)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -125,6 +126,8 @@ def write_weights(source: TrainedCheckpoint, folder: Path, latents: LatentStatis
         config |= {"latent_shape": [*system.latent_shape], **measured}
         tensors = {name: system.get_submodule(name).state_dict() for name in system.averaged}
     manifest = {"configuration": source.configuration, "data": source.manifest.get("data", []), "weights": AVERAGED}
+    if source.ema_length is not None:
+        manifest["ema_length"] = source.ema_length
     write_files(folder, source.saved.step, tensors, manifest)
     write_json(folder / CONFIG_FILE, config)
     if source.scores:
