@@ -70,7 +70,7 @@ def _report(target: Target, scores: dict[str, float], processes: int, as_json: b
     print(*table([("score", "value", "better"), *shown]), sep="\n")
     if evaluator.missing:
         print(evaluator.missing)
-    if evaluator.held_out_images < FEW:
+    if 0 < evaluator.held_out_images < FEW:  # 0: statistics that do not tell of how many
         print(few_images(evaluator.held_out_images))
     if halves := fid_of_halves(evaluator.references[0]):
         n, line["eval/floor"] = halves

@@ -113,8 +113,8 @@ class Evaluator:
 
     @property
     def held_out_images(self) -> int:
-        """The number of held-out images of all data sets."""
-        return sum(reference.gaussian.n for reference in self.references)
+        """The number of held-out images, of the smallest of several data sets; 0 if statistics do not tell it."""
+        return min(reference.gaussian.n for reference in self.references)
 
     @property
     def missing(self) -> str | None:

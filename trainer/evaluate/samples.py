@@ -63,15 +63,19 @@ class SampleScores:
         return self.feature_scores.compare(statistics, reference, self.of)
 
     def __call__(self, system: System, reference: ReferenceStatistics) -> dict[str, float]:
-        """Return the scores by the metrics, the samples' sharpness, and how well the encoder recovers their z."""
+        """Return the scores by the metrics, the samples' sharpness, and how well the encoder recovers z of the prior.
+
+        Its R² takes it that z has the mean 0, which other samplers' does not have.
+        """
         error, size = self.images.sum(), self.images.sum()
         device, total = self.images.ranks.device, self.images.ranks.total
+        recovers = system.can("posterior") and not self.of
 
         def images(index: Tensor) -> Tensor:
             z = self._codes(system, index)
             image = self._sample(system, index, z)
             pixels = self.images.pixels(image)
-            if system.can("posterior"):
+            if recovers:
                 error.add((system.posterior(image)[0] - z).to(device).double().square().sum())
                 size.add(z.to(device).double().square().sum())
             return pixels
@@ -80,8 +84,8 @@ class SampleScores:
         scores = self.compare(statistics, reference)
         if reference.sharpness:
             scores[f"eval/sharpness{short(self.num)}{self.of}"] = statistics.sharpness / reference.sharpness
-        if system.can("posterior"):
-            scores[f"eval/z_recovered{short(self.num)}{self.of}"] = 1 - total(error) / total(size)
+        if recovers:
+            scores[f"eval/z_recovered{short(self.num)}"] = 1 - total(error) / total(size)
         return scores
 
     def _codes(self, system: System, index: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from trainer.evaluate.extractors.extractor import Extractor
 from trainer.evaluate.extractors.lpips import LPIPS
 from trainer.metrics import METRICS, OF_SUMS
 from trainer.metrics.statistics import ReferenceStatistics
+from trainer.networks import set_memory_format
 from trainer.run_folder import refuse_links
 from trainer.run_place import is_run, local_run, run_place
 from trainer.samplers import open_sampler
@@ -87,6 +88,7 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
         raise ValueError("--size and --channels apply to images; a checkpoint has its own")
     data = _data(settings, saved.configuration.data)
     system = models.load(path).to(accelerator.device)
+    set_memory_format(system)  # as in training: in another one convolutions round otherwise
     config = _extractor_config(settings, saved.configuration.evaluate, run)
     real = _real_images(settings, system, path, data)
     train = _training_images(config, data)
@@ -112,7 +114,8 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
         kept=max(num, KEPT),
         sampler=sampler,
     )
-    facts = {"checkpoint": str(path), "step": saved.step, "weights": "ema", "seed": seed, **_option_facts(settings)}
+    averages = "ema" if saved.ema_length is None else f"ema of length {saved.ema_length:g}"
+    facts = {"checkpoint": str(path), "step": saved.step, "weights": averages, "seed": seed, **_option_facts(settings)}
     images = (lambda index: evaluator.samples.draw(system, index)) if system.can("sample") else None
     return Target(evaluator, lambda: evaluator(system), images, real[0], facts)
 

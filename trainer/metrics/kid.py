@@ -18,9 +18,10 @@ def kid(fake: FeatureStatistics, real: ReferenceStatistics, ranks: MetricRanks) 
     def compute() -> None:
         for i in ranks.own(range(len(parts))):
             fake_part, real_part = (torch.from_numpy(part).to(ranks.device) for part in parts[i])
-            if i not in real.kernel_sums:
-                real.kernel_sums[i] = kernel_sum(reals[real_part])
-            distances[i] = mmd(fakes[fake_part], reals[real_part], real.kernel_sums[i])
+            drawn = len(fakes), i  # which subset it is depends on both
+            if drawn not in real.kernel_sums:
+                real.kernel_sums[drawn] = kernel_sum(reals[real_part])
+            distances[i] = mmd(fakes[fake_part], reals[real_part], real.kernel_sums[drawn])
 
     ranks.run(compute)
     distances, count = ranks.sum(distances), short(len(fakes))

@@ -82,7 +82,8 @@ class ReferenceStatistics:
     sharpness: float | None = None  # mean variance of the images' Laplacian; None if unknown
     features: Tensor | None = None  # float32 [kept, D]; None if no features were kept
     radii: Tensor | None = None  # float64 [kept, 2], `prdc.radii` of the features; None until they are needed
-    kernel_sums: dict[int, float] = field(default_factory=dict)  # by subset, `kid.kernel_sum` of the features
+    # By the number of fake images and the subset, `kid.kernel_sum` of the features.
+    kernel_sums: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @cached_property
     def root(self) -> Tensor:

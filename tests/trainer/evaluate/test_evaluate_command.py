@@ -91,7 +91,8 @@ def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_pat
     evaluate = ("--evaluate.every", "2", "--evaluate.num", "70", "--evaluate.extractor", "demo-cnn")
     done = here(
         *("--system", "VAE", "--trainer.steps", "2", "--trainer.run_dir", run, *evaluate),
-        *("--evaluate.weights", demo_cnn),
+        *("--evaluate.weights", demo_cnn, "--system.networks.blocks", "1", "--system.networks.width", "8"),
+        small=[],  # residual networks, whose grouped convolutions compute in another memory format
     )
     assert done.returncode == 0, done.stderr
     kept = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()][-1]
@@ -243,11 +244,13 @@ def test_samplers_are_scored_under_their_names(score, tiny_run, capsys, tmp_path
     sampler = ["--sampler", "mixture", "--components", "2", "--truncation", "0.5", "--seed", "3", "--train_num", "200"]
     told, mixture = score(*arguments, *sampler, "--out", tmp_path / "scored", "--audit")
     assert audited(told) == {"fid66", "kid66", "kid_std66"}
-    names = ("eval/fid66{}/demo-random-v1", "eval/kid66{}/demo-random-v1", "eval/sharpness66{}", "eval/z_recovered66{}")
+    names = ("eval/fid66{}/demo-random-v1", "eval/kid66{}/demo-random-v1", "eval/sharpness66{}")
     for name in names:
         plain, named = name.format(""), name.format("/mixture-0.5")
         assert (plain in prior, named in prior, plain in mixture, named in mixture) == (True, False, False, True)
     assert mixture["eval/psnr359"] == prior["eval/psnr359"]
+    assert "eval/z_recovered66" in prior
+    assert not [name for name in mixture if "z_recovered" in name], "whose R² takes z's mean for 0"
     facts = {"kind": "mixture", "truncation": 0.5, "components": 2, "images": 200}
     assert facts.items() <= mixture["sampler"].items()
     generate(["sample", *map(str, [tiny_run("AE"), "--num", "66", "--out", tmp_path / "made", *sampler])])
