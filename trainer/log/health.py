@@ -22,8 +22,6 @@ NATS = 1.0  # of KL per image, with which a code tells e images apart; judged if
 # Share of the held-out images that lie near a sample (recall, Kynkaanniemi et al. 2019), while as many samples lie near
 # a held-out image (precision): samples that are no images at all are another problem.
 RECALL = 0.1
-# Held-out images are counted in the names of scores of reconstructions.
-HELD_OUT = re.compile(r"eval/(?:rfid|psnr)(\d+)(k?)\b")
 WORSE = 2.0  # how many times its best an FID, or its lowest a reconstruction loss, must be
 WAITING = 0.1  # share of the time
 DISCRIMINATOR = "/discriminator_loss"
@@ -122,28 +120,21 @@ def _discriminators(latest: list[Line]) -> Iterator[Verdict]:
 
 def _mode_collapse(evaluations: list[Line]) -> Iterator[Verdict]:
     recall, precision = (_last(evaluations, rf"eval/{name}\d.*") for name in ("recall", "precision"))
-    held_out = min((_count(name) for line in evaluations for name in line if HELD_OUT.match(name)), default=FEW)
-    if recall is None or precision is None or len(evaluations) < 2 or held_out < FEW:
+    few = any(line.get("held_out_images", FEW) < FEW for line in evaluations)
+    if recall is None or precision is None or len(evaluations) < 2 or few:
         return
     best = max(value for line in evaluations if (value := _last([line], r"eval/recall\d.*")) is not None)
     fallen = recall < best / 2 and best > RECALL
-    few = recall < RECALL <= precision
+    low = recall < RECALL <= precision
     evidence = f"recall is {recall:.2f} (its best was {best:.2f}), precision {precision:.2f}"
     yield Verdict(
         "mode collapse",
-        fallen or few,
+        fallen or low,
         "samples cover few kinds of images",
         evidence,
         "go back to an earlier checkpoint, lower the discriminator's lr, raise its "
         "r1_weight, or set its minibatch_stddev",
     )
-
-
-def _count(name: str) -> int:
-    """Return the number of images in the name of a score that HELD_OUT matches."""
-    found = HELD_OUT.match(name)
-    assert found
-    return int(found[1]) * (1000 if found[2] else 1)
 
 
 def _starved(latest: list[Line]) -> Iterator[Verdict]:

@@ -97,7 +97,7 @@ def test_samples_near_few_images_are_a_collapse_and_samples_near_none_are_not(pr
     lines = [{"step": 1, **HEALTHY}, scores, scores | {"step": 2}]
     judged = {one.symptom: one.found for one in verdicts(lines, {})}
     assert judged["mode collapse"] == found
-    for too_few in (lines[:2], [*lines[:2], lines[2] | {"eval/psnr99": 20.0}]):
+    for too_few in (lines[:2], [*lines[:2], lines[2] | {"held_out_images": 99}]):
         assert "mode collapse" not in {one.symptom for one in verdicts(too_few, {})}, "one evaluation, or 99 images"
-    judged = {one.symptom: one.found for one in verdicts([*lines[:2], lines[2] | {"eval/psnr2k": 20.0}], {})}
+    judged = {one.symptom: one.found for one in verdicts([*lines[:2], lines[2] | {"held_out_images": 100}], {})}
     assert judged["mode collapse"] == found
