@@ -19,9 +19,9 @@ class Measure(NamedTuple):
     def arrow(self) -> str:
         return {"lower": "↓", "higher": "↑", "near 1": "→\N{NO-BREAK SPACE}1"}[self.better]
 
-    def tag(self, line: dict[str, Any]) -> str | None:
-        """Return its name in an evaluation's line, None if the system cannot have it."""
-        return next((name for name in line if re.match(rf"eval/{self.key}\d", name)), None)
+    def tags(self, line: dict[str, Any]) -> list[str]:
+        """Return its names in an evaluation's line: one, none if the system cannot have it, two of two directions."""
+        return [name for name in line if re.match(rf"eval/{self.key}\d", name)]
 
     @classmethod
     def of(cls, tag: str) -> "Measure | None":

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from data.files import check_yaml, read
+from trainer import schemas
 from trainer.compare.settings import ComparisonSettings, PlannedRun
 from trainer.config.resume import RESUMABLE_SETTINGS, differences
 from trainer.distributed.exit import user_errors
@@ -28,7 +29,10 @@ def train_missing(runs: list[PlannedRun], settings: ComparisonSettings) -> dict[
     Returns:
         what went wrong, by the name of each run that failed
     """
-    failed = {str(run): message for run in runs if (message := _conflict(run))}
+    with user_errors():
+        data = settings.data.open(settings.data.trains, settings.data.on_error)
+    shards = [one.fingerprint() for one in data]
+    failed = {str(run): message for run in runs if (message := _conflict(run, shards))}
     for name, message in failed.items():
         print(f"{name}: {message}", file=sys.stderr, flush=True)
     missing = [run for run in runs if str(run) not in failed and not run.is_complete()]
@@ -92,8 +96,13 @@ def _train(runs: list[PlannedRun], jobs: int, threads: int) -> Iterator[tuple[Pl
             process.wait()
 
 
-def _conflict(run: PlannedRun) -> str | None:
-    """Describe why its folder holds another run, if it does. Training checks that too, but skips complete runs."""
+def _conflict(run: PlannedRun, shards: list[str]) -> str | None:
+    """Describe why its folder holds another run, if it does. Training checks that too, but skips complete runs.
+
+    Args:
+        run: of the comparison
+        shards: fingerprint of each training set
+    """
     kept = run.folder / "config.yaml"
     if not kept.exists():
         return None
@@ -102,6 +111,11 @@ def _conflict(run: PlannedRun) -> str | None:
         changed = differences(yaml.safe_load(text), run.config.resolved(), resumable=MAY_DIFFER)
     except (yaml.YAMLError, ValueError, AttributeError) as error:
         return f"{kept} is not the configuration of a run ({error}). Set another --compare.out, or remove the folder"
+    saved = schemas.newest_start(run.folder / "checkpoints")
+    if saved and (then := [one.fingerprint for one in saved.data]) != shards:
+        changed.append(
+            f"data.train: shards of fingerprint {', '.join(then)} in the checkpoint, {', '.join(shards)} now"
+        )
     if (step := run.evaluated_step()) > run.config.trainer.steps:
         changed.append(f"trainer.steps: {step} in the checkpoint, {run.config.trainer.steps} now")
     if not changed:

@@ -88,6 +88,12 @@ def start_warnings(config: Config, device: str, trains: Sequence[Shards], tests:
     held_out = min(map(len, tests), default=FEW)
     if config.evaluate.every and held_out < FEW:
         warnings.append(f"{few_images(held_out)} (data.prepare --test_fraction, or another data.test)")
+    trained_on = {shards.fingerprint() for shards in trains}
+    if config.evaluate.every and any(shards.fingerprint() in trained_on for shards in tests):
+        warnings.append(
+            "data.test has the same shards as data.train, so scores do not tell how the system does on images that it "
+            "has not seen: name held-out ones with --data.test"
+        )
     return [*warnings, *filter(None, (size_warning(shards, config.data) for shards in trains))]
 
 

@@ -42,9 +42,10 @@ class Run:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """The last evaluation's values and the training speed, by measure."""
+        """The last evaluation's values, of two directions their means, and the training speed, by measure."""
         last = self.evaluations[-1] if self.evaluations else {}
-        found = {one.key: last[tag] for one in COLUMNS if (tag := one.tag(last)) and not self.hides(tag)}
+        shown = {one.key: [last[tag] for tag in one.tags(last) if not self.hides(tag)] for one in COLUMNS}
+        found = {key: statistics.mean(values) for key, values in shown.items() if values}
         speed = self.median("speed/images_per_second")
         return found if speed is None else found | {"images_per_second": speed}
 
@@ -62,12 +63,12 @@ class Run:
     def measured(self, measure: Measure) -> tuple[str, ...]:
         """Return what must be the same of two scores, or of two speeds, that are compared."""
         last = self.evaluations[-1] if self.evaluations else {}
-        if (tag := measure.tag(last)) is None:
+        if not (tags := measure.tags(last)):
             settings = flatten(self.settings)
             return tuple(f"{name} {value}" for name, value in settings.items() if name.startswith(WORKLOAD))
-        # The name tells the number of images, and the extractor if there is one.
-        by = [last["extractor_sha256"]] if tag.endswith(f"/{last['extractor']}") else []
-        return (tag, last["held_out"], *by)
+        # The names tell the number of images, and the extractor if there is one.
+        by = [last["extractor_sha256"]] if tags[0].endswith(f"/{last['extractor']}") else []
+        return (*tags, last["held_out"], *by)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

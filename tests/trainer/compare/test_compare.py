@@ -140,15 +140,29 @@ def test_only_what_is_missing_is_trained(compared, monkeypatch):
     assert [[len(entry.runs) for entry in page] for page in pages] == [[2, 2]] * 2, "each call writes all runs' page"
 
 
-def test_a_run_with_other_settings_is_no_part_of_it(compared, capsys):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"compare": {"systems": {"GAN": {"class_path": "GAN", "init_args": {"binary": {"lr": 0.5}}}}}},
+            "system.binary.lr: 0.0002 in the checkpoint, 0.5 now",
+        ),
+        ({"data": {}}, "data.train: shards of fingerprint "),
+    ],
+    ids=["settings", "data"],
+)
+def test_a_run_with_other_settings_or_data_is_no_part_of_it(compared, capsys, change, words):
     changed = yaml.safe_load(compared.path.read_text())
-    changed["compare"] |= {"systems": {"GAN": {"class_path": "GAN", "init_args": {"binary": {"lr": 0.5}}}}}
+    for section, settings in change.items():
+        changed[section] |= settings
+    if "data" in change:
+        changed["data"]["train"] = changed["data"]["test"]
     path = compared.path.with_name("changed.yaml")
     path.write_text(yaml.safe_dump(changed))
     with pytest.raises(SystemExit) as stopped:
         call(path)
     assert stopped.value.code == 1
-    assert "system.binary.lr: 0.0002 in the checkpoint, 0.5 now" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_failed_run_is_told_and_the_rest_goes_on(tmp_path, digits, monkeypatch, capsys):

@@ -55,6 +55,16 @@ def test_commands_are_not_wrapped_and_nothing_is_said_of_what_a_run_lacks(activa
     ]
 
 
+class Images:
+    """As many images as Shards would have, with a fingerprint."""
+
+    def __init__(self, number: int, fingerprint: str = "held out"):
+        self.number, self.fingerprint = number, lambda: fingerprint
+
+    def __len__(self) -> int:
+        return self.number
+
+
 @pytest.mark.parametrize(
     ("held_out", "every", "warned"), [([99], 4, True), ([300, 99], 4, True), ([100], 4, False), ([99], 0, False)]
 )
@@ -62,8 +72,20 @@ def test_scores_by_few_held_out_images_are_warned_of(held_out, every, warned):
     config = SimpleNamespace(
         resolved=lambda: {}, trainer=SimpleNamespace(precision="no"), evaluate=SimpleNamespace(every=every)
     )
-    said = start_warnings(config, "cpu", [], [range(number) for number in held_out])
+    said = start_warnings(config, "cpu", [], [Images(number) for number in held_out])
     assert [text.partition(",")[0] for text in said] == ["only 99 images are held out"] * warned
+
+
+@pytest.mark.parametrize(
+    ("tests", "every", "warned"), [([7], 4, True), ([9, 7], 4, True), ([8, 9], 4, False), ([7], 0, False)]
+)
+def test_scores_by_the_training_images_are_warned_of(tests, every, warned, monkeypatch):
+    monkeypatch.setattr("trainer.log.summary.size_warning", lambda *_: None)
+    config = SimpleNamespace(
+        resolved=lambda: {}, trainer=SimpleNamespace(precision="no"), evaluate=SimpleNamespace(every=every), data=None
+    )
+    said = start_warnings(config, "cpu", [Images(100, "5"), Images(100, "7")], [Images(100, str(one)) for one in tests])
+    assert [text.partition(",")[0] for text in said] == ["data.test has the same shards as data.train"] * warned
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from trainer.compare import page as comparison
 from trainer.config.settings import DataConfig
+from trainer.measures import MEASURES
 from trainer.report.command import main
 from trainer.report.curves import draw_curves
 from trainer.report.results import Entry, Run
@@ -83,6 +85,8 @@ def reported(tmp_path_factory) -> Path:
     at = tmp_path_factory.mktemp("report")
     runs = [run(at / "a", 3, kl_weight=1, note=HOSTILE), run(at / "<b>$\\frac{", 2, steps=12, kl_weight=7, note="n")]
     (runs[0] / "samples" / "step_00000005.png").write_text(HOSTILE)
+    noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(runs[0] / "samples" / "step_00000001.png")  # more than a megabyte
     with open(runs[0] / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 9, f"ternary/accuracy/{HOSTILE}$\\frac{{": 1.0}) + "\nno JSON\n")
     main([*map(str, [*runs, run(at / "c" / "a", 4)]), "--out", str(at / "report.html")])
@@ -93,7 +97,9 @@ def test_the_page_holds_all_that_it_shows_and_no_text_becomes_markup(reported):
     page = Parsed(reported)
     assert len(page.all("script")) == 1
     assert "alert(1)" in page.text
-    assert all(source["src"].startswith("data:image/png;base64,") for source in page.all("img"))
+    kinds = [source["src"].partition(";base64,")[0] for source in page.all("img")]
+    assert {*kinds} == {"data:image/png", "data:image/jpeg"}
+    assert kinds.count("data:image/jpeg") == 1
     assert not page.all("link")
     assert "url(" not in reported.read_text()
     assert "default-src 'none'" in next(tag["content"] for tag in page.all("meta") if "http-equiv" in tag)
@@ -125,6 +131,17 @@ def test_runs_stand_side_by_side(reported):
     assert [image["data-step"] for image in frames if "hidden" not in image] == ["9", "12", "9"]
     assert len(frames) == 6  # what is no PNG is left out
     assert "c/a, step 9" in {image["alt"] for image in frames}  # two runs have one name
+
+
+def test_a_score_of_two_directions_is_their_mean(tmp_path):
+    folder = run(tmp_path / "run", 3)
+    line = {"step": 9, "eval/fid20/a2b/demo": 10.0, "eval/fid20/b2a/demo": 99.0, **SCORES, "extractor": "demo"}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert Run(folder).scores == {"fid": 54.5}
+    one_way = {key: value for key, value in line.items() if "b2a" not in key}
+    before = Run(folder).measured(MEASURES["fid"])
+    (folder / "metrics.jsonl").write_text(json.dumps(one_way) + "\n")
+    assert Run(folder).measured(MEASURES["fid"]) != before
 
 
 def test_what_was_measured_differently_is_not_compared(tmp_path):
