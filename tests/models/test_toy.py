@@ -15,7 +15,7 @@ from trainer.step import TrainStep
 MODES, DEVIATION, BATCH = 8, 0.1, 128
 TINY = NetworkConfig("dcgan", 8)
 FAST = OptimizerConfig(lr=2e-3, betas=(0.0, 0.99))
-DISCRIMINATOR = DiscriminatorConfig(lr=2e-3, betas=(0.0, 0.99), r1_weight=0.02)
+DISCRIMINATOR = DiscriminatorConfig(lr=2e-3, betas=(0.0, 0.99), r1_weight=0.02, penalty_every=4)
 SHARP = {"reconstruction_weight": 5.0, "kl_weight": 0.3, "adversarial_weight": 10.0, "autoencoder": FAST}
 SYSTEMS = {
     "vae": lambda: VAE(32, 1, 2, TINY, learned_scale=True, autoencoder=OptimizerConfig(lr=1e-3)),
