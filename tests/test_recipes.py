@@ -60,6 +60,7 @@ def test_a_recipe_builds_its_networks_and_says_how_to_start_it_and_what_it_takes
         assert config.system().players()
     head = (FOLDER / f"{recipe}.yaml").read_text().partition("system:")[0]
     assert f"recipes/{recipe}.yaml" in head or f"RECIPE={recipe}" in head
+    assert "images/s" in head
     assert recipe not in TINY or all(words in head for words in ("# Cost", "hours", "Expected score", "measured"))
 
 
