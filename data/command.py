@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data.errors import DataError
-from data.images import LIMITS
+from data.images import LIMITS, Size, one_size
 from data.redact import printable
 
 UNITS = {"pixels": "pixels that an image may have", "bytes": "encoded bytes that an image may have"}
@@ -22,6 +23,14 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def size_of(text: str) -> Size:
+    """Return the size of an option: PIXELS, or [HEIGHT, WIDTH] as in data.size."""
+    pair = re.fullmatch(r"\[ *(\d+) *, *(\d+) *\]", text)
+    if not pair and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'must be PIXELS or "[HEIGHT, WIDTH]"; got {text}')
+    return one_size((int(pair[1]), int(pair[2]))) if pair else int(text)
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:

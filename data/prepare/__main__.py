@@ -21,35 +21,15 @@ if __name__ == "__main__":
     end_when_interrupted()
 
 
-import argparse
-import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from data.command import add_limits, add_workers, command_errors, command_parser
+from data.command import add_limits, add_workers, command_errors, command_parser, size_of
 from data.dataset import FEW, read_dataset
 from data.files import escaped
-from data.images import Size, one_size
 from data.prepare.build import TORCHVISION, prepare
 from data.prepare.plan import FORMATS, HELD_OUT, PrepareSettings
 from data.sources import MAX_RATIO
-
-
-def _joined(arguments: list[str]) -> list[str]:
-    """Join the HEIGHT and WIDTH of --size to one word: argparse would count a SOURCE that follows among its numbers."""
-    place = arguments.index("--size") + 1 if "--size" in arguments else len(arguments)
-    pair = arguments[place : place + 2]
-    if len(pair) < 2 or not all(word.isdecimal() for word in pair):
-        return arguments
-    return [*arguments[:place], " ".join(pair), *arguments[place + 2 :]]
-
-
-def _size(text: str) -> Size:
-    found = [*map(int, text.split())] if re.fullmatch(r"\d+( \d+)?", text) else []
-    if not found:
-        raise argparse.ArgumentTypeError(f"must be PIXELS, or HEIGHT WIDTH beside --crop; got {text}")
-    return one_size((found[0], found[-1]))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     add, default = parser.add_argument, "(default: %(default)s)"
     add("source", metavar="SOURCE", help="the images: one of the forms above")
     add("out", metavar="OUT", type=Path, help="folder to make; it must not exist yet")
-    size = "resize the shorter side (bicubic, antialiased; default: keep it); with --crop, a square or HEIGHT WIDTH"
-    add("--size", type=_size, metavar="PIXELS", help=size)
+    size = "resize the shorter side (bicubic, antialiased; default: keep it); with --crop, a square or [HEIGHT, WIDTH]"
+    add("--size", type=size_of, metavar="PIXELS", help=size)
     add("--crop", action="store_true", help="keep only the largest centred square, or part of the shape of --size")
     alpha = "keep the transparency of images that are changed, for runs with data.channels 4 (default: over white)"
     add("--alpha", action="store_true", help=alpha)
@@ -78,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--root", type=Path, metavar="FOLDER", help=f"folder of torchvision's data sets {default}")
     add("--download", action="store_true", help="let torchvision download what is missing from --root")
     parser.set_defaults(**asdict(PrepareSettings()), max_rejected=0.01, max_ratio=MAX_RATIO, root=TORCHVISION)
-    settings = parser.parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    settings = parser.parse_args(arguments)
     with command_errors(parser, "stopped: run the same command to continue"):
         counts = prepare(**vars(settings))
         dataset = read_dataset(settings.out)

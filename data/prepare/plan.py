@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from data.dataset import FEW
 from data.errors import DataError
-from data.images import LIMITS, Limits, Size, sides
+from data.images import LIMITS, Limits, Size, plain, sides
 from data.sources import SPLITS, Item, Source
 
 FORMATS = ("keep", "png", "jpeg", "webp")
@@ -43,7 +43,7 @@ class PrepareSettings:
         share = self.test_fraction or 0
         check_range("test_fraction", share, 0 <= share < 1, "a share from 0 (nothing is held out) to below 1")
         if self.size is not None:
-            size = f"{self.size}" if isinstance(self.size, int) else "{} {}".format(*self.size)
+            size = str(plain(self.size))
             check_range("size", size, min(sides(self.size)) >= 1, "at least 1 pixel")
             fits = self.crop or isinstance(self.size, int)
             check_range("size", size, fits, "one number, the shorter side, or --crop beside height and width")

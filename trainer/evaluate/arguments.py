@@ -11,13 +11,12 @@ It prints a table of scores. For several processes: `accelerate launch -m traine
 """
 
 import argparse
-import re
 from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from data.command import add_limits
-from data.images import Size, one_size
+from data.command import add_limits, size_of
+from data.images import Size, sides
 from trainer.distributed.exit import CommandParser
 from trainer.metrics import METRICS
 from trainer.samplers import add_sampler_options
@@ -69,11 +68,10 @@ def _number(text: str) -> int:
 
 
 def _size(text: str) -> Size:
-    pair = re.fullmatch(r"\[ *(\d+) *, *(\d+) *\]", text)
-    found = [int(side) for side in pair.groups()] if pair else [int(text)] if text.isdecimal() else []
-    if not found or not all(8 <= side <= 4096 for side in found):
+    size = size_of(text)
+    if not all(8 <= side <= 4096 for side in sides(size)):
         raise argparse.ArgumentTypeError(f"must be between 8 and 4096 pixels; got {text}")
-    return one_size((found[0], found[-1]))
+    return size
 
 
 def _metrics(text: str) -> list[str]:
