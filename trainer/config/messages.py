@@ -11,6 +11,7 @@ from typing import Any
 import models
 from models.load import system_names
 from trainer.config.settings import DataConfig, EvaluateConfig, TrainerConfig
+from trainer.config.words import wanted_in_words
 
 DENIED = re.compile(r"Importing '(.*?)' is not allowed, denied by .*? to allow it\.")
 NOISE = ("Given value type", "Subtypes:", "Does not validate", "Errors:", "- Expected a 'NoneType'", "Problem with")
@@ -28,10 +29,12 @@ OPTIONAL = re.compile(
     r"""\s+- Problem with given class_path .*\n\s+(Parser key "|Option ')([\s\S]*?)\n"""
     r"""\s+- Expected a <class 'NoneType'>\n\s+Given value type: .*\n\s+Given value: .*$"""
 )
+SEVERAL = re.compile(r"'tuple'|'list'| elements| Expected ")  # a complaint about a list, or several about one value
 VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
 UNKNOWN = re.compile(r"(?:Group '(\w+)' does not accept option '|Option '|unrecognized arguments: --)([\w.]+)")
 # A group of settings that was given a value: one that holds no settings, or settings of which one is wrong.
 GROUP = re.compile(r"""Parser key "(\w+)":\nUnable to load config (['"])(.*)\2\n\s+- (?=(Parser key "\1")?)""")
+WHOLE = " Given value: "  # comes before the whole value, after that of the part that is refused
 OF_COMPARISONS = "compare-"  # how the names of trainer.compare's files begin, which are no recipes of runs
 SECTIONS = {"data": DataConfig, "trainer": TrainerConfig, "evaluate": EvaluateConfig}
 TYPES = {
@@ -41,13 +44,12 @@ TYPES = {
     "a 'int'": "a whole number",
     "a 'float'": "a number (float)",
     "a 'bool'": "true or false",
-    "a 'tuple'": "a list of two numbers",
 }
 
 
 def plain_message(message: str) -> str:
     """Return jsonargparse's message on one line, without Python's class paths, with settings as they are typed."""
-    systems = ", ".join(system_names())
+    systems, raw = ", ".join(system_names()), message
     if "Expected a dot import path string" in message:
         given = message.rpartition(": ")[2].split()[0]
         close = difflib.get_close_matches(given, system_names(), 1)
@@ -72,8 +74,16 @@ def plain_message(message: str) -> str:
     text = VARYING.sub("", text)  # the second of two complaints says what a setting that may vary can be
     if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
         setting, kind, expected, value = wrong.groups()
-        return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value}"
+        if SEVERAL.search(expected or "") and (hint := _hint(setting, raw)):
+            return f"{setting} must be {wanted_in_words(hint)}; got {value.rpartition(WHOLE)[2]}"
+        return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value.partition(WHOLE)[0]}"
     return text
+
+
+def _hint(setting: str, message: str) -> Any:
+    """Return the type of a setting as it is typed, of the system that jsonargparse's message names; None if unknown."""
+    systems = [("system", kind) for kind in models.SYSTEMS if f".{kind.__name__}'" in message]
+    return dict(pair for section, kind in [*SECTIONS.items(), *systems] for pair in _hints(kind, section)).get(setting)
 
 
 def group_message(group: str, value: str) -> str:
@@ -87,10 +97,12 @@ def meant(message: str) -> str:
     if not (unknown := UNKNOWN.search(message)):
         return ""
     name = ".".join(filter(None, unknown.groups()))
-    of = {kind.__name__: {*_names(kind, "system")} for kind in models.SYSTEMS}
+    of = {kind.__name__: dict(_hints(kind, "system")) for kind in models.SYSTEMS}
     if owners := [system for system, names in of.items() if name in names]:
         return f": it is a setting of {', '.join(owners)}"
-    known = {"config", "system", "dry_run"}.union(*of.values(), *(_names(kind, of) for of, kind in SECTIONS.items()))
+    known = {"config", "system", "dry_run"}.union(
+        *of.values(), *(dict(_hints(kind, of)) for of, kind in SECTIONS.items())
+    )
     group, _, last = name.rpartition(".")
     in_group = [one.rpartition(".")[2] for one in sorted(known) if one.rpartition(".")[0] == group]
     if in_group:
@@ -105,14 +117,14 @@ def meant(message: str) -> str:
     return f": did you mean {close[0]}?" if close else ""
 
 
-def _names(kind: Any, section: str) -> Iterator[str]:
-    """Yield the settings of a class as they are typed, nested ones included."""
+def _hints(kind: Any, section: str) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a class as they are typed, nested ones included, and their types."""
     for name, hint in typing.get_type_hints(kind.__init__).items():
         if name != "return":
-            yield f"{section}.{name}"
+            yield f"{section}.{name}", hint
             for part in (hint, *typing.get_args(hint)):
                 if isinstance(part, type) and dataclasses.is_dataclass(part):
-                    yield from _names(part, f"{section}.{name}")
+                    yield from _hints(part, f"{section}.{name}")
 
 
 def other_recipes(missing: Path) -> str:

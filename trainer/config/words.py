@@ -3,7 +3,8 @@
 import re
 from argparse import Action
 from dataclasses import is_dataclass
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter
 
@@ -42,6 +43,17 @@ def type_in_words(hint: Any) -> str:
         return (", or " if any(" " in part for part in parts) else " or ").join(parts)
     name = getattr(hint, "__name__", str(hint))
     return "settings" if is_dataclass(hint) and name not in TYPES else TYPES.get(name, name)
+
+
+def wanted_in_words(hint: Any) -> str:
+    """Return a type as an error message ends: `a whole number, or [number, number]`, `a list of whole numbers`."""
+    args, origin, words = get_args(hint), get_origin(hint), type_in_words(hint)
+    if origin in (Union, UnionType):
+        return ", or ".join(map(wanted_in_words, args))
+    if origin is list or Ellipsis in args:
+        each = type_in_words(args[0])
+        return f"a list of {each.replace(' or ', ', ') if ' or ' in each else f'{each}s'}"
+    return f"a {words}" if words.startswith(("whole", "number")) else words
 
 
 def value_in_words(value: Any) -> str:

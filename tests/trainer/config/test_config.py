@@ -47,7 +47,7 @@ def refused(capsys, *arguments: str) -> str:
         ),
         (
             ["--system", "VAEGAN", "--system.binary.betas", "1"],
-            ["system.binary.betas must be a list of two numbers; got 1\n"],
+            ["system.binary.betas must be [number, number or schedule]; got 1\n"],
         ),
         (["--system", "VAE", "--trainer.ema_half_life", "0"], ["trainer.ema_half_life must be a number, or {start"]),
         (
@@ -64,6 +64,45 @@ def refused(capsys, *arguments: str) -> str:
         ),
         (["--system", "VAE", "--data.cache_gb", "-1"], ["data.cache_gb must be a number above 0; got -1"]),
         (["--system", "VAE", "--data.crop", "[1, 0.5]"], ["data.crop must be two fractions, the smaller first"]),
+        (
+            ["--system", "VAE", "--data.crop", "center"],
+            ["data.crop must be random, or [number, number], or null; got ce"],
+        ),
+        *(
+            (
+                ["--system", "VAE", "--data.size", size],
+                [f"must be a whole number, or [whole number, whole number]; {got}\n"],
+            )
+            for size, got in (
+                ("32x48", "got 32x48"),
+                ("[32,48,3]", "got [32, 48, 3]"),
+                ("[16.5, 32]", "got [16.5, 32]"),
+            )
+        ),
+        (
+            ["--system", "VAEGAN", "--system.ternary.augment", "colour"],
+            ["system.ternary.augment must be a list of color, translation, cutout; got colour\n"],
+        ),
+        (
+            ["--system", "VAE", "--system.networks.attention", "16"],
+            ["system.networks.attention must be a list of whole numbers; got 16\n"],
+        ),
+        (
+            ["--system", "VAE", "--system.networks.multipliers", "2"],
+            ["system.networks.multipliers must be a list of whole numbers, or null; got 2\n"],
+        ),
+        (
+            ["--system", "VAE", "--system.networks.multipliers", "[2, x]"],
+            ["system.networks.multipliers must be a whole number; got x\n"],
+        ),
+        (
+            ["--system", "VAE", "--trainer.ema_lengths", "0.1"],
+            ["trainer.ema_lengths must be a list of numbers; got 0.1\n"],
+        ),
+        (
+            ["--system", "VAE", "--evaluate.metrics", "fid,foo"],
+            ["evaluate.metrics must be a list of fid, is, kid, prdc; got fid,foo\n"],
+        ),
         (["--system", "VAE", "--data.max_skipped", "2"], ["data.max_skipped must be between 0 and 1; got 2.0"]),
         (["--system", "VAE", "--evaluate.num", "1"], ["evaluate.num must be at least 2; got 1"]),
         (
