@@ -256,7 +256,7 @@ class VAEGAN(Autoencoding, System):
         names = " or ".join(playing)
         if mode not in playing:
             why = f"while system.reconstruction is {self.reconstruction}"
-            raise ValueError(f"system.feature_discriminator is {mode}, expected {names} {why}")
+            raise ValueError(f"system.feature_discriminator is {mode or 'null'}, expected {names} {why}")
         dino = self.adversaries[mode].config.dino_weights
         unset = (
             f"null while system.reconstruction is {self.reconstruction}; system.perceptual dino compares its features"
@@ -270,8 +270,8 @@ class VAEGAN(Autoencoding, System):
     def _add_perceptual(self, kind: PerceptualKind, weights: WeightsFile | None) -> None:
         if bool(self.perceptual_weight) != bool(weights):
             raise ValueError(
-                f"system.perceptual_weight is {self.perceptual_weight} and system.perceptual_weights is {weights}: "
-                "set both or neither"
+                f"system.perceptual_weight is {self.perceptual_weight} and system.perceptual_weights is "
+                f"{weights or 'null'}: set both or neither"
             )
         if weights:
             self.perceptual = Perceptual(kind, weights)

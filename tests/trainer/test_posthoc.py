@@ -115,3 +115,4 @@ def test_lengths_that_cannot_be_kept_are_refused_by_name(here, tmp_path, lengths
     done = here("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--trainer.ema_lengths", lengths, *keep)
     assert done.returncode == 2
     assert "trainer.ema_lengths is" in done.stderr
+    assert keep or "trainer.keep_every is null, expected" in done.stderr

@@ -280,8 +280,8 @@ class TrainerConfig:
             check_length("trainer.ema_lengths", length)
         if len({*self.ema_lengths}) != len(self.ema_lengths) or (self.ema_lengths and self.keep_every is None):
             raise ValueError(
-                f"trainer.ema_lengths is {self.ema_lengths} and trainer.keep_every is {self.keep_every}, expected "
-                "different lengths, and the number of steps between checkpoints that keep their averages"
+                f"trainer.ema_lengths is {self.ema_lengths} and trainer.keep_every is {self.keep_every or 'null'}, "
+                "expected different lengths, and the number of steps between checkpoints that keep their averages"
             )
         if not self.init_averages and self.init_from is None:
             raise ValueError("trainer.init_averages has no effect while trainer.init_from is unset: leave it unset")
