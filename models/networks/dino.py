@@ -10,6 +10,7 @@ from models.networks.trained import Trained
 from models.resize import resize
 
 LARGEST = 224  # pixels of a side in DINO's training
+NEEDED = ("pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")  # to tell a file's transformer
 NAMES = {  # of torch's layers, for those in files of DINO and timm
     r"blocks\.": "blocks.",
     r"attn\.qkv\.": "self_attn.in_proj_",
@@ -84,6 +85,8 @@ class DINO(Trained):
 
 
 def _build(found: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    if missing := [key for key in NEEDED if key not in found]:
+        raise ValueError(f"it has no {', '.join(missing)}")
     state = dict(found)
     for pattern, name in NAMES.items():
         state = {re.sub(pattern, name, key): value for key, value in state.items()}

@@ -42,6 +42,8 @@ class Trained(nn.Module):
                 network, state = build(found)
             state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
             network.load_state_dict(state, assign=True)
+        except FileNotFoundError as error:
+            raise ValueError(f"{setting}: {weights} does not exist, expected a file of {kind}") from error
         except Exception as error:  # pickle, zipfile and load_state_dict raise many types for a file of another kind
             raise ValueError(f"{setting}: {weights} is not {kind} ({str(error).splitlines()[0]})") from error
         self.network: Any = network

@@ -47,8 +47,19 @@ def test_images_keep_their_size_up_to_224_pixels(dino):
 
 def test_another_file_is_refused_by_the_setting(tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"^system.binary.dino_weights: .*other.pth is not .* of DINO or timm \("):
+    with pytest.raises(
+        ValueError, match=r"^system.binary.dino_weights: .*other.pth is not .* of DINO or timm \(it has no p"
+    ):
         vaegan(config=type(SILENT)(r1_weight=0.0, dino_weights=str(tmp_path / "other.pth")))
+    torch.save(
+        {"pos_embed": torch.ones(1, 2, 8), "patch_embed.proj.weight": torch.ones(8, 3, 8, 8)}, tmp_path / "b.pth"
+    )
+    with pytest.raises(ValueError, match=r"b.pth is not .* \(it has no blocks\.0\.norm1\.weight\)$"):
+        DINO(str(tmp_path / "b.pth"), "system.setting")
+    with pytest.raises(
+        ValueError, match=r"^system\.setting: nofile\.pth does not exist, expected a file of the state_dict"
+    ):
+        DINO("nofile.pth", "system.setting")
 
 
 def test_a_perceptual_distance_is_the_mean_over_depths_of_one_minus_a_cosine(dino):

@@ -450,7 +450,10 @@ def test_systems_say_whether_they_are_for_samples_or_for_reconstructions():
         (lambda: vaegan(reconstruction="features", feature_discriminator="ternary"), "is ternary, expected binary"),
         (lambda: vaegan(reconstruction="features", feature_layer=3), "expected 0 to 2"),
         (lambda: vaegan(perceptual_weight=1.0), "perceptual_weights is null: set both"),
-        (lambda: vaegan(perceptual_weight=1.0, perceptual_weights="none.pth"), "none.pth is not torchvision's"),
+        (
+            lambda: vaegan(perceptual_weight=1.0, perceptual_weights="none.pth"),
+            "none.pth does not exist, expected a file of torchvision's",
+        ),
         (lambda: VAE(32, 1, autoencoder=OptimizerConfig(lr=-1)).players(), "system.autoencoder.lr is -1"),
         (lambda: VAE(32, 1, autoencoder=OptimizerConfig(betas=(1, 0.9))).players(), "system.autoencoder.betas"),
         (lambda: VAE(32, 1, autoencoder=OptimizerConfig(clip=0)).players(), "system.autoencoder.clip is 0"),
