@@ -55,6 +55,8 @@ class NetworkConfig:
         """Raise a ValueError that names a setting that does not fit a system with or without a discriminator."""
         side, levels = min(sides(image_size)), _levels(image_size)
         if self.stride is None:
+            unset = "2, 4, 8 or 16 (or networks.multipliers, such as [1, 2, 4, 4]), as codes of family kl are maps"
+            check(self.family != "kl", "networks.latent_stride", "null", unset)
             halvings(image_size)
         check_positive("networks.", width=self.width, blocks=self.blocks)
         self._check_width(levels)

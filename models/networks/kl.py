@@ -21,9 +21,7 @@ GROUPS, EPSILON = 32, 1e-6  # of every normalization
 def level_widths(config: NetworkConfig) -> list[int]:
     """Return the channels of each level, the largest images first; raise a ValueError that names an unfit setting."""
     stride, multipliers, width = config.stride, config.multipliers, config.width
-    unset = "2, 4, 8 or 16 (or networks.multipliers, such as [1, 2, 4, 4]), as codes of family kl are maps"
-    check(stride is not None, "networks.latent_stride", "null", unset)
-    assert stride is not None
+    assert stride is not None  # as NetworkConfig.check() has found
     widths = [width * times for times in multipliers or (2 ** min(i, 2) for i in range(stride.bit_length()))]
     fits = all(wide > 0 and wide % GROUPS == 0 for wide in widths)
     name, value = ("multipliers", [*(multipliers or ())]) if width % GROUPS == 0 else ("width", width)

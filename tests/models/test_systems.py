@@ -399,11 +399,18 @@ def test_systems_say_whether_they_are_for_samples_or_for_reconstructions():
         (lambda: AE(32, 1, networks=NetworkConfig(width=-1)), "system.networks.width is -1"),
         (lambda: AE(32, 1, networks=NetworkConfig("vgg")), "system.networks.family is 'vgg', expected"),
         (lambda: AE(32, 1, networks=NetworkConfig("dcgan", attention=(8,))), "system.networks.attention has no effect"),
-        (lambda: AE(32, 1, networks=NetworkConfig("kl", norm="group")), "system.networks.norm has no effect"),
+        (
+            lambda: AE(32, 1, networks=NetworkConfig("kl", norm="group", latent_stride=2)),
+            "system.networks.norm has no effect",
+        ),
         (lambda: AE(32, 1, networks=NetworkConfig(multipliers=(1, 2))), "system.networks.multipliers has no effect"),
         (
             lambda: GAN(32, 1, networks=NetworkConfig("kl")),
             r"latent_stride is null, expected 2.* such as \[1, 2, 4, 4\]",
+        ),
+        (
+            lambda: VAE(1020, 1, networks=NetworkConfig("kl")),  # which fits no vectors either
+            "latent_stride is null, expected 2",
         ),
         (
             lambda: GAN(32, 1, networks=NetworkConfig("kl", latent_stride=8, multipliers=(1, 2))),
