@@ -159,6 +159,8 @@ def test_players_have_their_networks_and_rules(run, report):
     networks = f"encoder {count['encoder']:,}, decoder {count['decoder']:,}"
     rule = "1 0 0.0002 (0.5, 0.99) 0.0 2.0 adamw cosine 1,000 0.5 0.0"
     assert " ".join(dry.row("autoencoder")) == f"autoencoder {networks} {rule}"
+    varying = ["--system.autoencoder.betas", "[0, {start: 0.9, end: 0.99, steps: 78125}]"]
+    assert "(0.0, 0.9 to 0.99 in 78,125 steps)" in report(*AE, *varying)._players()[-1]
 
 
 def test_the_order_of_a_large_set_and_remote_shards(run, tmp_path):

@@ -112,8 +112,10 @@ class Report:
         for player in self.players:
             networks = {name: self.system.get_submodule(name).parameters() for name in player.networks}
             sizes = ", ".join(f"{name} {sum(w.numel() for w in ws):,}" for name, ws in networks.items())
-            optimizer = (getattr(player.optimizer, name) for name in settings)
-            rows.append((player.name, sizes, player.every, player.start, *optimizer))
+            values = (getattr(player.optimizer, name) for name in settings)
+            # A tuple would show the parts that vary by their repr.
+            shown = (f"({', '.join(map(str, one))})" if isinstance(one, tuple) else one for one in values)
+            rows.append((player.name, sizes, player.every, player.start, *shown))
         return table(rows)
 
     def _data(self) -> Iterator[str]:
