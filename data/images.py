@@ -32,6 +32,10 @@ ORIENTATION, UPRIGHT = 0x0112, 1  # Exif's tag, and its value for an image that 
 Image.MAX_IMAGE_PIXELS = None  # Limits take its place
 
 
+class ChannelsError(ValueError):
+    """An image has other channels than the run's, whose setting may be what is wrong."""
+
+
 class Limits(NamedTuple):
     """How much an encoded image may hold; one with more is refused before it is decoded."""
 
@@ -201,15 +205,24 @@ def check_header(content: bytes, limits: Limits) -> None:
 
 
 def check_channels(content: bytes, channels: int) -> None:
-    """Raise a ValueError unless an image has the channels, or both have 1, 3 or 4, of which one makes the other."""
+    """Raise a ChannelsError unless an image has the channels, or both have 1, 3 or 4, of which one makes the other."""
     shape = array_shape(content) if is_array(content) else ()
-    found = shape[2] if shape else max(MODES)
-    if found == channels or (found in MODES and channels in MODES):
+    own = shape[2] if shape else max(MODES)
+    if own == channels or (own in MODES and channels in MODES):
         return
-    most = "" if shape else "at most "
+    found = f"{own} channels" if shape else _bands(content)
     first = ". If its channels come first, numpy.moveaxis(x, 0, -1) puts them last"
     first *= channels in shape and content.startswith(MAGIC)
-    raise ValueError(f"it has {most}{found} channels, expected the {channels} of data.channels (or --channels){first}")
+    raise ChannelsError(
+        f"it has {found}, expected the {channels} of data.channels (or --channels): set that to "
+        f"{'1, 3 or 4' if own in MODES else own}, or leave out such images{first}"
+    )
+
+
+def _bands(content: bytes) -> str:
+    header(content)  # raises a reason for the user
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return f"{len(image.getbands())} channels (mode {image.mode})"
 
 
 def limit_settings(limit: str) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.deep import decode_to
 from data.errors import DataError
-from data.images import CENTRE_CROP, Format, Limits, Size, View, sides
+from data.images import CENTRE_CROP, ChannelsError, Format, Limits, Size, View, sides
 from data.order import Order, random_bits
 from data.processes import PROCESSES, allow_open_files, end_with_parent, prepare_workers
 from data.shards.reader import OnError, Shards
@@ -114,10 +114,12 @@ def _read(
         except ValueError as error:
             name = shards.name(int(positions[row]))
             if shards.on_error == "stop":
-                raise DataError(
-                    f"cannot decode an image: {name}: {error}. Repair or remove the sample and prepare the shard "
-                    "again, or let others stand in for such: --data.on_error skip"
-                ) from error
+                repair = (
+                    ". Repair or remove the sample and prepare the shard again, or let others stand in for such: "
+                    "--data.on_error skip"
+                )
+                repair *= not isinstance(error, ChannelsError)  # nothing is damaged
+                raise DataError(f"cannot decode an image: {name}: {error}{repair}") from error
             seen[row], pixels[row], labels[row] = _stand_in(shards, int(positions[row]), others, form, view)
             skipped.append(f"{name}: {error}; seen instead: {shards.name(int(seen[row]))}")
     return Images(images.permute(0, 3, 1, 2), torch.from_numpy(labels), torch.from_numpy(seen), skipped)

@@ -48,8 +48,8 @@ def test_arrays_are_read_as_numpy_wrote_them(dtype, order):
         (encode_npy(bands(5)) + b"1", "with more bytes"),
         (encode_npy(bands(5)).replace(b"(20, 24, 5)", b"(20, 24, x)"), "a damaged .npy file"),
         (encode_npy(bands(5)).replace(b"(20, 24, 5), } ", b"(10**9, 9, 5)}"), "a damaged .npy file"),
-        (encode_npy(bands(3)), "3 channels, expected the 5 of data.channels"),
-        (encoded(bands(3)), "at most 4 channels, expected the 5 of data.channels"),
+        (encode_npy(bands(3)), r"3 channels, expected the 5 of .*: set that to 1, 3 or 4, or leave"),
+        (encoded(bands(3)), r"it has 3 channels \(mode RGB\), expected the 5 of .*: set that to 1, 3 or 4, or leave"),
         (encode_npy(bands(9, width=5)), r"9 channels, expected the 5 .*come first, numpy.moveaxis"),
     ],
 )
@@ -104,7 +104,9 @@ def test_a_folder_becomes_shards_that_are_read_in_both_depths(tmp_path):
     assert dataset.splits["train"].modes == {"uint16 x 5": 6}
     assert dataset.ignored == {".npy": 1}
     assert sheet(tmp_path / "out", dataset).getcolors(10**6)
-    with pytest.raises(DataError, match=r"member .*.image.npy .*: it has 5 channels, expected the 3 of data.channels"):
+    with pytest.raises(
+        DataError, match=r"member .*.image.npy .*: it has 5 channels, .* set that to 5, or leave out such images$"
+    ):
         read(shards, np.arange(6), 20, 3)
 
 

@@ -65,7 +65,7 @@ def test_all_beginnings_that_pillow_takes_for_a_tiff_are_known(start):
     if start in (b"II*\0", b"MM\0*", b"II+\0"):
         assert (decode_to(content, (20, 24), 6, 16) == bands(6)).all()
     else:
-        with pytest.raises(ValueError, match=r"damaged|at most 4 channels"):
+        with pytest.raises(ValueError, match=r"damaged"):
             decode_to(content, (20, 24), 6, 16)
     with pytest.raises(ValueError, match=r"it has 6 channels, expected the 3|no image of a known kind"):
         decode(content, 8, 3)
