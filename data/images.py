@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.arrays import MAGIC, array, array_shape, is_array
 from data.errors import DataError
+from data.tiffs import is_stack
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels; arrays have any number of channels
 MAX_CHANNELS = 1024
@@ -278,6 +279,11 @@ def _check(content: bytes, limits: Limits) -> None:
         content.startswith(JPEG) and content.count(SCAN) > limits.scans
     ):  # a preview, or bytes after END, may look like some
         _check_scans(content, limits)
+    if is_stack(content):
+        raise ValueError(
+            "it is a TIFF of several images, of which only the first would be read: save each as a file of its own, or "
+            "stack the channels of one, numpy.save(FILE, numpy.moveaxis(tifffile.imread(TIFF), 0, -1))"
+        )
 
 
 def _check_scans(content: bytes, limits: Limits) -> None:

@@ -1,4 +1,7 @@
-"""TIFFs with more channels than Pillow reads, such as bands of satellites: the first image of the file, by tifffile."""
+"""TIFFs with more channels than Pillow reads, such as bands of satellites: the first image of the file, by tifffile.
+
+Others are refused if they hold several images, which are often one image's channels.
+"""
 
 import io
 import math
@@ -13,6 +16,8 @@ from data.errors import DataError
 FIRST = tuple(PREFIXES)  # a TIFF's first bytes
 BIG = 43  # the third byte of a BigTIFF, or the fourth, whose header has eight more
 WIDTH, HEIGHT, SAMPLES, ORIENTATION, PHOTOMETRIC, EXTRA = 256, 257, 277, 274, 262, 338  # tags; SAMPLES: channels
+SUBFILE, PART = 254, 1 | 4  # a tag; its bits of a reduced image, such as a thumbnail, and of a mask
+PARTS = 32  # images of a file that are looked at; a pyramid has fewer
 ALPHA = (1, 2, (1,), (2,))  # values of EXTRA, which says what channels beyond a colour's are
 WITHOUT_COLOUR = (0, 1)  # values of PHOTOMETRIC: grey
 COMPRESSIONS = (1, 5, 8, 32946, 32773, 50000)  # none, LZW, deflate, deflate, PackBits, zstd
@@ -27,6 +32,25 @@ def is_wide(content: bytes) -> bool:
     samples = _number(found, SAMPLES, 1)
     bands = _number(found, PHOTOMETRIC, 2) in WITHOUT_COLOUR and (samples > 2 or found.get(EXTRA) not in ALPHA)
     return samples > 4 or (samples > 1 and bands)
+
+
+def is_stack(content: bytes) -> bool:
+    """Return whether bytes are another TIFF, with a second image that is no thumbnail, mask or level of a pyramid."""
+    if not content.startswith(FIRST) or is_wide(content):
+        return False
+    file = io.BytesIO(content)
+    try:
+        tags = _directory(file)
+        for i in range(PARTS):
+            file.seek(tags.next)
+            tags.load(file)
+            if i and WIDTH in tags and not _number(tags, SUBFILE, 0) & PART:
+                return True
+            if not tags.next or WIDTH not in tags:
+                return False
+    except Exception:  # Pillow raises nearly anything on damaged bytes, and tells of them as it decodes them
+        pass
+    return False
 
 
 def shape(content: bytes) -> tuple[int, int, int]:
@@ -89,12 +113,18 @@ def _tags(content: bytes) -> Mapping[int, Any]:
     """Return the tags of a TIFF's first image; none if they are damaged."""
     file = io.BytesIO(content)
     try:
-        tags = ImageFileDirectory_v2(file.read(16 if BIG in content[2:4] else 8))
+        tags = _directory(file)
         file.seek(tags.next)
         tags.load(file)
         return {tag: tags[tag] for tag in (WIDTH, HEIGHT, SAMPLES, ORIENTATION, PHOTOMETRIC, EXTRA) if tag in tags}
     except Exception:  # Pillow raises nearly anything on damaged bytes
         return {}
+
+
+def _directory(file: io.BytesIO) -> ImageFileDirectory_v2:
+    """Return what will hold an image's tags; its `next` is where the file has the first image's."""
+    start = file.read(16)
+    return ImageFileDirectory_v2(start if BIG in start[2:4] else start[:8])
 
 
 def _number(tags: Mapping[int, Any], tag: int, default: int) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -77,6 +78,41 @@ def test_of_colours_pillow_reads_them():
         content = tiff(pixels.squeeze(), photometric=photometric, **({"extrasamples": [2]} if channels == 4 else {}))
         assert not is_array(content)
         assert (decode_to(content, (20, 24), channels, 8) == pixels).all()
+
+
+def stack(images: int = 2, kind: int = 0, channels: int = 1) -> bytes:
+    """A TIFF of several images, those after the first of one kind: 0 none, 1 reduced, 2 a page."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for i in range(images):
+            pixels = bands(channels, "uint8").squeeze()[: 20 >> (i if kind == 1 else 0)]
+            writer.write(pixels, photometric="minisblack", planarconfig="contig", subfiletype=kind if i else 0)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "several"),
+    [
+        (stack(), True),
+        (stack(kind=2), True),
+        (tiff(bands(5, "uint8"), planarconfig=None), True),
+        (tiff(bands(5, "uint8"), planarconfig=None, bigtiff=True), True),
+        (stack(1), False),
+        (stack(3, kind=1), False),
+        (stack(channels=5), False),
+        (stack()[: tifffile.TiffFile(io.BytesIO(stack())).pages[1].offset], False),  # cut short after the first
+    ],
+)
+def test_of_several_images_none_is_read_silently_but_thumbnails_are_no_images(content, several, tmp_path):
+    channels = 5 if is_array(content) else 1
+    for bits in (8, 16):
+        with pytest.raises(ValueError, match=r"^it is a TIFF of several images") if several else nullcontext():
+            decode_to(content, 8, channels, bits)
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "a.tif").write_bytes(content)
+    words = r"\n  a\.tif: it is a TIFF of several images, .* numpy.moveaxis"
+    with pytest.raises(DataError, match=words) if several else nullcontext():
+        prepare(str(tmp_path / "scenes"), tmp_path / "set", test_fraction=0.0)
 
 
 def test_a_folder_of_them_is_prepared_as_arrays_and_a_shard_of_them_is_read(tmp_path):
