@@ -282,9 +282,11 @@ def _download(name: str) -> Path:
         if not (path / "model_index.json").exists():  # that of a pipeline, whose weights are not wanted
             download(allow_patterns=f"{within}*.safetensors")
     except Exception as error:  # of many types, for names, permissions and networks
+        local = name.removeprefix(HUB)
+        absent = "" if Path(local).exists() else f", and there is no folder {local} here"
         raise ValueError(
-            f"it cannot be had from the Hugging Face hub ({str(error).strip().splitlines()[0]}): download it where "
-            "there is a network, and name its folder"
+            f"it cannot be had from the Hugging Face hub ({str(error).strip().splitlines()[0]}){absent}: download it "
+            "where there is a network, and name its folder"
         ) from error
     return path
 
