@@ -110,15 +110,16 @@ def grid(panels: Panels, columns: int = COLUMNS, pixels: int = 64, headings: Seq
     are enlarged by a whole number. `headings` stand above the first columns.
     """
     height, width = next(iter(panels.values())).shape[-2:]
-    scale, gap, title = max(1, pixels // max(height, width)), 2, 20
+    scale, gap = max(1, pixels // max(height, width)), 2
     row, column = height * scale + gap, width * scale + gap
+    title = max(20, column // 8)  # large images are shown at a smaller scale, with their titles
     ends = list(accumulate(math.ceil(len(images) / columns) * row + title for images in panels.values()))
     canvas = Image.new("RGB", (columns * column - gap, ends[-1] - gap), "white")
     draw = ImageDraw.Draw(canvas)
     for i, heading in enumerate(headings):
-        draw.text((i * column + 2, 1), heading, fill="black", font_size=15)
+        draw.text((i * column + 2, 1), heading, fill="black", font_size=title - 5)
     for top, (name, images) in zip([0, *ends], panels.items(), strict=False):
-        draw.text((2, top + 1), name, fill="black", font_size=15)
+        draw.text((2, top + 1), name, fill="black", font_size=title - 5)
         for i, image in enumerate(visible_pixels(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()):
             picture = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(picture, (i % columns * column, top + title + i // columns * row))
