@@ -211,19 +211,19 @@ def check_channels(content: bytes, channels: int) -> None:
     own = shape[2] if shape else max(MODES)
     if own == channels or (own in MODES and channels in MODES):
         return
-    found = f"{own} channels" if shape else _bands(content)
+    if not shape:
+        header(content, Limits(*[2**62] * len(LIMITS)))  # raises a reason for the user
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            raise ChannelsError(
+                f"it is of mode {image.mode}, which is read as 1, 3 or 4 channels, not as the {channels} of "
+                "data.channels (or --channels): set that to one of these, or leave out such images"
+            )
     first = ". If its channels come first, numpy.moveaxis(x, 0, -1) puts them last"
     first *= channels in shape and content.startswith(MAGIC)
     raise ChannelsError(
-        f"it has {found}, expected the {channels} of data.channels (or --channels): set that to "
+        f"it has {own} channels, expected the {channels} of data.channels (or --channels): set that to "
         f"{'1, 3 or 4' if own in MODES else own}, or leave out such images{first}"
     )
-
-
-def _bands(content: bytes) -> str:
-    header(content)  # raises a reason for the user
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        return f"{len(image.getbands())} channels (mode {image.mode})"
 
 
 def limit_settings(limit: str) -> str:

@@ -67,8 +67,8 @@ class CodeTerms:
         weights, system = config.dino_weights, self.system
         if bool(config.alignment) != (weights is not None):
             raise ValueError(
-                f"system.codes.alignment is {config.alignment} and system.codes.dino_weights is {weights}: "
-                "set both or neither"
+                f"system.codes.alignment is {config.alignment} and system.codes.dino_weights is "
+                f"{weights or 'null'}: set both or neither"
             )
         if weights is None:
             check_unused("while system.codes.alignment is 0", **{"codes.margins": (config.margins, (0.5, 0.25))})

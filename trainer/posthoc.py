@@ -8,7 +8,7 @@ checkpoints together are combined such that their profiles add up to the wanted 
 import numpy as np
 
 POWER = "power"  # files such as power0.05.encoder.safetensors
-MISFIT = 0.1  # of a combined profile, at most
+MISFIT = 0.15  # of a combined profile, at most
 LONGEST = 0.28  # below 1 / sqrt(12), where gamma is 0 and all steps weigh the same
 
 

@@ -32,7 +32,7 @@ from trainer.log.data_health import DataHealth
 from trainer.log.failures import FailureReports
 from trainer.log.logger import RunLogger
 from trainer.log.metrics_file import is_evaluation, read_metrics
-from trainer.log.pictures import GridInputs, columns, grid_inputs, panels
+from trainer.log.pictures import GridInputs, grid_inputs, panel_size, panels
 from trainer.log.summary import final_summary, run_summary, start_line, start_warnings
 from trainer.log.window import LogWindow, peak_memory
 from trainer.profiler import LOG, StepProfiler, parse_profile
@@ -252,10 +252,11 @@ class Run:
         if self.accelerator.is_main_process:
             try:
                 system = self.parts.ema.system
-                row = columns(system.classes, self.config.data.shape[-1])
-                self.logger.pictures(self.step, panels(system, *self.grid_inputs), row)
+                row, number = panel_size(system.classes, self.config.data.shape)
+                (inputs,) = self.grid_inputs
+                self.logger.pictures(self.step, panels(system, inputs.part(slice(number))), row)
                 if self.has_codes:
-                    self.logger.codes(self.step, system, self.grid_inputs[0].real[0], self.grid_inputs[0].label)
+                    self.logger.codes(self.step, system, inputs.real[0], inputs.label)
             except FloatingPointError as error:
                 trouble = str(error)
         (trouble,) = broadcast_object_list([trouble])

@@ -49,7 +49,7 @@ def test_arrays_are_read_as_numpy_wrote_them(dtype, order):
         (encode_npy(bands(5)).replace(b"(20, 24, 5)", b"(20, 24, x)"), "a damaged .npy file"),
         (encode_npy(bands(5)).replace(b"(20, 24, 5), } ", b"(10**9, 9, 5)}"), "a damaged .npy file"),
         (encode_npy(bands(3)), r"3 channels, expected the 5 of .*: set that to 1, 3 or 4, or leave"),
-        (encoded(bands(3)), r"it has 3 channels \(mode RGB\), expected the 5 of .*: set that to 1, 3 or 4, or leave"),
+        (encoded(bands(3)), r"it is of mode RGB, which is read as 1, 3 or 4 channels, not as the 5 of data"),
         (encode_npy(bands(9, width=5)), r"9 channels, expected the 5 .*come first, numpy.moveaxis"),
     ],
 )

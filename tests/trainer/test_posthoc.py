@@ -90,6 +90,8 @@ def test_an_export_has_the_average_of_the_length_that_is_named(here, tiny_run, t
         assert not (out / "scores.json").exists()
         assert json.loads((out / "manifest.json").read_text())["ema_length"] == length
         assert f"(post-hoc EMA of length {length})" in (out / "README.md").read_text()
+    run_command(export, capsys, tmp_path / "0.07", tmp_path / "again", "--num", 0)
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["ema_length"] == 0.07
     kept = {
         of: load_file(next((tmp_path / "run" / "checkpoints").glob("*4")) / f"{of}.decoder.safetensors")
         for of in ("power0.1", "power0.05", "ema")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from data.errors import DataError
 from data.files import check_yaml, read
 from trainer import schemas
 from trainer.compare.settings import ComparisonSettings, PlannedRun
@@ -29,9 +30,7 @@ def train_missing(runs: list[PlannedRun], settings: ComparisonSettings) -> dict[
     Returns:
         what went wrong, by the name of each run that failed
     """
-    with user_errors():
-        data = settings.data.open(settings.data.trains, settings.data.on_error)
-    shards = [one.fingerprint() for one in data]
+    shards = _shards(settings)
     failed = {str(run): message for run in runs if (message := _conflict(run, shards))}
     for name, message in failed.items():
         print(f"{name}: {message}", file=sys.stderr, flush=True)
@@ -96,12 +95,20 @@ def _train(runs: list[PlannedRun], jobs: int, threads: int) -> Iterator[tuple[Pl
             process.wait()
 
 
-def _conflict(run: PlannedRun, shards: list[str]) -> str | None:
+def _shards(settings: ComparisonSettings) -> list[str] | None:
+    """Return the fingerprint of each training set; None if they are gone, of which missing runs tell themselves."""
+    try:
+        return [one.fingerprint() for one in settings.data.open(settings.data.trains, settings.data.on_error)]
+    except (DataError, OSError, ValueError):
+        return None
+
+
+def _conflict(run: PlannedRun, shards: list[str] | None) -> str | None:
     """Describe why its folder holds another run, if it does. Training checks that too, but skips complete runs.
 
     Args:
         run: of the comparison
-        shards: fingerprint of each training set
+        shards: fingerprint of each training set, None if they are gone
     """
     kept = run.folder / "config.yaml"
     if not kept.exists():
@@ -112,7 +119,7 @@ def _conflict(run: PlannedRun, shards: list[str]) -> str | None:
     except (yaml.YAMLError, ValueError, AttributeError) as error:
         return f"{kept} is not the configuration of a run ({error}). Set another --compare.out, or remove the folder"
     saved = schemas.newest_start(run.folder / "checkpoints")
-    if saved and (then := [one.fingerprint for one in saved.data]) != shards:
+    if saved and shards and (then := [one.fingerprint for one in saved.data]) != shards:
         changed.append(
             f"data.train: shards of fingerprint {', '.join(then)} in the checkpoint, {', '.join(shards)} now"
         )

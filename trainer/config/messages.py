@@ -29,7 +29,6 @@ OPTIONAL = re.compile(
     r"""\s+- Problem with given class_path .*\n\s+(Parser key "|Option ')([\s\S]*?)\n"""
     r"""\s+- Expected a <class 'NoneType'>\n\s+Given value type: .*\n\s+Given value: .*$"""
 )
-SEVERAL = re.compile(r"'tuple'|'list'| elements| Expected ")  # a complaint about a list, or several about one value
 VARYING = re.compile(r"(?:Not of type|Expected)(?:(?!setting).)*? Not of type Schedule: (?=Expected)")
 UNKNOWN = re.compile(r"(?:Group '(\w+)' does not accept option '|Option '|unrecognized arguments: --)([\w.]+)")
 # A group of settings that was given a value: one that holds no settings, or settings of which one is wrong.
@@ -74,9 +73,10 @@ def plain_message(message: str) -> str:
     text = VARYING.sub("", text)  # the second of two complaints says what a setting that may vary can be
     if wrong := WRONG.search(VALUE.sub(lambda found: f"Got value: {found[found.lastindex or 0]}", text)):
         setting, kind, expected, value = wrong.groups()
-        if SEVERAL.search(expected or "") and (hint := _hint(setting, raw)):
-            return f"{setting} must be {wanted_in_words(hint)}; got {value.rpartition(WHOLE)[2]}"
-        return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value.partition(WHOLE)[0]}"
+        hint, value = _hint(setting, raw), "null" if value == "None" else value.rpartition(WHOLE)[2]
+        if any(typing.get_origin(part) in (list, tuple) for part in (hint, *typing.get_args(hint))):
+            return f"{setting} must be {wanted_in_words(hint)}; got {value}"
+        return f"{setting} must be {TYPES.get(expected or kind, expected or kind)}; got {value}"
     return text
 
 

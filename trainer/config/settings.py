@@ -214,7 +214,7 @@ class TrainerConfig:
         ema_ramp: Largest half-life as a fraction of the images seen so far, so that early averages forget the first
             weights.
         ema_lengths: Lengths of two more averages, such as [0.05, 0.1], which checkpoints keep, so that `trainer.export
-            --ema_length` can make an average of any length after training (post-hoc EMA, Karras et al. 2024). A length
+            --ema_length` can make averages of others after training (post-hoc EMA, Karras et al. 2024). A length
             is the standard deviation of the averaged steps, as a fraction of the run so far. It takes the memory of the
             averaged networks for each, and needs keep_every, in some 10 to 20 checkpoints of a run. [] keeps none.
         compile: Compile the networks with torch.compile, which takes minutes at the first start and seconds at later

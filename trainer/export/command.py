@@ -19,7 +19,7 @@ from trainer.export.card import card, score_rows, tags
 from trainer.export.programs import Kind, write_programs
 from trainer.latents import LatentStatistics
 from trainer.log.health import few_images
-from trainer.log.pictures import below_originals, columns, grid
+from trainer.log.pictures import below_originals, grid, panel_size
 from trainer.run_place import local_run
 
 FILES = {
@@ -74,7 +74,7 @@ def _export(settings: argparse.Namespace, run: Path) -> str:
         made = images.pictures(source, shown, settings.device)
         folder.write_weights(source, unfinished, latents)
         if made:
-            row = columns(source.system.classes, source.image_shape[-1])
+            row, _ = panel_size(source.system.classes, source.image_shape)
             grid(below_originals(made, row), row).save(unfinished / "pictures.png")
         text = card_of(source, settings, unfinished, list(made), latents)
         (unfinished / "README.md").write_text(text, encoding="utf-8")

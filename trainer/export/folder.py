@@ -55,7 +55,7 @@ class TrainedCheckpoint:
         system, saved, manifest = models.load(path), schemas.checkpoint(path), manifests.read(path)
         data = schemas.checked(manifest.get("data", []), list[schemas.TrainingSet], f"data in {path / 'manifest.json'}")
         if ema_length is None:
-            return cls(path, manifest, saved, data, system, read_scores(path))
+            return cls(path, manifest, saved, data, system, read_scores(path), saved.ema_length)
         set_average(system, path, ema_length)
         return cls(path, manifest, saved, data, system, None, ema_length)
 

@@ -10,7 +10,7 @@ from trainer.blocks import Blocks
 from trainer.evaluate.target import open_images
 from trainer.export.folder import TrainedCheckpoint
 from trainer.latents import LatentEncoder, LatentStatistics, latent_statistics
-from trainer.log.pictures import Panels, grid_inputs, panels
+from trainer.log.pictures import Panels, grid_inputs, panel_size, panels
 
 
 def open_sets(source: TrainedCheckpoint, named: str | None, num: int) -> tuple[list[Samples], list[Samples]]:
@@ -60,7 +60,8 @@ def pictures(source: TrainedCheckpoint, sets: list[Samples], device: str | None)
     blocks = Blocks(system, source.data_config.size, device)
     if not sets and not system.can("sample"):
         return {}
-    inputs = grid_inputs(sets, source.data_config, seed, system, torch.device(blocks.device))
+    _, number = panel_size(system.classes, source.image_shape)
+    inputs = grid_inputs(sets, source.data_config, seed, system, torch.device(blocks.device)).part(slice(number))
     try:
         if not sets:
             parts = [inputs.part(slice(rows.start, rows.stop)) for rows in blocks.rows(len(inputs.z))]

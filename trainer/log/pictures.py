@@ -41,26 +41,27 @@ class GridInputs(NamedTuple):
         return GridInputs([images[rows] for images in self.real], self.label[rows], self.z[rows], drawn)
 
 
-def columns(classes: int, width: int) -> int:
-    """Return the images, so many pixels wide, in a row of a run's grids.
+def panel_size(classes: int, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Return how many images of a shape a row and a panel of a run's grids have: fewer of large ones.
 
     With classes each column shows one, of the first if many.
     """
+    _, height, width = shape
     most = max(1, min(COLUMNS, WIDE // width))
-    return most // classes * classes if 0 < classes <= most else most
+    row = most // classes * classes if 0 < classes <= most else most
+    return row, max(1, min(GRID, LARGE // (height * width)) // row) * row
 
 
 def grid_inputs(
     sets: Sequence[Samples], data: DataConfig, seed: int, system: System, device: torch.device
 ) -> GridInputs:
-    """Return up to GRID real images and prior draws, in whole rows and fewer of large ones: the same for all of a run.
+    """Return GRID real images and prior draws, or as many as fill whole rows: the same for all of a run.
 
     Raises:
         DataError: an image is damaged, or its label is not one of the system's classes.
     """
-    _, height, width = data.shape
-    row = columns(system.classes, width)
-    num = max(1, min(GRID, LARGE // (height * width)) // row) * row
+    row, _ = panel_size(system.classes, data.shape)
+    num = GRID // row * row
     positions = [random_positions(len(one), num, seed) for one in sets]
     found = [read(one, at, *data.format) for one, at in zip(sets, positions, strict=True)]
     if found:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data.dataset import FEW
 from data.files import read
-from data.images import header
+from data.images import decode_whole, header
 from trainer.config.resume import flatten
 from trainer.log.charts import KINDS
 from trainer.log.health import Verdict, few_images, unjudged, verdicts
@@ -134,7 +134,7 @@ def grids(run: Run) -> list[Frame]:
     found = sorted(path for path in run.folder.glob("samples/step_*.png") if path.stem[5:].isdecimal())
     frames = []
     for path in some_grids(found):
-        with suppress(OSError, ValueError, SyntaxError):  # the last is Pillow's, of a broken PNG
+        with suppress(OSError, ValueError):
             header(content := read(path, LARGEST))
             if content.startswith(PNG):
                 frames.append(Frame(int(path.stem[5:]), data_url(content)))
@@ -192,7 +192,7 @@ def data_url(png: bytes) -> str:
     kind, content = "png", io.BytesIO(png)
     if len(png) > PHOTOS:
         kind, content = "jpeg", io.BytesIO()
-        Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB").save(content, "JPEG", quality=90)
+        decode_whole(png).convert("RGB").save(content, "JPEG", quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 

@@ -136,8 +136,12 @@ def test_only_what_is_missing_is_trained(compared, monkeypatch):
     assert "[1/1] T, seed 1: trained" in said
     assert len(compared.fitted) == 1
     assert {path for path, time in metrics().items() if time != before[path]} == {gone / "metrics.jsonl"}
+    without = yaml.safe_load(compared.path.read_text())
+    without["data"]["train"] = str(compared.out / "moved")
+    (compared.path.with_name("without.yaml")).write_text(yaml.safe_dump(without))
+    assert "0 to train" in call(compared.path.with_name("without.yaml")), "a page needs no training images"
     assert read_metrics(gone)[-1]["eval/prior_gap359"] == pytest.approx(kept["eval/prior_gap359"])
-    assert [[len(entry.runs) for entry in page] for page in pages] == [[2, 2]] * 2, "each call writes all runs' page"
+    assert [[len(entry.runs) for entry in page] for page in pages] == [[2, 2]] * 3, "each call writes all runs' page"
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def refused(capsys, *arguments: str) -> str:
         ),
         (
             ["--system", "VAE", "--system.networks.multipliers", "[2, x]"],
-            ["system.networks.multipliers must be a whole number; got x\n"],
+            ["system.networks.multipliers must be a list of whole numbers, or null; got [2, 'x']\n"],
         ),
         (
             ["--system", "VAE", "--trainer.ema_lengths", "0.1"],
@@ -107,7 +107,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--system", "VAE", "--evaluate.num", "1"], ["evaluate.num must be at least 2; got 1"]),
         (
             ["--system", "VAE", "--evaluate.metrics", "[fid, lpips]"],
-            ["evaluate.metrics must be one of ['fid', 'is', 'kid', 'prdc']; got lpips"],
+            ["evaluate.metrics must be a list of fid, is, kid, prdc; got lpips"],
         ),
         (["--system", "VAE", "--evaluate.budget", "2"], ["evaluate.budget must be above 0 and at most 1; got 2.0"]),
         (["--system", "VAE", "--trainer.trackers", "[wandbb]"], ["trainer.trackers has 'wandbb'", "wandb]'", "mlflow"]),

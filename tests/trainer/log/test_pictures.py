@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from systems_under_test import SYSTEMS
 
-from trainer.config.settings import DataConfig, Location
-from trainer.log.pictures import below_originals, columns, grid, grid_inputs
+from trainer.log.pictures import below_originals, grid, panel_size
 
 
 def test_a_panel_of_few_images_has_no_empty_rows():
@@ -41,11 +39,13 @@ def test_what_is_made_of_images_stands_below_them():
 
 @pytest.mark.parametrize(
     ("size", "row", "number"),
-    [(32, 12, 48), (128, 12, 48), (256, 8, 16), ((1024, 256), 8, 8), (512, 4, 4), (1024, 2, 2), ((16, 4096), 1, 16)],
+    [
+        *(((32, 32), 12, 48), ((128, 128), 12, 48), ((256, 256), 8, 16), ((1024, 256), 8, 8), ((512, 512), 4, 4)),
+        *(((1024, 1024), 2, 2), ((16, 4096), 1, 16)),
+    ],
 )
 def test_large_images_are_fewer(size, row, number):
-    """Rows are 2,048 pixels wide at most, and more than one has a million pixels at most."""
-    inputs = grid_inputs([], DataConfig(Location(""), None, size, 3), 0, SYSTEMS["ae"](), torch.device("cpu"))
-    width = size if isinstance(size, int) else size[1]
-    assert (columns(0, width), len(inputs.z)) == (row, number)
-    assert columns(3, width) == max(row - row % 3, min(row, 2)), "whole sets of classes, or the first classes"
+    """Rows are 2,048 pixels wide at most, and a panel of more than one row has a million pixels at most."""
+    assert panel_size(0, (3, *size)) == (row, number)
+    with_classes, _ = panel_size(3, (3, *size))
+    assert with_classes == max(row - row % 3, min(row, 2)), "whole sets of classes, or the first classes"

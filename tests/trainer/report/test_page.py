@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,9 @@ def reported(tmp_path_factory) -> Path:
     (runs[0] / "samples" / "step_00000005.png").write_text(HOSTILE)
     noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), dtype=np.uint8)
     Image.fromarray(noise).save(runs[0] / "samples" / "step_00000001.png")  # more than a megabyte
+    content, end = (runs[0] / "samples" / "step_00000001.png").read_bytes(), 12  # bytes of a chunk without data
+    damaged = content[:-end] + b"\0\0\0\0gAMA" + zlib.crc32(b"gAMA").to_bytes(4, "big") + content[-end:]
+    (runs[0] / "samples" / "step_00000002.png").write_bytes(damaged)
     with open(runs[0] / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 9, f"ternary/accuracy/{HOSTILE}$\\frac{{": 1.0}) + "\nno JSON\n")
     main([*map(str, [*runs, run(at / "c" / "a", 4)]), "--out", str(at / "report.html")])
