@@ -158,7 +158,7 @@ def test_weights_in_half_precision_are_used_in_fp32(tmp_path):
             "binary.dino_weights is .*, expected null while system.reconstruction is features",
             lambda: vaegan(reconstruction="features", config=type(SILENT)(r1_weight=0.0, dino_weights=vit_file())),
         ),
-        ("alignment is 0.1 and system.codes.dino_weights is None: set both", lambda: vae(alignment=0.1)),
+        ("alignment is 0.1 and system.codes.dino_weights is null: set both", lambda: vae(alignment=0.1)),
         ("codes.margins has no effect while system.codes.alignment is 0", lambda: vae(margins=(0.0, 0.0))),
         ("codes.margins is .-1, 0., expected two numbers", lambda: vae(margins=(-1, 0))),
         (
