@@ -84,11 +84,11 @@ fi
 # A signal reaches this script alone. A launcher passes TERM on to its processes, and dies of USR1.
 # A PET_ variable for nodes would win over the launcher's arguments.
 unset PET_NNODES PET_NODE_RANK PET_MASTER_ADDR PET_MASTER_PORT PET_NPROC_PER_NODE
-code=0
 "${run[@]}" &
 child=$!
 trap 'kill -TERM "$child" 2>/dev/null || true' TERM USR1 INT
-while kill -0 "$child" 2>/dev/null; do
+wait "$child" && code=0 || code=$?
+while kill -0 "$child" 2>/dev/null; do # a signal ended the wait
     wait "$child" && code=0 || code=$?
 done
 

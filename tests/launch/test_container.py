@@ -62,7 +62,7 @@ exit "$CODE"
 def ended(tmp_path):
     """The exit code of start.sh where a trainer that leaves `state`, or none, ends with `code`."""
 
-    def run(url: str, before: str, planned: int, state: str, code: int) -> int:
+    def run(url: str, before: str, planned: int, state: str, code: int, **more: str) -> int:
         python = tmp_path / "python"
         python.write_text(TRAINER.replace("$RUN_DIR", str(tmp_path)))
         python.chmod(0o755)
@@ -70,7 +70,7 @@ def ended(tmp_path):
             (tmp_path / "state").write_text(before)
         settings = {"PYTHON": python, "RUN_DIR": f"{url}{tmp_path}", "REAL": sys.executable, "PATH": os.environ["PATH"]}
         settings |= {"PLANNED": planned, "STATE": state, "CODE": code, "ACCELERATE_USE_CPU": "true"}
-        stub = {key: str(value) for key, value in settings.items()}
+        stub = {key: str(value) for key, value in settings.items()} | more
         return subprocess.run(["bash", str(CONTAINER / "start.sh")], env=stub, capture_output=True).returncode
 
     return run
@@ -93,6 +93,11 @@ STARTS = [
 @pytest.mark.parametrize(("before", "planned", "state", "code", "expected"), STARTS)
 def test_the_exit_code_follows_from_what_this_start_did(ended, before, planned, state, code, expected):
     assert ended("", before, planned, state, code) == expected
+
+
+def test_a_trainer_that_ends_before_the_script_looks_has_its_code(ended):
+    slow = {"BASH_FUNC_kill%%": '() { sleep 0.2; builtin kill "$@"; }'}
+    assert ended("", "stopped", 0, "", 2, **slow) == 2
 
 
 @pytest.mark.parametrize(("before", "planned", "state", "code", "expected"), STARTS[:4])
