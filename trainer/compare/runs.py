@@ -96,7 +96,7 @@ def _train(runs: list[PlannedRun], jobs: int, threads: int) -> Iterator[tuple[Pl
 
 
 def _shards(settings: ComparisonSettings) -> list[str] | None:
-    """Return the fingerprint of each training set; None if they are gone, of which missing runs tell themselves."""
+    """Return the fingerprint of each training set; None if one cannot be read, which a run that is to train reports."""
     try:
         return [one.fingerprint() for one in settings.data.open(settings.data.trains, settings.data.on_error)]
     except (DataError, OSError, ValueError):
@@ -108,7 +108,7 @@ def _conflict(run: PlannedRun, shards: list[str] | None) -> str | None:
 
     Args:
         run: of the comparison
-        shards: fingerprint of each training set, None if they are gone
+        shards: fingerprint of each training set, None if one cannot be read
     """
     kept = run.folder / "config.yaml"
     if not kept.exists():
