@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ PLAIN_TERMS = ("discriminator_loss", "generator_loss", "reconstruction", "kl")
 CURVES, PICTURES = "TensorBoard's curves", "TensorBoard's pictures"
 MAIN_SCORES = re.compile(r"(r?fid|is|(cycle_)?psnr)\d")
 QUIET, SILENT = 10, 30  # seconds between lines in an output that is no terminal, such as a job's log: least and most
+RECENT = 60  # lines, of 10 minutes or more, by whose steps the time left is told: later steps may take longer
 
 
 class RunLogger:
@@ -64,8 +66,9 @@ class RunLogger:
         self.board = Board(folder, step, self.metrics.names) if TENSORBOARD in trackers else None
         self.trackers = Trackers(trackers, folder, step, self.message)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not _shows_bars(), dynamic_ncols=True)
-        self.began, self.first = time.monotonic(), step
-        self._quiet_until, self._silent_until = 0.0, self.began + SILENT
+        began = time.monotonic()
+        self._recent = deque([(began, step)], maxlen=RECENT)  # when each of the last lines was printed, and its step
+        self._quiet_until, self._silent_until = 0.0, began + SILENT
 
     def start(self, configuration: str, begin: str) -> None:
         """Record the configuration, without credentials, and as what the run starts or resumes."""
@@ -138,7 +141,9 @@ class RunLogger:
         """Print a line about a step, with the time that is left."""
         now = time.monotonic()
         self._silent_until = now + SILENT
-        left = (now - self.began) / (step - self.first) * (self.steps - step)
+        began, first = self._recent[0]
+        self._recent.append((now, step))
+        left = (now - began) / (step - first) * (self.steps - step)
         self.message(f"step {step}/{self.steps}  {text}eta {duration(left)}")
 
     def pictures(self, step: int, panels: Panels, columns: int = COLUMNS) -> None:

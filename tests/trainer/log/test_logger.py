@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from data.errors import DataError
+from data.tables import duration
 from trainer.log.board import hide_tensorboard_tracebacks
 from trainer.log.logger import RunLogger
 
@@ -51,6 +52,16 @@ def test_a_file_gets_a_line_in_ten_seconds_and_the_last(tmp_path, capsys, clock)
     printed = capsys.readouterr().err
     assert [line.partition("  ")[0] for line in printed.splitlines()] == ["step 1/4", "step 3/4", "step 4/4"]
     assert printed.splitlines()[1].endswith("a/kl 1  images/s 8  data wait 0%  eta 7 s")
+
+
+def test_the_time_left_goes_by_the_steps_of_recent_lines(tmp_path, capsys, clock):
+    run_logger = RunLogger(tmp_path, 0, 1000, is_main=True)
+    seconds = [10.0] * 100 + [20.0] * 60
+    for step, took in enumerate(seconds, 1):
+        clock.now += took
+        run_logger.terms(step, {"a/kl": 1.0, "speed/images_per_second": 8.0, "speed/data_wait": 0.0})
+    run_logger.close()
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"eta {duration(20.0 * 840)}")
 
 
 def test_slow_steps_without_a_log_line_are_told_of_in_a_file(tmp_path, capsys, clock):
