@@ -254,7 +254,7 @@ class Report:
             demo_cnn.check_labels(self.trains, self.tests)
         hub = inception.hub_path()
         download = kind == "inception" and not settings.weights and not hub.exists()
-        samples = f"{settings.num:,} samples and " * self.system.can("sample")
+        samples = f"{settings.num:,} samples and " * bool(settings.num and self.system.can("sample"))
         images = " and ".join(f"{len(shards):,}" for shards in self.tests)
         yield f"every {settings.every:,} steps and after the last: {-(-self.settings.steps // settings.every):,} times"
         source = f"{kind}{f', which the run first downloads to {hub}' * download}"

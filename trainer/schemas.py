@@ -35,6 +35,7 @@ class ManifestTrainer(Struct):
 class ManifestEvaluate(Struct):
     extractor: str | None
     weights: str | None
+    num: Natural | None = None
 
 
 class ManifestSystemArguments(Struct):

@@ -102,7 +102,7 @@ class Run:
         self.evaluator = PeriodicEvaluator(parts, folder.path, accelerator) if config.evaluate.every else None
         shown = parts.tests or parts.trains
         self.grid_inputs = list[GridInputs]()  # of the main process, which alone reads and draws them
-        inputs = shown, config.data, settings.seed, parts.system, accelerator.device
+        inputs = shown, config.data, settings.seed, parts.system, accelerator.device, bool(config.evaluate.num)
         run_on_main(accelerator, lambda: self.grid_inputs.append(grid_inputs(*inputs)))
         self.logger = RunLogger(
             folder.path, self.step, settings.steps, is_main, self.evaluation_pending, settings.trackers
@@ -289,7 +289,7 @@ class Run:
         """Score the averaged networks, and add the scores to this step's checkpoint."""
         assert self.evaluator is not None
         drawn = self.config.evaluate.num if self.parts.system.can("sample") else 0
-        self.logger.evaluating(self.step, drawn, sum(map(len, self.parts.tests)))
+        self.logger.evaluating(self.step, drawn or 0, sum(map(len, self.parts.tests)))
         try:
             scores, facts = self.evaluator()
         except FloatingPointError as error:

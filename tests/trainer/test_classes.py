@@ -43,7 +43,7 @@ def test_each_column_of_a_grid_is_of_one_class(tmp_path, classes, row, column):
     system, seen = vaegan(classes=classes), []
     system.decoder.register_forward_hook(lambda _, given, made: seen.append(given[1]))
     data = DataConfig(Location(""), None, 32, 1)
-    inputs = grid_inputs([Shards(tmp_path / "set")], data, 0, system, torch.device("cpu"))
+    inputs = grid_inputs([Shards(tmp_path / "set")], data, 0, system, torch.device("cpu"), draws=True)
     made = panels(system, inputs)
     reconstructed, generated = seen
     assert torch.equal(reconstructed, inputs.real[0][:, 0, 0, 0].long()), "with their own labels"

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from trainer.config.messages import plain_message
-from trainer.config.parser import Config, name_splits
+from trainer.config.parser import SAMPLES, Config, name_splits
 from trainer.config.parser import parser as make_parser
 from trainer.config.settings import DataConfig, EvaluateConfig, Location, TrainerConfig
 from trainer.log.metrics_file import is_evaluation, read_metrics
@@ -123,6 +123,8 @@ def _check(settings: ComparisonSettings) -> None:
         raise ValueError("data.test is not set; expected the shards of held-out images, which evaluations need")
     if not settings.evaluate.every:
         raise ValueError("evaluate.every must be at least 1, because a comparison needs scores; got 0")
+    if settings.evaluate.num == 0:
+        raise ValueError("evaluate.num must be at least 2, because a comparison is of samples; got 0")
     if settings.trainer.run_dir or settings.trainer.seed:
         raise ValueError("trainer.run_dir and trainer.seed have no effect here; set compare.out and compare.seeds")
 
@@ -131,6 +133,7 @@ def _config(name: str, system: dict[str, Any], seed: int, settings: ComparisonSe
     given = system | {"init_args": {**settings.compare.common, **(system.get("init_args") or {})}}
     trainer = replace(settings.trainer, seed=seed, run_dir=Location(settings.out / name / f"seed_{seed}"))
     evaluate = replace(settings.evaluate, extractor=settings.evaluate.extractor or "inception")
+    evaluate = replace(evaluate, num=SAMPLES if evaluate.num is None else evaluate.num)  # of an AE, too
     if evaluate.extractor == "demo-cnn" and not evaluate.weights:
         evaluate = replace(evaluate, weights=Location(settings.out / "demo-cnn-v1.safetensors"))
     if not evaluate.statistics:

@@ -32,6 +32,7 @@ from trainer.distributed.exit import exit_with_error, user_errors
 from trainer.distributed.launcher import is_local_main
 from trainer.weights import FREE_SETTINGS, HUB, implied_recipe, implied_settings
 
+SAMPLES = 2000  # that are scored, if evaluate.num does not say how many
 PLAYER_HELP = re.compile(r"--system\.(\w+)\.help")
 
 
@@ -69,11 +70,18 @@ class Config:
             ValueError: a setting is out of its range, or evaluate.best a score that the system does not get.
         """
         system: models.System = self.parser.instantiate(self.namespace).system
-        if self.evaluate.best == "rfid" and not system.can("reconstruct"):
+        name, best = type(system).__name__, self.evaluate.best
+        if best == "rfid" and not system.can("reconstruct"):
+            raise ValueError(f"evaluate.best is rfid, but {name} makes no reconstructions: leave it out")
+        if self.evaluate.num is None:
+            self.evaluate.num = self.namespace.evaluate.num = SAMPLES if "fid" in (system.judged_by, best) else 0
+            self._forget()
+        system.judged_by = best or system.judged_by
+        if self.evaluate.every and not self.evaluate.num and system.can("sample") and system.judged_by == "fid":
             raise ValueError(
-                f"evaluate.best is rfid, but {type(system).__name__} makes no reconstructions: leave it out"
+                f"evaluate.num is 0, but {name} is judged by the FID of its samples: expected at least 2, or "
+                + ("evaluate.best rfid" if system.can("reconstruct") else "evaluate.every 0")
             )
-        system.judged_by = self.evaluate.best or system.judged_by
         return system
 
     @cached_property

@@ -302,7 +302,9 @@ class EvaluateConfig:
 
     Args:
         every: Number of steps between evaluations; the last step is also evaluated. 0 turns evaluations off.
-        num: Number of samples to draw from the prior, at least 2. It is part of the scores' names.
+        num: Number of samples to draw from the prior, at least 2, which is part of the scores' names. With 0, none are
+            scored or shown in pictures. null means 2,000, or 0 if the system is for reconstructions alone: AE, VAE
+            without a kl_weight and VAEGAN without `samples`, whose draws from the prior are no images.
         extractor: Network whose features are compared. "inception" is torch-fidelity's InceptionV3. "demo-cnn" is a
             small network trained on the labelled shards. "demo-random" has random weights and gives no inception score.
             "file" is a TorchScript or torch.export file of your own. Other names are those that torch-fidelity has
@@ -322,7 +324,7 @@ class EvaluateConfig:
     """
 
     every: NonNegativeInt = 1000
-    num: PositiveInt = 2000
+    num: NonNegativeInt | None = None
     extractor: str | None = None
     weights: Location | None = None
     metrics: list[MetricName] = field(default_factory=lambda: [*map(MetricName, METRICS)])
@@ -332,7 +334,7 @@ class EvaluateConfig:
     budget: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
-        if self.num < 2:
-            raise ValueError(f"evaluate.num must be at least 2; got {self.num}")
+        if self.num == 1:
+            raise ValueError("evaluate.num must be 0, which scores no samples, or at least 2; got 1")
         if not 0 < self.budget <= 1:
             raise ValueError(f"evaluate.budget must be above 0 and at most 1; got {self.budget}")

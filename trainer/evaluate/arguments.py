@@ -30,7 +30,11 @@ def parser() -> CommandParser:
     add = made.add_argument
     add("what", metavar="WHAT", help="a run's folder, a checkpoint's folder, the URL of one, or images")
     add("--against", metavar="REAL", help="real images, or an .npz of their statistics (default: the run's data.test)")
-    add("--num", type=_number, help="number of images to score (default: 10000 samples of a checkpoint, or all images)")
+    add(
+        "--num",
+        type=_number,
+        help="number of images to score (default: all, or 10000 samples if the run scores any)",
+    )
     names = ",".join(METRICS)
     add("--metrics", type=_metrics, help=f"which scores samples get (default: {names}; prdc: precision, recall, ...)")
     add("--extractor", help="feature extractor, as evaluate.extractor (default: the run's, or inception for images)")

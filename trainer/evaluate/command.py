@@ -70,6 +70,8 @@ def _report(target: Target, scores: dict[str, float], processes: int, as_json: b
     print(*table([("score", "value", "better"), *shown]), sep="\n")
     if evaluator.missing:
         print(evaluator.missing)
+    if not evaluator.num:
+        print("no samples are scored, as the run's evaluate.num is 0: --num N scores N draws from the prior")
     if 0 < evaluator.held_out_images < FEW:  # 0: statistics that do not tell of how many
         print(few_images(evaluator.held_out_images))
     if halves := fid_of_halves(evaluator.references[0]):

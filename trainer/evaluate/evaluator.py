@@ -85,7 +85,7 @@ class Evaluator:
         _check_eval_mode("the extractor", extractor)
         _check_same_networks({network.name: network.sha256 for network in (extractor, lpips) if network})
         _check_held_out(held_out, statistics)
-        self.draws = system is None or system.can("sample")
+        self.draws = num > 0 and (system is None or system.can("sample"))
         if "is" in self.sample_metrics and self.draws:
             InceptionScore(num, extractor.classes)  # raises if there are too few samples
         labels = None
@@ -168,7 +168,7 @@ class Evaluator:
         def score() -> dict[str, float]:
             scores: dict[str, float] = {}
             common = self.images, self.scores
-            if system.can("sample"):
+            if self.draws and system.can("sample"):
                 scores |= self.samples(system, self.references[0])
             if system.can("reconstruct") and real:
                 scores |= reconstruction_scores(system, real[0], self.references[0], *common, self.lpips)

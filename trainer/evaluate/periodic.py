@@ -82,7 +82,7 @@ class PeriodicEvaluator:
             build_extractor(settings, config.data, folder, parts.trains, parts.tests, accelerator),
             parts.tests,
             config.data,
-            num=settings.num,
+            num=settings.num or 0,
             seed=config.trainer.seed,
             system=parts.system,
             metrics=settings.metrics,

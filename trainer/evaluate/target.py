@@ -44,6 +44,7 @@ from trainer.samplers import open_sampler
 
 TIMEOUT = timedelta(hours=2)  # for ranks that wait while one trains a demo-cnn or downloads weights
 # Options that have an effect on a checkpoint only.
+OF_SAMPLES = ("metrics", "num", "out", "sampler", "truncation", "audit")
 OF_A_SYSTEM = ("seed", "lpips", "cache", "cache_gb", "sampler", "truncation", "components", "train", "train_num")
 MAX_KEPT = 50_000  # real images whose features are kept for KID and precision
 Real = Samples | ReferenceStatistics
@@ -98,7 +99,9 @@ def _checkpoint(settings: argparse.Namespace, accelerator: Accelerator, path: Pa
     extractor = build_extractor(config, data, run or Path(), train, held_out, accelerator, prefix="--")
     _check_options(settings, system, extractor)
     seed = saved.configuration.trainer.seed if settings.seed is None else settings.seed
-    num = settings.num or 10_000
+    # An option about samples asks for some, also of a system that its run scores by reconstructions alone.
+    draws = saved.configuration.evaluate.num != 0 or any(getattr(settings, option) for option in OF_SAMPLES)
+    num = settings.num or (10_000 if draws or isinstance(real[0], ReferenceStatistics) else 0)
     sampler = run_on_main(accelerator, lambda: open_sampler(settings, system, data, str(accelerator.device)))
     evaluator = Evaluator(
         accelerator,
@@ -199,7 +202,7 @@ def _check_options(settings: argparse.Namespace, system: models.System | None, e
     statistics = (settings.against or "").endswith(".npz")
     samples, reconstructions = (system is None or system.can(use) for use in ("sample", "reconstruct"))
     unused = (
-        (("metrics", "num", "out", "sampler", "truncation", "audit"), samples, f"{kind} draws no samples"),
+        (OF_SAMPLES, samples, f"{kind} draws no samples"),
         (("lpips",), reconstructions, f"{kind} makes no reconstructions"),
         (("lpips",), not statistics, "--against names statistics, and reconstructions need images"),
         (("statistics",), not statistics, "--against names statistics already"),

@@ -5,7 +5,6 @@ import torch
 from data.errors import DataError
 from data.images import LIMITS
 from data.loader import Samples
-from trainer.batch import to_uint8
 from trainer.blocks import Blocks
 from trainer.evaluate.target import open_images
 from trainer.export.folder import TrainedCheckpoint
@@ -58,15 +57,13 @@ def pictures(source: TrainedCheckpoint, sets: list[Samples], device: str | None)
     """
     system, seed = source.system, source.saved.configuration.trainer.seed
     blocks = Blocks(system, source.data_config.size, device)
-    if not sets and not system.can("sample"):
+    draws = system.can("sample") and source.saved.configuration.evaluate.num != 0
+    if not sets and not draws:
         return {}
     _, number = panel_size(system.classes, source.image_shape)
-    inputs = grid_inputs(sets, source.data_config, seed, system, torch.device(blocks.device)).part(slice(number))
+    inputs = grid_inputs(sets, source.data_config, seed, system, torch.device(blocks.device), draws).part(slice(number))
     try:
-        if not sets:
-            parts = [inputs.part(slice(rows.start, rows.stop)) for rows in blocks.rows(len(inputs.z))]
-            return {"generated": torch.cat([to_uint8(system.sample(part.z, *part.drawn)) for part in parts])}
-        num = min(map(len, [inputs.z, *inputs.real]))
+        num = min(map(len, [*inputs.real, *([] if inputs.z is None else [inputs.z])]))
         made = [panels(system, inputs.part(slice(rows.start, rows.stop))) for rows in blocks.rows(num)]
     except FloatingPointError as error:
         raise ValueError(f"{error}: the run has diverged, choose an earlier checkpoint") from error

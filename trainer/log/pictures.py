@@ -33,12 +33,13 @@ class GridInputs(NamedTuple):
 
     real: list[Tensor]  # images of each dataset, uint8 [n, channels, height, width]
     label: Tensor  # of the first dataset's, int64 [n]
-    z: Tensor  # draws from the prior, [n, *latent_shape]
+    z: Tensor | None  # draws from the prior, [n, *latent_shape], unless none are shown
     drawn: tuple[Tensor, ...]  # their classes, int64 [n], if the system has any
 
     def part(self, rows: slice) -> "GridInputs":
         drawn = tuple(label[rows] for label in self.drawn)
-        return GridInputs([images[rows] for images in self.real], self.label[rows], self.z[rows], drawn)
+        z = None if self.z is None else self.z[rows]
+        return GridInputs([images[rows] for images in self.real], self.label[rows], z, drawn)
 
 
 def panel_size(classes: int, shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -53,7 +54,7 @@ def panel_size(classes: int, shape: tuple[int, int, int]) -> tuple[int, int]:
 
 
 def grid_inputs(
-    sets: Sequence[Samples], data: DataConfig, seed: int, system: System, device: torch.device
+    sets: Sequence[Samples], data: DataConfig, seed: int, system: System, device: torch.device, draws: bool
 ) -> GridInputs:
     """Return GRID real images and prior draws, or as many as fill whole rows: the same for all of a run.
 
@@ -69,12 +70,12 @@ def grid_inputs(
     z = torch.randn(num, *system.latent_shape, generator=torch.Generator().manual_seed(key(seed, "grid")))
     drawn = in_turn(system, torch.arange(num, device=device) % row)
     label = found[0].label.to(device) if found else torch.zeros(0, dtype=torch.int64)
-    return GridInputs([one.image.to(device) for one in found], label, z.to(device), drawn)
+    return GridInputs([one.image.to(device) for one in found], label, z.to(device) if draws else None, drawn)
 
 
 @torch.no_grad()
 def panels(system: System, inputs: GridInputs) -> Panels:
-    """Return real images of each dataset, uint8, and what the system makes of them and of draws from the prior.
+    """Return real images of each dataset, if any, uint8, and what the system makes of them and of draws from the prior.
 
     Raises:
         FloatingPointError: an image is not finite.
@@ -84,10 +85,10 @@ def panels(system: System, inputs: GridInputs) -> Panels:
         a, b = real
         to_b, to_a = system.translate(normalize(a), "a2b"), system.translate(normalize(b), "b2a")
         return {"a": a, "a to b": to_uint8(to_b), "b": b, "b to a": to_uint8(to_a)}
-    made = {"real": real[0]}
-    if system.can("reconstruct"):
+    made = {"real": real[0]} if real else {}
+    if real and system.can("reconstruct"):
         made["reconstructed"] = to_uint8(system.reconstruct(normalize(real[0]), *system.told(label)))
-    return made | {"generated": to_uint8(system.sample(z, *drawn))}
+    return made if z is None else made | {"generated": to_uint8(system.sample(z, *drawn))}
 
 
 def picture(pixels: Tensor) -> Image.Image:

@@ -104,7 +104,10 @@ def refused(capsys, *arguments: str) -> str:
             ["evaluate.metrics must be a list of fid, is, kid, prdc; got fid,foo\n"],
         ),
         (["--system", "VAE", "--data.max_skipped", "2"], ["data.max_skipped must be between 0 and 1; got 2.0"]),
-        (["--system", "VAE", "--evaluate.num", "1"], ["evaluate.num must be at least 2; got 1"]),
+        (
+            ["--system", "VAE", "--evaluate.num", "1"],
+            ["evaluate.num must be 0, which scores no samples, or"],
+        ),
         (
             ["--system", "VAE", "--evaluate.metrics", "[fid, lpips]"],
             ["evaluate.metrics must be a list of fid, is, kid, prdc; got lpips"],
@@ -130,6 +133,33 @@ def test_mistakes_are_named(capsys, arguments, words):
 def test_a_setting_decides_which_score_judges_a_tokenizer(best, judged_by):
     config = configure([*DATA, "--system", "VAE", "--system.kl_weight", "1e-6", *best])
     assert config.system().judged_by == judged_by
+
+
+@pytest.mark.parametrize(
+    ("system", "num"),
+    [
+        (["GAN"], 2000),
+        (["VAE"], 2000),
+        (["VAE", "--evaluate.best", "rfid"], 2000),
+        (["AE"], 0),
+        (["VAE", "--system.kl_weight", "0"], 0),
+        (["VAEGAN", "--system.samples", "false"], 0),
+        (["VAEGAN", "--system.samples", "false", "--evaluate.num", "9"], 9),
+        (["AE", "--evaluate.best", "fid"], 2000),
+        (["VAE", "--evaluate.best", "rfid", "--evaluate.num", "0"], 0),
+    ],
+)
+def test_systems_for_reconstructions_alone_draw_no_samples_unless_asked(system, num):
+    config = configure([*DATA, "--system", *system])
+    config.system()
+    assert config.evaluate.num == config.resolved()["evaluate"]["num"] == num
+
+
+@pytest.mark.parametrize(("system", "cure"), [("GAN", "evaluate.every 0"), ("VAE", "evaluate.best rfid")])
+def test_what_is_judged_by_samples_is_not_scored_without_them(system, cure):
+    config = configure([*DATA, "--system", system, "--evaluate.num", "0"])
+    with pytest.raises(ValueError, match=f"evaluate.num is 0, but {system} is judged .* at least 2, or {cure}"):
+        config.system()
 
 
 def settings_of(name: str, kind: type) -> str:

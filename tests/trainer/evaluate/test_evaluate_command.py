@@ -14,6 +14,12 @@ from PIL import Image, ImageOps
 from data.loader import read
 from data.shards.reader import Shards, write
 from trainer.evaluate.command import main
+from trainer.export.command import main as export
+from trainer.log.metrics_file import read_metrics
+from trainer.log.pictures import COLUMNS, below_originals, grid
+
+RECONSTRUCTION_SCORES = {"eval/rfid359/demo-random-v1", "eval/psnr359", "eval/ssim359", "eval/prior_gap359"}
+SAMPLE_SCORES = ("eval/fid", "eval/kid", "eval/recall", "eval/sharpness359", "eval/z_recovered")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,31 @@ def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_pat
             *("--extractor", "demo-cnn", "--weights", demo_cnn),
         )
     assert "more than 9 (data.max_pixels, or --max_pixels" in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_scored_and_shown_by_its_reconstructions_alone(score, here, tmp_path):
+    run = tmp_path / "run"
+    evaluate = ("--evaluate.every", "2", "--evaluate.extractor", "demo-random")
+    done = here(
+        *("--system", "VAEGAN", "--system.samples", "false", "--trainer.steps", "2", "--trainer.run_dir", run),
+        *("--system.networks.latent_stride", "4", *evaluate),
+    )
+    assert done.returncode == 0, done.stderr
+    scores = {name: value for name, value in read_metrics(run)[-1].items() if name in RECONSTRUCTION_SCORES}
+    assert scores.keys() == RECONSTRUCTION_SCORES
+    assert not [name for name in read_metrics(run)[-1] if name.startswith(SAMPLE_SCORES)]
+    shown = torch.zeros(48, 1, 32, 32, dtype=torch.uint8)
+    two_panels = grid(below_originals({"real": shown, "reconstructed": shown}, COLUMNS), COLUMNS)
+    assert Image.open(run / "samples" / "step_00000002.png").size == two_panels.size
+    told, line = score(run)
+    assert "no samples are scored, as the run's evaluate.num is 0: --num N" in told
+    assert {name: line[name] for name in scores} == scores
+    assert not [name for name in line if name.startswith(SAMPLE_SCORES)]
+    told, line = score(run, "--num", "20")
+    assert "no samples are scored" not in told
+    assert "eval/fid20/demo-random-v1" in line
+    export([str(run), str(tmp_path / "model")])
+    assert "\n![real, reconstructed](pictures.png)\n" in (tmp_path / "model" / "README.md").read_text()
 
 
 @pytest.mark.slow
