@@ -1,7 +1,7 @@
 """Losses as their papers write them: pure functions of network outputs that return the mean over the batch."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -26,6 +26,15 @@ def mean(values: Iterable[Tensor]) -> Tensor:
     """Return the mean of scalars."""
     first, *rest = values
     return sum(rest, first) / (1 + len(rest))
+
+
+def weighted_mean(values: Mapping[Mode, Tensor], weights: Mapping[Mode, float]) -> Tensor:
+    """Return the mean of scalars by weights, or the plain mean if all weights are 0."""
+    total = sum(weights.values())
+    if not total:
+        return mean(values.values())
+    first, *rest = (weights[name] / total * value for name, value in values.items())
+    return sum(rest, first)
 
 
 def reparameterize(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:

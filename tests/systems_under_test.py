@@ -147,7 +147,9 @@ SYSTEMS = {
     ),
     "decoder alone": lambda: vaegan("ternary", reconstruction="both"),
     "cyclegan": lambda: cyclegan(pool=11),
-    "cyclegan, lecam": lambda: cyclegan(replace(DISCRIMINATOR, lecam_weight=0.3, spectral_norm=True), pool=0),
+    "cyclegan, lecam": lambda: cyclegan(
+        replace(DISCRIMINATOR, lecam_weight=0.3, spectral_norm=True, augment=("translation",)), pool=0
+    ),
 }
 
 

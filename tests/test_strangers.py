@@ -16,6 +16,7 @@ from jsonargparse._common import parsing_settings
 import models
 from models import manifest
 from models.load import checkpoint_of
+from trainer import schemas
 from trainer.checkpoint import files as checkpoint_files
 from trainer.compare.__main__ import configure as configure_comparison
 from trainer.compare.settings import plan_runs
@@ -246,6 +247,13 @@ def test_nothing_is_cached_where_a_manifest_says(capsys, run, tmp_path):
 
 
 BOMB = "[" * 5000 + "]" * 5000
+
+
+def test_a_seed_may_have_any_size(run):
+    configuration = json.loads((checkpoint_of(run) / "manifest.json").read_text())["configuration"]
+    configuration["trainer"]["seed"] = 10**30
+    reseal(checkpoint_of(run), configuration=configuration)
+    assert schemas.checkpoint(checkpoint_of(run)).configuration.trainer.seed == 10**30
 
 
 @pytest.mark.parametrize(

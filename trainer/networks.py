@@ -23,8 +23,8 @@ GRAPHS = 64  # most graphs of one kind of network
 def set_memory_format(system: System) -> None:
     """Lay out the weights of convolutions in channels_last where it pays, so that convolutions compute in it.
 
-    It does on CUDA, and on CPUs in networks with grouped convolutions (docs/benchmarks.md). torch's InstanceNorm2d
-    computes in the default format anyway.
+    It does on CUDA, and on CPUs in networks with grouped convolutions (docs/benchmarks.md), unless there is instance
+    normalization, with which it was not measured.
     """
     for network in system.children():
         modules, cpu = [*network.modules()], all(weight.device.type == "cpu" for weight in network.parameters())

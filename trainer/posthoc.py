@@ -9,6 +9,7 @@ import numpy as np
 
 POWER = "power"  # files such as power0.05.encoder.safetensors
 MISFIT = 0.15  # of a combined profile, at most
+SHORTEST = 1e-4  # whose text, which names files, has no exponent
 LONGEST = 0.28  # below 1 / sqrt(12), where gamma is 0 and all steps weigh the same
 
 
@@ -20,8 +21,8 @@ def exponent(length: float) -> float:
 
 def check_length(name: str, length: float) -> None:
     """Raise a ValueError that names a setting whose length no profile has."""
-    if not 0 < length <= LONGEST:
-        raise ValueError(f"{name} is {length:g}, expected a number above 0 and up to {LONGEST}")
+    if not SHORTEST <= length <= LONGEST:
+        raise ValueError(f"{name} is {length:g}, expected a number from {SHORTEST:g} to {LONGEST}")
 
 
 def product(step: float, gamma: float, other_step: float, other_gamma: float) -> float:

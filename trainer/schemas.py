@@ -29,7 +29,7 @@ class ManifestData(Struct):
 
 
 class ManifestTrainer(Struct):
-    seed: Natural
+    seed: Annotated[int, Meta(ge=0)]  # of any size, as trainer.seed
 
 
 class ManifestEvaluate(Struct):

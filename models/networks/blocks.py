@@ -67,6 +67,16 @@ class ClassVectors(nn.Linear):
         return embedding(label, self.weight.T)
 
 
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance normalization (Ulyanov et al. 2016), computed as group normalization with a group for each channel.
+
+    The gradients of torch 2.14's own are wrong, without a word, for a single image in channels_last.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.group_norm(x, x.shape[1], eps=self.eps)
+
+
 def normalization(kind: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(max(1, channels // 8), channels) if kind == "group" else nn.Identity()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.networks.blocks import SLOPE, ClassVectors, initialize, minibatch_stddev
+from models.networks.blocks import SLOPE, ClassVectors, InstanceNorm, initialize, minibatch_stddev
 from models.networks.config import ImageSize, NetworkConfig, halvings, sides
 from models.networks.dcgan import strided
 from models.networks.families import family_of
@@ -45,7 +45,7 @@ class Discriminator(nn.Module):
             if patch_halvings is None:
                 patch_halvings = min(max(1, (min(sides(image_size)) // 32).bit_length() - 1), 3)
             strides = [*[2] * patch_halvings, 1]
-            levels = strided(config, channels, strides, nn.InstanceNorm2d if instance_norm else None)
+            levels = strided(config, channels, strides, InstanceNorm if instance_norm else None)
             self.head: nn.Conv2d | nn.Linear = nn.Conv2d(config.channels(patch_halvings) + bool(group), logits, 4, 1, 1)
         else:
             ends, count = halvings(image_size)

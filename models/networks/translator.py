@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.losses import at_least_fp32
-from models.networks.blocks import ResidualBranch, initialize
+from models.networks.blocks import InstanceNorm, ResidualBranch, initialize
 
 
 class Translator(nn.Module):
@@ -60,4 +60,4 @@ class _Block(ResidualBranch):
 
 
 def _layer(convolution: nn.Module, channels: int) -> list[nn.Module]:
-    return [convolution, nn.InstanceNorm2d(channels), nn.ReLU()]
+    return [convolution, InstanceNorm(channels), nn.ReLU()]

@@ -174,13 +174,13 @@ class VAEGAN(Autoencoding, System):
         terms |= {f"generator_loss/{mode}": value for mode, value in generator_losses.items()}
         if not counting:
             return Loss(loss, terms, codes.statistics)
-        weighted = [game.weight(batch) * generator_losses[mode] for mode, game in counting.items()]
-        generator_loss = losses.mean(weighted)
+        weights = {mode: game.weight(batch) for mode, game in counting.items()}
+        generator_loss = losses.weighted_mean(generator_losses, weights)
+        adversarial_weight = self.adversarial_weight * max(weights.values())  # a second one's ramp weakens no first one
         if not self.adaptive_weighting:
-            return Loss(loss + self.adversarial_weight * generator_loss, terms, codes.statistics)
-        plain, pixels = losses.mean(generator_losses.values()), batch.image[0].numel()
-        ratio = self.adaptive_weighting(passes.decoded, reconstruction / pixels, plain)
-        loss = loss + ratio.value * self.adversarial_weight * generator_loss
+            return Loss(loss + adversarial_weight * generator_loss, terms, codes.statistics)
+        ratio = self.adaptive_weighting(passes.decoded, reconstruction / batch.image[0].numel(), generator_loss)
+        loss = loss + ratio.value * adversarial_weight * generator_loss
         return Loss(loss, terms | ratio.terms, codes.statistics | ratio.statistics)
 
     def reconstruction_terms(self, batch: Batch, reconstructed: Tensor) -> Terms:

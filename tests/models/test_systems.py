@@ -265,7 +265,7 @@ def test_a_pool_must_be_made_before_training():
 def test_a_discriminator_counts_for_its_opponents_from_its_start_or_a_later_step_on(steps):
     configs = {"binary": SILENT, "ternary": replace(SILENT, ramp=4, **steps)}
     system = VAEGAN(32, 1, 4, SMALL, "both", reconstruction_weight=0, kl_weight=0, adversarial_weight=1, **configs)
-    for step, weights in {3: (1.0, None), 4: (0.5, 0.0), 6: (0.5, 0.25), 8: (0.5, 0.5), 99: (0.5, 0.5)}.items():
+    for step, weights in {3: (1, None), 4: (1, 0), 6: (2 / 3, 1 / 3), 8: (1 / 2, 1 / 2), 99: (1 / 2, 1 / 2)}.items():
         passes = system.passes(batch_of(step=step))
         loss, terms, *_ = system.loss(batch_of(step=step), passes)
         expected = weights[0] * terms["generator_loss/binary"]
@@ -275,7 +275,7 @@ def test_a_discriminator_counts_for_its_opponents_from_its_start_or_a_later_step
         torch.testing.assert_close(loss, expected)
         judged = [system.discriminator_loss(mode, batch_of(step=step), passes).terms for mode in configs]
         assert "weight_for_opponents" not in judged[0]
-        assert judged[1]["weight_for_opponents"].item() == 2 * (weights[1] or 0.0)
+        assert judged[1]["weight_for_opponents"].item() == min(max((step - 4) / 4, 0), 1)
     assert {player.name: player.start for player in system.players()}["ternary"] == steps["start"]
 
 

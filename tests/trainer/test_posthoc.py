@@ -101,7 +101,7 @@ def test_an_export_has_the_average_of_the_length_that_is_named(here, tiny_run, t
     for other in (kept["power0.1"], kept["power0.05"], kept["ema"]):
         assert not torch.allclose(made[0.07][name], other[name], rtol=1e-5, atol=1e-7)
     for length, words in (
-        (0.3, "--ema_length is 0.3, expected a number above 0 and up to 0.28"),
+        (0.3, "--ema_length is 0.3, expected a number from 0.0001 to 0.28"),
         (0.1, "kept no aver"),
         (0.25, "cannot be made of averages of the lengths 0.05, 0.1 in 4 files: their combination would be off by"),
     ):
@@ -111,7 +111,7 @@ def test_an_export_has_the_average_of_the_length_that_is_named(here, tiny_run, t
         assert words in done.err
 
 
-@pytest.mark.parametrize("lengths", ["[0.05]", "[0.1, 0.1]", "[0.3]", "[0]"])
+@pytest.mark.parametrize("lengths", ["[0.05]", "[0.1, 0.1]", "[0.1, 0.10000001]", "[0.3]", "[0.00005, 0.1]", "[0]"])
 def test_lengths_that_cannot_be_kept_are_refused_by_name(here, tmp_path, lengths):
     keep = ["--trainer.keep_every", "2"] * (lengths != "[0.05]")
     done = here("--system", "AE", "--trainer.run_dir", tmp_path / "run", "--trainer.ema_lengths", lengths, *keep)

@@ -83,6 +83,10 @@ def test_accumulating_four_parts_is_the_same(name):
     assert distance(train(name), train(name, parts=4)) < ROUNDING
 
 
+def test_accumulating_single_images_is_the_same():
+    assert distance(train("cyclegan, lecam"), train("cyclegan, lecam", parts=8)) < ROUNDING
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_moves_under_bf16(name):
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -278,7 +278,8 @@ class TrainerConfig:
             raise ValueError(f"trainer.ema_half_life is {half_life}, expected images from 0 on, and steps above 0")
         for length in self.ema_lengths:
             check_length("trainer.ema_lengths", length)
-        if len({*self.ema_lengths}) != len(self.ema_lengths) or (self.ema_lengths and self.keep_every is None):
+        names = {f"{length:g}" for length in self.ema_lengths}  # of files
+        if len(names) != len(self.ema_lengths) or (names and self.keep_every is None):
             raise ValueError(
                 f"trainer.ema_lengths is {self.ema_lengths} and trainer.keep_every is {self.keep_every or 'null'}, "
                 "expected different lengths, and the number of steps between checkpoints that keep their averages"
