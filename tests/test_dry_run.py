@@ -41,8 +41,10 @@ def settings(digits, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def no_trial_steps(monkeypatch):
+def no_estimates(monkeypatch):
+    """What takes long, and has tests of its own."""
     monkeypatch.setattr("trainer.dry_run.seconds_per_image", lambda *_: (0.5, 4))
+    monkeypatch.setattr("trainer.dry_run.Report._memory", lambda _: [])
 
 
 @pytest.fixture
@@ -97,6 +99,7 @@ def test_the_program_starts_it(forked, digits):
     done = forked(f"import runpy, sys\nsys.argv = {argv!r}\nrunpy.run_path({main!r}, run_name='__main__')").wait()
     assert done.returncode == 0, done.stderr
     assert "\nplayers, in the order of their updates\n" in done.stderr
+    assert "\npeak memory of a process on a CPU, estimated\n  " in done.stderr
 
 
 @pytest.mark.slow

@@ -672,7 +672,7 @@ def test_all_processes_have_the_extractor_that_the_main_one_chose(digits, monkey
 def test_a_budget_leaves_evaluations_out_and_changes_no_step(here, demo_cnn, tmp_path):
     """The first one, which nobody knows the length of, and the last are made."""
     scored = ["--evaluate.every", "2", "--evaluate.num", "64", "--evaluate.extractor", "demo-cnn"]
-    run = ["--system", "VAE", "--trainer.steps", "8", *scored, "--evaluate.weights", demo_cnn, "--trainer.run_dir"]
+    run = ["--system", "GAN", "--trainer.steps", "8", *scored, "--evaluate.weights", demo_cnn, "--trainer.run_dir"]
     assert here(*run, tmp_path / "all").returncode == 0
     done = here(*run, tmp_path / "few", "--evaluate.budget", "0.001")
     assert done.returncode == 0, done.stderr

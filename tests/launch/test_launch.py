@@ -14,7 +14,6 @@ from conftest import ROOT
 
 CONFIGURATIONS = ROOT / "launch" / "accelerate"
 SLURM = ROOT / "launch" / "slurm"
-SCRIPTS = sorted(path for folder in ("launch", "tests", ".ci") for path in (ROOT / folder).rglob("*.sh"))
 
 # ---- accelerate
 
@@ -62,14 +61,6 @@ def test_every_configuration_is_tested():
 
 
 # ---- shell
-
-
-def test_shellcheck_finds_nothing():
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    command = [shellcheck, "--external-sources", *SCRIPTS, ROOT / ".ci" / "run"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert len(SCRIPTS) > 7
-    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_python_inside_the_job_script_runs(monkeypatch, capsys):

@@ -73,7 +73,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(((a[key] - b[key]).abs() / b[key].abs().clamp(min=1)).max().item() for key in a)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", ["adaptive, scheduled", "cyclegan, lecam"])  # accumulated ones are replayed, too
 def test_shared_passes_equal_replayed_ones(name):
     assert distance(train(name), train(name, share=False)) < ROUNDING
 
