@@ -43,8 +43,8 @@ from trainer.run_place import is_run, local_run, run_place
 from trainer.samplers import open_sampler
 
 TIMEOUT = timedelta(hours=2)  # for ranks that wait while one trains a demo-cnn or downloads weights
-# Options that have an effect on a checkpoint only.
 OF_SAMPLES = ("metrics", "num", "out", "sampler", "truncation", "audit")
+# Options that have an effect on a checkpoint only.
 OF_A_SYSTEM = ("seed", "lpips", "cache", "cache_gb", "sampler", "truncation", "components", "train", "train_num")
 MAX_KEPT = 50_000  # real images whose features are kept for KID and precision
 Real = Samples | ReferenceStatistics
