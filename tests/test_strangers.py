@@ -246,14 +246,14 @@ def test_nothing_is_cached_where_a_manifest_says(capsys, run, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-BOMB = "[" * 5000 + "]" * 5000
-
-
 def test_a_seed_may_have_any_size(run):
     configuration = json.loads((checkpoint_of(run) / "manifest.json").read_text())["configuration"]
     configuration["trainer"]["seed"] = 10**30
     reseal(checkpoint_of(run), configuration=configuration)
     assert schemas.checkpoint(checkpoint_of(run)).configuration.trainer.seed == 10**30
+
+
+BOMB = "[" * 5000 + "]" * 5000
 
 
 @pytest.mark.parametrize(

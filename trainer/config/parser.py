@@ -64,7 +64,7 @@ class Config:
     dry_run: int | None = None
 
     def system(self) -> models.System:
-        """Build the system's networks from torch's seed.
+        """Build the system's networks from torch's seed, and replace an unset evaluate.num by what it is for them.
 
         Raises:
             ValueError: a setting is out of its range, or evaluate.best a score that the system does not get.

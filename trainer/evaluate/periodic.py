@@ -92,6 +92,10 @@ class PeriodicEvaluator:
         # By default the inception score is there wherever the extractor can give it.
         if accelerator.is_main_process and evaluator.missing and {*settings.metrics} != {*METRICS}:
             print(evaluator.missing, file=sys.stderr, flush=True)
+        ignored = not settings.num and parts.system.can("sample") and {*settings.metrics} != {*METRICS}
+        if accelerator.is_main_process and ignored:
+            unused = "evaluate.metrics has no effect, as evaluate.num is 0: set it to the number of samples to score"
+            print(unused, file=sys.stderr, flush=True)
         evaluator.budget.began = self.began  # not now: a demo-cnn was trained beside the first steps
         evaluator.budget.resume(self._past())
         return evaluator

@@ -124,12 +124,13 @@ def test_a_checkpoint_scores_as_its_run_did(score, here, data, demo_cnn, tmp_pat
 
 def test_a_tokenizer_is_scored_and_shown_by_its_reconstructions_alone(score, here, tmp_path):
     run = tmp_path / "run"
-    evaluate = ("--evaluate.every", "2", "--evaluate.extractor", "demo-random")
+    evaluate = ("--evaluate.every", "2", "--evaluate.extractor", "demo-random", "--evaluate.metrics", "[fid]")
     done = here(
         *("--system", "VAEGAN", "--system.samples", "false", "--trainer.steps", "2", "--trainer.run_dir", run),
         *("--system.networks.latent_stride", "4", *evaluate),
     )
     assert done.returncode == 0, done.stderr
+    assert "evaluate.metrics has no effect, as evaluate.num is 0" in done.stderr
     scores = {name: value for name, value in read_metrics(run)[-1].items() if name in RECONSTRUCTION_SCORES}
     assert scores.keys() == RECONSTRUCTION_SCORES
     assert not [name for name in read_metrics(run)[-1] if name.startswith(SAMPLE_SCORES)]
