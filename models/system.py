@@ -214,8 +214,3 @@ class Autoencoding:
 def last_layer(network: nn.Module) -> Any:
     """Return the layer that makes a network's images: its `last`, also if DDP wraps the network."""
     return (network.module if isinstance(network, DistributedDataParallel) else network).last
-
-
-def freeze_all_but(system: System, names: Collection[str]) -> None:
-    for name, network in system.networks().items():
-        network.requires_grad_(name in names)

@@ -1,5 +1,6 @@
 """Fixtures: the digits as shards, a small batch, and the real program in a subprocess."""
 
+import fcntl
 import hashlib
 import itertools
 import json
@@ -69,11 +70,26 @@ def reseal(checkpoint: Path, **changes) -> None:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
+def once(tmp_path_factory, worker_id):
+    """Make a file or folder once for all of pytest's processes: `once(name, make)` calls `make(path)` if it has to."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+
+    def path_of(name: str, make) -> Path:
+        path = shared / name
+        with open(shared / f".{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(path)
+        return path
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def digits(once) -> Path:
     """scikit-learn's digits: a folder with `train` and `test` shards."""
-    out = tmp_path_factory.mktemp("datasets") / "digits"
-    prepare("digits", out)
-    return out
+    return once("digits", lambda path: prepare("digits", path))
 
 
 @pytest.fixture
@@ -94,15 +110,14 @@ def data(digits) -> DataConfig:
 
 
 @pytest.fixture(scope="session")
-def demo_cnn(data, tmp_path_factory) -> Path:
+def demo_cnn(data, once) -> Path:
     """A demo-cnn of the digits, trained for a sixth of its steps: 98 % of the held-out ones are told."""
     from trainer.evaluate.extractors.demo_cnn import (
         fit,  # it takes seconds to import, in each process that a test starts
     )
 
-    path = tmp_path_factory.mktemp("extractor") / "demo-cnn.safetensors"
-    fit([Shards(data.train)], [Shards(data.test)], data, path, steps=100)
-    return path
+    train, test = [Shards(data.train)], [Shards(data.test)]
+    return once("demo-cnn.safetensors", lambda path: fit(train, test, data, path, steps=100))
 
 
 @pytest.fixture(scope="session")
@@ -186,24 +201,25 @@ def main(command):
 class Warm:
     """A process that has imported the trainer and forks others: see warm.py."""
 
-    def __init__(self, process: subprocess.Popen):
-        self.process, self.codes = process, {}
-        self.process.stdout.readline()  # it has imported all
+    def __init__(self, path: Path):
+        self.path = path
 
     def fork(self, code: str, environment: dict[str, str], output: Path) -> int:
-        return self._ask(json.dumps({"code": code, "environment": environment, "output": str(output)}))
+        return self._ask({"code": code, "environment": environment, "output": str(output)})
 
     def wait(self, pid: int) -> int:
         """The exit code of a fork, when it has ended."""
-        while pid not in self.codes:
-            ended, code = self._ask("")
-            self.codes[ended] = code
-        return self.codes.pop(pid)
+        while (code := self._ask(pid)) is None:
+            time.sleep(0.005)
+        return code
 
-    def _ask(self, question: str):
-        self.process.stdin.write(f"{question}\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+    def _ask(self, question: dict | int) -> int | None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.path))
+            with connection.makefile("rw") as stream:
+                stream.write(f"{json.dumps(question)}\n")
+                stream.flush()
+                return json.loads(stream.readline())
 
 
 class Ranks:
@@ -238,13 +254,19 @@ class Ranks:
 
 
 @pytest.fixture(scope="session")
-def warm():
+def warm(once, worker_id) -> Warm:
+    """One for all of pytest's processes, which ends after the first of these."""
     environment = os.environ | {"OMP_NUM_THREADS": THREADS, "ACCELERATE_USE_CPU": "true"}
     environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, str(ROOT / "tests" / "warm.py")]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=ROOT) as process:
-        yield Warm(process)
-        process.kill()
+    first = os.getpid() if worker_id == "master" else os.getppid()
+
+    def start(path: Path) -> None:
+        command = [sys.executable, str(ROOT / "tests" / "warm.py"), str(path), str(first)]
+        process = subprocess.Popen(command, stdin=-3, stdout=-3, env=environment, cwd=ROOT, start_new_session=True)
+        wait_until(lambda: path.exists() or process.poll() is not None)
+        assert process.poll() is None, "it did not start"
+
+    return Warm(once("warm", start))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -153,6 +154,7 @@ SYSTEMS = {
 }
 
 
+PLAIN = {"ae", "vae", "binary", "ternary", "both", "features"}  # all that these do, others do, too
 TRAIN_ONLY = {"decoder alone": ["decoder"]}
 
 
@@ -160,6 +162,12 @@ def batch_of(n=4, size=32, channels=1, dtype=torch.float32, step=9, domains=2) -
     generator = torch.Generator().manual_seed(1)
     images = [torch.rand(n, channels, size, size, generator=generator) * 2 - 1 for _ in range(domains)]
     return Batch(tuple(image.to(dtype) for image in images), slice(0, n), n, 0, step, torch.arange(n) % 3 % 2)
+
+
+def freeze_all_but(system: System, names: Collection[str]) -> None:
+    """As a step does it for the players that move."""
+    for name, network in system.networks().items():
+        network.requires_grad_(name in names)
 
 
 def cancelled(system: System) -> set[str]:

@@ -17,7 +17,6 @@ from data.images import COLOURS
 from data.prepare import prepare
 from models.augment import DRAWS, augment
 from trainer.batch import normalize, to_pixels, to_uint8, visible_pixels
-from trainer.config.resume import differences
 from trainer.encode.command import main as encode
 from trainer.evaluate.command import main as evaluate
 from trainer.log.pictures import encoded, grid, picture
@@ -65,11 +64,6 @@ def test_sixteen_bits_are_scored_as_such():
     eight = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     wide = (eight.int() * 257).to(torch.uint16)
     assert psnr(wide, wide.flip(0)).tolist() == pytest.approx(psnr(eight, eight.flip(0)).tolist())
-
-
-@pytest.mark.parametrize(("bits", "differs"), [(8, False), (16, True)])
-def test_a_run_from_before_data_bits_goes_on_with_eight(bits, differs):
-    assert bool(differences({"data": {"size": 32}}, {"data": {"size": 32, "bits": bits}})) == differs
 
 
 @pytest.mark.slow  # torchmetrics takes seconds to import

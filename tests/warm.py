@@ -1,12 +1,16 @@
 """A process that has imported the trainer, and forks others which start at once: see `forked` in conftest.py.
 
-It reads {"code", "environment", "output"} as JSON lines, runs the code in a fork, and answers with the fork's pid. An
-empty line waits for a fork to end, and the answer is [pid, exit code].
+`python warm.py SOCKET PID` listens at a socket for one JSON line a connection, until the process PID has ended. It runs
+{"code", "environment", "output"} in a fork and answers with the fork's pid; asked for a pid, it answers with the exit
+code of that fork, null as long as it runs.
 """
 
 import json
 import os
+import socket
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch._dynamo  # which the first optimizer imports
@@ -18,6 +22,7 @@ import trainer.evaluate.command
 import trainer.evaluate.extractors.build
 import trainer.train  # noqa: F401
 from data.processes import run_program
+from trainer.config.parser import configure
 
 
 def run(code: str, environment: dict[str, str], output: str) -> None:
@@ -32,13 +37,26 @@ def run(code: str, environment: dict[str, str], output: str) -> None:
     run_program(lambda: exec(code, {}))
 
 
-os.write(1, b"\n")
-for line in sys.stdin:
-    if line.strip():
-        answer = os.fork()
-        if not answer:
-            run(**json.loads(line))
-    else:
-        pid, status = os.waitpid(-1, 0)
-        answer = [pid, os.waitstatus_to_exitcode(status)]
-    os.write(1, f"{json.dumps(answer)}\n".encode())
+def answer(question: dict | int) -> int | None:
+    if isinstance(question, int):
+        pid, status = os.waitpid(question, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+    if pid := os.fork():
+        return pid
+    listening.close()
+    run(**question)
+
+
+configure(["--system", "VAEGAN", "--data.train", "/nowhere"])  # jsonargparse keeps what it reads in the code
+path, tests = sys.argv[1:]
+unfinished = f"{path}.unfinished"
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(unfinished)
+listening.listen()
+listening.settimeout(1)
+os.rename(unfinished, path)  # now it listens
+while Path(f"/proc/{tests}").exists():
+    with suppress(TimeoutError):
+        connection, _ = listening.accept()
+        with connection, connection.makefile("rw") as stream:
+            stream.write(f"{json.dumps(answer(json.loads(stream.readline())))}\n")

@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from systems_under_test import DISCRIMINATOR, SMALL, SYSTEMS, batch_of, cyclegan, vaegan
+from systems_under_test import DISCRIMINATOR, SMALL, SYSTEMS, batch_of, cyclegan, freeze_all_but, vaegan
 
 from models import GAN, GANVAE, DiscriminatorConfig, losses
 from models.augment import DRAWS, augment
 from models.networks import Discriminator
 from models.schedule import Schedule
-from models.system import freeze_all_but
 from trainer.batch import Batch
 
 F64 = torch.float64

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from systems_under_test import SILENT, SMALL, STEADY, SYSTEMS, batch_of, cancelled, cyclegan, vaegan
+from systems_under_test import SILENT, SMALL, STEADY, SYSTEMS, batch_of, cancelled, cyclegan, freeze_all_but, vaegan
 from torch import nn
 
 from models import AE, GAN, GANVAE, VAE, VAEGAN, CycleGAN, DiscriminatorConfig, NetworkConfig, OptimizerConfig
@@ -13,7 +13,6 @@ from models.networks import Discriminator
 from models.networks.autoencoder import Decoder, Encoder
 from models.networks.config import sides
 from models.networks.translator import Translator
-from models.system import freeze_all_but
 from trainer.batch import Batch
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from sample_images import flat
-from sklearn.mixture import GaussianMixture
 from systems_under_test import SMALL
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -122,6 +121,8 @@ def test_a_sampler_is_told_by_its_name():
 
 
 def test_a_mixture_is_fitted_by_one_thread_whose_sums_are_the_same_everywhere(levels, monkeypatch):
+    from sklearn.mixture import GaussianMixture  # it takes seconds to import
+
     used, plain = [], GaussianMixture.fit
 
     def noting(self, codes):

@@ -7,13 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from data.errors import DataError
-from data.files import check_yaml, read
 from trainer import schemas
 from trainer.compare.settings import ComparisonSettings, PlannedRun
-from trainer.config.resume import RESUMABLE_SETTINGS, differences
+from trainer.config.resume import RESUMABLE_SETTINGS, differences, saved_settings
 from trainer.distributed.exit import user_errors
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
@@ -110,14 +107,13 @@ def _conflict(run: PlannedRun, shards: list[str] | None) -> str | None:
         run: of the comparison
         shards: fingerprint of each training set, None if one cannot be read
     """
-    kept = run.folder / "config.yaml"
-    if not kept.exists():
-        return None
     try:
-        check_yaml(text := read(kept).decode())
-        changed = differences(yaml.safe_load(text), run.config.resolved(), resumable=MAY_DIFFER)
-    except (yaml.YAMLError, ValueError, AttributeError) as error:
-        return f"{kept} is not the configuration of a run ({error}). Set another --compare.out, or remove the folder"
+        settings = saved_settings(run.folder)
+    except ValueError as error:
+        return f"{error}. Set another --compare.out, or remove the folder"
+    if not settings:
+        return None
+    changed = differences(settings, run.config.resolved(), resumable=MAY_DIFFER)
     saved = schemas.newest_start(run.folder / "checkpoints")
     if saved and shards and (then := [one.fingerprint for one in saved.data]) != shards:
         changed.append(

@@ -86,12 +86,12 @@ class Config:
 
     @cached_property
     def yaml(self) -> str:
-        """All settings as a recipe, credentials included; it takes longer to write than a small step."""
-        return self.parser.dump(self.namespace, skip_link_targets=False, skip_unset=False)
+        """All settings as a recipe, credentials included."""
+        return _recipe(self.parser, self.namespace)
 
     @cached_property
     def _plain(self) -> dict[str, Any]:
-        return yaml.safe_load(self.yaml)
+        return yaml.load(self.yaml, yaml.CSafeLoader)
 
     def resolved(self) -> dict[str, Any]:
         """Return all settings as plain data without credentials, as checkpoints keep and compare them."""
@@ -118,7 +118,7 @@ class Config:
         needed = [one.name for one in settings if one.default is one.empty and one.name in given.keys() - {*LINKED}]
         system = {"class_path": class_path, "init_args": {name: given[name] for name in needed}}
         bare = self.parser.parse_object({"system": system, "data": {"train": "/nowhere"}})
-        defaults = flatten(yaml.safe_load(self.parser.dump(bare, skip_link_targets=False, skip_unset=False)))
+        defaults = flatten(yaml.safe_load(_recipe(self.parser, bare)))
         return {name: value for name, value in flatten(now).items() if value != defaults.get(name)}
 
     def settle_extractor(self, extractor: str) -> None:
@@ -139,6 +139,12 @@ class Config:
     def run_dir(self) -> Path:
         """The run's folder on this machine, also if trainer.run_dir is a URL."""
         return _run_folder(self.trainer)
+
+
+def _recipe(parser: ArgumentParser, namespace: Namespace) -> str:
+    """Return all settings as a recipe; they were validated as they were parsed, which takes most of the time."""
+    text: str = parser.dump(namespace, skip_link_targets=False, skip_unset=False, skip_validation=True)
+    return text
 
 
 class Parser(ArgumentParser):

@@ -1,7 +1,11 @@
-"""Which settings may change when a run is resumed, and how two configurations differ."""
+"""The settings of a run, which of them may change when it is resumed, and how two configurations differ."""
 
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from data.files import check_yaml, read
 from data.images import Limits
 
 # They change no weight, or are compared by content instead: training shards and frozen networks by their checksums,
@@ -21,15 +25,29 @@ RESUMABLE_SETTINGS = frozenset(
 # What else may change with --trainer.accept_new_data, by the names in the messages of TrainState.check.
 NEW_DATA_SETTINGS = frozenset({"data", "data.train", "data.crop", "data.flip", "trainer.batch_size"})
 
-FORMERLY = {"data.bits": 8}  # settings that older checkpoints lack, and what they were
+
+def saved_settings(run: Path) -> dict[str, Any]:
+    """Return the settings of a run's config.yaml as plain data, which may hold credentials; empty without the file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        return {}
+    try:
+        check_yaml(text := read(path).decode())
+        flatten(settings := yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not the configuration of a run: {error}") from error
+    return settings
 
 
 def differences(
     saved: dict[str, Any], now: dict[str, Any], resumable: frozenset[str] = RESUMABLE_SETTINGS
 ) -> list[str]:
     """Return one line for each setting in which two resolved configurations differ, but for the resumable ones."""
-    new = flatten(now)
-    old = {name: value for name, value in FORMERLY.items() if name in new} | flatten(saved)
+    old, new = flatten(saved), flatten(now)
     return [
         f"{name}: {old.get(name)} in the checkpoint, {new.get(name)} now"
         for name in sorted(old.keys() | new.keys())

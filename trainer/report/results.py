@@ -6,14 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import yaml
-
 from data.dataset import FEW
-from data.files import check_yaml, read
+from data.files import read
 from data.redact import redacted_all
 from models.manifest import checkpoints
 from trainer.checkpoint.writer import step_of
-from trainer.config.resume import flatten
+from trainer.config.resume import flatten, saved_settings
 from trainer.log.charts import KINDS
 from trainer.log.metrics_file import Line, is_evaluation, read_metrics
 from trainer.measures import COLUMNS, OF_NEIGHBOURS, Measure
@@ -77,16 +75,7 @@ class Run:
         Raises:
             ValueError: the file is damaged.
         """
-        path = self.folder / "config.yaml"
-        if not path.exists():
-            return {}
-        try:
-            check_yaml(text := read(path).decode())
-            settings = yaml.safe_load(text)
-            flatten(settings)
-        except (yaml.YAMLError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is not the configuration of a run: {error}") from error
-        return redacted_all(settings)
+        return redacted_all(saved_settings(self.folder))
 
     @property
     def step(self) -> int:

@@ -7,7 +7,6 @@ from evaluators import fidelity
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from trainer.exact_sum import ExactSum
 from trainer.metrics.fid import frechet
@@ -274,6 +273,8 @@ def test_ssim_is_that_of_torchmetrics_in_float64():
     image = torch.randint(0, 256, (3, 3, 16, 24), dtype=torch.uint8, generator=generator)
     image[2] = 77  # without variance
     other = (image * torch.linspace(0, 1, 24)).to(torch.uint8)
+    from torchmetrics.functional.image import structural_similarity_index_measure  # it takes seconds to import
+
     expected = structural_similarity_index_measure(image.double(), other.double(), data_range=255.0, reduction="none")
     # Three windowed means of 121 products of up to 255^2 round by at most 122 * 2^-24 of them; c2 is the least divisor.
     bound = 3 * 122 * 2**-24 * 255**2 / (0.03 * 255) ** 2
