@@ -1,6 +1,7 @@
 """Fixtures: the digits as shards, a small batch, and the real program in a subprocess."""
 
 import fcntl
+import gc
 import hashlib
 import itertools
 import json
@@ -58,6 +59,11 @@ def pytest_configure(config) -> None:
     """Every test but those for GPUs is of a CPU, also where there are GPUs."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish() -> None:
+    """Python need not look again and again whether the thousands of imported objects are garbage: a tenth of the time."""
+    gc.freeze()
 
 
 def reseal(checkpoint: Path, **changes) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.files import regular_file
-from data.shards.index import Shard, load_table, save_table, scan
+from data.shards.index import Shard, load_table, save_table, scan, table_path
 
 MAX_OPEN = 4096  # files that stay open, and at most a quarter of what the process may open
 MAX_TABLES = 4096  # tables that stay mapped
@@ -55,7 +55,7 @@ class LocalShards:
         if path not in self._tables:
             if len(self._tables) >= MAX_TABLES:
                 del self._tables[next(iter(self._tables))]
-            table = load_table(Path(path), shard)
+            table = load_table(Path(path), shard) if shard.table or _is_newer(path) else None
             self._tables[path] = self._scan(Path(path), shard) if table is None else table
         return self._tables[path]
 
@@ -87,3 +87,11 @@ class LocalShards:
         if self.writes and not shard.checksum:  # of another program's index; ours has checksums, which this table lacks
             save_table(path, table)
         return table
+
+
+def _is_newer(path: str) -> bool:
+    """Return whether a shard's table was written after the shard, which another program's index does not tell."""
+    try:
+        return table_path(Path(path)).stat().st_mtime_ns > os.stat(path).st_ctime_ns
+    except OSError:
+        return False

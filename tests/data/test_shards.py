@@ -118,6 +118,20 @@ def test_the_index_of_another_program_is_left_alone(numbered):
         Shards(path).image(15)
 
 
+def test_a_shard_that_is_made_again_has_its_new_labels_by_another_programs_index_too(tmp_path):
+    for label in (1, 2):
+        numbers = ({"__key__": f"{i:03d}", "png": flat(i), "cls": str(label)} for i in range(9))
+        write(tmp_path / str(label), numbers)
+    shard, theirs = tmp_path / "00000.tar", tmp_path / "index.json"
+    shutil.copy(tmp_path / "1" / "00000.tar", shard)
+    entry = {"url": shard.name, "nsamples": 9, "filesize": shard.stat().st_size}
+    theirs.write_text(json.dumps({"wids_version": 1, "shardlist": [entry]}))
+    for label in (1, 1, 2, 2):
+        if label == 2:
+            shutil.copy(tmp_path / "2" / "00000.tar", shard)
+        assert set(Shards(theirs).labels) == {label}
+
+
 def test_an_index_of_shards_that_are_gone_or_changed(numbered):
     path = f"{numbered.source}/index.json"
     os.unlink(numbered.paths[1])
