@@ -95,6 +95,29 @@ class Dataset(msgspec.Struct, kw_only=True):
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
+class Description(msgspec.Struct):
+    """What is read of a dataset.json beside shards, which another program may have written."""
+
+    classes: list[str] = []
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return the names of the labels 0, 1, ... of a folder of shards, or of a split; empty without a dataset.json.
+
+    Raises:
+        DataError: dataset.json is damaged.
+    """
+    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
+        if path.exists():
+            try:
+                return parse(read(path), Description).classes
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"cannot read {path}: {error}. Repair it, or remove it: it names the classes"
+                ) from error
+    return []
+
+
 def dataset_fingerprint(classes: list[str], splits: dict[str, Split]) -> str:
     """Return a checksum of the images, keys and labels of each split, and of the classes' names."""
     content = [classes, {name: split.fingerprint for name, split in splits.items()}]

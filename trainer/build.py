@@ -15,7 +15,7 @@ from models import System
 from models.manifest import checkpoints
 from trainer.batch import Batch
 from trainer.checkpoint.state import TrainState, frozen_checksums
-from trainer.classes import check_labels
+from trainer.classes import check_class_names, check_labels
 from trainer.config.parser import Config
 from trainer.config.resume import flatten
 from trainer.config.settings import DataConfig
@@ -162,12 +162,15 @@ def open_datasets(config: Config, system: System) -> tuple[list[Shards], list[Sh
 
     Raises:
         ValueError: the system needs more or fewer datasets.
-        DataError: shards are missing or damaged, or a label is not one of the system's classes; the message names the
-            setting.
+        DataError: shards are missing or damaged, or a label is not one of the system's classes, or names another one
+            in data.test; the message names the setting.
     """
     data = config.data
     trains = _open(data, "data.train", data.trains, system, data.on_error)
-    return trains, _open(data, "data.test", data.tests, system) if data.tests else []
+    tests = _open(data, "data.test", data.tests, system) if data.tests else []
+    for train, test in zip(trains, tests, strict=False) if system.classes else ():
+        check_class_names(test.classes, train.classes, "data.test")
+    return trains, tests
 
 
 def _open(

@@ -1,10 +1,13 @@
 """The classes of images, for systems whose networks are given them (`system.classes`)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.files import escaped
 from data.loader import Samples
 from data.order import permutation
 from models import System
@@ -30,6 +33,21 @@ def check_labels(images: Samples, classes: int, labels: np.ndarray, positions: n
             f"{classes}, so every image needs a label from 0 to {classes - 1} (a member such as 000042.cls). Change "
             "system.classes, or prepare the data again, with a folder for each class"
         )
+
+
+def check_class_names(names: Sequence[str], trained: Sequence[str], where: str) -> None:
+    """Check that each label names the same class as in the training images, where both have names.
+
+    Raises:
+        DataError: a label names another class.
+    """
+    for label, (name, other) in enumerate(zip(names, trained, strict=False)):
+        if name != other:
+            raise DataError(
+                f"{where}: label {label} is the class {escaped(name)}, but {escaped(other)} in data.train, and "
+                "system.classes has the networks told the labels: prepare them with the same classes, such as the "
+                "folders train and test of one data set"
+            )
 
 
 def in_turn(system: System, index: Tensor, classes: np.ndarray | list[int] | None = None) -> tuple[Tensor, ...]:

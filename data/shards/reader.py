@@ -18,6 +18,7 @@ import webdataset
 from msgspec.structs import replace
 
 from data import files
+from data.dataset import class_names
 from data.errors import DataError
 from data.images import LIMITS, Limits
 from data.shards import index
@@ -112,6 +113,11 @@ class Shards:
             else:
                 parts.append(self._local.table(path, entry)[:, 2])
         return np.concatenate(parts)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels 0, 1, ..., by the dataset.json beside shards on this machine; empty without one."""
+        return [] if is_remote(self.source) else class_names(Path(self.source))
 
     def fingerprint(self) -> str:
         """Return a checksum of the shards' names, sizes, sample places, labels and images, wherever they are."""

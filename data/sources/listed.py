@@ -39,6 +39,11 @@ class Listed:
         """int64 [images], -1 where an image has none."""
         return np.array([item.label for item in self.source.items])
 
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels 0, 1, ...; empty if they have none."""
+        return self.source.classes
+
     def images(self, positions: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """Return the encoded images at some positions, and their labels.
 

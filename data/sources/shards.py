@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 from braceexpand import braceexpand
 from tqdm import tqdm
 
+from data.dataset import class_names
 from data.errors import DataError
-from data.files import parse, read
 from data.shards.names import load_names
 from data.shards.tars import samples
 from data.sources.paths import ENDINGS, split_of
@@ -33,12 +32,6 @@ def open_shards(request: Request) -> Source | None:
     return None
 
 
-class Description(msgspec.Struct):
-    """What is read of a dataset.json beside shards."""
-
-    classes: list[str] = []
-
-
 def shards_source(paths: list[Path], folder: Path, bounds: Bounds) -> Source:
     """Return the source of some shards; words of their paths name the splits, a dataset.json the classes."""
     items = []
@@ -56,7 +49,7 @@ def shards_source(paths: list[Path], folder: Path, bounds: Bounds) -> Source:
                 items.append(Item(one.key, name, where, one.size, stamp, split, one.label))
     if not items:
         raise DataError(f"the shards {paths[0]} ... hold no images ({ENDINGS})")
-    return Source(items, RangeReader(paths, bounds.image.bytes), _classes(folder))
+    return Source(items, RangeReader(paths, bounds.image.bytes), class_names(folder))
 
 
 @contextmanager
@@ -66,15 +59,3 @@ def tar_errors(path: Path) -> Iterator[None]:
         yield
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}. It is damaged, cut short or no tar: fetch it again") from error
-
-
-def _classes(folder: Path) -> list[str]:
-    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
-        if path.exists():
-            try:
-                return parse(read(path), Description).classes
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"cannot read {path}: {error}. Repair it, or remove it: it names the classes"
-                ) from error
-    return []

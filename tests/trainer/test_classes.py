@@ -1,5 +1,8 @@
 """Classes of images: which are refused, and which every image of a grid has."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from data.errors import DataError
 from data.shards.reader import Shards, write
 from trainer.classes import check_labels, in_turn, shuffled_labels
 from trainer.config.settings import DataConfig, Location
+from trainer.evaluate.command import main as evaluate
 from trainer.log.pictures import grid_inputs, panels
 
 SYSTEM = vaegan("ternary", classes=3)
@@ -22,6 +26,38 @@ def test_a_label_that_is_no_class_is_named_with_its_image_and_the_setting(number
         shuffled_labels(vaegan(classes=2), numbered, 0)
     with pytest.raises(DataError, match=r"044.* has no label, but system\.classes is 3, so every image needs a label"):
         check_labels(numbered, 3, np.array([0, 2, -1]), np.array([40, 43, 44]))
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Shards of two classes, whose names a dataset.json has."""
+
+    def make(*classes: str) -> Path:
+        folder = tmp_path / "-".join(classes)
+        write(folder / "all", ({"__key__": f"{i:02d}", "png": flat(i), "cls": str(i % 2)} for i in range(24)))
+        (folder / "dataset.json").write_text(json.dumps({"classes": classes, "by": "another program"}))
+        return folder / "all"
+
+    return make
+
+
+def test_held_out_images_whose_labels_name_other_classes_are_refused(here, named, tmp_path):
+    command = ["--system", "VAEGAN", "--trainer.steps", "1", "--trainer.run_dir", tmp_path / "run"]
+    command += ["--data.train", named("ant", "bee", "cat"), "--data.test"]
+    done = here(*command, named("bee", "cat"), "--system.classes", "3")
+    assert done.returncode == 2
+    assert "error: data.test: label 0 is the class bee, but ant in data.train, and system.classes" in done.stderr
+    assert here(*command, named("ant", "bee"), "--system.classes", "3").returncode == 0, "labels name the same classes"
+    done = here(*command, named("bee", "cat"), "--trainer.run_dir", tmp_path / "other")
+    assert done.returncode == 0, "the system is not told the labels"
+
+
+def test_images_to_score_against_whose_labels_name_other_classes_are_refused(tiny_run, named, capsys):
+    for against in (named("1", "0"), named("1", "0").parent / "all" / "00000.tar"):
+        with pytest.raises(SystemExit, match="2"):
+            evaluate([str(tiny_run("GAN")), "--against", str(against)])
+        told = f"error: --against {against}: label 0 is the class 1, but 0 in data.train"
+        assert told in capsys.readouterr().err
 
 
 def test_shuffled_labels_have_the_shares_of_the_images(numbered):

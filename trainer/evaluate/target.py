@@ -16,17 +16,19 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import models
-from data.dataset import held_out_of
+from data.dataset import class_names, held_out_of
 from data.errors import DataError
 from data.files import near
 from data.images import Limits, Size, header, one_size
 from data.loader import Samples, read
 from data.order import permutation
 from data.shards.reader import OnError, Shards
+from data.shards.remote import is_remote
 from data.sources import BOUNDS, Listed, open_source
 from data.sources.listed import check_shape
 from models.load import checkpoint_of
 from trainer import schemas
+from trainer.classes import check_class_names
 from trainer.config.settings import DataConfig, EvaluateConfig, Location
 from trainer.distributed.ranks import Ranks, code_checksum, run_on_main
 from trainer.evaluate import reference
@@ -287,7 +289,10 @@ def _real_images(settings: argparse.Namespace, system: models.System, path: Path
     if settings.against and system.can("translate"):
         raise ValueError("--against names one set of images, but translations are scored against two; leave it out")
     if settings.against:
-        return [_real(settings, None)]
+        real = _real(settings, None)
+        if system.classes and isinstance(real, Shards | Listed) and not is_remote(data.trains[0]):
+            check_class_names(real.classes, class_names(Path(data.trains[0])), f"--against {settings.against}")
+        return [real]
     if not data.tests:
         raise ValueError(f"{path} was trained without held-out images (data.test): name some with --against")
     return [*_open_shards("data.test", data, data.tests)]
