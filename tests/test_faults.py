@@ -167,8 +167,7 @@ def test_asked_to_leave_all_save_at_one_step_and_go_on_to_the_same(
     same(left_alone, tmp_path / "left", logged=log_every == 17)
 
 
-def test_asked_to_leave_in_its_last_step_a_run_still_owes_its_scores(ranks, scored, tmp_path):
-    late = """
+LEAVE_AFTER = """
 import os, signal, threading
 from trainer.distributed.stop import StopSignal
 from trainer.step import TrainStep
@@ -177,13 +176,16 @@ StopSignal._note = lambda self, number: (note(self, number), noted.set())
 step = TrainStep.__call__
 def asked(self, batches, number):
     step(self, batches, number)
-    if number == 6:
+    if number == {}:
         os.kill(os.getpid(), signal.SIGTERM)
         noted.wait()
 TrainStep.__call__ = asked
 """
+
+
+def test_asked_to_leave_in_its_last_step_a_run_still_owes_its_scores(ranks, scored, tmp_path):
     run = [*scored, "--trainer.steps", "8", "--evaluate.every", "7", "--trainer.run_dir"]
-    left = ranks(*run, tmp_path / "left", faults={0: late}).wait()
+    left = ranks(*run, tmp_path / "left", faults={0: LEAVE_AFTER.format(6)}).wait()
     assert (left.returncode, word(tmp_path / "left"), saved(tmp_path / "left")[0]) == (EXIT_STOPPED, "stopped", 8)
     assert not any("eval/fid64/demo-cnn-v1" in line for line in lines(tmp_path / "left") if line["step"] == 8)
     shutil.copytree(tmp_path / "left", tmp_path / "unscored")
@@ -194,6 +196,17 @@ TrainStep.__call__ = asked
     same(tmp_path / "whole", tmp_path / "left")
     turned_off = ranks(*run, tmp_path / "unscored", "--evaluate.every", "0").wait()
     assert turned_off.returncode == 0, turned_off.stderr
+
+
+def test_a_run_whose_steps_are_set_to_where_it_was_stopped_ends_as_one_of_so_many_steps(ranks, scored, tmp_path):
+    run = [*scored, "--trainer.log_every", "4", "--evaluate.every", "4"]
+    left = ranks(*run, "--trainer.run_dir", tmp_path / "left", faults={0: LEAVE_AFTER.format(3)}).wait()
+    assert (left.returncode, saved(tmp_path / "left")[0]) == (EXIT_STOPPED, 5)
+    for name in ("left", "whole"):
+        done = ranks(*run, "--trainer.steps", "5", "--trainer.run_dir", tmp_path / name).wait()
+        assert done.returncode == 0, done.stderr
+    same(tmp_path / "whole", tmp_path / "left")
+    assert (tmp_path / "left" / "samples" / "step_00000005.png").exists()
 
 
 def test_a_refused_start_is_no_longer_what_it_was(here, tmp_path):

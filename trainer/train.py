@@ -95,7 +95,7 @@ class Run:
         run_on_main(accelerator, folder.lock)
         resumed = resume(folder.checkpoints, self.state, accelerator)
         self.has_codes = parts.system.can("posterior") and parts.system.can("sample")
-        self.step, self.evaluation_pending = resumed.step, resumed.evaluation_pending
+        self.step, self.evaluation_pending, self.shortened = resumed.step, resumed.evaluation_pending, resumed.shortened
         if resumed.windows:
             self.window.load(resumed.windows)
 
@@ -152,6 +152,10 @@ class Run:
         return finished
 
     def _train(self) -> bool:
+        if self.shortened:
+            if not self.window.is_empty:
+                self._log()
+            self._draw_grid()
         if self.evaluation_pending:
             self._evaluate()
         batches, stopping = self.batches(), False

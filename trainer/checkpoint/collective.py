@@ -21,12 +21,14 @@ class Resumed(NamedTuple):
         replaced: damaged images that other images replaced
         evaluation_pending: whether the step must still be scored
         windows: what each process had not logged yet, see `LogWindow`
+        shortened: whether the run was stopped at this step, and trainer.steps makes it the last one now
     """
 
     step: int = 0
     replaced: int = 0
     evaluation_pending: bool = False
     windows: list[dict[str, Any]] = []  # noqa: RUF012 - never written to
+    shortened: bool = False
 
 
 def resume(folder: Path, state: TrainState, accelerator: Accelerator) -> Resumed:
@@ -51,8 +53,10 @@ def resume(folder: Path, state: TrainState, accelerator: Accelerator) -> Resumed
     tensors, manifest = found or files.load(path)
     state.check(manifest, verbose=accelerator.is_main_process)
     state.load(tensors, manifest)
-    pending = manifest["evaluation_pending"] and not scored and state.config.evaluate.every > 0
-    return Resumed(manifest["step"], manifest["replaced"], pending, manifest["windows"])
+    pending, owes = manifest["evaluation_pending"], not scored and state.config.evaluate.every > 0
+    shortened = owes and not pending and manifest["step"] == state.config.trainer.steps
+    evaluates = owes and (pending or shortened)
+    return Resumed(manifest["step"], manifest["replaced"], evaluates, manifest["windows"], shortened)
 
 
 def save_on_main(accelerator: Accelerator, saver: Saver, work: Callable[[], None]) -> None:

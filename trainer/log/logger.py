@@ -143,7 +143,7 @@ class RunLogger:
         self._silent_until = now + SILENT
         began, first = self._recent[0]
         self._recent.append((now, step))
-        left = (now - began) / (step - first) * (self.steps - step)
+        left = (now - began) / max(1, step - first) * (self.steps - step)  # a resumed run may have no step to take
         self.message(f"step {step}/{self.steps}  {text}eta {duration(left)}")
 
     def pictures(self, step: int, panels: Panels, columns: int = COLUMNS) -> None:

@@ -76,6 +76,11 @@ class LogWindow:
         terms["speed/data_wait"] = wait / 1e6 / self.accelerator.num_processes
         return WindowSummary(terms, checksum % 2**32, messages)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to log."""
+        return not self.meter.state()
+
     def state(self) -> dict[str, Any]:
         """Return what this process has not logged yet, as plain data. Waits for the device."""
         return {"terms": self.meter.state(), "sample_checksum": self.sample_checksum, "replaced": self.replaced}
