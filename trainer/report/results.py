@@ -66,7 +66,7 @@ class Run:
             return tuple(f"{name} {value}" for name, value in settings.items() if name.startswith(WORKLOAD))
         # The names tell the number of images, and the extractor if there is one.
         by = [last["extractor_sha256"]] if tags[0].endswith(f"/{last['extractor']}") else []
-        return (*tags, last["held_out"], *by)
+        return (*tags, last["held_out"], *as_read(last), *by)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -183,10 +183,16 @@ def best(entries: list[Entry], measure: Measure) -> set[str]:
     return {name for name, text in texts.items() if text == texts[top]}
 
 
+def as_read(evaluation: Line) -> tuple[str, ...]:
+    """Return as what an evaluation read the held-out images, which a checksum of their files does not tell."""
+    return tuple(str(evaluation.get(name)) for name in ("image_size", "channels", "bits"))
+
+
 def differently_scored(entries: list[Entry]) -> list[Path]:
     """Return a run of each kind if last evaluations had other extractor weights, images or numbers of samples."""
     folders: dict[tuple[Any, ...], Path] = {}
     for run in (run for entry in entries for run in entry.runs if run.evaluations):
         last = run.evaluations[-1]
-        folders.setdefault((last["extractor_sha256"], last["held_out"], str(last.get("num"))), run.folder)
+        how = (last["extractor_sha256"], last["held_out"], *as_read(last), str(last.get("num")))
+        folders.setdefault(how, run.folder)
     return [*folders.values()] if len(folders) > 1 else []

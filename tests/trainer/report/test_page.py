@@ -178,6 +178,8 @@ def test_what_was_measured_differently_is_not_compared(tmp_path):
     log = tmp_path / "copy" / "metrics.jsonl"
     log.write_text(log.read_text().replace('dino": 2', 'dino": 3'))
     assert made("bb", "copy") == (["FID and rFID", psnr], ["2.00"], False)
+    log.write_text(log.read_text().replace('"extractor":', '"image_size": 16, "extractor":'))
+    assert made("bb", "copy")[1:] == ([], True), "the same files, read as smaller images"
     config = tmp_path / "bb" / "config.yaml"
     for other in ({"data": {"size": 64}}, {"data": {"size": 32}, "system": {"init_args": {"networks": {"width": 8}}}}):
         config.write_text(yaml.safe_dump(other))
